@@ -1,0 +1,35 @@
+"""Power sampling for language models by sequential Monte Carlo, in JAX.
+
+    import jax, jax_power_smc as psmc
+    lm = psmc.load("tiny-reasoner")
+    result = psmc.sample(lm.model, lm.params, prompts, key=jax.random.key(0), ...)
+"""
+
+from jax_power_smc import exact
+from jax_power_smc.engine import sample
+from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.models.config import CheckpointError, TransformerConfig, UnsupportedModelError
+from jax_power_smc.models.load import LoadedModel, load
+from jax_power_smc.models.table import TableLM
+from jax_power_smc.models.transformer import TransformerLM
+from jax_power_smc.result import SampleInfo, SampleResult
+from jax_power_smc.samplers import Ancestral, PowerSMC
+from jax_power_smc.target import PowerTarget
+
+__all__ = [
+    "Ancestral",
+    "CheckpointError",
+    "LanguageModel",
+    "LoadedModel",
+    "PowerSMC",
+    "PowerTarget",
+    "SampleInfo",
+    "SampleResult",
+    "TableLM",
+    "TransformerConfig",
+    "TransformerLM",
+    "UnsupportedModelError",
+    "exact",
+    "load",
+    "sample",
+]

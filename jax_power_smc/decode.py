@@ -1,0 +1,225 @@
+"""The decode step: one pure function of one prompt, read top to bottom as the algorithm.
+
+    forward     the model's log p for the next token of every particle
+    advance     the sampler weighs, resamples and draws            (samplers/)
+    reorder     cache rows and tokens follow their ancestors, if anyone forked
+    record      the drawn tokens are written
+
+The engine scans it over steps and vmaps it over prompts. Letters: N particles, T capacity in
+generated tokens, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jax_power_smc.language_model import LanguageModel, move_cache, take_ancestors
+from jax_power_smc.randomness import StepUniforms
+from jax_power_smc.samplers.base import Outcome, Particles, Rule, Selection, start
+from jax_power_smc.target import TargetArrays
+
+# Written after the end of a sequence. Lengths, not this id, say where a sequence ends.
+PAD_ID = 0
+
+
+class Request(NamedTuple):
+    """What stays the same over the steps of one prompt.
+
+    Attributes:
+      context: the model's shared context of the prompt.
+      target: the prompt's target.
+      numbers: the sampler's traced scalars.
+      key: the prompt's key (``randomness.prompt_keys``); the engine makes each step's uniform
+        numbers from it, the step itself takes them as an argument.
+    """
+
+    context: Any
+    target: TargetArrays
+    numbers: Any
+    key: jax.Array
+
+
+class Carry(NamedTuple):
+    """What evolves over the steps of one prompt; its structure never changes.
+
+    Attributes:
+      particles: weights, log p, flags.
+      tokens: [N, T] int32.
+      token: [N] int32, the last token of each particle.
+      cache: the model's cache, leaves lead with N.
+      step: [] int32, t, the index of the next token.
+    """
+
+    particles: Particles
+    tokens: jax.Array
+    token: jax.Array
+    cache: Any
+    step: jax.Array
+
+
+class Observed(NamedTuple):
+    """What one step of one prompt was seen to do.
+
+    Attributes:
+      ess: [], effective sample size; N where nothing ran.
+      resampled: [] bool.
+      forks: [] int32, slots that took over another slot's past.
+      parent: [N] int32.
+    """
+
+    ess: jax.Array
+    resampled: jax.Array
+    forks: jax.Array
+    parent: jax.Array
+
+
+# Says whether a predicate [] holds for any prompt of the batch. Under vmap it must give an
+# unbatched value, or the conditional on it would turn into a select that runs both branches.
+AnyPrompt = Callable[[jax.Array], jax.Array]
+
+
+def any_in_batch(predicate: jax.Array) -> jax.Array:
+    """``AnyPrompt`` inside ``vmap(..., axis_name="prompts")``."""
+    return jax.lax.pmax(predicate.astype(jnp.int32), "prompts") > 0
+
+
+def this_prompt(predicate: jax.Array) -> jax.Array:
+    """``AnyPrompt`` for a single prompt that is not vmapped."""
+    return predicate
+
+
+def begin(
+    model: LanguageModel,
+    rule: Rule,
+    capacity: int,
+    params: Any,
+    request: Request,
+    logits: jax.Array,
+    uniforms: StepUniforms,
+    any_prompt: AnyPrompt,
+) -> tuple[Carry, Observed]:
+    """Step 0: the first token of every particle, from the logits [V] of the prefill."""
+    num = rule.num_particles
+    dtype = weight_dtype(logits)
+    carry = Carry(
+        particles=start(num, dtype),
+        tokens=jnp.full((num, capacity), PAD_ID, jnp.int32),
+        token=jnp.full((num,), PAD_ID, jnp.int32),
+        cache=model.init_cache(params, num, capacity),
+        step=jnp.zeros((), jnp.int32),
+    )
+    logits = jnp.broadcast_to(logits[None, :], (num, logits.shape[0]))
+    return _propagate(model, rule, request, carry, carry.cache, logits, uniforms, any_prompt)
+
+
+def decode_step(
+    model: LanguageModel,
+    rule: Rule,
+    params: Any,
+    request: Request,
+    carry: Carry,
+    uniforms: StepUniforms,
+    clock: jax.Array,
+    any_prompt: AnyPrompt,
+) -> tuple[Carry, Observed]:
+    """One step t >= 1 of one prompt.
+
+    Args:
+      model, rule: static.
+      params: the model's parameters.
+      request: what stays the same.
+      carry: what evolves.
+      uniforms: all the randomness of this step.
+      clock: [] int32, where the cache is written; unbatched.
+      any_prompt: see ``AnyPrompt``.
+    """
+    logits, cache = model.decode(
+        params, request.context, carry.cache, carry.token, carry.step - 1, clock
+    )
+    return _propagate(model, rule, request, carry, cache, logits, uniforms, any_prompt)
+
+
+def finish(rule: Rule, request: Request, carry: Carry, uniform: jax.Array) -> Outcome:
+    """Final weights of one prompt, and the particle drawn with ``uniform`` []."""
+    request = _with_dtype(request, carry.particles.log_weight.dtype)
+    return rule.finish(request.numbers, request.target, carry.particles, uniform)
+
+
+def weight_dtype(logits: jax.Array) -> jnp.dtype:
+    """Weights and log p are at least float32, and float64 only if the model's logits are."""
+    return jnp.dtype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
+
+
+def is_running(particles: Particles, target: TargetArrays, step: jax.Array) -> jax.Array:
+    """[] bool: some particle of positive weight has a token to draw at this step."""
+    alive = particles.log_weight > -jnp.inf
+    return jnp.any(alive & ~particles.ended) & (step < target.cap)
+
+
+def _propagate(
+    model: LanguageModel,
+    rule: Rule,
+    request: Request,
+    carry: Carry,
+    cache: Any,
+    logits: jax.Array,
+    uniforms: StepUniforms,
+    any_prompt: AnyPrompt,
+) -> tuple[Carry, Observed]:
+    """From the logits [N, V] of the next token to the next carry."""
+    num, step = rule.num_particles, carry.step
+    chex.assert_shape(logits, (num, None))
+    dtype = carry.particles.log_weight.dtype
+    log_p = jax.nn.log_softmax(logits.astype(dtype), axis=-1)
+    request = _with_dtype(request, dtype)
+    chosen = rule.advance(
+        request.numbers, request.target, carry.particles, log_p, uniforms, step
+    )
+    # A prompt that is done is frozen: what its neighbours still need must not change it.
+    running = is_running(carry.particles, request.target, step)
+    chosen = _freeze_unless(running, carry, chosen)
+
+    forks = jnp.sum(chosen.parent != jnp.arange(num, dtype=jnp.int32), dtype=jnp.int32)
+    cache, tokens = jax.lax.cond(
+        any_prompt(forks > 0),
+        lambda: (
+            move_cache(model, cache, chosen.parent),
+            take_ancestors(carry.tokens, chosen.parent),
+        ),
+        lambda: (cache, carry.tokens),
+    )
+    token = jnp.where(chosen.active, chosen.token, jnp.int32(PAD_ID))
+    column = jnp.minimum(step, tokens.shape[1] - 1)
+    present = jax.lax.dynamic_slice_in_dim(tokens, column, 1, axis=1)
+    written = jnp.where(chosen.active[:, None], token[:, None], present)
+    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, written, column, axis=1)
+
+    carry = Carry(chosen.particles, tokens, token, cache, step + 1)
+    return carry, Observed(chosen.ess, chosen.resampled, forks, chosen.parent)
+
+
+def _freeze_unless(running: jax.Array, carry: Carry, chosen: Selection) -> Selection:
+    own = jnp.arange(chosen.parent.shape[0], dtype=jnp.int32)
+    still = Selection(
+        particles=carry.particles,
+        parent=own,
+        token=jnp.full_like(chosen.token, PAD_ID),
+        active=jnp.zeros_like(chosen.active),
+        ess=jnp.full_like(chosen.ess, own.shape[0]),
+        resampled=jnp.zeros_like(chosen.resampled),
+    )
+    return jax.tree.map(lambda a, b: jnp.where(running, a, b), chosen, still)
+
+
+def _with_dtype(request: Request, dtype: jnp.dtype) -> Request:
+    """The request's real scalars in the dtype of the weights."""
+
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return request._replace(
+        target=jax.tree.map(cast, request.target), numbers=jax.tree.map(cast, request.numbers)
+    )

@@ -1,0 +1,48 @@
+"""Drawing an index from unnormalised masses with a given uniform number.
+
+The convention is ``searchsorted(cdf, point, side="right")``: index j is drawn by the points in
+``[cdf_{j-1}, cdf_j)``. Two things are forced against rounding: the last reachable index catches
+every point beyond it, and an index of mass zero owns no point at all (a parallel prefix sum may
+give it a sliver).
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def cumulative(mass: jax.Array) -> jax.Array:
+    """Running sum over the last axis, monotone, flat where the mass is zero."""
+    running = jnp.where(mass > 0, jnp.cumsum(mass, axis=-1), jnp.zeros_like(mass))
+    return jax.lax.cummax(running, axis=running.ndim - 1)
+
+
+def invert(mass: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """Draws one index per uniform number.
+
+    Args:
+      mass: [M] non-negative, not all zero.
+      uniforms: [n] in [0, 1).
+
+    Returns:
+      [n] int32 indices of positive mass.
+    """
+    cdf = cumulative(mass)
+    points = uniforms * cdf[-1]
+    index = jnp.sum(cdf[None, :] <= points[:, None], axis=1, dtype=jnp.int32)
+    return jnp.minimum(index, last_positive(mass))
+
+
+def invert_rows(mass: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """The same for one uniform number per row: mass [N, M], uniforms [N] -> [N] int32."""
+    cdf = cumulative(mass)
+    points = uniforms * cdf[:, -1]
+    index = jnp.sum(cdf <= points[:, None], axis=1, dtype=jnp.int32)
+    return jnp.minimum(index, last_positive(mass))
+
+
+def last_positive(mass: jax.Array) -> jax.Array:
+    """Index of the last positive mass along the last axis (0 if there is none)."""
+    size = mass.shape[-1]
+    positions = jnp.arange(size, dtype=jnp.int32)
+    shape = (1,) * (mass.ndim - 1) + (size,)
+    return jnp.max(jnp.where(mass > 0, positions.reshape(shape), jnp.int32(0)), axis=-1)

@@ -1,0 +1,199 @@
+"""Checkpoints in Hugging Face format: safetensors in, safetensors out.
+
+One table says which tensor of the file is which parameter of ours. Hugging Face keeps a linear
+layer as [out, in]; ours are [in, out] with the head axes apart, so a linear kernel is the file's
+tensor transposed and reshaped.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.flax import save_file
+
+from jax_power_smc.models.config import CheckpointError, TransformerConfig, config_to_hf
+from jax_power_smc.models.transformer import TransformerLM
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor of the checkpoint.
+
+    Attributes:
+      name: its name in the file.
+      path: the path of our parameter.
+      shape: the shape of our parameter.
+      file_shape: its shape in the file.
+      transpose: whether ours is the file's transposed (before the reshape).
+    """
+
+    name: str
+    path: tuple[str | int, ...]
+    shape: tuple[int, ...]
+    file_shape: tuple[int, ...]
+    transpose: bool
+
+    def from_file(self, array: Any) -> Any:
+        """The file's tensor in our orientation."""
+        return (array.T if self.transpose else array).reshape(self.shape)
+
+    def to_file(self, array: Any) -> Any:
+        """Our parameter in the file's orientation."""
+        if not self.transpose:
+            return array.reshape(self.file_shape)
+        return array.reshape(self.file_shape[::-1]).T
+
+
+def tensor_table(config: TransformerConfig) -> list[Entry]:
+    """Every tensor of a Llama or Qwen2 checkpoint, and the parameter that it fills."""
+    d, f, v = config.hidden_size, config.mlp_size, config.vocab_size
+    k, g, h = config.num_kv_heads, config.group_size, config.head_dim
+
+    def plain(name: str, path: tuple[str | int, ...], *shape: int) -> Entry:
+        return Entry(name, path, shape, shape, transpose=False)
+
+    def linear(
+        name: str, path: tuple[str | int, ...], inputs: tuple[int, ...], outputs: tuple[int, ...]
+    ) -> Entry:
+        file_shape = (int(np.prod(outputs)), int(np.prod(inputs)))
+        return Entry(f"{name}.weight", path, inputs + outputs, file_shape, transpose=True)
+
+    table = [
+        plain("model.embed_tokens.weight", ("embedding",), v, d),
+        plain("model.norm.weight", ("norm", "scale"), d),
+    ]
+    if not config.tied_embeddings:
+        table.append(plain("lm_head.weight", ("head",), v, d))
+    for i in range(config.num_layers):
+        file, ours = f"model.layers.{i}", ("layers", i)
+        heads = {"q": ("query", (k, g, h)), "k": ("key", (k, h)), "v": ("value", (k, h))}
+        table += [
+            plain(f"{file}.input_layernorm.weight", (*ours, "attention_norm", "scale"), d),
+            plain(f"{file}.post_attention_layernorm.weight", (*ours, "mlp_norm", "scale"), d),
+            linear(f"{file}.self_attn.o_proj", (*ours, "attention", "out"), (k, g, h), (d,)),
+            linear(f"{file}.mlp.gate_proj", (*ours, "gate"), (d,), (f,)),
+            linear(f"{file}.mlp.up_proj", (*ours, "up"), (d,), (f,)),
+            linear(f"{file}.mlp.down_proj", (*ours, "down"), (f,), (d,)),
+        ]
+        for letter, (name, shape) in heads.items():
+            projection = f"{file}.self_attn.{letter}_proj"
+            table.append(linear(projection, (*ours, "attention", name), (d,), shape))
+            if config.qkv_bias:
+                path = (*ours, "attention", f"{name}_bias")
+                size = (int(np.prod(shape)),)
+                table.append(Entry(f"{projection}.bias", path, shape, size, transpose=False))
+    return table
+
+
+def load_params(
+    directory: str | os.PathLike[str], config: TransformerConfig, dtype: Any = jnp.float32
+) -> nnx.State:
+    """Reads the weights of a directory in Hugging Face format.
+
+    Args:
+      directory: holds model.safetensors, or shards with model.safetensors.index.json.
+      config: what the weights must fit.
+      dtype: the dtype to convert to.
+
+    Returns:
+      The parameters of ``TransformerLM(config, dtype)``.
+
+    Raises:
+      CheckpointError: naming all missing, misshaped and unexpected tensors at once, or the file
+        that cannot be read.
+    """
+    root = pathlib.Path(directory)
+    table = {entry.name: entry for entry in tensor_table(config)}
+    arrays: dict[tuple[str | int, ...], jax.Array] = {}
+    problems: list[str] = []
+    for file in _weight_files(root):
+        try:
+            with safe_open(file, framework="flax") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    entry = table.get(name)
+                    if entry is None:
+                        if not _ignorable(name, config):
+                            problems.append(f"unexpected {name}")
+                        continue
+                    shape = tuple(tensors.get_slice(name).get_shape())
+                    if shape != entry.file_shape:
+                        problems.append(f"{name} has shape {shape}, expected {entry.file_shape}")
+                        continue
+                    arrays[entry.path] = entry.from_file(tensors.get_tensor(name)).astype(dtype)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is not a readable safetensors file ({error}).") from error
+    misshaped = {text.split(" ", 1)[0] for text in problems}
+    problems += [
+        f"missing {entry.name}"
+        for entry in table.values()
+        if entry.path not in arrays and entry.name not in misshaped
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the weights in {root} do not fit its config.json: {'; '.join(problems)}."
+        )
+    state = nnx.state(TransformerLM(config, dtype).abstract_module())
+    filled = [(path, leaf.replace(arrays[path])) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.from_flat_state(filled)
+
+
+def save_pretrained(
+    directory: str | os.PathLike[str],
+    config: TransformerConfig,
+    params: nnx.State,
+    *,
+    eos_ids: tuple[int, ...],
+    bos_id: int | None = None,
+) -> None:
+    """Writes config.json, generation_config.json and model.safetensors.
+
+    The weights are written beside the old ones and renamed, so that a reader never sees half.
+    """
+    root = pathlib.Path(directory)
+    root.mkdir(parents=True, exist_ok=True)
+    flat = {path: leaf[...] for path, leaf in nnx.to_flat_state(params)}
+    tensors = {entry.name: entry.to_file(flat[entry.path]) for entry in tensor_table(config)}
+    some = next(iter(tensors.values()))
+    ids = {"eos_token_id": list(eos_ids) if len(eos_ids) != 1 else eos_ids[0]}
+    if bos_id is not None:
+        ids["bos_token_id"] = bos_id
+    _write_json(root / "config.json", config_to_hf(config, dtype=str(some.dtype), **ids))
+    _write_json(root / "generation_config.json", ids)
+    partial = root / f"{WEIGHTS}.tmp"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(root / WEIGHTS)
+
+
+def _weight_files(root: pathlib.Path) -> list[pathlib.Path]:
+    if (root / WEIGHTS).is_file():
+        return [root / WEIGHTS]
+    if not (root / INDEX).is_file():
+        raise CheckpointError(f"{root} has neither {WEIGHTS} nor {INDEX}.")
+    try:
+        names = sorted(set(json.loads((root / INDEX).read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{root / INDEX} is not a safetensors index ({error!r}).") from error
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{root / INDEX} names {', '.join(missing)}, which is not there.")
+    return [root / name for name in names]
+
+
+def _ignorable(name: str, config: TransformerConfig) -> bool:
+    """Tensors that old exports carry and that hold nothing of the model's own."""
+    tied_copy = config.tied_embeddings and name == "lm_head.weight"
+    return tied_copy or name.endswith("rotary_emb.inv_freq")
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

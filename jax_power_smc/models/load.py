@@ -1,0 +1,111 @@
+"""``psmc.load``: a model, its parameters and its tokenizer from one name."""
+
+import dataclasses
+import importlib.resources
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jax_power_smc.models import checkpoint
+from jax_power_smc.models.config import CheckpointError, TransformerConfig, read_config
+from jax_power_smc.models.transformer import TransformerLM
+
+# name -> directory inside the package
+EMBEDDED = {"tiny-reasoner": "data/tiny_reasoner"}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A language model ready to sample from.
+
+    Attributes:
+      model: implements the ``LanguageModel`` protocol.
+      params: its parameters, a pytree.
+      tokenizer: a ``transformers`` tokenizer.
+      eos_ids: the ids that end a sequence, by generation_config.json or config.json.
+      config: the sizes.
+      directory: where it was read from.
+    """
+
+    model: TransformerLM
+    params: nnx.State
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    config: TransformerConfig
+    directory: pathlib.Path
+
+
+def load(name: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> LoadedModel:
+    """Loads an embedded model or a directory in Hugging Face format.
+
+    Args:
+      name: "tiny-reasoner", or a directory with config.json, safetensors and tokenizer.json.
+      dtype: of parameters and cache.
+
+    Raises:
+      CheckpointError: if a file is missing or does not fit the others.
+      UnsupportedModelError: if the architecture or a feature of it is not implemented.
+    """
+    directory = _resolve(name)
+    config = read_config(directory)
+    tokenizer = _load_tokenizer(directory)
+    if len(tokenizer) > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {directory} has {len(tokenizer)} ids, the embedding only "
+            f"{config.vocab_size} rows."
+        )
+    eos_ids = read_eos_ids(directory)
+    outside = [i for i in eos_ids if not 0 <= i < config.vocab_size]
+    if outside:
+        raise CheckpointError(
+            f"{directory} names eos ids {outside}, outside its vocabulary of {config.vocab_size}."
+        )
+    params = checkpoint.load_params(directory, config, dtype)
+    return LoadedModel(
+        TransformerLM(config, dtype), params, tokenizer, eos_ids, config, directory
+    )
+
+
+def read_eos_ids(directory: pathlib.Path) -> tuple[int, ...]:
+    """The eos set: generation_config.json has the last word, config.json the first."""
+    for file in ("generation_config.json", "config.json"):
+        path = directory / file
+        if path.is_file():
+            try:
+                value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            except (ValueError, AttributeError) as error:
+                raise CheckpointError(f"{path} is not a JSON object ({error}).") from error
+            if value is not None:
+                return tuple(value) if isinstance(value, list) else (int(value),)
+    return ()
+
+
+def _resolve(name: str | os.PathLike[str]) -> pathlib.Path:
+    if str(name) in EMBEDDED:
+        package = importlib.resources.files("jax_power_smc")
+        return pathlib.Path(str(package)) / EMBEDDED[str(name)]
+    directory = pathlib.Path(name).expanduser()
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"model {str(name)!r} is neither a directory nor an embedded model "
+            f"({', '.join(EMBEDDED)})."
+        )
+    return directory
+
+
+def _load_tokenizer(directory: pathlib.Path) -> Any:
+    if not (directory / "tokenizer.json").is_file():
+        raise CheckpointError(f"{directory} has no tokenizer.json.")
+    # Imported here: it takes a second, and a pipeline with its own tokens does not need it.
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # the library raises many kinds for a broken file
+        raise CheckpointError(f"the tokenizer in {directory} cannot be read ({error}).") from error

@@ -1,0 +1,92 @@
+"""``TableLM``: a language model that is a table, small enough to enumerate.
+
+The next token's distribution depends on the last ``order`` tokens and, if the table has a row
+per step, on the step. With ``order`` at least the number of generated tokens it is an arbitrary
+distribution over a tree. Its cache is each particle's history, so a wrong cache move shows.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class TableParams(NamedTuple):
+    """Logits of a table model.
+
+    Attributes:
+      logits: [steps, (V+1)^order, V]. One step: the same table everywhere. The index of a history
+        reads its tokens as digits in base V+1, the oldest first; V stands for "nothing yet".
+    """
+
+    logits: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TableLM:
+    """A Markov model of finite order, given by its table; implements ``LanguageModel``.
+
+    Attributes:
+      vocab_size: V.
+      order: number of previous tokens (of prompt and output) that matter, at least 1.
+    """
+
+    vocab_size: int
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "order"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a positive integer.")
+
+    @property
+    def num_histories(self) -> int:
+        """Rows of the table: (V+1)^order."""
+        return (self.vocab_size + 1) ** self.order
+
+    def init(
+        self, key: jax.Array, *, steps: int = 1, scale: float = 1.0, dtype: Any = jnp.float32
+    ) -> TableParams:
+        """Random logits, normal with this scale."""
+        shape = (steps, self.num_histories, self.vocab_size)
+        return TableParams(scale * jax.random.normal(key, shape, dtype))
+
+    def prefill(
+        self, params: TableParams, prompt: jax.Array, length: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """prompt [S], length [] -> (logits [V], history [order] of the prompt)."""
+        at = length - self.order + jnp.arange(self.order, dtype=jnp.int32)
+        known = at >= 0
+        history = jnp.where(known, prompt[jnp.maximum(at, 0)], jnp.int32(self.vocab_size))
+        return self._logits(params, history[None], jnp.zeros((), jnp.int32))[0], history
+
+    def init_cache(self, params: TableParams, num_particles: int, capacity: int) -> jax.Array:
+        """[N, order] int32: each particle's last tokens, still empty (-1: ask the prompt)."""
+        return jnp.full((num_particles, self.order), -1, jnp.int32)
+
+    def decode(
+        self,
+        params: TableParams,
+        context: jax.Array,
+        cache: jax.Array,
+        token: jax.Array,
+        step: jax.Array,
+        clock: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """token [N] at index ``step`` -> (logits [N, V], cache)."""
+        cache = jnp.concatenate([cache[:, 1:], token[:, None]], axis=1)
+        # After k generated tokens the first order - k entries of the history are the prompt's
+        # last ones.
+        shifted = jnp.roll(context, -(step + 1))
+        history = jnp.where(cache >= 0, cache, shifted[None, :])
+        return self._logits(params, history, step + 1), cache
+
+    def _logits(self, params: TableParams, history: jax.Array, step: jax.Array) -> jax.Array:
+        """history [N, order] -> [N, V]."""
+        base = self.vocab_size + 1
+        powers = jnp.asarray([base**i for i in reversed(range(self.order))], jnp.int32)
+        row = jnp.sum(history * powers[None, :], axis=1)
+        table = params.logits[jnp.minimum(step, params.logits.shape[0] - 1)]
+        return table[row]

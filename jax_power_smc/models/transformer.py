@@ -1,0 +1,287 @@
+"""A decoder-only transformer for particles: RMS norm, rotary positions, grouped queries, SwiGLU.
+
+``Transformer`` is the Flax NNX module. ``TransformerLM`` is its face towards the decode engine,
+the ``LanguageModel`` protocol, written for one prompt.
+
+Letters: P prompts, N particles, S prompt length, T capacity of the generated half, V vocabulary,
+D hidden size, K key/value heads, G query heads per key/value head, H head dimension, F MLP width.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jax_power_smc.models import attention
+from jax_power_smc.models.config import TransformerConfig
+
+
+class PromptContext(NamedTuple):
+    """What the particles of one prompt share.
+
+    Attributes:
+      keys, values: one [S, K, H] array per layer.
+      length: [] int32, number of prompt tokens that are not padding.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    length: jax.Array
+
+
+class ParticleCache(NamedTuple):
+    """Keys and values of the generated tokens, one row per particle.
+
+    Attributes:
+      keys, values: one [N, K, T, H] array per layer.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+def _dot(contraction: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A matrix product accumulated in float32 and returned in the dtype of ``x``."""
+    out = jnp.einsum(contraction, x, kernel, preferred_element_type=jnp.float32)
+    return out.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm with a learned scale, computed in float32."""
+
+    def __init__(self, size: int, eps: float, dtype: Any) -> None:
+        self.scale = nnx.Param(jnp.ones((size,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return (wide * inverse).astype(x.dtype) * scale
+
+
+class Attention(nnx.Module):
+    """The projections of grouped-query attention."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, dtype: Any) -> None:
+        d, k, g, h = (
+            config.hidden_size,
+            config.num_kv_heads,
+            config.group_size,
+            config.head_dim,
+        )
+        self.query = _kernel(rngs, (d, k, g, h), d, dtype)
+        self.key = _kernel(rngs, (d, k, h), d, dtype)
+        self.value = _kernel(rngs, (d, k, h), d, dtype)
+        self.out = _kernel(rngs, (k, g, h, d), k * g * h, dtype)
+        bias = config.qkv_bias
+        self.query_bias = nnx.Param(jnp.zeros((k, g, h), dtype)) if bias else None
+        self.key_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
+        self.value_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
+        self.theta = config.rope_theta
+
+    def project(
+        self, x: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [M, D] at positions [M] -> q [M, K, G, H], k [M, K, H], v [M, K, H]."""
+        q = _dot("md,dkgh->mkgh", x, self.query[...])
+        k = _dot("md,dkh->mkh", x, self.key[...])
+        v = _dot("md,dkh->mkh", x, self.value[...])
+        if self.query_bias is not None:
+            q = q + self.query_bias[...][None]
+            k = k + self.key_bias[...][None]
+            v = v + self.value_bias[...][None]
+        q = attention.rotate(q, positions, self.theta)
+        k = attention.rotate(k, positions, self.theta)
+        return q, k, v
+
+
+class Block(nnx.Module):
+    """One layer: attention and a gated MLP, each behind its norm and added to the stream."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, dtype: Any) -> None:
+        d, f = config.hidden_size, config.mlp_size
+        self.attention_norm = RMSNorm(d, config.norm_eps, dtype)
+        self.attention = Attention(config, rngs, dtype)
+        self.mlp_norm = RMSNorm(d, config.norm_eps, dtype)
+        self.gate = _kernel(rngs, (d, f), d, dtype)
+        self.up = _kernel(rngs, (d, f), d, dtype)
+        self.down = _kernel(rngs, (f, d), f, dtype)
+
+    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The stream x [M, D] after attention output [M, K, G, H] and MLP."""
+        x = x + _dot("mkgh,kghd->md", attended, self.attention.out[...])
+        y = self.mlp_norm(x)
+        gated = jax.nn.silu(_dot("md,df->mf", y, self.gate[...]))
+        return x + _dot("mf,fd->md", gated * _dot("md,df->mf", y, self.up[...]), self.down[...])
+
+
+class Transformer(nnx.Module):
+    """The whole model.
+
+    Args:
+      config: sizes.
+      rngs: source of the initial parameters.
+      dtype: of the parameters and of the residual stream; all products accumulate in float32.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ) -> None:
+        v, d = config.vocab_size, config.hidden_size
+        self.embedding = _kernel(rngs, (v, d), d, dtype)
+        self.layers = nnx.List([Block(config, rngs, dtype) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(d, config.norm_eps, dtype)
+        self.head = None if config.tied_embeddings else _kernel(rngs, (v, d), d, dtype)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Teacher-forced logits: tokens [B, S] int32 -> [B, S, V] float32."""
+
+        x, _, _ = self.encode(tokens)
+        return self.logits(x).reshape(*tokens.shape, -1)
+
+    def encode(
+        self, tokens: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        """Sequences [B, S] -> stream [B * S, D] and, per layer, keys and values [B, S, K, H].
+
+        Everything but attention runs on the flat stream: a weight's gradient is then one matrix
+        product and not B of them.
+        """
+        batch, length = tokens.shape
+        positions = jnp.tile(jnp.arange(length, dtype=jnp.int32), batch)
+        x = self.embedding[...][tokens.reshape(-1)]
+        keys, values = [], []
+        for layer in self.layers:
+            projected = layer.attention.project(layer.attention_norm(x), positions)
+            q, k, v = (y.reshape(batch, length, *y.shape[1:]) for y in projected)
+            attended = jax.vmap(attention.causal_attention)(q, k, v)
+            x = layer.finish(x, attended.reshape(batch * length, *attended.shape[2:]))
+            keys.append(k)
+            values.append(v)
+        return x, tuple(keys), tuple(values)
+
+    def decode(
+        self,
+        context: PromptContext,
+        cache: ParticleCache,
+        token: jax.Array,
+        step: jax.Array,
+        clock: jax.Array,
+    ) -> tuple[jax.Array, ParticleCache]:
+        """One new token per particle: token [N] -> logits [N, V] and the cache with it added."""
+        capacity = cache.keys[0].shape[2]
+        prompt_valid = jnp.arange(context.keys[0].shape[0], dtype=jnp.int32) < context.length
+        # The generated half is a ring: entry j was written (clock - j) mod capacity steps ago,
+        # and is this sequence's own if that is at most its own age.
+        age = jnp.mod(clock - jnp.arange(capacity, dtype=jnp.int32), jnp.int32(capacity))
+        valid = age <= step
+        slot = jnp.mod(clock, jnp.int32(capacity))
+        positions = jnp.full(token.shape, context.length + step, jnp.int32)
+
+        x = self.embedding[...][token]
+        keys, values = [], []
+        for i, layer in enumerate(self.layers):
+            q, k, v = layer.attention.project(layer.attention_norm(x), positions)
+            k_cache = jax.lax.dynamic_update_slice_in_dim(
+                cache.keys[i], k[:, :, None, :], slot, axis=2
+            )
+            v_cache = jax.lax.dynamic_update_slice_in_dim(
+                cache.values[i], v[:, :, None, :], slot, axis=2
+            )
+            attended = attention.shared_prompt_attention(
+                q, context.keys[i], context.values[i], prompt_valid, k_cache, v_cache, valid
+            )
+            x = layer.finish(x, attended)
+            keys.append(k_cache)
+            values.append(v_cache)
+        return self.logits(x), ParticleCache(tuple(keys), tuple(values))
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """The head: stream [M, D] -> logits [M, V] float32."""
+        head = self.embedding[...] if self.head is None else self.head[...]
+        return jnp.einsum("md,vd->mv", self.norm(x), head, preferred_element_type=jnp.float32)
+
+
+class TransformerLM:
+    """A ``Transformer`` behind the ``LanguageModel`` protocol.
+
+    Two instances of equal config and dtype are equal, so a jitted function that takes the model
+    as a static argument is compiled once for both.
+
+    Attributes:
+      config: the sizes.
+      dtype: of parameters and cache.
+      vocab_size: V.
+      max_positions: longest prompt plus generated tokens.
+    """
+
+    def __init__(self, config: TransformerConfig, dtype: Any = jnp.float32) -> None:
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.vocab_size = config.vocab_size
+        self.max_positions = config.max_positions
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, TransformerLM)
+            and self.config == other.config
+            and self.dtype == other.dtype
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.config, self.dtype))
+
+    def abstract_module(self) -> Transformer:
+        """The module with shapes in place of arrays."""
+        return nnx.eval_shape(
+            lambda: Transformer(self.config, rngs=nnx.Rngs(0), dtype=self.dtype)
+        )
+
+    def init(self, key: jax.Array) -> nnx.State:
+        """Random parameters."""
+        module = Transformer(self.config, rngs=nnx.Rngs(key), dtype=self.dtype)
+        return nnx.state(module)
+
+    def prefill(
+        self, params: nnx.State, prompt: jax.Array, length: jax.Array
+    ) -> tuple[jax.Array, PromptContext]:
+        """prompt [S] int32, of which ``length`` tokens count -> (logits [V], context)."""
+        module = self._module(params)
+        x, keys, values = module.encode(prompt[None])
+        last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=0)
+        context = PromptContext(tuple(k[0] for k in keys), tuple(v[0] for v in values), length)
+        return module.logits(last)[0], context
+
+    def init_cache(self, params: nnx.State, num_particles: int, capacity: int) -> ParticleCache:
+        """An empty cache of ``capacity`` generated tokens for each of N particles."""
+        shape = (num_particles, self.config.num_kv_heads, capacity, self.config.head_dim)
+        leaves = tuple(jnp.zeros(shape, self.dtype) for _ in range(self.config.num_layers))
+        return ParticleCache(leaves, tuple(jnp.zeros_like(leaf) for leaf in leaves))
+
+    def decode(
+        self,
+        params: nnx.State,
+        context: PromptContext,
+        cache: ParticleCache,
+        token: jax.Array,
+        step: jax.Array,
+        clock: jax.Array,
+    ) -> tuple[jax.Array, ParticleCache]:
+        """token [N] int32 at generated index ``step`` [] -> (logits [N, V], cache)."""
+        return self._module(params).decode(context, cache, token, step, clock)
+
+    def _module(self, params: nnx.State) -> Transformer:
+        return nnx.merge(_graph(self), params)
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(model: TransformerLM) -> Any:
+    return nnx.split(model.abstract_module())[0]
+
+
+def _kernel(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, dtype: Any) -> nnx.Param:
+    noise = jax.random.normal(rngs.params(), shape, jnp.float32) * (fan_in**-0.5)
+    return nnx.Param(noise.astype(dtype))

@@ -1,0 +1,58 @@
+"""All randomness of a run: uniform numbers from (seed, prompt id, run, step).
+
+The numbers of a prompt depend on nothing else, so its result depends neither on the other
+prompts of its batch nor on the slot it sits in. The decode step takes its numbers as an argument;
+the proofs in ``tests`` replace them by the midpoints of every interval that matters.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Folded in instead of a step index for the draw of the returned particle.
+_FINAL = 0xFFFFFFFF
+LARGEST_PROMPT_ID = 2**63 - 1
+
+
+class StepUniforms(NamedTuple):
+    """Uniform numbers in [0, 1) of one step of one prompt.
+
+    Attributes:
+      resample: [N], for the resampling scheme.
+      token: [N, 2], two levels of the token draw.
+    """
+
+    resample: jax.Array
+    token: jax.Array
+
+
+def prompt_keys(key: jax.Array, prompt_ids: Sequence[int], run: int = 0) -> jax.Array:
+    """[P] keys of one run on P prompts; ids are non-negative integers below 2^63."""
+    ids = np.asarray(prompt_ids, np.uint64)
+    high, low = (ids >> np.uint64(32)).astype(np.uint32), ids.astype(np.uint32)
+    return _fold(key, jnp.asarray(high), jnp.asarray(low), jnp.asarray(run, jnp.uint32))
+
+
+@jax.jit
+def _fold(key: jax.Array, high: jax.Array, low: jax.Array, run: jax.Array) -> jax.Array:
+    def one(high: jax.Array, low: jax.Array) -> jax.Array:
+        prompt = jax.random.fold_in(jax.random.fold_in(key, high), low)
+        return jax.random.fold_in(prompt, run)
+
+    return jax.vmap(one)(high, low)
+
+
+def step_uniforms(
+    key: jax.Array, step: jax.Array, num_particles: int, dtype: Any = jnp.float32
+) -> StepUniforms:
+    """The numbers of step ``step`` [] int32 of the run that ``key`` belongs to."""
+    numbers = jax.random.uniform(jax.random.fold_in(key, step), (num_particles, 3), dtype)
+    return StepUniforms(resample=numbers[:, 0], token=numbers[:, 1:])
+
+
+def final_uniform(key: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """The number [] that draws the returned particle."""
+    return jax.random.uniform(jax.random.fold_in(key, jnp.uint32(_FINAL)), (), dtype)

@@ -1,0 +1,240 @@
+"""What sampling returns: all particles with their weights, and what is read off them."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_power_smc.target import PowerTarget
+
+# A tail that repeats one block this often, and over at least this many tokens, is a loop.
+LOOP_REPEATS = 4
+LOOP_TOKENS = 16
+# An output of at most this many tokens is flagged as very short.
+SHORT_TOKENS = 2
+
+PHASES = ("compile", "prefill", "decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleInfo:
+    """What was observed on the way.
+
+    Attributes:
+      ess: [P, T], effective sample size when it was checked (N at steps that did not run).
+      resampled: [P, T] bool.
+      forks: [P, T] int32, particles that took over another one's past.
+      parent: [P, T, N] int32, whose past each slot continued at each step: the genealogy.
+      model_tokens: [P] int32, tokens drawn over all particles.
+      seconds: by phase, of the whole call: "compile", "prefill", "decode".
+    """
+
+    ess: np.ndarray
+    resampled: np.ndarray
+    forks: np.ndarray
+    parent: np.ndarray
+    model_tokens: np.ndarray
+    seconds: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleResult:
+    """The particles of P prompts.
+
+    Attributes:
+      tokens: [P, N, T] int32, pad (0) after the end.
+      lengths: [P, N] int32, generated tokens, the end token included.
+      finished: [P, N] bool, ended by an end token.
+      log_probs: [P, N], log p(y|x) at temperature 1.
+      log_weights: [P, N], normalised; -inf for weight zero.
+      log_evidence: [P], log Z_hat; NaN where the sampler has none; -inf for a prompt whose target
+        excludes everything that was tried.
+      choice: [P] int32, the drawn particle.
+      target: the declared target.
+      info: what was observed on the way.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    finished: jax.Array
+    log_probs: jax.Array
+    log_weights: jax.Array
+    log_evidence: jax.Array
+    choice: jax.Array
+    target: PowerTarget
+    info: SampleInfo
+
+    # --- one answer per prompt ---
+
+    def draw(self) -> list[list[int]]:
+        """The drawn sequence of each prompt, an (approximate) sample of the target."""
+        return self._rows(np.asarray(self.choice))
+
+    def best(self) -> list[list[int]]:
+        """The sequence of highest log p of each prompt, among those of positive weight."""
+        return self._rows(self.best_index())
+
+    def best_index(self) -> np.ndarray:
+        """[P], index of the particle of highest log p."""
+        usable = np.where(np.isfinite(self.log_weights), self.log_probs, -np.inf)
+        return np.argmax(usable, axis=1)
+
+    def vote(self, answers: Sequence[Sequence[Any]]) -> list[Any]:
+        """The answer of largest total weight for each prompt.
+
+        Args:
+          answers: [P][N] hashable answers; None is no answer and gets no vote.
+
+        Returns:
+          [P] answers; None where no particle has one. Ties go to the answer seen first.
+
+        Raises:
+          ValueError: if the shape is not [P][N].
+        """
+        weights = np.exp(np.asarray(self.log_weights, np.float64))
+        count, num = weights.shape
+        if len(answers) != count or any(len(row) != num for row in answers):
+            raise ValueError(f"answers must have {count} rows of {num}, one per particle.")
+        winners = []
+        for row, weight in zip(answers, weights, strict=True):
+            total: dict[Any, float] = {}
+            for answer, w in zip(row, weight, strict=True):
+                if answer is not None and w > 0:
+                    total[answer] = total.get(answer, 0.0) + float(w)
+            winners.append(max(total, key=lambda a: total[a]) if total else None)
+        return winners
+
+    def sequences(self) -> list[list[list[int]]]:
+        """[P][N] token lists without padding."""
+        tokens, lengths = np.asarray(self.tokens), np.asarray(self.lengths)
+        return [
+            [row[:length].tolist() for row, length in zip(rows, ends, strict=True)]
+            for rows, ends in zip(tokens, lengths, strict=True)
+        ]
+
+    def texts(self, tokenizer: Any) -> list[list[str]]:
+        """[P][N] texts, special tokens left out."""
+        return [
+            [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+            for rows in self.sequences()
+        ]
+
+    # --- diagnostics ---
+
+    def unfinished_mass(self) -> np.ndarray:
+        """[P], weight of the particles that reached the cap without ending."""
+        weights = np.exp(np.asarray(self.log_weights, np.float64))
+        return np.sum(np.where(self.finished, 0.0, weights), axis=1)
+
+    def distinct_roots(self) -> np.ndarray:
+        """[P], number of different first tokens among the particles of positive weight."""
+        tokens, alive = np.asarray(self.tokens), np.isfinite(self.log_weights)
+        return np.array(
+            [len(set(rows[keep, 0].tolist())) for rows, keep in zip(tokens, alive, strict=True)]
+        )
+
+    def coalescence(self) -> np.ndarray:
+        """[P], number of first steps that all final particles of positive weight share.
+
+        0 means that they still descend from different first tokens' slots; with one particle it
+        is the number of steps.
+        """
+        return np.array(
+            [
+                _shared_steps(parent, np.isfinite(weight))
+                for parent, weight in zip(
+                    self.info.parent, np.asarray(self.log_weights), strict=True
+                )
+            ]
+        )
+
+    def loops(self) -> np.ndarray:
+        """[P, N] bool: the output ends in a block of tokens repeated over and over."""
+        return np.array([[_is_loop(ids) for ids in rows] for rows in self.sequences()])
+
+    def very_short(self) -> np.ndarray:
+        """[P, N] bool: finished after at most ``SHORT_TOKENS`` tokens."""
+        return np.asarray(self.finished) & (np.asarray(self.lengths) <= SHORT_TOKENS)
+
+    def failures(self) -> list[str | None]:
+        """[P], a sentence for each prompt none of whose particles has positive weight."""
+        sentence = (
+            "all particles have weight zero: the declared target leaves no token to continue with "
+            "(its top_k, top_p, min_new_tokens and length exclude every sequence that was tried)."
+        )
+        alive = np.isfinite(self.log_weights).any(axis=1)
+        return [None if ok else sentence for ok in alive]
+
+    # --- files ---
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one .npz file."""
+        arrays = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
+        info = {f"info_{name}": getattr(self.info, name) for name in _INFO_ARRAYS}
+        meta = {"target": dataclasses.asdict(self.target), "seconds": self.info.seconds}
+        with open(path, "wb") as file:
+            np.savez_compressed(file, **arrays, **info, meta=np.array(json.dumps(meta)))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SampleResult":
+        """Reads what ``save`` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            meta = json.loads(str(file["meta"]))
+            info = SampleInfo(
+                **{name: file[f"info_{name}"] for name in _INFO_ARRAYS}, seconds=meta["seconds"]
+            )
+            arrays = {name: jnp.asarray(file[name]) for name in _ARRAYS}
+        return cls(**arrays, target=PowerTarget(**meta["target"]), info=info)
+
+    def _rows(self, index: np.ndarray) -> list[list[int]]:
+        return [rows[i] for rows, i in zip(self.sequences(), index.tolist(), strict=True)]
+
+
+_ARRAYS = (
+    "tokens",
+    "lengths",
+    "finished",
+    "log_probs",
+    "log_weights",
+    "log_evidence",
+    "choice",
+)
+_INFO_ARRAYS = ("ess", "resampled", "forks", "parent", "model_tokens")
+
+
+def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleResult:
+    """Joins batches along the prompts, then puts the prompts into ``order``."""
+
+    def join(parts: Sequence[Any]) -> np.ndarray:
+        return np.concatenate([np.asarray(part) for part in parts])[order]
+
+    arrays = {name: jnp.asarray(join([getattr(r, name) for r in results])) for name in _ARRAYS}
+    info = SampleInfo(
+        **{name: join([getattr(r.info, name) for r in results]) for name in _INFO_ARRAYS},
+        seconds={phase: sum(r.info.seconds[phase] for r in results) for phase in PHASES},
+    )
+    return SampleResult(**arrays, target=results[0].target, info=info)
+
+
+def _shared_steps(parent: np.ndarray, alive: np.ndarray) -> int:
+    """First steps common to all surviving slots: parent [T, N], alive [N]."""
+    slots = np.flatnonzero(alive)
+    for step in range(parent.shape[0] - 1, -1, -1):
+        if len(np.unique(slots)) <= 1:
+            return step + 1
+        slots = parent[step][slots]
+    return 0
+
+
+def _is_loop(ids: list[int]) -> bool:
+    for period in range(1, max(2, len(ids) // LOOP_REPEATS + 1)):
+        span = max(period * LOOP_REPEATS, LOOP_TOKENS)
+        tail = ids[-span:]
+        if len(tail) == span and tail[period:] == tail[:-period]:
+            return True
+    return False

@@ -1,0 +1,9 @@
+"""Samplers: how a population of sequences takes one step."""
+
+from jax_power_smc.samplers.ancestral import Ancestral
+from jax_power_smc.samplers.base import Outcome, Particles, Rule, Selection
+from jax_power_smc.samplers.power_smc import PowerSMC
+
+Sampler = PowerSMC | Ancestral
+
+__all__ = ["Ancestral", "Outcome", "Particles", "PowerSMC", "Rule", "Sampler", "Selection"]

@@ -1,0 +1,108 @@
+"""Ancestral decoding: one token after the other at a temperature; the baseline.
+
+A decoder, not a sampler of the power target: a temperature below 1 sharpens every token by
+itself. Restrictions of the target hold (its support is renormalised step by step).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_power_smc import inverse_cdf, weights
+from jax_power_smc.proposal import draw, power_proposal
+from jax_power_smc.randomness import StepUniforms
+from jax_power_smc.samplers import checks
+from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend
+from jax_power_smc.target import TargetArrays, support
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestral:
+    """Independent samples at one temperature.
+
+    Attributes:
+      temperature: 0 is greedy, 1 the model itself.
+      num_samples: independent sequences per prompt (N of the result).
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+
+    temperature: float = 1.0
+    num_samples: int = 1
+
+    def __post_init__(self) -> None:
+        checks.number("temperature", self.temperature, at_least=0)
+        checks.integer("num_samples", self.num_samples, at_least=1)
+
+    @property
+    def num_particles(self) -> int:
+        """N."""
+        return self.num_samples
+
+    def rule(self) -> "AncestralRule":
+        """The algorithm."""
+        return AncestralRule(self.num_samples)
+
+    def numbers(self) -> "AncestralNumbers":
+        """The traced scalars."""
+        return AncestralNumbers(jnp.asarray(self.temperature, jnp.result_type(float)))
+
+
+class AncestralNumbers(NamedTuple):
+    """Traced scalars of ``Ancestral``."""
+
+    temperature: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class AncestralRule:
+    """The algorithm of ``Ancestral``."""
+
+    num_particles: int
+
+    def advance(
+        self,
+        numbers: AncestralNumbers,
+        target: TargetArrays,
+        particles: Particles,
+        log_p: jax.Array,
+        uniforms: StepUniforms,
+        step: jax.Array,
+    ) -> Selection:
+        """Draws one token per sequence; log_p [N, V] at temperature 1."""
+        own = jnp.arange(self.num_particles, dtype=jnp.int32)
+        allowed = support(log_p, target, step)
+        greedy = numbers.temperature == 0
+        exponent = 1 / jnp.where(greedy, jnp.ones_like(numbers.temperature), numbers.temperature)
+        proposal = power_proposal(log_p, allowed, exponent)
+        best = jnp.argmax(jnp.where(allowed, log_p, -jnp.inf), axis=-1).astype(jnp.int32)
+        token = jnp.where(greedy, best, draw(proposal, own, uniforms.token))
+        stuck = proposal.log_sum == -jnp.inf
+        particles = particles._replace(
+            ended=particles.ended | stuck,
+            log_weight=jnp.where(
+                stuck & ~particles.ended, jnp.full_like(log_p[:, 0], -jnp.inf), particles.log_weight
+            ),
+        )
+        active = ~particles.ended
+        particles = extend(particles, own, token, log_p[own, token], active, target)
+        ess = weights.effective_sample_size(particles.log_weight)
+        return Selection(particles, own, token, active, ess, jnp.zeros((), bool))
+
+    def finish(
+        self,
+        numbers: AncestralNumbers,
+        target: TargetArrays,
+        particles: Particles,
+        uniform: jax.Array,
+    ) -> Outcome:
+        """Equal weights, a uniform choice, no evidence."""
+        del numbers, target
+        log_weight, total = weights.renormalize(
+            particles.log_weight, jnp.zeros_like(particles.log_evidence)
+        )
+        choice = inverse_cdf.invert(jnp.exp(log_weight), uniform[None])[0]
+        return Outcome(log_weight, jnp.full_like(total, jnp.nan), choice)

@@ -1,0 +1,139 @@
+"""What every sampler shares: the particles of one prompt, and the shape of one step.
+
+A sampler is declared by a frozen dataclass that users see (``PowerSMC``, ``Ancestral``). For the
+decode step it splits in two: ``numbers()``, a pytree of traced scalars, and ``rule()``, a
+hashable object with the algorithm. Changing a number compiles nothing.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jax_power_smc import weights
+from jax_power_smc.randomness import StepUniforms
+from jax_power_smc.target import TargetArrays
+
+
+class Particles(NamedTuple):
+    """The population of one prompt.
+
+    Attributes:
+      log_weight: [N], normalised.
+      log_evidence: [], log of the sum that was divided out of the weights.
+      log_prob: [N], log p(y_<t | x) at temperature 1.
+      exponent: [], a_t of the last step taken.
+      ended: [N] bool, absorbed: no further token is drawn.
+      finished: [N] bool, ended by an end token (and not because its support was empty).
+      length: [N] int32, tokens drawn so far.
+      drawn: [] int32, tokens drawn by all particles: the model's work in tokens.
+    """
+
+    log_weight: jax.Array
+    log_evidence: jax.Array
+    log_prob: jax.Array
+    exponent: jax.Array
+    ended: jax.Array
+    finished: jax.Array
+    length: jax.Array
+    drawn: jax.Array
+
+
+class Selection(NamedTuple):
+    """What one step decided.
+
+    Attributes:
+      particles: the population after the step, in slot order.
+      parent: [N] int32, the slot whose past each slot continues.
+      token: [N] int32, the token each slot drew; meaningful where ``active``.
+      active: [N] bool, slots that drew a token.
+      ess: [], effective sample size when it was checked.
+      resampled: [] bool.
+    """
+
+    particles: Particles
+    parent: jax.Array
+    token: jax.Array
+    active: jax.Array
+    ess: jax.Array
+    resampled: jax.Array
+
+
+class Outcome(NamedTuple):
+    """What a finished run of one prompt returns besides its tokens.
+
+    Attributes:
+      log_weight: [N], normalised; -inf for weight zero.
+      log_evidence: [], log Z_hat, or NaN where the sampler has none.
+      choice: [] int32, the returned particle.
+    """
+
+    log_weight: jax.Array
+    log_evidence: jax.Array
+    choice: jax.Array
+
+
+class Rule(Protocol):
+    """The algorithm of a sampler; hashable, holds nothing that is traced."""
+
+    num_particles: int
+
+    def advance(
+        self,
+        numbers: Any,
+        target: TargetArrays,
+        particles: Particles,
+        log_p: jax.Array,
+        uniforms: StepUniforms,
+        step: jax.Array,
+    ) -> Selection:
+        """One step: log_p [N, V] of every slot's next token -> who continues with what."""
+
+    def finish(
+        self, numbers: Any, target: TargetArrays, particles: Particles, uniform: jax.Array
+    ) -> Outcome:
+        """Final weights and the returned particle, drawn with ``uniform`` []."""
+
+
+def start(num_particles: int, dtype: jnp.dtype) -> Particles:
+    """N empty sequences of weight 1/N each."""
+    zeros = jnp.zeros((num_particles,), dtype)
+    off = jnp.zeros((num_particles,), bool)
+    return Particles(
+        log_weight=weights.uniform(num_particles, dtype),
+        log_evidence=jnp.zeros((), dtype),
+        log_prob=zeros,
+        exponent=jnp.ones((), dtype),
+        ended=off,
+        finished=off,
+        length=jnp.zeros((num_particles,), jnp.int32),
+        drawn=jnp.zeros((), jnp.int32),
+    )
+
+
+def extend(
+    particles: Particles,
+    parent: jax.Array,
+    token: jax.Array,
+    token_log_prob: jax.Array,
+    active: jax.Array,
+    target: TargetArrays,
+) -> Particles:
+    """Every slot continues its parent's sequence, and the active ones by one token.
+
+    Args:
+      particles: the population before; its weights are kept as they are.
+      parent, token: [N] int32.
+      token_log_prob: [N], log p(token | prefix) at temperature 1; read where active.
+      active: [N] bool, in slot order after the move.
+      target: for the end tokens.
+    """
+    log_prob = particles.log_prob[parent]
+    ends = active & target.ends[token]
+    return particles._replace(
+        log_prob=jnp.where(active, log_prob + token_log_prob, log_prob),
+        ended=particles.ended[parent] | ends,
+        finished=particles.finished[parent] | ends,
+        length=particles.length[parent] + active.astype(jnp.int32),
+        drawn=particles.drawn + jnp.sum(active, dtype=jnp.int32),
+    )

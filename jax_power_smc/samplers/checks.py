@@ -1,0 +1,48 @@
+"""Checks of declared values; each failure is one sentence with the value and what is allowed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+
+def integer(name: str, value: Any, *, at_least: int) -> None:
+    """Raises ValueError unless value is an integer of at least ``at_least``."""
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or value < at_least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+) -> None:
+    """Raises ValueError unless value is a finite number within the bounds given."""
+    bounds = []
+    if at_least is not None:
+        bounds.append(f"at least {at_least}")
+    if above is not None:
+        bounds.append(f"greater than {above}")
+    if at_most is not None:
+        bounds.append(f"at most {at_most}")
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    if (
+        not is_number
+        or isinstance(value, bool)
+        or not np.isfinite(value)
+        or (at_least is not None and value < at_least)
+        or (above is not None and value <= above)
+        or (at_most is not None and value > at_most)
+    ):
+        raise ValueError(f"{name} is {value!r}; it must be a number {' and '.join(bounds)}.")
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raises ValueError unless value is one of the allowed names."""
+    names = list(allowed)
+    if value not in names:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(names)}.")

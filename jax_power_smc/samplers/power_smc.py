@@ -1,0 +1,212 @@
+"""Power-SMC, Algorithm 1 of arXiv 2602.10273, in two orders.
+
+One step of the default order, "adapted", for N particles:
+
+1. bridge: every particle's prefix is re-weighted from exponent a_{t-1} to a_t;
+2. weigh: ``W *= S_t = sum_v p(v)^{a_t}``, which does not depend on the token to come;
+3. resample if the effective sample size fell below kappa N;
+4. draw each token from ``q ∝ p^{a_t}``.
+
+The "published" order draws before it weighs and resamples; it never resamples after the last
+token, and it alone admits a proposal temperature other than 1/a_t.
+
+Resampling leaves the sum of the weights as it was, so ``Z_hat = sum_i W_i`` stays an unbiased
+estimate of Z throughout.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_power_smc import inverse_cdf, resampling, weights
+from jax_power_smc.proposal import draw, power_proposal
+from jax_power_smc.randomness import StepUniforms
+from jax_power_smc.samplers import checks
+from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend
+from jax_power_smc.schedule import bridge, exponent_at
+from jax_power_smc.target import TargetArrays, support
+
+ORDERS = ("adapted", "published")
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerSMC:
+    """Power-SMC as published.
+
+    Attributes:
+      num_particles: N.
+      ess_threshold: kappa in [0, 1]; resample when ESS < kappa N. 0 never resamples.
+      resampling: "systematic", "stratified", "residual" or "multinomial".
+      ramp_tokens: R, steps over which the exponent rises from 1 to alpha; 0 for no ramp.
+      check_every: the ESS is checked every so many tokens.
+      order: "adapted" (weigh, resample, draw) or "published" (draw, weigh, resample).
+      proposal_temperature: None for the optimal 1/a_t; any other needs order="published".
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+
+    num_particles: int
+    ess_threshold: float = 0.5
+    resampling: Literal["systematic", "stratified", "residual", "multinomial"] = "systematic"
+    ramp_tokens: int = 0
+    check_every: int = 1
+    order: Literal["adapted", "published"] = "adapted"
+    proposal_temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        checks.integer("num_particles", self.num_particles, at_least=1)
+        checks.number("ess_threshold", self.ess_threshold, at_least=0, at_most=1)
+        checks.one_of("resampling", self.resampling, resampling.SCHEMES)
+        checks.integer("ramp_tokens", self.ramp_tokens, at_least=0)
+        checks.integer("check_every", self.check_every, at_least=1)
+        checks.one_of("order", self.order, ORDERS)
+        if self.proposal_temperature is not None:
+            checks.number("proposal_temperature", self.proposal_temperature, above=0)
+            if self.order != "published":
+                raise ValueError(
+                    f"proposal_temperature is {self.proposal_temperature!r} with order "
+                    f'{self.order!r}; a temperature of its own needs order="published", because '
+                    "the weight then depends on the token drawn."
+                )
+
+    def rule(self) -> "PowerSMCRule":
+        """The algorithm."""
+        return PowerSMCRule(self.num_particles, self.resampling, self.order)
+
+    def numbers(self) -> "PowerSMCNumbers":
+        """The traced scalars."""
+        real = jnp.result_type(float)
+        temperature = self.proposal_temperature
+        return PowerSMCNumbers(
+            ess_threshold=jnp.asarray(self.ess_threshold, real),
+            ramp_tokens=jnp.asarray(self.ramp_tokens, jnp.int32),
+            check_every=jnp.asarray(self.check_every, jnp.int32),
+            proposal_temperature=None if temperature is None else jnp.asarray(temperature, real),
+        )
+
+
+class PowerSMCNumbers(NamedTuple):
+    """Traced scalars of ``PowerSMC``; all [], the temperature may be None."""
+
+    ess_threshold: jax.Array
+    ramp_tokens: jax.Array
+    check_every: jax.Array
+    proposal_temperature: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerSMCRule:
+    """The algorithm of ``PowerSMC``; see there and in the module's docstring."""
+
+    num_particles: int
+    scheme: str
+    order: str
+
+    def advance(
+        self,
+        numbers: PowerSMCNumbers,
+        target: TargetArrays,
+        particles: Particles,
+        log_p: jax.Array,
+        uniforms: StepUniforms,
+        step: jax.Array,
+    ) -> Selection:
+        """One step of Algorithm 1; log_p [N, V] at temperature 1."""
+        exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
+        particles = particles._replace(
+            log_weight=bridge(
+                particles.log_weight, particles.log_prob, particles.exponent, exponent
+            ),
+            exponent=exponent,
+        )
+        allowed = support(log_p, target, step)
+        proposal = power_proposal(log_p, allowed, exponent)
+        # A sequence without a possible continuation has weight zero and stops here.
+        particles = particles._replace(
+            ended=particles.ended | (proposal.log_sum == -jnp.inf),
+            log_weight=jnp.where(
+                particles.ended, particles.log_weight, particles.log_weight + proposal.log_sum
+            ),
+        )
+        due = (step + 1) % numbers.check_every == 0
+        if self.order == "adapted":
+            particles, ess, resampled, parent = self._resample(numbers, particles, uniforms, due)
+            token = draw(proposal, parent, uniforms.token)
+            active = ~particles.ended[parent]
+            token_log_prob = log_p[parent, token]
+            particles = extend(particles, parent, token, token_log_prob, active, target)
+            return Selection(particles, parent, token, active, ess, resampled)
+
+        own = jnp.arange(self.num_particles, dtype=jnp.int32)
+        active = ~particles.ended
+        if numbers.proposal_temperature is None:
+            token = draw(proposal, own, uniforms.token)
+        else:
+            tempered = power_proposal(log_p, allowed, 1 / numbers.proposal_temperature)
+            token = draw(tempered, own, uniforms.token)
+            # log p^a/q instead of log S: add what the token's own weight differs by.
+            log_q = log_p[own, token] / numbers.proposal_temperature - tempered.log_sum
+            correction = exponent * log_p[own, token] - log_q - proposal.log_sum
+            particles = particles._replace(
+                log_weight=jnp.where(
+                    active, particles.log_weight + correction, particles.log_weight
+                )
+            )
+        particles = extend(particles, own, token, log_p[own, token], active, target)
+        due = due & (step < target.cap - 1)
+        particles, ess, resampled, parent = self._resample(numbers, particles, uniforms, due)
+        stay = jnp.zeros_like(active)
+        particles = extend(particles, parent, token, particles.log_prob, stay, target)
+        return Selection(particles, parent, token[parent], active[parent], ess, resampled)
+
+    def finish(
+        self,
+        numbers: PowerSMCNumbers,
+        target: TargetArrays,
+        particles: Particles,
+        uniform: jax.Array,
+    ) -> Outcome:
+        """The catch-up to alpha, then one particle drawn by weight."""
+        del numbers
+        log_weight = bridge(
+            particles.log_weight, particles.log_prob, particles.exponent, target.alpha
+        )
+        log_weight, log_evidence = weights.renormalize(log_weight, particles.log_evidence)
+        choice = inverse_cdf.invert(jnp.exp(log_weight), uniform[None])[0]
+        return Outcome(log_weight, log_evidence, choice)
+
+    def _resample(
+        self,
+        numbers: PowerSMCNumbers,
+        particles: Particles,
+        uniforms: StepUniforms,
+        due: jax.Array,
+    ) -> tuple[Particles, jax.Array, jax.Array, jax.Array]:
+        """Renormalises, and resamples if it is due and the ESS is below kappa N.
+
+        Returns:
+          The particles with their new weights, still in their old slots; the ESS []; whether
+          they are resampled []; and the parent [N] of each slot.
+        """
+        log_weight, log_evidence = weights.renormalize(
+            particles.log_weight, particles.log_evidence
+        )
+        ess = weights.effective_sample_size(log_weight)
+        alive = jnp.max(log_weight) > -jnp.inf
+        need = due & alive & (ess < numbers.ess_threshold * self.num_particles)
+        ancestors = resampling.SCHEMES[self.scheme](
+            jnp.where(alive, jnp.exp(log_weight), jnp.ones_like(log_weight)), uniforms.resample
+        )
+        parent = jnp.where(
+            need,
+            resampling.in_place(ancestors),
+            jnp.arange(self.num_particles, dtype=jnp.int32),
+        )
+        equal = weights.uniform(self.num_particles, log_weight.dtype)
+        particles = particles._replace(
+            log_weight=jnp.where(need, equal, log_weight), log_evidence=log_evidence
+        )
+        return particles, ess, need, parent

@@ -1,0 +1,176 @@
+"""The target distribution, declared as an object (MATH: target).
+
+``pi_alpha(y|x) ∝ p(y|x)^alpha`` over sequences that stop at the first end token or at the cap.
+Whatever restricts the sequences is part of the target and is applied to every sampler alike:
+
+* ``length="stopped"``: a sequence that reaches the cap unfinished keeps its prefix weight;
+  ``"forced_eos"``: at the last step only ending tokens have support.
+* ``min_new_tokens``: ending tokens have no support before that step.
+* ``top_k``, ``top_p``: at every step the support is that set of the *base* distribution. The
+  target is ``p^alpha`` on it; p is not renormalised.
+
+A warning that belongs here: p^alpha charges ``alpha * log p`` for every token, so it rewards
+short outputs and loops. ``min_new_tokens`` and ``"forced_eos"`` are the honest remedies; results
+flag such outputs.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LENGTHS = ("stopped", "forced_eos")
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerTarget:
+    """A power distribution over stopped sequences.
+
+    Attributes:
+      alpha: exponent, at least 1.
+      eos_ids: ids that end a sequence; looked for among generated tokens only. May be empty with
+        "stopped": then every sequence runs to the cap.
+      length: "stopped" or "forced_eos".
+      min_new_tokens: number of steps at which ending tokens have no support.
+      top_k: keep the k most probable tokens of p (ties by id), or None.
+      top_p: keep the smallest set of most probable tokens that reaches this mass, or None. With
+        both, the intersection.
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+
+    alpha: float
+    eos_ids: tuple[int, ...] = ()
+    length: Literal["stopped", "forced_eos"] = "stopped"
+    min_new_tokens: int = 0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.alpha) or not math.isfinite(self.alpha) or self.alpha < 1:
+            raise ValueError(f"alpha is {self.alpha!r}; it must be a finite number of at least 1.")
+        try:
+            eos_ids = tuple(int(i) for i in self.eos_ids)
+        except TypeError:
+            raise ValueError(
+                f"eos_ids is {self.eos_ids!r}; it must be a sequence of token ids."
+            ) from None
+        object.__setattr__(self, "eos_ids", eos_ids)
+        if self.length not in LENGTHS:
+            raise ValueError(f"length is {self.length!r}; allowed are {', '.join(LENGTHS)}.")
+        if self.length == "forced_eos" and not eos_ids:
+            raise ValueError('eos_ids is empty; length="forced_eos" needs at least one id.')
+        if not _is_integer(self.min_new_tokens) or self.min_new_tokens < 0:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens!r}; it must be an integer of at least 0."
+            )
+        if self.top_k is not None and (not _is_integer(self.top_k) or self.top_k < 1):
+            raise ValueError(f"top_k is {self.top_k!r}; it must be an integer of at least 1.")
+        if self.top_p is not None and (not _is_number(self.top_p) or not 0 < self.top_p <= 1):
+            raise ValueError(f"top_p is {self.top_p!r}; it must lie in (0, 1].")
+
+    def check(self, vocab_size: int, max_new_tokens: int) -> None:
+        """Raises ValueError if the target does not fit a vocabulary or a cap."""
+        outside = [i for i in self.eos_ids if not 0 <= i < vocab_size]
+        if outside:
+            raise ValueError(f"eos_ids has {outside}; ids must lie in [0, {vocab_size}).")
+        if self.min_new_tokens > max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}; it must not exceed max_new_tokens, "
+                f"which is {max_new_tokens}."
+            )
+        if self.length == "forced_eos" and self.min_new_tokens == max_new_tokens:
+            raise ValueError(
+                f'min_new_tokens equals max_new_tokens ({max_new_tokens}), so with "forced_eos" no '
+                "sequence has support; lower it by at least 1."
+            )
+
+    def arrays(self, vocab_size: int, max_new_tokens: int) -> "TargetArrays":
+        """The target as the decode step reads it."""
+        ends = np.zeros((vocab_size,), bool)
+        ends[list(self.eos_ids)] = True
+        return TargetArrays(
+            alpha=jnp.asarray(self.alpha, jnp.result_type(float)),
+            ends=jnp.asarray(ends),
+            forced=jnp.asarray(self.length == "forced_eos"),
+            min_new_tokens=jnp.asarray(self.min_new_tokens, jnp.int32),
+            cap=jnp.asarray(max_new_tokens, jnp.int32),
+            top_k=None if self.top_k is None else jnp.asarray(self.top_k, jnp.int32),
+            top_p=None
+            if self.top_p is None
+            else jnp.asarray(self.top_p, jnp.result_type(float)),
+        )
+
+
+class TargetArrays(NamedTuple):
+    """A target with every number traced, so that changing one compiles nothing.
+
+    Attributes:
+      alpha: [].
+      ends: [V] bool, tokens that end a sequence.
+      forced: [] bool, whether the last step allows only ending tokens.
+      min_new_tokens: [] int32.
+      cap: [] int32, T; no token is drawn at or beyond it.
+      top_k: [] int32, or None for no restriction.
+      top_p: [], or None for no restriction.
+    """
+
+    alpha: jax.Array
+    ends: jax.Array
+    forced: jax.Array
+    min_new_tokens: jax.Array
+    cap: jax.Array
+    top_k: jax.Array | None
+    top_p: jax.Array | None
+
+
+def support(log_p: jax.Array, target: TargetArrays, step: jax.Array) -> jax.Array:
+    """The tokens that the target allows at one step.
+
+    Args:
+      log_p: [N, V] unmasked log probabilities of the base model.
+      target: the target of this prompt.
+      step: [] int32, t.
+
+    Returns:
+      [N, V] bool.
+    """
+    too_early = (step < target.min_new_tokens) & target.ends
+    too_late = target.forced & (step == target.cap - 1) & ~target.ends
+    allowed = jnp.broadcast_to(~(too_early | too_late)[None, :], log_p.shape)
+    if target.top_k is not None or target.top_p is not None:
+        allowed = allowed & _most_probable(log_p, target.top_k, target.top_p)
+    return allowed
+
+
+def _most_probable(
+    log_p: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None
+) -> jax.Array:
+    """[N, V] bool: inside the top-k and the top-p set of each row, ties by id."""
+    order = jnp.argsort(-log_p, axis=-1, stable=True)
+    rank = jnp.argsort(order, axis=-1).astype(jnp.int32)
+    inside = jnp.ones(log_p.shape, bool)
+    if top_k is not None:
+        inside = inside & (rank < top_k)
+    if top_p is not None:
+        p = jnp.exp(jnp.take_along_axis(log_p, order, axis=-1))
+        before = jnp.cumsum(p, axis=-1) - p  # mass ranked above
+        reached = (before >= top_p) & (top_p < 1)
+        # The first is always inside, whatever rounding says of an empty sum.
+        reached = reached & (jnp.arange(log_p.shape[-1], dtype=jnp.int32)[None, :] > 0)
+        inside = inside & ~jnp.take_along_axis(reached, rank, axis=-1)
+    return inside
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(
+        value, bool
+    )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
