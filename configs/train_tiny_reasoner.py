@@ -12,7 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict(
         {
             "hidden_size": 128,
-            "num_layers": 5,
+            "num_layers": 4,
             "num_heads": 4,
             "num_kv_heads": 2,
             "head_dim": 32,
@@ -24,14 +24,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.tokenizer_problems = 20_000
 
     # Data: examples longer than max_tokens are left out.
-    config.batch_size = 64
+    config.batch_size = 16
     config.max_tokens = 320
     config.pool_batches = 64
     config.valid_examples = 512
 
     # Optimisation. The parameters are float32; compute_dtype is what the forward pass sees.
-    config.steps = 12_000
-    config.learning_rate = 3e-3
+    config.steps = 14_000
+    config.learning_rate = 2e-3
     config.warmup_steps = 300
     config.final_share = 0.02
     config.weight_decay = 0.1
@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # These may change between a run and its continuation.
     config.log_every = 50
-    config.valid_every = 500
-    config.checkpoint_every = 500
+    config.valid_every = 1_000
+    config.checkpoint_every = 1_000
     config.export_dir = ""  # where the finished model goes as well; WORKDIR/export always has it
     return config

@@ -42,7 +42,7 @@ def residual(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     remainder = jnp.where(jnp.sum(remainder) > 0, remainder, weights)
     drawn = inverse_cdf.invert(remainder, uniforms)
     slot = jnp.arange(num, dtype=jnp.int32)
-    return jnp.where(slot < jnp.sum(copies.astype(jnp.int32)), certain, drawn)
+    return jnp.where(slot < jnp.sum(copies.astype(jnp.int32), dtype=jnp.int32), certain, drawn)
 
 
 SCHEMES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
