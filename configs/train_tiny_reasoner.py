@@ -25,14 +25,14 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Data: examples longer than max_tokens are left out.
     config.batch_size = 16
-    config.max_tokens = 320
+    config.max_tokens = 448
     config.pool_batches = 64
-    config.valid_examples = 512
+    config.valid_examples = 256
 
     # Optimisation. The parameters are float32; compute_dtype is what the forward pass sees.
-    config.steps = 14_000
-    config.learning_rate = 2e-3
-    config.warmup_steps = 300
+    config.steps = 6_000
+    config.learning_rate = 2.5e-3
+    config.warmup_steps = 200
     config.final_share = 0.02
     config.weight_decay = 0.1
     config.b2 = 0.98

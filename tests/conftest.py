@@ -12,7 +12,12 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+STORIES = pathlib.Path(__file__).resolve().parents[1] / "../shared/models/stories260K"
+
+# For tests that use the ``stories`` fixture.
+needs_stories = pytest.mark.skipif(
+    not STORIES.is_dir(), reason="../shared/models/stories260K is absent"
+)
 
 
 @pytest.fixture
@@ -22,10 +27,7 @@ def x64():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stories():
-    """Directory of the stories260K checkpoint; skips where it is absent."""
-    directory = SHARED / "models" / "stories260K"
-    if not directory.is_dir():
-        pytest.skip("../shared/models/stories260K is absent")
-    return directory
+    """Directory of the stories260K checkpoint; its tests are marked ``needs_stories``."""
+    return STORIES

@@ -7,37 +7,63 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from absl import app, logging
+from absl import app, flags, logging
 
 BAD_INPUT = 2
 
 
 def launch(main: Callable[[Sequence[str]], Any]) -> None:
-    """Parses the flags and runs ``main``; what it refuses is one sentence and exit code 2."""
-    with plain_errors():
-        app.run(main)
+    """Parses the flags and runs ``main``; what is refused is one sentence and exit code 2.
+
+    Only warnings are logged, unless ``--verbosity`` asks for more.
+    """
+
+    def guarded(argv: Sequence[str]) -> None:
+        with plain_errors():
+            main(argv)
+
+    app.run(guarded, flags_parser=_parse_flags)
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns ``ValueError`` and ``OSError`` into their sentence on stderr and exit code 2.
+    """Turns bad input into its sentence on stderr and exit code 2.
+
+    Bad input is a ``ValueError``, an ``OSError``, or an error of absl about flags or usage.
 
     With ``--verbosity=1`` the traceback is logged too.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, flags.Error, app.UsageError) as error:
         logging.debug("The traceback of the error below.", exc_info=True)
         print(f"error: {sentence(error)}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, for a reader who does not know the code."""
+    """What went wrong, on one line, for a reader who does not know the code."""
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror}."
-    return str(error) or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """The arguments that are not flags; the flags are then in ``flags.FLAGS``."""
+    with plain_errors():
+        try:
+            rest = flags.FLAGS(argv)
+        except (ValueError, OSError, flags.Error):
+            raise
+        except Exception as error:  # a config file is a program, and can fail in any way
+            raise ValueError(
+                f"a flag or the config file cannot be used ({type(error).__name__}: {error})."
+            ) from error
+    if flags.FLAGS["verbosity"].using_default_value:
+        # Otherwise absl raises it to INFO, and the checkpoint library is talkative there.
+        logging.set_verbosity(logging.WARNING)
+    return rest
 
 
 class StopRequest:

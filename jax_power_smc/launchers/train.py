@@ -7,6 +7,7 @@ metrics.jsonl and export/, the current model. Started again with the same config
 from the latest checkpoint and ends with the parameters of an undisturbed run.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -30,6 +31,7 @@ from jax_power_smc.models.config import TransformerConfig
 from jax_power_smc.reasoner import batches, training
 from jax_power_smc.reasoner.tokenizer import (
     END_ID,
+    SMALLEST_VOCABULARY,
     TOKENIZER_FILE,
     corpus,
     save_tokenizer,
@@ -38,6 +40,16 @@ from jax_power_smc.reasoner.tokenizer import (
 
 # Fields that do not change what is learned, so that a continued run may differ in them.
 FREE_FIELDS = ("log_every", "valid_every", "checkpoint_every", "export_dir")
+# The fields that the launcher itself reads: numbers of at least 1, and the others.
+_COUNTS = (
+    "steps",
+    "log_every",
+    "valid_every",
+    "checkpoint_every",
+    "valid_examples",
+    "tokenizer_problems",
+)
+_OTHERS = ("compute_dtype", "export_dir", "model", "seed", "vocab_size")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers", "orbax-checkpoint")
 
 
@@ -83,8 +95,11 @@ class Workspace:
         """
         path = self.root / "config.json"
         if path.is_file():
-            before = _flatten(json.loads(path.read_text(encoding="utf-8")))
-            now = _flatten(config)
+            try:
+                before = _flatten(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, AttributeError) as error:
+                raise ValueError(f"{path} is not a config in JSON ({error}).") from error
+            now = _flatten(json.loads(json.dumps(config)))  # tuples are lists in the file
             changes = [
                 f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
                 for name in sorted(before.keys() | now.keys())
@@ -121,14 +136,16 @@ class Workspace:
         if step is None:
             self.metrics.unlink(missing_ok=True)
             return fresh, Totals()
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _by_name(fresh))
+        arrays = _by_name(fresh)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(abstract), totals=ocp.args.JsonRestore()
             ),
         )
-        leaves = [items["state"][name] for name in abstract]
+        # In the order of the state's own leaves; a tree of names comes back sorted.
+        leaves = [items["state"][name] for name in arrays]
         self._cut_metrics(step)
         return jax.tree.unflatten(jax.tree.structure(fresh), leaves), Totals(**items["totals"])
 
@@ -167,8 +184,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Totals:
         the workdir holds.
       OSError: if the workdir cannot be written.
     """
-    data, optimizer_config = _check(config)
-    model = _model_config(config, config.vocab_size)  # raises before anything is written
+    data, optimizer_config, model = _check(config)  # before anything is written
     work = Workspace(workdir)
     try:
         work.agree_on(config.to_dict())
@@ -210,8 +226,9 @@ class _Run:
         stream = batches.stream_batches(self._tokenizer, self._data, totals.step)
         losses: list[jax.Array] = []
         clock = time.monotonic()
-        with Progress(config.steps, totals.step) as progress:
-            while totals.step < config.steps and not stop:
+        stopping = False
+        with contextlib.closing(stream), Progress(config.steps, totals.step) as progress:
+            while totals.step < config.steps and not stopping:
                 batch = next(stream)
                 state, loss = self._step(state, batch)
                 if losses:
@@ -220,11 +237,15 @@ class _Run:
                 totals.step += 1
                 totals.tokens += int((batch.inputs != END_ID).sum())
 
-                done = totals.step == config.steps or bool(stop)
+                # Looked at once per step: a request that comes while the lines below run
+                # is met after the next step, with a checkpoint of its own.
+                stopping = bool(stop)
+                done = totals.step == config.steps or stopping
+                save = done or totals.step % config.checkpoint_every == 0
                 validate = done or totals.step % config.valid_every == 0
                 if validate:
                     totals.valid_loss = self._evaluate(state.params, self._valid)
-                if validate or totals.step % config.log_every == 0:
+                if validate or save or totals.step % config.log_every == 0:
                     totals.loss = sum(map(float, losses)) / len(losses)
                     losses.clear()
                     now = time.monotonic()
@@ -232,11 +253,11 @@ class _Run:
                     clock = now
                     self._work.log(totals)
                     progress.update(totals.step, totals.tokens, totals.loss, totals.valid_loss)
-                if done or totals.step % config.checkpoint_every == 0:
+                if save:
                     self._work.save(state, totals)
                     self._export(self._work.export, state, totals)
-        stream.close()
         if totals.step == config.steps:
+            # Again, because a run may be killed between its last checkpoint and its export.
             self._export(self._work.export, state, totals)
             if config.export_dir:
                 self._export(pathlib.Path(config.export_dir).expanduser(), state, totals)
@@ -256,37 +277,41 @@ class _Run:
         save_pretrained(directory, self._model, state.params, eos_ids=(END_ID,))
 
 
-def _check(config: ConfigDict) -> tuple[batches.DataConfig, training.OptimizerConfig]:
+def _check(
+    config: ConfigDict,
+) -> tuple[batches.DataConfig, training.OptimizerConfig, TransformerConfig]:
     """The parts of the config that the training functions take, after checking the rest."""
-    for name in (
-        "steps",
-        "log_every",
-        "valid_every",
-        "checkpoint_every",
-        "valid_examples",
-        "tokenizer_problems",
-    ):
+    kinds = (batches.DataConfig, training.OptimizerConfig)
+    parts = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    missing = sorted((parts | set(_COUNTS) | set(_OTHERS)) - set(config))
+    if missing:
+        raise ValueError(f"the config lacks {', '.join(missing)}.")
+    for name in _COUNTS:
         if config[name] < 1:
             raise ValueError(f"config.{name} is {config[name]}; it must be at least 1.")
-    if config.max_tokens > config.model.max_positions:
+    if config.vocab_size < SMALLEST_VOCABULARY:
+        raise ValueError(
+            f"config.vocab_size is {config.vocab_size}; it must be at least {SMALLEST_VOCABULARY}."
+        )
+    try:
+        model = TransformerConfig(vocab_size=config.vocab_size, **config.model.to_dict())
+    except (TypeError, AttributeError) as error:  # a field that is missing or not known
+        raise ValueError(f"config.model does not describe a model ({error}).") from error
+    if config.max_tokens > model.max_positions:
         raise ValueError(
             f"config.max_tokens is {config.max_tokens}, more than config.model.max_positions, "
-            f"which is {config.model.max_positions}."
+            f"which is {model.max_positions}."
         )
     if config.compute_dtype not in training.COMPUTE_DTYPES:
         raise ValueError(
             f"config.compute_dtype is {config.compute_dtype!r}; allowed are "
             f"{', '.join(training.COMPUTE_DTYPES)}."
         )
-    return _pick(batches.DataConfig, config), _pick(training.OptimizerConfig, config)
+    return _pick(batches.DataConfig, config), _pick(training.OptimizerConfig, config), model
 
 
 def _pick(kind: Any, config: ConfigDict) -> Any:
     return kind(**{field.name: config[field.name] for field in dataclasses.fields(kind)})
-
-
-def _model_config(config: ConfigDict, vocab_size: int) -> TransformerConfig:
-    return TransformerConfig(vocab_size=vocab_size, **config.model.to_dict())
 
 
 def _by_name(state: training.TrainState) -> dict[str, jax.Array]:

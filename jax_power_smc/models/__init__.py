@@ -1,0 +1,1 @@
+"""Language models: the transformer, its checkpoints, and a table small enough to enumerate."""

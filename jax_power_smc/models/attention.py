@@ -62,9 +62,7 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     scores = jnp.where(causal[None], scores, jnp.float32(_MASKED))
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
-    out = jnp.einsum(
-        "kmt,kth->kmh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+    out = jnp.einsum("kmt,kth->kmh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     out = out / jnp.sum(weights, axis=-1, keepdims=True)
     return out.reshape(heads, group, length, dim).transpose(2, 0, 1, 3).astype(v.dtype)
 
@@ -90,14 +88,12 @@ def shared_prompt_attention(
     Returns:
       [N, K, G, H], of the dtype of ``v``. Accumulated in float32.
     """
-    n, heads, group, dim = q.shape
+    n, heads, _, dim = q.shape
     chex.assert_shape([prompt_k, prompt_v], (prompt_valid.shape[0], heads, dim))
     chex.assert_shape([k, v], (n, heads, valid.shape[0], dim))
     q = q * jnp.asarray(dim**-0.5, q.dtype)
     scores = jnp.einsum("nkgh,skh->nkgs", q, prompt_k, preferred_element_type=jnp.float32)
-    prompt_part, prompt_max, prompt_sum = _partial(
-        scores, prompt_valid, prompt_v, "nkgs,skh->nkgh"
-    )
+    prompt_part, prompt_max, prompt_sum = _partial(scores, prompt_valid, prompt_v, "nkgs,skh->nkgh")
     scores = jnp.einsum("nkgh,nkth->nkgt", q, k, preferred_element_type=jnp.float32)
     own_part, own_max, own_sum = _partial(scores, valid, v, "nkgt,nkth->nkgh")
 

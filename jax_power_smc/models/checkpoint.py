@@ -24,6 +24,11 @@ from jax_power_smc.models.transformer import TransformerLM
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+# The safetensors names of what may be converted to the model's dtype; integers of a quantised
+# checkpoint would convert too, into nonsense.
+FLOATS = ("F64", "F32", "F16", "BF16")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -109,35 +114,31 @@ def load_params(
       The parameters of ``TransformerLM(config, dtype)``.
 
     Raises:
-      CheckpointError: naming all missing, misshaped and unexpected tensors at once, or the file
-        that cannot be read.
+      CheckpointError: naming all missing, misshaped, unexpected and repeated tensors at once, or
+        the file that cannot be read.
     """
     root = pathlib.Path(directory)
     table = {entry.name: entry for entry in tensor_table(config)}
-    arrays: dict[tuple[str | int, ...], jax.Array] = {}
+    arrays: dict[tuple[Any, ...], jax.Array] = {}
+    seen: set[str] = set()
     problems: list[str] = []
     for file in _weight_files(root):
         try:
             with safe_open(file, framework="flax") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    entry = table.get(name)
-                    if entry is None:
-                        if not _ignorable(name, config):
-                            problems.append(f"unexpected {name}")
-                        continue
-                    shape = tuple(tensors.get_slice(name).get_shape())
-                    if shape != entry.file_shape:
-                        problems.append(f"{name} has shape {shape}, expected {entry.file_shape}")
-                        continue
-                    arrays[entry.path] = entry.from_file(tensors.get_tensor(name)).astype(dtype)
+                    problem = _misfit(name, tensors.get_slice(name), table, seen, config)
+                    if problem is not None:
+                        problems.append(problem)
+                    elif name in table:
+                        entry = table[name]
+                        array = entry.from_file(tensors.get_tensor(name))
+                        arrays[entry.path] = array.astype(dtype)
+                    seen.add(name)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is not a readable safetensors file ({error}).") from error
-    misshaped = {text.split(" ", 1)[0] for text in problems}
-    problems += [
-        f"missing {entry.name}"
-        for entry in table.values()
-        if entry.path not in arrays and entry.name not in misshaped
-    ]
+            raise CheckpointError(
+                f"{file} is not a readable safetensors file ({error})."
+            ) from error
+    problems += [f"missing {name}" for name in table if name not in seen]
     if problems:
         raise CheckpointError(
             f"the weights in {root} do not fit its config.json: {'; '.join(problems)}."
@@ -174,19 +175,39 @@ def save_pretrained(
     partial.replace(root / WEIGHTS)
 
 
+def _misfit(
+    name: str, header: Any, table: dict[str, Entry], seen: set[str], config: TransformerConfig
+) -> str | None:
+    """What is wrong with a tensor of the file, by its name, shape and dtype."""
+    entry = table.get(name)
+    if entry is None:
+        return None if _ignorable(name, config) else f"unexpected {name}"
+    shape = tuple(header.get_shape())
+    if name in seen:
+        return f"{name} is there twice"
+    if shape != entry.file_shape:
+        return f"{name} has shape {shape}, expected {entry.file_shape}"
+    if header.get_dtype() not in FLOATS:
+        return f"{name} has dtype {header.get_dtype()}, expected one of {', '.join(FLOATS)}"
+    return None
+
+
 def _weight_files(root: pathlib.Path) -> list[pathlib.Path]:
     if (root / WEIGHTS).is_file():
         return [root / WEIGHTS]
     if not (root / INDEX).is_file():
-        raise CheckpointError(f"{root} has neither {WEIGHTS} nor {INDEX}.")
+        pickles = sorted(path.name for path in root.iterdir() if path.suffix in PICKLES)
+        hint = f"; {', '.join(pickles)} is a pickle, which is never loaded" if pickles else ""
+        raise CheckpointError(f"{root} has neither {WEIGHTS} nor {INDEX}{hint}.")
     try:
-        names = sorted(set(json.loads((root / INDEX).read_text())["weight_map"].values()))
+        names = sorted(set(json.loads((root / INDEX).read_text("utf-8"))["weight_map"].values()))
+        files = [root / name for name in names]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{root / INDEX} is not a safetensors index ({error!r}).") from error
-    missing = [name for name in names if not (root / name).is_file()]
+    missing = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
     if missing:
         raise CheckpointError(f"{root / INDEX} names {', '.join(missing)}, which is not there.")
-    return [root / name for name in names]
+    return files
 
 
 def _ignorable(name: str, config: TransformerConfig) -> bool:

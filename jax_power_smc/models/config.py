@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from typing import Any
 
@@ -9,6 +10,20 @@ from typing import Any
 FAMILIES: dict[str, tuple[str, bool]] = {
     "llama": ("LlamaForCausalLM", False),
     "qwen2": ("Qwen2ForCausalLM", True),
+}
+
+# our field -> its name in config.json: the sizes that must be there, and those with a default
+_REQUIRED = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_size": "intermediate_size",
+}
+_OPTIONAL = {
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_positions": "max_position_embeddings",
 }
 
 
@@ -57,8 +72,10 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
+            if field.type is int and not _is_size(value):
                 raise CheckpointError(f"{field.name} is {value!r}; it must be a positive integer.")
+            if field.type is float and not _is_positive(value):
+                raise CheckpointError(f"{field.name} is {value!r}; it must be a positive number.")
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"num_heads is {self.num_heads}; it must be a multiple of num_kv_heads, "
@@ -71,6 +88,12 @@ class TransformerConfig:
         if self.family not in FAMILIES:
             raise UnsupportedModelError(
                 f"family is {self.family!r}; allowed are {', '.join(FAMILIES)}."
+            )
+        # A checkpoint says this by its family alone: any other pair could be saved, not read.
+        if self.qkv_bias != FAMILIES[self.family][1]:
+            raise UnsupportedModelError(
+                f"qkv_bias is {self.qkv_bias!r}; with family {self.family!r} only "
+                f"{FAMILIES[self.family][1]} is allowed."
             )
 
     @property
@@ -113,62 +136,110 @@ def config_from_hf(raw: dict[str, Any], source: str = "config.json") -> Transfor
     """
     family = _family(raw, source)
     _, qkv_bias = FAMILIES[family]
-    required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    missing = [name for name in (*required, "intermediate_size") if raw.get(name) is None]
+    ropes = _ropes(raw, source)
+    _refuse_unimplemented(raw, family, ropes, source)
+    missing = [name for name in _REQUIRED.values() if raw.get(name) is None]
     if missing:
         raise CheckpointError(f"{source} lacks {', '.join(missing)}.")
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    refusals = {
-        "rope scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-        "a sliding window": bool(raw.get("use_sliding_window")),
-        "attention_bias": family == "llama" and bool(raw.get("attention_bias")),
-        "mlp_bias": bool(raw.get("mlp_bias")),
-        f"hidden_act {raw.get('hidden_act')!r}": raw.get("hidden_act", "silu") != "silu",
-        "quantized weights": bool(raw.get("quantization_config")),
-        "code of its own (auto_map)": bool(raw.get("auto_map")),
+    names = _REQUIRED | _OPTIONAL
+    sizes = {ours: raw[name] for ours, name in names.items() if raw.get(name) is not None}
+    numbers = {
+        "rope_theta": next(
+            (r["rope_theta"] for r in ropes if r.get("rope_theta") is not None), None
+        ),
+        "rms_norm_eps": raw.get("rms_norm_eps"),
     }
-    refused = [name for name, present in refusals.items() if present]
-    if refused:
-        raise UnsupportedModelError(
-            f"{source} asks for {' and '.join(refused)}, which is not implemented."
+    bad = [f"{names[ours]} {value!r}" for ours, value in sizes.items() if not _is_size(value)]
+    bad += [f"{k} {v!r}" for k, v in numbers.items() if v is not None and not _is_positive(v)]
+    if bad:
+        raise CheckpointError(
+            f"{source} has {', '.join(bad)}; sizes must be positive integers, rope_theta and "
+            "rms_norm_eps positive numbers."
         )
-    heads = raw["num_attention_heads"]
-    return TransformerConfig(
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-        mlp_size=raw["intermediate_size"],
-        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        qkv_bias=qkv_bias,
-        tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        max_positions=raw.get("max_position_embeddings", 2048),
-        family=family,
-    )
+    heads, width = sizes["num_heads"], sizes["hidden_size"]
+    if "head_dim" not in sizes and width % heads:
+        raise CheckpointError(
+            f"{source} has hidden_size {width} and num_attention_heads {heads} and no head_dim; "
+            "the first must then be a multiple of the second."
+        )
+    defaults = {"num_kv_heads": heads, "head_dim": width // heads, "max_positions": 2048}
+    try:
+        return TransformerConfig(
+            **(defaults | sizes),
+            rope_theta=float(numbers["rope_theta"] or 10_000.0),
+            norm_eps=float(numbers["rms_norm_eps"] or 1e-6),
+            qkv_bias=qkv_bias,
+            tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            family=family,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} cannot be used: {error}") from error
 
 
 def config_to_hf(config: TransformerConfig, **extra: Any) -> dict[str, Any]:
     """The ``config.json`` of a checkpoint of ours; the inverse of ``config_from_hf``."""
+    names = _REQUIRED | _OPTIONAL
     return {
         "architectures": [FAMILIES[config.family][0]],
         "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_size,
+        **{name: getattr(config, ours) for ours, name in names.items()},
         "rope_theta": config.rope_theta,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied_embeddings,
-        "max_position_embeddings": config.max_positions,
         "hidden_act": "silu",
         **extra,
     }
+
+
+def _ropes(raw: dict[str, Any], source: str) -> list[dict[str, Any]]:
+    """Every place where rotary settings may stand, the one with the last word first."""
+    ropes = []
+    for name in ("rope_parameters", "rope_scaling"):
+        value = raw.get(name) or {}
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{source} has {name} {value!r}; it must be an object or null.")
+        ropes.append(value)
+    return [*ropes, {"rope_theta": raw.get("rope_theta")}]
+
+
+def _refuse_unimplemented(
+    raw: dict[str, Any], family: str, ropes: list[dict[str, Any]], source: str
+) -> None:
+    """Names every setting that would change the result and is not implemented."""
+    kinds = [r.get("rope_type") or r.get("type") or "default" for r in ropes]
+    kind = next((kind for kind in kinds if kind != "default"), "default")
+    # Settings by kind of layer; read as one set they would silently mean theta 10000.
+    nested = any(isinstance(value, dict) for rope in ropes for value in rope.values())
+    rotated = [r.get("partial_rotary_factor") for r in (*ropes, raw)]
+    windows = {str(kind) for kind in raw.get("layer_types") or []} - {"full_attention"}
+    activation = raw.get("hidden_act", "silu")
+    refusals = {
+        f"rope_type {kind!r} (implemented is 'default')": kind != "default",
+        "rope_parameters by layer type (implemented is one set for all)": nested,
+        "a partial_rotary_factor (implemented is 1)": any(f not in (None, 1) for f in rotated),
+        f"layer_types {sorted(windows)} (implemented is 'full_attention')": bool(windows),
+        "use_sliding_window true (implemented is false)": bool(raw.get("use_sliding_window")),
+        "attention_bias true (implemented is false)": family == "llama"
+        and bool(raw.get("attention_bias")),
+        "mlp_bias true (implemented is false)": bool(raw.get("mlp_bias")),
+        f"hidden_act {activation!r} (implemented is 'silu')": activation not in ("silu", "swish"),
+        "quantization_config (weights must be plain floating point)": bool(
+            raw.get("quantization_config")
+        ),
+        "auto_map (a checkpoint's own code is never run)": bool(raw.get("auto_map")),
+    }
+    refused = [text for text, present in refusals.items() if present]
+    if refused:
+        raise UnsupportedModelError(f"{source} asks for {' and '.join(refused)}.")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_positive(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value > 0
 
 
 def _family(raw: dict[str, Any], source: str) -> str:
@@ -176,13 +247,15 @@ def _family(raw: dict[str, Any], source: str) -> str:
     model_type = raw.get("model_type")
     architectures = raw.get("architectures") or []
     allowed = ", ".join(architecture for architecture, _ in FAMILIES.values())
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"{source} names model_type {model_type!r} (architectures {architectures}); "
             f"implemented are {allowed}."
         )
-    if architectures and FAMILIES[model_type][0] not in architectures:
+    # A string would be searched for a part of itself.
+    listed = architectures if isinstance(architectures, list) else [architectures]
+    if listed and FAMILIES[model_type][0] not in listed:
         raise UnsupportedModelError(
             f"{source} names architectures {architectures}; implemented are {allowed}."
         )
-    return str(model_type)
+    return model_type

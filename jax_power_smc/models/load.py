@@ -44,14 +44,16 @@ def load(name: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> LoadedMod
 
     Args:
       name: "tiny-reasoner", or a directory with config.json, safetensors and tokenizer.json.
-      dtype: of parameters and cache.
+      dtype: of parameters and cache, float32, bfloat16 or float16.
 
     Raises:
+      ValueError: for another dtype.
       CheckpointError: if a file is missing or does not fit the others.
       UnsupportedModelError: if the architecture or a feature of it is not implemented.
     """
     directory = _resolve(name)
     config = read_config(directory)
+    model = TransformerLM(config, dtype)
     tokenizer = _load_tokenizer(directory)
     if len(tokenizer) > config.vocab_size:
         raise CheckpointError(
@@ -65,22 +67,27 @@ def load(name: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> LoadedMod
             f"{directory} names eos ids {outside}, outside its vocabulary of {config.vocab_size}."
         )
     params = checkpoint.load_params(directory, config, dtype)
-    return LoadedModel(
-        TransformerLM(config, dtype), params, tokenizer, eos_ids, config, directory
-    )
+    return LoadedModel(model, params, tokenizer, eos_ids, config, directory)
 
 
 def read_eos_ids(directory: pathlib.Path) -> tuple[int, ...]:
-    """The eos set: generation_config.json has the last word, config.json the first."""
+    """The eos set: that of generation_config.json, or else that of config.json, or empty."""
     for file in ("generation_config.json", "config.json"):
         path = directory / file
-        if path.is_file():
-            try:
-                value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            except (ValueError, AttributeError) as error:
-                raise CheckpointError(f"{path} is not a JSON object ({error}).") from error
-            if value is not None:
-                return tuple(value) if isinstance(value, list) else (int(value),)
+        if not path.is_file():
+            continue
+        try:
+            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not a JSON object ({error}).") from error
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+            raise CheckpointError(
+                f"{path} has eos_token_id {value!r}; it must be an integer or a list of them."
+            )
+        return tuple(ids)
     return ()
 
 
@@ -108,4 +115,5 @@ def _load_tokenizer(directory: pathlib.Path) -> Any:
             directory, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the library raises many kinds for a broken file
-        raise CheckpointError(f"the tokenizer in {directory} cannot be read ({error}).") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the tokenizer in {directory} cannot be read ({reason}).") from error

@@ -38,7 +38,7 @@ class TableLM:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "order"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a positive integer.")
 
     @property

@@ -17,6 +17,9 @@ from flax import nnx
 from jax_power_smc.models import attention
 from jax_power_smc.models.config import TransformerConfig
 
+# Not float64: products and norms are computed in float32.
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 class PromptContext(NamedTuple):
     """What the particles of one prompt share.
@@ -48,6 +51,10 @@ def _dot(contraction: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return out.astype(x.dtype)
 
 
+def _add(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    return x if bias is None else x + bias[...][None]
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square norm with a learned scale, computed in float32."""
 
@@ -56,6 +63,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x [M, D] -> [M, D]."""
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
@@ -82,20 +90,14 @@ class Attention(nnx.Module):
         self.value_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
         self.theta = config.rope_theta
 
-    def project(
-        self, x: jax.Array, positions: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [M, D] at positions [M] -> q [M, K, G, H], k [M, K, H], v [M, K, H]."""
         q = _dot("md,dkgh->mkgh", x, self.query[...])
         k = _dot("md,dkh->mkh", x, self.key[...])
         v = _dot("md,dkh->mkh", x, self.value[...])
-        if self.query_bias is not None:
-            q = q + self.query_bias[...][None]
-            k = k + self.key_bias[...][None]
-            v = v + self.value_bias[...][None]
-        q = attention.rotate(q, positions, self.theta)
-        k = attention.rotate(k, positions, self.theta)
-        return q, k, v
+        q = attention.rotate(_add(q, self.query_bias), positions, self.theta)
+        k = attention.rotate(_add(k, self.key_bias), positions, self.theta)
+        return q, k, _add(v, self.value_bias)
 
 
 class Block(nnx.Module):
@@ -138,7 +140,6 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Teacher-forced logits: tokens [B, S] int32 -> [B, S, V] float32."""
-
         x, _, _ = self.encode(tokens)
         return self.logits(x).reshape(*tokens.shape, -1)
 
@@ -216,11 +217,16 @@ class TransformerLM:
       dtype: of parameters and cache.
       vocab_size: V.
       max_positions: longest prompt plus generated tokens.
+
+    Raises:
+      ValueError: for a dtype that is not one of ``DTYPES``.
     """
 
     def __init__(self, config: TransformerConfig, dtype: Any = jnp.float32) -> None:
         self.config = config
         self.dtype = jnp.dtype(dtype)
+        if self.dtype.name not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype.name}; allowed are {', '.join(DTYPES)}.")
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_positions
 
@@ -236,9 +242,7 @@ class TransformerLM:
 
     def abstract_module(self) -> Transformer:
         """The module with shapes in place of arrays."""
-        return nnx.eval_shape(
-            lambda: Transformer(self.config, rngs=nnx.Rngs(0), dtype=self.dtype)
-        )
+        return nnx.eval_shape(lambda: Transformer(self.config, rngs=nnx.Rngs(0), dtype=self.dtype))
 
     def init(self, key: jax.Array) -> nnx.State:
         """Random parameters."""

@@ -1,0 +1,1 @@
+"""The tiny reasoner: its problems, tokenizer, batches and training."""

@@ -82,7 +82,8 @@ def make_pool(
     examples: list[tuple[int, list[int]]] = []
     drawn = 0
     while len(examples) < wanted:
-        if drawn > 10 * wanted:
+        # At least a thousand, so that a small pool is not refused by bad luck.
+        if drawn > max(10 * wanted, 1000):
             raise ValueError(
                 f"max_tokens is {config.max_tokens}; more than 90% of the examples are longer."
             )

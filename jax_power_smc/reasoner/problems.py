@@ -1,22 +1,31 @@
 """Word problems over integers, and solutions written the way a web corpus writes them.
 
-A problem is a short story with two to four arithmetic steps. What makes its solutions useful
-for studying power sampling is the *fork* that recurs at every step: the result is either
+A problem is a short story with two to four arithmetic steps, each a product that is added to or
+taken from what was there before. What makes its solutions useful for studying power sampling is
+the *fork* that recurs at every step: the result is either
 
-* **stated** (``147*23=3381``): one line, computed in the head, or
-* **written out** (``147*23:`` and then the parts, or the columns digit by digit).
+* **stated** (``3381+38*64=5813``): one line, computed in the head, or
+* **written out** (``3381+38*64:``): then the parts follow, digit by digit.
 
 Stating is somewhat commoner, so low-temperature decoding prefers it; but a small model cannot
-compute a long product in its head, so after ``=`` its digits are spread over many values, while
-after ``:`` every token is nearly certain. The power distribution weighs whole continuations and
-therefore prefers the written-out start. The grammar of a step, one line each:
+compute a product of several digits in its head, so after ``=`` its digits are spread over many
+values, while after ``:`` every token is nearly certain. The power distribution weighs whole
+continuations and therefore prefers the written-out start. A solution written out everywhere:
 
-    A*B:                      a two-digit factor is split into units and tens, three lines follow
-    147*3=441                 stated
-    147*20:7*2=14,4*2+1=9,1*2+0=2>2940        columns from the right, carry added, ">" the result
-    441+2940:1+0=1,4+4+0=8,4+9+0=13,0+2+1=3>3381
-    3381-1294:11-4=7,18-9-1=8,3-2-1=0,3-1-0=2>2087       a borrow shows as ten added on top
-    answer 2087
+    147*23:
+    147*3:21,14,4>441               columns from the right: 7*3, 4*3 and the carry 2, 1*3 and 1
+    147*20:14,9,2>2940              the tens: the same for 147*2, and a zero
+    441+2940:1,8,13,3>3381          column sums with carry
+    3381+38*64:
+    38*4:32,15>152
+    38*60:48,22>2280
+    3381+152+2280:3,21,8,5>5813
+    5813-12*45:
+    12*5:10,6>60
+    12*40:8,4>480
+    60+480:0,14,5>540
+    5813-540:3,-3,2,5>5273          a negative column: its digit is 7, and one is borrowed
+    answer 5273
 
 Everything is a deterministic function of the ``random.Random`` that is passed in.
 """
@@ -24,38 +33,87 @@ Everything is a deterministic function of the ``random.Random`` that is passed i
 import dataclasses
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 SPLITS = ("train", "valid", "test")
 
-# Chance that a step is written out rather than stated, at every fork (also the nested ones).
+# Chance that a step is written out rather than stated, at every fork.
 WRITTEN_SHARE = 0.42
-# Careless mistakes, per line: people slip more often when they compute in the head.
+# Careless mistakes, per line: people slip more often when they compute in the head. A written
+# slip that falls on a digit 0 or 9 does not happen, so there are somewhat fewer.
 STATED_MISTAKES = 0.05
-WRITTEN_MISTAKES = 0.01
+WRITTEN_MISTAKES = 0.005
 
 LARGEST_VALUE = 99_999
-# Bound on the characters of the fully written-out solution; keeps every answer within one bucket.
-LONGEST_SOLUTION = 240
 
-_NAMES = (
+_PEOPLE = (
     "Mia Leo Ava Noah Zoe Eli Ivy Max Ruth Omar Nina Paul Lena Hugo Sara Finn Rosa Karl Ada Ben "
     "Clara David Emma Felix Grace Henry Irene Jonas Kira Liam"
-).split()
-# (container, item): "packs 147 boxes with 23 pens each"
-_PACKS = (
-    "boxes pens|crates apples|bags marbles|jars cookies|shelves books|trays eggs|"
-    "packs stickers|baskets pears|albums photos|cartons bottles|sacks potatoes|drawers keys|"
-    "chests shells|racks plates|rolls stamps|tins nails"
 )
-_CONTAINERS = tuple(tuple(pair.split()) for pair in _PACKS.split("|"))
+_NAMES = tuple(_PEOPLE.split())
+_CONTAINERS = tuple(
+    [
+        "boxes",
+        "crates",
+        "bags",
+        "jars",
+        "shelves",
+        "trays",
+        "packs",
+        "baskets",
+        "albums",
+        "cartons",
+        "sacks",
+        "drawers",
+        "chests",
+        "racks",
+        "rolls",
+        "tins",
+    ]
+)
+_ITEMS = tuple(
+    [
+        "pens",
+        "apples",
+        "marbles",
+        "cookies",
+        "books",
+        "eggs",
+        "stickers",
+        "pears",
+        "photos",
+        "bottles",
+        "potatoes",
+        "keys",
+        "shells",
+        "plates",
+        "stamps",
+        "nails",
+    ]
+)
 _FILL = ("packs", "fills", "orders", "stacks", "collects", "counts")
-_COLORS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
 _GAIN = ("buys", "finds", "makes", "gets", "adds", "borrows")
 _LOSE = ("sells", "loses", "breaks", "sends away", "gives away", "throws out")
-_EARN = ("earns", "wins", "is given", "saves")
-_SPEND = ("spends", "pays", "lends out", "donates")
-_PERIODS = ("days", "weeks", "months", "years", "rounds", "seasons")
+
+
+class Step(NamedTuple):
+    """One step: ``count * size`` is added or taken away.
+
+    Attributes:
+      op: "+" or "-"; "+" in the first step, which starts from nothing.
+      count: how many containers.
+      size: how many items in each, two digits and neither of them 0.
+    """
+
+    op: str
+    count: int
+    size: int
+
+    def apply(self, value: int) -> int:
+        """The value after this step."""
+        product = self.count * self.size
+        return value + product if self.op == "+" else value - product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,20 +122,18 @@ class Problem:
 
     Attributes:
       question: one line of text that ends with a newline; the prompt.
-      steps: ``((operator, operand), ...)``; the first operand of step 1 is ``start``.
-      start: the number the chain starts from.
-      answer: the value of the chain.
+      steps: what is done, in order.
+      answer: the value after the last step.
     """
 
     question: str
-    start: int
-    steps: tuple[tuple[str, int], ...]
+    steps: tuple[Step, ...]
     answer: int
 
     @property
     def key(self) -> str:
         """The arithmetic of the problem; two problems are the same if their keys are equal."""
-        return str(self.start) + "".join(f"{op}{n}" for op, n in self.steps)
+        return "".join(f"{op}{count}*{size}" for op, count, size in self.steps)[1:]
 
 
 def split_of(key: str) -> str:
@@ -99,8 +155,7 @@ def sample_problem(rng: random.Random, split: str = "train") -> Problem:
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}.")
     while True:
-        start, steps = _sample_chain(rng)
-        problem = _tell(rng, start, steps)
+        problem = _tell(rng, _sample_steps(rng))
         if split_of(problem.key) == split:
             return problem
 
@@ -127,7 +182,7 @@ def write_solution(problem: Problem, rng: random.Random, written_share: float | 
     """
     careless = written_share is None
     writer = _Writer(rng, WRITTEN_SHARE if written_share is None else written_share, careless)
-    return writer.write(problem.start, problem.steps)
+    return writer.write(problem.steps)
 
 
 def parse_answer(text: str) -> int | None:
@@ -140,52 +195,27 @@ def parse_answer(text: str) -> int | None:
 # --- The arithmetic ---------------------------------------------------------------------------
 
 
-def _apply(value: int, op: str, operand: int) -> int:
-    return {"*": value * operand, "+": value + operand, "-": value - operand}[op]
-
-
-def _sample_chain(rng: random.Random) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """A start value and two to four steps, short enough when written out in full.
-
-    Length and kind are drawn before the rejection loop, so that rejection does not thin out the
-    long and hard ones.
-    """
+def _sample_steps(rng: random.Random) -> tuple[Step, ...]:
+    """Two to four steps whose values stay positive and at most ``LARGEST_VALUE``."""
     length = rng.choices((2, 3, 4), weights=(20, 45, 35))[0]
-    groups = rng.random() < 0.85
-    two_digit_factor = rng.random() < 0.85
-    while True:
-        if groups:
-            start = rng.randint(23, 99) if rng.random() < 0.4 else rng.randint(101, 899)
-            steps = [("*", _factor(rng, two_digit_factor))]
-        else:
-            start = rng.randint(123, 9999)
-            steps = [("+", rng.randint(123, 9999))]
-        value = _apply(start, *steps[0])
-        while len(steps) < length and value <= LARGEST_VALUE:
-            has_long_product = any(op == "*" and n > 9 for op, n in steps)
-            ops = [op for op in "*+-" if op != steps[-1][0] or op == "*"]
-            op = rng.choices(ops, weights=[2 if o == "*" else 1 for o in ops])[0]
-            if op == "*":
-                operand = _factor(rng, two_digit_factor and not has_long_product and value < 1000)
-            elif op == "+":
-                operand = rng.randint(max(12, value // 20), max(99, value))
-            else:
-                operand = rng.randint(max(2, value // 20), max(3, value * 9 // 10))
-            if op == "-" and len(str(value - operand)) < len(str(value)):
-                continue  # a result with leading zeros in its columns
-            steps.append((op, operand))
-            value = _apply(value, op, operand)
-        if not (10 <= value <= LARGEST_VALUE and len(steps) == length):
-            continue
-        written = _Writer(rng, written_share=1.0, careless=False).write(start, steps)
-        if len(written) <= LONGEST_SOLUTION:
-            return start, tuple(steps)
+    count = rng.randint(101, 499) if rng.random() < 0.7 else rng.randint(23, 99)
+    steps = [Step("+", count, _size(rng))]
+    value = steps[0].apply(0)
+    while len(steps) < length:
+        step = Step("-" if rng.random() < 0.35 else "+", rng.randint(12, 99), _size(rng))
+        after = step.apply(value)
+        # As many digits after a subtraction as before: no leading zeros in its columns.
+        long_enough = step.op == "+" or (after > 0 and len(str(after)) == len(str(value)))
+        if long_enough and after <= LARGEST_VALUE:
+            steps.append(step)
+            value = after
+        elif step.op == "-" and value < 3000:
+            continue  # often nothing fits below a small value; draw the sign again as well
+    return tuple(steps)
 
 
-def _factor(rng: random.Random, two_digits: bool) -> int:
-    if two_digits:
-        return 10 * rng.randint(2, 9) + rng.randint(2, 9)
-    return rng.randint(3, 9)
+def _size(rng: random.Random) -> int:
+    return 10 * rng.randint(2, 9) + rng.randint(2, 9)
 
 
 class _Writer:
@@ -197,106 +227,105 @@ class _Writer:
         self._written_share = written_share
         self._careless = careless
 
-    def write(self, start: int, steps: Sequence[tuple[str, int]]) -> str:
+    def write(self, steps: Sequence[Step]) -> str:
         """Writes the whole solution."""
-        value = start
-        for op, operand in steps:
-            value = self.step(value, op, operand)
+        value = 0
+        for index, step in enumerate(steps):
+            value = self._step(value, step, first=index == 0)
         return "".join(f"{line}\n" for line in self._lines) + f"answer {value}"
 
-    def step(self, a: int, op: str, b: int) -> int:
-        """Writes ``a op b`` in one of the two ways and returns the value arrived at."""
-        if self._rng.random() >= self._written_share:
-            value = self._slip(_apply(a, op, b), STATED_MISTAKES)
-            self._lines.append(f"{a}{op}{b}={value}")
-            return value
-        if op == "*" and b > 9 and b % 10:
-            self._lines.append(f"{a}{op}{b}:")
-            units = self.step(a, op, b % 10)
-            tens = self.step(a, op, b - b % 10)
-            return self.step(units, "+", tens)
-        columns, value = self._columns(a, op, b)
-        self._lines.append(f"{a}{op}{b}:{','.join(columns)}>{value}")
-        return value
+    def _step(self, value: int, step: Step, first: bool) -> int:
+        """Writes one step in one of the two ways and returns the value arrived at."""
+        op, count, size = step
+        before = "" if first else f"{value}{op}"
+        written = self._rng.random() < self._written_share
+        # After mistakes a value may be too small, or negative; columns have no sign.
+        if not written or value < 0 or step.apply(value) < 0:
+            after = self._slip(step.apply(value))
+            self._lines.append(f"{before}{count}*{size}={after}")
+            return after
+        self._lines.append(f"{before}{count}*{size}:")
+        units, tens = size % 10, size // 10
+        one = self._columns(f"{count}*{units}", [d * units for d in _digits(count)])
+        ten = self._columns(f"{count}*{tens}0", [d * tens for d in _digits(count)], zero="0")
+        if first:
+            return self._sum(one, ten)
+        if op == "+":
+            return self._sum(value, one, ten)
+        taken = self._sum(one, ten)
+        if taken > value:  # a mistake just above
+            self._lines.append(f"{value}-{taken}={value - taken}")
+            return value - taken
+        pairs = zip(*_aligned(value, taken), strict=True)
+        return self._columns(f"{value}-{taken}", [a - b for a, b in pairs])
 
-    def _columns(self, a: int, op: str, b: int) -> tuple[list[str], int]:
-        """The columns of ``a op b`` from the right, and the value that they spell."""
-        zeros = ""
-        if op == "*":
-            if b % 10 == 0:
-                b, zeros = b // 10, "0"
-            pairs = [(int(d), b) for d in reversed(str(a))]
-        else:
-            width = max(len(str(a)), len(str(b)))
-            pairs = list(
-                zip(
-                    map(int, reversed(f"{a:0{width}d}")),
-                    map(int, reversed(f"{b:0{width}d}")),
-                    strict=True,
-                )
-            )
+    def _sum(self, *numbers: int) -> int:
+        columns = [sum(column) for column in zip(*_aligned(*numbers), strict=True)]
+        return self._columns("+".join(map(str, numbers)), columns)
+
+    def _columns(self, head: str, parts: Sequence[int], zero: str = "") -> int:
+        """Writes the columns from the right and returns the value that they spell.
+
+        Args:
+          head: what is computed.
+          parts: what each column holds before the carry.
+          zero: what the value ends with, below the columns.
+        """
         slip_at = -1
         if self._careless and self._rng.random() < WRITTEN_MISTAKES:
-            slip_at = self._rng.randrange(len(pairs))
-        columns, digits, carry = [], "", 0
-        for i, (x, y) in enumerate(pairs):
-            carried = "" if i == 0 else f"{'-' if op == '-' else '+'}{carry}"
-            if op == "-":
-                top = x + 10 if x - y - carry < 0 else x
-                result = top - y - carry
-                carry = int(top > 9)
-                x = top
-            else:
-                result = _apply(x, op, y) + carry
-            if i == slip_at and result % 10 not in (0, 9):
-                result += self._rng.choice((-1, 1))
-            columns.append(f"{x}{op}{y}{carried}={result}")
-            if op != "-":
-                carry = result // 10
-            last = i == len(pairs) - 1
-            digits = (str(result) if last else str(result % 10)) + digits
-        return columns, int(digits + zeros)
+            slip_at = self._rng.randrange(len(parts))
+        columns, digits, carry = [], zero, 0
+        for i, part in enumerate(parts):
+            total = part + carry
+            if i == slip_at and total % 10 not in (0, 9):
+                total += self._rng.choice((-1, 1))
+            columns.append(str(total))
+            # Floor division: -3 is the digit 7 and a carry of -1, the borrow.
+            carry = total // 10
+            digits = (str(total) if i == len(parts) - 1 else str(total % 10)) + digits
+        value = int(digits)
+        self._lines.append(f"{head}:{','.join(columns)}>{value}")
+        return value
 
-    def _slip(self, value: int, chance: float) -> int:
-        """``value``, or with this chance the value with one digit (not the first) wrong."""
-        if not self._careless or self._rng.random() >= chance:
+    def _slip(self, value: int) -> int:
+        """A stated value, now and then with one digit (not the first) wrong."""
+        if not self._careless or self._rng.random() >= STATED_MISTAKES:
             return value
         text = str(value)
+        if len(text) == 1:
+            return value
         at = self._rng.randrange(1, len(text))
         other = self._rng.choice([d for d in "0123456789" if d != text[at]])
         return int(text[:at] + other + text[at + 1 :])
 
 
+def _digits(number: int, width: int = 0) -> list[int]:
+    """Decimal digits from the right, with zeros up to ``width``."""
+    return [int(digit) for digit in reversed(f"{number:0{width}d}")]
+
+
+def _aligned(*numbers: int) -> Iterable[list[int]]:
+    width = max(len(str(number)) for number in numbers)
+    return [_digits(number, width) for number in numbers]
+
+
 # --- The story --------------------------------------------------------------------------------
 
 
-def _tell(rng: random.Random, start: int, steps: tuple[tuple[str, int], ...]) -> Problem:
-    """Puts a chain into words."""
+def _tell(rng: random.Random, steps: tuple[Step, ...]) -> Problem:
+    """Puts the steps into words."""
     name = rng.choice(_NAMES)
-    container, item = rng.choice(_CONTAINERS)
-    first_op, first = steps[0]
-    if first_op == "*":
-        text = [f"{name} {rng.choice(_FILL)} {start} {container} with {first} {item} each."]
-    else:
-        one, other = rng.sample(_COLORS, 2)
-        text = [f"{name} has {start} {one} {item} and {first} {other} {item}."]
-    unit = item
-    value = _apply(start, first_op, first)
-    for op, n in steps[1:]:
-        if op == "*" and unit == item:
-            if rng.random() < 0.6:
-                text.append(f"All are sold at {n} coins each.")
-                unit = "coins"
-            else:
-                text.append(f"This is done for {n} {rng.choice(_PERIODS)}.")
-        elif op == "*":
-            text.append(f"This is done for {n} {rng.choice(_PERIODS)}.")
-        elif op == "+":
-            verb = rng.choice(_EARN if unit == "coins" else _GAIN)
-            text.append(f"Then {name} {verb} {n} more {unit}.")
+    item = rng.choice(_ITEMS)
+    containers = rng.sample(_CONTAINERS, len(steps))
+    value, text = 0, []
+    for (op, count, size), container in zip(steps, containers, strict=True):
+        if not text:
+            verb, unit = rng.choice(_FILL), f" {item}"
+            text.append(f"{name} {verb} {count} {container} with {size}{unit} each.")
         else:
-            verb = rng.choice(_SPEND if unit == "coins" else _LOSE)
-            text.append(f"Then {name} {verb} {n} {unit}.")
-        value = _apply(value, op, n)
-    text.append(f"How many {unit} is that?\n")
-    return Problem(question=" ".join(text), start=start, steps=steps, answer=value)
+            verb = rng.choice(_GAIN if op == "+" else _LOSE)
+            more = "more " if op == "+" else ""
+            text.append(f"Then {name} {verb} {count} {more}{container} with {size} each.")
+        value = Step(op, count, size).apply(value)
+    text.append(f"How many {item} is that?\n")
+    return Problem(question=" ".join(text), steps=steps, answer=value)

@@ -16,6 +16,9 @@ from jax_power_smc.models.config import TransformerConfig
 from jax_power_smc.models.transformer import Transformer
 from jax_power_smc.reasoner.batches import Batch
 
+# Counted tokens of an example, roughly; only the scale of the clipped gradient depends on it.
+TYPICAL_TOKENS = 128
+
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -115,8 +118,10 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _decayed(params: Any) -> Any:
-    """True for matrices (and the kernels that keep head axes apart), False for norm scales."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    """True for matrices, also those with head axes apart; False for norm scales and biases."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and "_bias" not in jax.tree_util.keystr(path), params
+    )
 
 
 def init_state(
@@ -145,9 +150,13 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         count = jnp.sum(batch.counted, dtype=jnp.float32)
-        loss, gradient = jax.value_and_grad(lambda p: loss_sum(p, batch) / count)(state.params)
+        # Batches hold examples of similar length. Dividing by each batch's own count would make
+        # a token of a short solution count for more than one of a long solution.
+        scale = jnp.float32(batch.inputs.shape[0] * TYPICAL_TOKENS)
+        loss, gradient = jax.value_and_grad(lambda p: loss_sum(p, batch) / scale)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        return TrainState(optax.apply_updates(state.params, updates), opt_state), loss
+        state = TrainState(optax.apply_updates(state.params, updates), opt_state)
+        return state, loss * scale / count
 
     return jax.jit(step, donate_argnums=0)
 

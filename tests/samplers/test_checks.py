@@ -1,0 +1,106 @@
+"""One sentence with the value and what is allowed, for every bad value."""
+
+import numpy as np
+import pytest
+
+from jax_power_smc import Ancestral, PowerSMC
+from jax_power_smc.samplers import checks
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("value", [3, 100, np.int32(3), np.int64(7)])
+def test_integers_in_range_pass(value):
+    checks.integer("n", value, at_least=3)
+
+
+@pytest.mark.parametrize("value", [2, -1, 3.0, True, "3", None, NAN, np.float32(4)])
+def test_other_integers_are_refused(value):
+    with pytest.raises(ValueError) as error:
+        checks.integer("n", value, at_least=3)
+    assert str(error.value) == f"n is {value!r}; it must be an integer of at least 3."
+
+
+@pytest.mark.parametrize("value", [0, 0.5, 1, np.float32(1), np.int64(0)])
+def test_numbers_in_range_pass(value):
+    checks.number("x", value, at_least=0, at_most=1)
+
+
+@pytest.mark.parametrize("value", [-1e-9, 1.0001, True, "0", None, np.nan, INF, -INF])
+def test_other_numbers_are_refused(value):
+    with pytest.raises(ValueError) as error:
+        checks.number("x", value, at_least=0, at_most=1)
+    message = str(error.value)
+    assert message.startswith(f"x is {value!r}; ") and message.count(".") <= 1 + repr(value).count(
+        "."
+    )
+    assert "at least 0 and at most 1" in message
+
+
+def test_strict_bound():
+    checks.number("x", 1e-9, above=0)
+    with pytest.raises(ValueError, match=r"x is 0; .*greater than 0"):
+        checks.number("x", 0, above=0)
+
+
+@pytest.mark.parametrize("value", [INF, NAN])
+def test_a_value_that_is_not_finite_is_told_so(value):
+    with pytest.raises(ValueError, match="finite"):
+        checks.number("x", value, at_least=0)
+
+
+def test_names():
+    checks.one_of("kind", "b", ("a", "b"))
+    for value in ("c", "", None, 3, ["a"]):
+        with pytest.raises(ValueError, match=r"^kind is .*; allowed are a, b\.$"):
+            checks.one_of("kind", value, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_particles": 0}, "num_particles is 0; .*at least 1"),
+        ({"num_particles": True}, "num_particles is True; .*integer"),
+        ({"num_particles": 4.0}, r"num_particles is 4\.0; .*integer"),
+        ({"ess_threshold": -0.1}, r"ess_threshold is -0\.1; .*at least 0 and at most 1"),
+        ({"ess_threshold": 1.1}, r"ess_threshold is 1\.1; .*at least 0 and at most 1"),
+        ({"ess_threshold": NAN}, "ess_threshold is nan"),
+        ({"ess_threshold": True}, "ess_threshold is True"),
+        ({"resampling": "killing"}, "resampling is 'killing'; allowed are systematic, stratified"),
+        ({"resampling": None}, "resampling is None; allowed are"),
+        ({"ramp_tokens": -1}, "ramp_tokens is -1; .*at least 0"),
+        ({"ramp_tokens": 1.5}, r"ramp_tokens is 1\.5; .*integer"),
+        ({"check_every": 0}, "check_every is 0; .*at least 1"),
+        ({"check_every": False}, "check_every is False; .*integer"),
+        ({"order": "adaptive"}, "order is 'adaptive'; allowed are adapted, published"),
+        ({"proposal_temperature": 0.5}, r'temperature is 0\.5 .*order="published"'),
+        ({"proposal_temperature": 0.0, "order": "published"}, "greater than 0"),
+        ({"proposal_temperature": INF, "order": "published"}, "proposal_temperature is inf"),
+    ],
+    ids=str,
+)
+def test_power_smc_refuses_bad_values(change, message):
+    with pytest.raises(ValueError, match=message):
+        PowerSMC(**{"num_particles": 4, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": -0.1}, r"temperature is -0\.1; .*at least 0"),
+        ({"temperature": INF}, "temperature is inf"),
+        ({"temperature": True}, "temperature is True"),
+        ({"num_samples": 0}, "num_samples is 0; .*at least 1"),
+        ({"num_samples": True}, "num_samples is True; .*integer"),
+    ],
+    ids=str,
+)
+def test_ancestral_refuses_bad_values(change, message):
+    with pytest.raises(ValueError, match=message):
+        Ancestral(**change)
+
+
+@pytest.mark.parametrize("name", ["ramp_tokens", "check_every"])
+def test_more_steps_than_an_int32_holds_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is 2147483648"):
+        PowerSMC(4, **{name: 2**31}).numbers()

@@ -1,0 +1,174 @@
+"""The power proposal, its normaliser and the two-level draw."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_power_smc.proposal import BLOCK_SIZE, draw, power_proposal
+
+JUST_BELOW_ONE = np.float32(1 - 2**-24)
+
+
+def random_log_p(seed, num, vocab, impossible=()):
+    logits = np.random.default_rng(seed).normal(scale=2.0, size=(num, vocab))
+    logits[:, list(impossible)] = -np.inf
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def everything(log_p):
+    return jnp.ones(log_p.shape, bool)
+
+
+def power(log_p, allowed, exponent):
+    """p^a on the allowed tokens, by numpy."""
+    return np.where(allowed, np.exp(log_p), 0.0) ** exponent * allowed
+
+
+def pieces(points):
+    ends = [0.0, *sorted({p for p in points if 1e-12 < p < 1 - 1e-12}), 1.0]
+    return [((a + b) / 2, b - a) for a, b in itertools.pairwise(ends)]
+
+
+def distribution_of_draw(proposal):
+    """[V'] the exact distribution of the draw from row 0, integrated over both numbers."""
+    block_mass, mass = np.asarray(proposal.block_mass[0]), np.asarray(proposal.mass[0])
+    first = pieces((np.cumsum(block_mass) / block_mass.sum()).tolist())
+    inner = [np.cumsum(m) / m.sum() for m in mass if m.sum() > 0]
+    second = pieces(np.concatenate(inner).tolist())
+    cells = list(itertools.product(first, second))
+    uniforms = jnp.asarray([[a[0], b[0]] for a, b in cells])
+    tokens = draw(proposal, jnp.zeros(len(cells), jnp.int32), uniforms)
+    chance = [a[1] * b[1] for a, b in cells]
+    return np.bincount(np.asarray(tokens), weights=chance, minlength=mass.size)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.5, 8.0])
+@pytest.mark.parametrize("block_size", [1, 3, 7, 512])
+def test_two_level_draw_has_the_one_level_distribution(x64, exponent, block_size):
+    # 7 tokens: blocks of 3 leave the last block with one token and two of padding.
+    log_p = random_log_p(1, 1, 7, impossible=(2,))
+    allowed = np.array([[True, True, True, False, True, True, True]])
+    proposal = power_proposal(
+        jnp.asarray(log_p), jnp.asarray(allowed), jnp.asarray(exponent), block_size
+    )
+    truth = power(log_p, allowed, exponent)[0]
+    got = distribution_of_draw(proposal)
+    np.testing.assert_allclose(got[:7], truth / truth.sum(), atol=1e-12)
+    assert got[2] == 0 and got[3] == 0 and np.all(got[7:] == 0)
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 5, 64])
+@pytest.mark.parametrize("exponent", [1.0, 3.0])
+def test_log_sum_is_that_of_the_power_over_the_support(x64, block_size, exponent):
+    log_p = random_log_p(2, 6, 11, impossible=(10,))
+    allowed = np.random.default_rng(3).random((6, 11)) < 0.6
+    allowed[:, 4] = True
+    proposal = power_proposal(
+        jnp.asarray(log_p), jnp.asarray(allowed), jnp.asarray(exponent), block_size
+    )
+    truth = np.log(power(log_p, allowed, exponent).sum(axis=1))
+    np.testing.assert_allclose(proposal.log_sum, truth, rtol=1e-12)
+
+
+def test_log_sum_at_exponent_one_is_zero():
+    log_p = jnp.asarray(random_log_p(4, 3, 1000), jnp.float32)
+    proposal = power_proposal(log_p, everything(log_p), jnp.float32(1.0))
+    np.testing.assert_allclose(proposal.log_sum, 0.0, atol=1e-6)
+
+
+def test_log_sum_is_minus_alpha_less_one_times_renyi_entropy(x64):
+    log_p, alpha = random_log_p(5, 2, 9), 4.0
+    renyi = np.log((np.exp(log_p) ** alpha).sum(axis=1)) / (1 - alpha)
+    proposal = power_proposal(jnp.asarray(log_p), everything(log_p), jnp.asarray(alpha))
+    np.testing.assert_allclose(proposal.log_sum, -(alpha - 1) * renyi, rtol=1e-12)
+
+
+def test_large_exponent_does_not_underflow():
+    log_p = jnp.full((1, 2000), -np.log(2000), jnp.float32)
+    proposal = power_proposal(log_p, everything(log_p), jnp.float32(64.0))
+    assert float(proposal.log_sum[0]) == pytest.approx(-63 * np.log(2000), rel=1e-5)
+
+
+def test_exponent_zero_is_uniform_over_the_possible_tokens():
+    log_p = jnp.asarray(random_log_p(6, 1, 5, impossible=(0, 3)), jnp.float32)
+    proposal = power_proposal(log_p, everything(log_p), jnp.float32(0.0))
+    assert np.asarray(proposal.mass[0, 0]).tolist() == [0, 1, 1, 0, 1]
+    assert float(proposal.log_sum[0]) == pytest.approx(np.log(3), rel=1e-6)
+
+
+def test_empty_support_is_minus_infinity_and_not_nan():
+    log_p = jnp.asarray(random_log_p(7, 3, 4), jnp.float32)
+    allowed = jnp.asarray([[False] * 4, [True] * 4, [False] * 4])
+    proposal = power_proposal(log_p, allowed, jnp.float32(2.0))
+    assert np.isneginf(proposal.log_sum).tolist() == [True, False, True]
+    assert not np.isnan(proposal.mass).any()
+    token = draw(proposal, jnp.arange(3, dtype=jnp.int32), jnp.full((3, 2), 0.9))
+    assert int(token[0]) == 0 and int(token[2]) == 0
+
+
+@pytest.mark.parametrize("vocab", [BLOCK_SIZE - 1, BLOCK_SIZE, 2 * BLOCK_SIZE + 1])
+def test_impossible_tokens_are_never_drawn(vocab):
+    rng = np.random.default_rng(vocab)
+    log_p = random_log_p(8, 1, vocab)
+    allowed = rng.random((1, vocab)) < 0.05
+    allowed[0, [0, vocab - 1]] = False
+    log_p[0, 3] = -np.inf
+    allowed[0, [3, vocab // 2]] = True
+    proposal = power_proposal(
+        jnp.asarray(log_p, jnp.float32), jnp.asarray(allowed), jnp.float32(1.5)
+    )
+    edges = np.array([0.0, 0.5, JUST_BELOW_ONE], np.float32)
+    corners = np.array(list(itertools.product(edges, edges)), np.float32)
+    uniforms = np.concatenate([corners, rng.random((3000, 2)).astype(np.float32)])
+    rows = jnp.zeros(len(uniforms), jnp.int32)
+    token = np.asarray(draw(proposal, rows, jnp.asarray(uniforms)))
+    assert np.all(allowed[0, token]) and not np.any(token == 3)
+    assert len(set(token.tolist())) > 10
+
+
+def test_rows_draw_independently_of_each_other():
+    rng = np.random.default_rng(9)
+    log_p = random_log_p(9, 4, 6)
+    uniforms = rng.random((4, 2)).astype(np.float32)
+    own = jnp.arange(4, dtype=jnp.int32)
+
+    def tokens(log_p, uniforms):
+        log_p = jnp.asarray(log_p, jnp.float32)
+        proposal = power_proposal(log_p, everything(log_p), jnp.float32(2.0), 4)
+        return np.asarray(draw(proposal, own, jnp.asarray(uniforms))), proposal.log_sum
+
+    before, log_sum = tokens(log_p, uniforms)
+    for row in range(4):
+        other_p, other_u = random_log_p(90 + row, 4, 6), rng.random((4, 2)).astype(np.float32)
+        other_p[row], other_u[row] = log_p[row], uniforms[row]
+        after, other_sum = tokens(other_p, other_u)
+        assert after[row] == before[row] and other_sum[row] == log_sum[row]
+
+
+def test_drawing_through_rows_equals_moving_the_rows():
+    log_p = jnp.asarray(random_log_p(10, 5, 8), jnp.float32)
+    rows = jnp.array([3, 3, 0, 4, 1], jnp.int32)
+    uniforms = jnp.asarray(np.random.default_rng(1).random((5, 2)), jnp.float32)
+    through = draw(power_proposal(log_p, everything(log_p), jnp.float32(1.0), 3), rows, uniforms)
+    moved = power_proposal(log_p[rows], everything(log_p), jnp.float32(1.0), 3)
+    direct = draw(moved, jnp.arange(5, dtype=jnp.int32), uniforms)
+    np.testing.assert_array_equal(through, direct)
+
+
+def test_draws_are_the_same_under_jit_with_a_traced_exponent():
+    log_p = jnp.asarray(random_log_p(11, 3, 8), jnp.float32)
+    uniforms = jnp.asarray(np.random.default_rng(2).random((3, 2)), jnp.float32)
+    own, traces = jnp.arange(3, dtype=jnp.int32), []
+
+    def run(exponent):
+        traces.append(1)
+        return draw(power_proposal(log_p, everything(log_p), exponent), own, uniforms)
+
+    compiled = jax.jit(run)
+    for exponent in (1.0, 2.0, 7.0):
+        expected = run(jnp.float32(exponent))
+        np.testing.assert_array_equal(compiled(jnp.float32(exponent)), expected)
+    assert len(traces) == 3 + 1

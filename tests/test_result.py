@@ -1,0 +1,210 @@
+"""What is read off a result, and its file."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_power_smc import PowerTarget, SampleInfo, SampleResult
+from jax_power_smc.result import PHASES, concatenate
+
+INF = -np.inf
+WEIGHTS = [[0.5, 0.3, 0.2], [0.0, 0.6, 0.4]]
+
+
+def make(weights=WEIGHTS, *, offset=0, target=None):
+    """Two prompts of three particles, cap 4, end token 1."""
+    with np.errstate(divide="ignore"):
+        log_weights = jnp.asarray(np.log(weights), jnp.float32)
+    tokens = [
+        [[2, 1, 0, 0], [0, 0, 0, 0], [2, 3, 1, 0]],
+        [[3, 3, 3, 1], [2, 2, 2, 2], [2, 0, 1, 0]],
+    ]
+    return SampleResult(
+        tokens=jnp.asarray(tokens, jnp.int32),
+        lengths=jnp.asarray([[2, 4, 3], [4, 4, 3]], jnp.int32),
+        finished=jnp.asarray([[True, False, True], [True, False, True]]),
+        log_probs=jnp.asarray([[-3.0, -2.0, -1.0], [-0.1, -5.0, -4.0]]),
+        log_weights=log_weights,
+        log_evidence=jnp.asarray([-1.0 + offset, -2.0 + offset]),
+        choice=jnp.asarray([1, 2], jnp.int32),
+        target=target or PowerTarget(4.0, (1,), min_new_tokens=1, top_p=0.9),
+        info=SampleInfo(
+            ess=np.full((2, 4), 2.5, np.float32),
+            resampled=np.zeros((2, 4), bool),
+            forks=np.zeros((2, 4), np.int32),
+            parent=np.broadcast_to(np.arange(3, dtype=np.int32), (2, 4, 3)).copy(),
+            model_tokens=np.array([9, 11], np.int32),
+            seconds={"compile": 1.0, "prefill": 0.25, "decode": 0.5},
+        ),
+    )
+
+
+def same(one, two):
+    for field in dataclasses.fields(SampleResult):
+        if field.name not in ("target", "info"):
+            left, right = getattr(one, field.name), getattr(two, field.name)
+            assert left.dtype == right.dtype and isinstance(right, type(left))
+            np.testing.assert_array_equal(left, right, err_msg=field.name)
+    for field in dataclasses.fields(SampleInfo):
+        left, right = getattr(one.info, field.name), getattr(two.info, field.name)
+        if field.name == "seconds":
+            assert left == right
+        else:
+            assert left.dtype == right.dtype
+            np.testing.assert_array_equal(left, right, err_msg=field.name)
+    assert one.target == two.target
+
+
+def test_sequences_have_no_padding_but_keep_drawn_zeros():
+    assert make().sequences() == [
+        [[2, 1], [0, 0, 0, 0], [2, 3, 1]],
+        [[3, 3, 3, 1], [2, 2, 2, 2], [2, 0, 1]],
+    ]
+
+
+def test_draw_is_the_chosen_row():
+    assert make().draw() == [[0, 0, 0, 0], [2, 0, 1]]
+
+
+def test_best_is_the_most_probable_row_of_positive_weight():
+    result = make()
+    assert result.best_index().tolist() == [2, 2]
+    assert result.best() == [[2, 3, 1], [2, 0, 1]]
+
+
+def test_vote_adds_weights():
+    answers = [["a", "b", "b"], ["x", "y", "z"]]
+    assert make().vote(answers) == ["a", "y"]
+    assert make([[0.4, 0.3, 0.3], [1.0, 0.0, 0.0]]).vote(answers) == ["b", "x"]
+
+
+def test_vote_leaves_out_no_answer_and_weight_zero():
+    result = make()
+    assert result.vote([[None, None, "c"], ["x", None, None]]) == ["c", None]
+
+
+def test_vote_gives_a_tie_to_the_first():
+    answers = [["a", "b", None], ["b", "a", None]]
+    assert make([[0.25, 0.25, 0.5]] * 2).vote(answers) == ["a", "b"]
+
+
+@pytest.mark.parametrize("answers", [[["a"] * 3], [["a"] * 2] * 2, [["a"] * 3] * 3])
+def test_vote_refuses_another_shape(answers):
+    with pytest.raises(ValueError, match="2 rows of 3"):
+        make().vote(answers)
+
+
+def test_texts_go_through_the_tokenizer_without_special_tokens():
+    class Tokenizer:
+        def decode(self, ids, skip_special_tokens):
+            assert skip_special_tokens
+            return "".join("abcd"[i] for i in ids if i != 1)
+
+    assert make().texts(Tokenizer()) == [["c", "aaaa", "cd"], ["ddd", "cccc", "ca"]]
+
+
+def test_unfinished_mass_is_a_weight():
+    np.testing.assert_allclose(make().unfinished_mass(), [0.3, 0.6], rtol=1e-6)
+
+
+def test_distinct_roots_count_particles_of_positive_weight():
+    assert make().distinct_roots().tolist() == [2, 1]
+
+
+def with_parents(parent, weights=((0.5, 0.3, 0.2),) * 2):
+    result = make(list(weights))
+    info = dataclasses.replace(result.info, parent=np.asarray(parent, np.int32))
+    return dataclasses.replace(result, info=info)
+
+
+def test_coalescence_counts_the_shared_first_steps():
+    own = [0, 1, 2]
+    never = [own, own, own, own]
+    at_step_two = [own, own, [1, 1, 1], own]
+    assert with_parents([never, at_step_two]).coalescence().tolist() == [0, 2]
+    in_two_moves = [own, [0, 0, 2], own, [2, 1, 1]]
+    at_the_last = [own, own, own, [0, 0, 0]]
+    assert with_parents([in_two_moves, at_the_last]).coalescence().tolist() == [0, 3]
+
+
+def test_coalescence_leaves_out_weight_zero():
+    own = [0, 1, 2]
+    steps = [own, [0, 1, 1], own, own]
+    got = with_parents([steps, steps], [[0.5, 0.3, 0.2], [0.0, 0.6, 0.4]]).coalescence()
+    assert got.tolist() == [0, 1]
+
+
+def test_loops_are_found_at_the_end_only():
+    def flags(ids):
+        result = make()
+        size = max(len(ids), 1)
+        tokens = jnp.broadcast_to(jnp.asarray([ids], jnp.int32), (2, 3, size))
+        lengths = jnp.full((2, 3), len(ids), jnp.int32)
+        found = dataclasses.replace(result, tokens=tokens, lengths=lengths).loops()
+        assert found.shape == (2, 3) and found.all() == found.any()
+        return bool(found.all())
+
+    assert flags([9, 8] + [5] * 16)
+    assert flags([7] + [1, 2, 3] * 6)
+    assert flags([7] + [1, 2, 3, 4, 5] * 4)
+    assert not flags([5] * 15)
+    assert not flags([5] * 30 + [6])
+    assert not flags(list(range(40)))
+    assert not flags([1, 2, 3, 4, 5] * 3)
+
+
+def test_very_short_means_finished_after_two_tokens():
+    result = make()
+    assert result.very_short().tolist() == [[True, False, False], [False] * 3]
+    unfinished = dataclasses.replace(result, finished=jnp.zeros((2, 3), bool))
+    assert not unfinished.very_short().any()
+
+
+def test_failures_name_prompts_without_any_weight():
+    dead = dataclasses.replace(make(), log_weights=jnp.asarray([[INF] * 3, [0.0, INF, INF]]))
+    first, second = dead.failures()
+    assert "all particles have weight zero" in first and second is None
+    assert make().failures() == [None, None]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "result"])
+def test_save_and_load_give_the_same_back(tmp_path, suffix):
+    result = make()
+    path = tmp_path / f"one.{suffix}"
+    result.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    same(result, SampleResult.load(path))
+
+
+def test_save_and_load_keep_no_evidence(tmp_path):
+    result = dataclasses.replace(make(), log_evidence=jnp.asarray([jnp.nan, -jnp.inf]))
+    result.save(str(tmp_path / "one.npz"))
+    same(result, SampleResult.load(str(tmp_path / "one.npz")))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        PowerTarget(np.float32(4.0), (1,)),
+        PowerTarget(2.0, np.array([1, 3]), min_new_tokens=np.int64(1), top_k=np.int32(3)),
+    ],
+    ids=["alpha", "integers"],
+)
+def test_a_target_of_numpy_numbers_can_be_saved(tmp_path, target):
+    result = make(target=target)
+    result.save(tmp_path / "one.npz")
+    assert SampleResult.load(tmp_path / "one.npz").target == target
+
+
+def test_concatenate_joins_and_reorders():
+    one, two = make(), make([[0.2, 0.2, 0.6], [1.0, 0.0, 0.0]], offset=10)
+    joined = concatenate([one, two], np.array([2, 0, 3, 1]))
+    np.testing.assert_array_equal(joined.log_evidence, [9.0, -1.0, 8.0, -2.0])
+    np.testing.assert_array_equal(joined.log_weights[1], one.log_weights[0])
+    np.testing.assert_array_equal(joined.log_weights[2], two.log_weights[1])
+    assert joined.draw() == [one.draw()[0], one.draw()[0], one.draw()[1], one.draw()[1]]
+    assert joined.info.model_tokens.tolist() == [9, 9, 11, 11]
+    assert set(joined.info.seconds) == set(PHASES)
+    assert joined.info.seconds["prefill"] == 0.5 and joined.target == one.target
