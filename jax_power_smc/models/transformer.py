@@ -38,7 +38,8 @@ class ParticleCache(NamedTuple):
     """Keys and values of the generated tokens, one row per particle.
 
     Attributes:
-      keys, values: one [N, K, T, H] array per layer.
+      keys: one [N, K, H, T] array per layer.
+      values: one [N, K, T, H] array per layer.
     """
 
     keys: tuple[jax.Array, ...]
@@ -173,7 +174,7 @@ class Transformer(nnx.Module):
         clock: jax.Array,
     ) -> tuple[jax.Array, ParticleCache]:
         """One new token per particle: token [N] -> logits [N, V] and the cache with it added."""
-        capacity = cache.keys[0].shape[2]
+        capacity = cache.keys[0].shape[3]
         prompt_valid = jnp.arange(context.keys[0].shape[0], dtype=jnp.int32) < context.length
         # The generated half is a ring: entry j was written (clock - j) mod capacity steps ago,
         # and is this sequence's own if that is at most its own age.
@@ -187,7 +188,7 @@ class Transformer(nnx.Module):
         for i, layer in enumerate(self.layers):
             q, k, v = layer.attention.project(layer.attention_norm(x), positions)
             k_cache = jax.lax.dynamic_update_slice_in_dim(
-                cache.keys[i], k[:, :, None, :], slot, axis=2
+                cache.keys[i], k[:, :, :, None], slot, axis=3
             )
             v_cache = jax.lax.dynamic_update_slice_in_dim(
                 cache.values[i], v[:, :, None, :], slot, axis=2
@@ -261,9 +262,12 @@ class TransformerLM:
 
     def init_cache(self, params: nnx.State, num_particles: int, capacity: int) -> ParticleCache:
         """An empty cache of ``capacity`` generated tokens for each of N particles."""
-        shape = (num_particles, self.config.num_kv_heads, capacity, self.config.head_dim)
-        leaves = tuple(jnp.zeros(shape, self.dtype) for _ in range(self.config.num_layers))
-        return ParticleCache(leaves, tuple(jnp.zeros_like(leaf) for leaf in leaves))
+        layers, heads = range(self.config.num_layers), self.config.num_kv_heads
+        dim = self.config.head_dim
+        return ParticleCache(
+            tuple(jnp.zeros((num_particles, heads, dim, capacity), self.dtype) for _ in layers),
+            tuple(jnp.zeros((num_particles, heads, capacity, dim), self.dtype) for _ in layers),
+        )
 
     def decode(
         self,

@@ -1,0 +1,190 @@
+"""``load``: a directory becomes a model, parameters, tokenizer and eos set, or one sentence."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+import jax_power_smc as psmc
+from jax_power_smc.models.checkpoint import save_pretrained
+from jax_power_smc.models.load import EMBEDDED, read_eos_ids
+from tests.models import small
+
+CONFIG = small.CONFIGS["qwen2-grouped-untied"]
+
+
+def save_tokenizer(directory, size):
+    words = {f"w{i}": i for i in range(size)}
+    inner = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0").save_pretrained(directory)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("original")
+    params = psmc.TransformerLM(CONFIG).init(jax.random.key(0))
+    save_pretrained(directory, CONFIG, params, eos_ids=(3, 5), bos_id=1)
+    save_tokenizer(directory, 20)
+    return directory, params
+
+
+@pytest.fixture
+def directory(original, tmp_path):
+    """A good checkpoint, to be broken."""
+    return shutil.copytree(original[0], tmp_path / "model")
+
+
+def rewrite(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(directory, *parts, kind=psmc.CheckpointError):
+    with pytest.raises(kind) as error:
+        psmc.load(directory)
+    assert isinstance(error.value, ValueError)
+    small.assert_one_sentence(error, *parts)
+
+
+def test_good_directory(original):
+    directory, params = original
+    lm = psmc.load(str(directory))
+    assert lm.model == psmc.TransformerLM(CONFIG)
+    assert lm.config == CONFIG
+    assert lm.eos_ids == (3, 5)
+    assert lm.directory == directory
+    assert lm.tokenizer.encode("w7 w2 w19") == [7, 2, 19]
+    assert lm.tokenizer.decode([7, 2]) == "w7 w2"
+    small.assert_equal_trees(lm.params, params)
+
+
+def test_dtype_is_that_of_parameters_and_model(original):
+    lm = psmc.load(original[0], dtype=jnp.bfloat16)
+    assert lm.model.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(lm.params)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_loaded_model_samples(original):
+    lm = psmc.load(original[0])
+    result = psmc.sample(
+        lm.model,
+        lm.params,
+        [lm.tokenizer.encode("w7 w2")],
+        key=jax.random.key(0),
+        target=psmc.PowerTarget(alpha=2.0, eos_ids=lm.eos_ids),
+        sampler=psmc.PowerSMC(num_particles=2),
+        max_new_tokens=3,
+    )
+    assert result.tokens.shape == (1, 2, 3)
+    assert all(isinstance(text, str) for text in result.texts(lm.tokenizer)[0])
+
+
+def test_the_transformers_library_reads_our_config(original):
+    theirs = AutoConfig.from_pretrained(original[0])
+    assert theirs.model_type == "qwen2"
+    assert theirs.num_key_value_heads == CONFIG.num_kv_heads
+    assert theirs.head_dim == CONFIG.head_dim
+    assert theirs.rope_parameters["rope_theta"] == CONFIG.rope_theta
+    assert theirs.rms_norm_eps == CONFIG.norm_eps
+    assert theirs.tie_word_embeddings is False
+
+
+def test_dtype_that_is_not_allowed(original):
+    with pytest.raises(ValueError) as error:
+        psmc.load(original[0], dtype=jnp.int8)
+    small.assert_one_sentence(error, "dtype is int8", "float32, bfloat16, float16")
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "no/such/directory"])
+def test_unknown_name(name):
+    refused(name, repr(name), "neither a directory nor an embedded model", ", ".join(EMBEDDED))
+
+
+def test_file_in_place_of_a_directory(directory):
+    refused(directory / "config.json", "neither a directory nor an embedded model")
+
+
+def test_empty_directory(tmp_path):
+    refused(tmp_path, tmp_path, "has no config.json")
+
+
+def test_unsupported_architecture(directory):
+    rewrite(directory / "config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    refused(
+        directory,
+        "GPT2LMHeadModel",
+        "LlamaForCausalLM, Qwen2ForCausalLM",
+        kind=psmc.UnsupportedModelError,
+    )
+
+
+def test_unsupported_rope(directory):
+    rewrite(directory / "config.json", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    refused(directory, "rope_type 'yarn'", "'default'", kind=psmc.UnsupportedModelError)
+
+
+def test_no_weights(directory):
+    (directory / "model.safetensors").unlink()
+    refused(directory, "neither model.safetensors nor model.safetensors.index.json")
+
+
+def test_only_a_pickle(directory):
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    refused(directory, "pytorch_model.bin is a pickle")
+
+
+def test_no_tokenizer(directory):
+    (directory / "tokenizer.json").unlink()
+    refused(directory, directory, "has no tokenizer.json")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "no"])
+def test_broken_tokenizer(directory, content):
+    (directory / "tokenizer.json").write_text(content)
+    refused(directory, directory, "the tokenizer in", "cannot be read")
+
+
+def test_tokenizer_larger_than_the_embedding(directory):
+    save_tokenizer(directory, CONFIG.vocab_size + 1)
+    refused(directory, "has 24 ids", "only 23 rows")
+
+
+def test_eos_outside_the_vocabulary(directory):
+    rewrite(directory / "generation_config.json", eos_token_id=[3, 23, -1])
+    refused(directory, "eos ids [23, -1]", "vocabulary of 23")
+
+
+@pytest.mark.parametrize("value", ["</s>", [3, "x"], 3.0, True, {"id": 3}])
+def test_eos_that_is_not_an_id(directory, value):
+    rewrite(directory / "generation_config.json", eos_token_id=value)
+    refused(directory, "generation_config.json", f"eos_token_id {value!r}", "integer or a list")
+
+
+@pytest.mark.parametrize("content", ["[]", "{"])
+def test_generation_config_that_is_not_an_object(directory, content):
+    (directory / "generation_config.json").write_text(content)
+    refused(directory, "generation_config.json", "is not a JSON object")
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({"eos_token_id": 7}, {"eos_token_id": 3}, (7,)),
+        ({"eos_token_id": [7, 2]}, {"eos_token_id": 3}, (7, 2)),
+        ({"eos_token_id": []}, {"eos_token_id": 3}, ()),
+        ({"eos_token_id": 0}, {"eos_token_id": 3}, (0,)),
+        ({"eos_token_id": None}, {"eos_token_id": 3}, (3,)),
+        ({}, {"eos_token_id": [3]}, (3,)),
+        (None, {"eos_token_id": 3}, (3,)),
+        (None, {}, ()),
+    ],
+)
+def test_generation_config_goes_before_config(tmp_path, generation, config, expected):
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_eos_ids(tmp_path) == expected
