@@ -10,7 +10,7 @@ life of the process; all real numbers of target and sampler are traced.
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 import jax
@@ -63,8 +63,7 @@ def sample(
     Raises:
       ValueError: naming the argument, its value and what is allowed, before any work starts.
     """
-    ids = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
-    _check(model, prompts, ids, key, target, sampler, max_new_tokens, prompts_per_batch)
+    ids = _check(model, prompts, prompt_ids, key, target, sampler, max_new_tokens, prompts_per_batch)
     width = prompts_per_batch or max(1, MAX_ROWS // sampler.num_particles)
     width = min(width, _power_of_two(len(prompts)))
     capacity = -(-max_new_tokens // CHUNK) * CHUNK
@@ -194,11 +193,16 @@ class _Batch:
         particles, tokens, outcome, history = jax.device_get(
             (carry.particles, carry.tokens, outcome, history)
         )
+        num = self.rule.num_particles
         # [steps, P, ...] -> [P, T, ...]; steps that never ran count as idle ones.
         seen = jax.tree.map(lambda *parts: np.concatenate(parts).swapaxes(0, 1), *history)
+        if self.rule.draws_first:
+            # The parents of step t were chosen after its token: they say whose tokens 0..t a slot
+            # holds, which in the genealogy is the parent at t + 1.
+            own = np.broadcast_to(np.arange(num, dtype=np.int32), seen.parent[:, :1].shape)
+            seen = seen._replace(parent=np.concatenate([own, seen.parent[:, :-1]], axis=1))
         seen = jax.tree.map(lambda x: x[:count, :cap], seen)
         missing = cap - seen.ess.shape[1]
-        num = self.rule.num_particles
         idle = Observed(
             ess=np.full((count, missing), num, seen.ess.dtype),
             resampled=np.zeros((count, missing), bool),
@@ -392,13 +396,14 @@ def _executable(function: Any, static: dict[str, Any], args: Any) -> tuple[Any, 
 def _check(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
-    prompt_ids: list[int],
+    prompt_ids: Sequence[int] | None,
     key: jax.Array,
     target: PowerTarget,
     sampler: Any,
     max_new_tokens: int,
     prompts_per_batch: int | None,
-) -> None:
+) -> list[int]:
+    """Raises ValueError for what cannot be, and returns the prompts' ids."""
     if not isinstance(target, PowerTarget):
         raise ValueError(f"target is {target!r}; it must be a PowerTarget.")
     if not isinstance(sampler, Sampler):
@@ -411,7 +416,10 @@ def _check(
             raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1.")
     is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not is_key or key.shape != ():
-        raise ValueError(f"key is {key!r}; it must be a single key made by jax.random.key(seed).")
+        got = f"an array {key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else repr(key)
+        raise ValueError(f"key is {got}; it must be a single key made by jax.random.key(seed).")
+    if isinstance(prompts, str) or not isinstance(prompts, Sized):
+        raise ValueError(f"prompts is {prompts!r}; it must be a list of lists of token ids.")
     if len(prompts) == 0:
         raise ValueError("prompts is empty; at least one prompt is needed.")
     target.check(model.vocab_size, max_new_tokens)
@@ -419,9 +427,14 @@ def _check(
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             raise ValueError(f"prompt {index} is a string; prompts are lists of token ids.")
+        if not isinstance(prompt, Sized):
+            raise ValueError(f"prompt {index} is {prompt!r}; a prompt is a list of integers.")
         if len(prompt) == 0:
             raise ValueError(f"prompt {index} is empty; at least one token is needed.")
-        ids = np.asarray(prompt)
+        try:
+            ids = np.asarray(prompt)
+        except ValueError:  # rows of unequal length
+            ids = np.zeros((0, 0))
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"prompt {index} is {prompt!r}; a prompt is a list of integers.")
         if ids.min() < 0 or ids.max() >= model.vocab_size:
@@ -434,6 +447,9 @@ def _check(
                 f"prompt {index} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}; "
                 f"together they must not exceed the model's {limit} positions."
             )
+    if prompt_ids is None:
+        return list(range(len(prompts)))
+    prompt_ids = list(prompt_ids)
     if len(prompt_ids) != len(prompts):
         raise ValueError(
             f"prompt_ids has {len(prompt_ids)} entries for {len(prompts)} prompts; give one each."
@@ -442,6 +458,7 @@ def _check(
         is_integer = isinstance(index, int | np.integer) and not isinstance(index, bool)
         if not is_integer or not 0 <= index <= randomness.LARGEST_PROMPT_ID:
             raise ValueError(f"prompt_ids has {index!r}; ids are integers in [0, 2^63).")
+    return prompt_ids
 
 
 def _power_of_two(value: int) -> int:

@@ -49,7 +49,7 @@ class LanguageModel(Protocol):
 
 def take_ancestors(cache: Any, ancestors: jax.Array) -> Any:
     """The reference cache move: slot i receives the rows of slot ``ancestors[i]``, [N] int32."""
-    return jax.tree.map(lambda leaf: jnp.take(leaf, ancestors, axis=0), cache)
+    return jax.tree.map(lambda leaf: jnp.take(leaf, ancestors, axis=0, mode="clip"), cache)
 
 
 def move_cache(model: LanguageModel, cache: Any, ancestors: jax.Array) -> Any:

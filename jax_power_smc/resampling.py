@@ -31,13 +31,14 @@ def residual(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     """``floor(n w)`` copies of each index for certain, the rest multinomial on the remainders."""
     num = uniforms.shape[0]
     expected = weights * (num / jnp.sum(weights))
-    copies = jnp.floor(expected)
+    # Equal weights expect exactly one copy each; rounding must not turn that into 0.9999999.
+    copies = jnp.floor(expected * (1 + 8 * jnp.finfo(expected.dtype).eps))
     certain = jnp.repeat(
         jnp.arange(weights.shape[0], dtype=jnp.int32),
         copies.astype(jnp.int32),
         total_repeat_length=num,
     )
-    remainder = expected - copies
+    remainder = jnp.maximum(expected - copies, 0)
     # Nothing left over means that no slot below asks for it; keep the call well defined.
     remainder = jnp.where(jnp.sum(remainder) > 0, remainder, weights)
     drawn = inverse_cdf.invert(remainder, uniforms)

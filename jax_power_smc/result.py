@@ -29,7 +29,7 @@ class SampleInfo:
       ess: [P, T], effective sample size when it was checked (N at steps that did not run).
       resampled: [P, T] bool.
       forks: [P, T] int32, particles that took over another one's past.
-      parent: [P, T, N] int32, whose past each slot continued at each step: the genealogy.
+      parent: [P, T, N] int32, whose tokens before t each slot continued at t: the genealogy.
       model_tokens: [P] int32, tokens drawn over all particles.
       seconds: by phase, of the whole call: "compile", "prefill", "decode".
     """

@@ -16,6 +16,7 @@ flag such outputs.
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 LENGTHS = ("stopped", "forced_eos")
+# Beyond, the target is greedy decoding of whole sequences, and float32 overflows.
+LARGEST_ALPHA = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +56,15 @@ class PowerTarget:
     def __post_init__(self) -> None:
         if not _is_number(self.alpha) or not math.isfinite(self.alpha) or self.alpha < 1:
             raise ValueError(f"alpha is {self.alpha!r}; it must be a finite number of at least 1.")
-        try:
-            eos_ids = tuple(int(i) for i in self.eos_ids)
-        except TypeError:
-            raise ValueError(
-                f"eos_ids is {self.eos_ids!r}; it must be a sequence of token ids."
-            ) from None
+        if self.alpha > LARGEST_ALPHA:
+            raise ValueError(f"alpha is {self.alpha!r}; it must be at most {LARGEST_ALPHA:g}.")
+        eos_ids = () if isinstance(self.eos_ids, str | bytes) else self.eos_ids
+        if not isinstance(eos_ids, Iterable) or eos_ids is not self.eos_ids:
+            raise ValueError(f"eos_ids is {self.eos_ids!r}; it must be a sequence of token ids.")
+        eos_ids = tuple(eos_ids)
+        if not all(_is_integer(i) for i in eos_ids):
+            raise ValueError(f"eos_ids is {eos_ids!r}; every id must be an integer.")
+        eos_ids = tuple(int(i) for i in eos_ids)
         object.__setattr__(self, "eos_ids", eos_ids)
         if self.length not in LENGTHS:
             raise ValueError(f"length is {self.length!r}; allowed are {', '.join(LENGTHS)}.")
@@ -72,6 +78,11 @@ class PowerTarget:
             raise ValueError(f"top_k is {self.top_k!r}; it must be an integer of at least 1.")
         if self.top_p is not None and (not _is_number(self.top_p) or not 0 < self.top_p <= 1):
             raise ValueError(f"top_p is {self.top_p!r}; it must lie in (0, 1].")
+        # Plain Python numbers, so that a target can be saved and compared.
+        object.__setattr__(self, "alpha", float(self.alpha))
+        object.__setattr__(self, "min_new_tokens", int(self.min_new_tokens))
+        object.__setattr__(self, "top_k", None if self.top_k is None else int(self.top_k))
+        object.__setattr__(self, "top_p", None if self.top_p is None else float(self.top_p))
 
     def check(self, vocab_size: int, max_new_tokens: int) -> None:
         """Raises ValueError if the target does not fit a vocabulary or a cap."""
@@ -99,7 +110,7 @@ class PowerTarget:
             forced=jnp.asarray(self.length == "forced_eos"),
             min_new_tokens=jnp.asarray(self.min_new_tokens, jnp.int32),
             cap=jnp.asarray(max_new_tokens, jnp.int32),
-            top_k=None if self.top_k is None else jnp.asarray(self.top_k, jnp.int32),
+            top_k=None if self.top_k is None else jnp.asarray(min(self.top_k, vocab_size), jnp.int32),
             top_p=None
             if self.top_p is None
             else jnp.asarray(self.top_p, jnp.result_type(float)),

@@ -333,7 +333,7 @@ def test_published_genealogy_counts_the_token_that_was_copied():
         max_new_tokens=2,
         prompts_per_batch=8,
     )
-    from_one = [len(set(parent[0].tolist())) == 1 for parent in result.info.parent]
+    from_one = [len(set(parent[1].tolist())) == 1 for parent in result.info.parent]
     assert any(from_one)
     for i in np.flatnonzero(from_one):
         assert result.distinct_roots()[i] == 1

@@ -1,0 +1,1 @@
+"""Command-line launchers; each module's ``run`` is an entry point."""

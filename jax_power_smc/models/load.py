@@ -25,7 +25,7 @@ class LoadedModel:
     Attributes:
       model: implements the ``LanguageModel`` protocol.
       params: its parameters, a pytree.
-      tokenizer: a ``transformers`` tokenizer.
+      tokenizer: a ``transformers`` tokenizer, as tokenizer.json describes it.
       eos_ids: the ids that end a sequence, by generation_config.json or config.json.
       config: the sizes.
       directory: where it was read from.
@@ -37,6 +37,21 @@ class LoadedModel:
     eos_ids: tuple[int, ...]
     config: TransformerConfig
     directory: pathlib.Path
+
+    def encode(self, prompt: str) -> list[int]:
+        """The token ids of a prompt: by the tokenizer's chat template if it has one.
+
+        Raises:
+          ValueError: for an empty prompt.
+        """
+        if not prompt.strip():
+            raise ValueError(f"the prompt is {prompt!r}; it must hold some text.")
+        if self.tokenizer.chat_template is None:
+            return list(self.tokenizer.encode(prompt))
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
 
 def load(name: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> LoadedModel:
@@ -108,12 +123,13 @@ def _load_tokenizer(directory: pathlib.Path) -> Any:
     if not (directory / "tokenizer.json").is_file():
         raise CheckpointError(f"{directory} has no tokenizer.json.")
     # Imported here: it takes a second, and a pipeline with its own tokens does not need it.
-    from transformers import AutoTokenizer
+    # Not AutoTokenizer: it goes by config.json's model_type, and for "qwen2" it builds a byte-pair
+    # tokenizer of its own from a tokenizer.json that may hold another kind. This one reads the
+    # file as it is.
+    from transformers import PreTrainedTokenizerFast
 
     try:
-        return AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # the library raises many kinds for a broken file
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the tokenizer in {directory} cannot be read ({reason}).") from error

@@ -83,6 +83,8 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> N
         "eos_token": END,
         "pad_token": END,
         "clean_up_tokenization_spaces": False,
+        # A question ends with a newline, whether or not its writer thought of it.
+        "chat_template": "{{ messages[0]['content'] | trim + '\\n' }}",
     }
     (root / "tokenizer_config.json").write_text(
         json.dumps(settings, indent=2) + "\n", encoding="utf-8"

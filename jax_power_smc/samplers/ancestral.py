@@ -63,6 +63,11 @@ class AncestralRule:
 
     num_particles: int
 
+    @property
+    def draws_first(self) -> bool:
+        """False: nothing is resampled."""
+        return False
+
     def advance(
         self,
         numbers: AncestralNumbers,

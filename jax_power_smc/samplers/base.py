@@ -76,7 +76,13 @@ class Outcome(NamedTuple):
 class Rule(Protocol):
     """The algorithm of a sampler; hashable, holds nothing that is traced."""
 
-    num_particles: int
+    @property
+    def num_particles(self) -> int:
+        """N."""
+
+    @property
+    def draws_first(self) -> bool:
+        """Whether a step draws its tokens before it resamples, so that they are copied too."""
 
     def advance(
         self,

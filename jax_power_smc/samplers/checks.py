@@ -6,11 +6,17 @@ from typing import Any
 import numpy as np
 
 
+# Counts are int32 on the device.
+LARGEST_INTEGER = 2**31 - 1
+
+
 def integer(name: str, value: Any, *, at_least: int) -> None:
-    """Raises ValueError unless value is an integer of at least ``at_least``."""
+    """Raises ValueError unless value is an integer from ``at_least`` to ``LARGEST_INTEGER``."""
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_integer or value < at_least:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
+    if value > LARGEST_INTEGER:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at most 2^31 - 1.")
 
 
 def number(
@@ -38,7 +44,7 @@ def number(
         or (above is not None and value <= above)
         or (at_most is not None and value > at_most)
     ):
-        raise ValueError(f"{name} is {value!r}; it must be a number {' and '.join(bounds)}.")
+        raise ValueError(f"{name} is {value!r}; it must be a finite number {' and '.join(bounds)}.")
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:

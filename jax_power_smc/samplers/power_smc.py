@@ -105,6 +105,11 @@ class PowerSMCRule:
     scheme: str
     order: str
 
+    @property
+    def draws_first(self) -> bool:
+        """True for the published order."""
+        return self.order == "published"
+
     def advance(
         self,
         numbers: PowerSMCNumbers,
@@ -196,7 +201,9 @@ class PowerSMCRule:
         )
         ess = weights.effective_sample_size(log_weight)
         alive = jnp.max(log_weight) > -jnp.inf
-        need = due & alive & (ess < numbers.ess_threshold * self.num_particles)
+        # The ESS of equal weights is N up to rounding, which must not count as degenerate.
+        threshold = numbers.ess_threshold * (self.num_particles * (1 - 1e-5))
+        need = due & alive & (ess < threshold)
         ancestors = resampling.SCHEMES[self.scheme](
             jnp.where(alive, jnp.exp(log_weight), jnp.ones_like(log_weight)), uniforms.resample
         )

@@ -62,6 +62,13 @@ def test_good_directory(original):
     small.assert_equal_trees(lm.params, params)
 
 
+def test_tokenizer_is_that_of_the_file_whatever_the_family(original):
+    # The library would guess by model_type, and for "qwen2" guess byte pairs.
+    tokenizer = psmc.load(original[0]).tokenizer
+    assert len(tokenizer) == 20
+    assert tokenizer.encode("w3 w3 unheard") == [3, 3, 0]
+
+
 def test_dtype_is_that_of_parameters_and_model(original):
     lm = psmc.load(original[0], dtype=jnp.bfloat16)
     assert lm.model.dtype == jnp.bfloat16

@@ -47,8 +47,9 @@ def forward(model, params, sequences):
     return np.asarray(compiled(model)[0](params, jnp.asarray(sequences, jnp.int32)))
 
 
-def prefill(model, params, prompt, length=len(PROMPT)):
-    return compiled(model)[1](params, jnp.asarray(prompt, jnp.int32), scalar(length))
+def prefill(model, params, prompt):
+    """The first tokens are ``PROMPT``, the others padding."""
+    return compiled(model)[1](params, jnp.asarray(prompt, jnp.int32), scalar(len(PROMPT)))
 
 
 def decode(model, params, context, cache, token, step, clock):
@@ -247,7 +248,9 @@ def test_cache_has_a_row_per_particle_and_no_more_than_it_needs(built):
     model, params = built("qwen2-grouped-untied")
     cache = model.init_cache(params, 3, 8)
     assert isinstance(cache, ParticleCache)
-    assert [x.shape for x in jax.tree.leaves(cache)] == [(3, 2, 8, 4)] * 4
+    # Keys and values of 2 layers, 2 key/value heads, 8 tokens, head dimension 4.
+    assert [x.shape[0] for x in jax.tree.leaves(cache)] == [3] * 4
+    assert [x.size for x in jax.tree.leaves(cache)] == [3 * 2 * 8 * 4] * 4
 
 
 def test_module_is_a_flax_module_that_can_be_trained():

@@ -1,0 +1,37 @@
+# Everything is installed into .venv; no target needs anything but Python 3.11+ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test test-slow lint clean
+
+install: .venv/installed
+
+.venv/installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Use make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev,test]'
+	@touch $@
+
+demo: install
+	$(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/demo --config.limit=100
+	@echo
+	@echo "Try next:"
+	@echo '  $(BIN)/python -m launch.generate --prompt="Mia packs 147 boxes with 23 pens each. Then Mia buys 38 more bags with 64 each. How many pens is that?"'
+	@echo '  $(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/more --config.num_particles=32'
+
+test: install
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# The long statistical proofs.
+test-slow: install
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy jax_power_smc launch
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Evaluation: methods on the same problems, with intervals, records and one table."""

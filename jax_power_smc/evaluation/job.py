@@ -1,0 +1,253 @@
+"""Runs every method on the same problems and keeps a record of each answer.
+
+Records are appended to WORKDIR/records.jsonl as batches finish, one line per problem, seed and
+row of the table; WORKDIR/summary.json is written at the end.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_power_smc import engine
+from jax_power_smc.evaluation.intervals import wilson
+from jax_power_smc.evaluation.methods import Row, Run
+from jax_power_smc.models.load import LoadedModel
+from jax_power_smc.result import PHASES, SampleResult
+from jax_power_smc.target import PowerTarget
+
+# Prompts of one call at most, so that progress is seen between calls.
+LARGEST_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Problems with a way to read and judge an answer.
+
+    Attributes:
+      prompts: texts.
+      answers: the right answer of each.
+      parse: the answer in a response, or None.
+    """
+
+    prompts: Sequence[str]
+    answers: Sequence[Any]
+    parse: Callable[[str], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What one row of the table rests on.
+
+    Attributes:
+      run, row: what it is.
+      correct: [problems], share of the seeds that were right.
+      log_prob: mean log p of the chosen outputs (of all N of them for a vote).
+      log_evidence: mean log Z_hat, NaN where the sampler has none.
+      tokens: drawn per problem, over all particles.
+      seconds: per problem, without compilation.
+      compile_seconds: in all.
+    """
+
+    run: Run
+    row: Row
+    correct: np.ndarray
+    log_prob: float
+    log_evidence: float
+    tokens: float
+    seconds: float
+    compile_seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over problems and seeds."""
+        return float(self.correct.mean())
+
+
+# (row name, problems done, problems in all, accuracy so far, seconds left)
+Report = Callable[[str, int, int, float, float], None]
+
+
+def evaluate(
+    lm: LoadedModel,
+    task: Task,
+    runs: Sequence[Run],
+    target: PowerTarget,
+    max_new_tokens: int,
+    seeds: Sequence[int],
+    workdir: pathlib.Path,
+    report: Report,
+) -> list[Scores]:
+    """Runs everything and returns the rows in the order of ``runs``.
+
+    Args:
+      lm: model and tokenizer.
+      task: the problems.
+      runs: what to run.
+      target: the power target, for every run.
+      max_new_tokens: cap of an output.
+      seeds: each gives one independent result per problem; their scores are averaged.
+      workdir: for the records; an older records.jsonl is kept under another name.
+      report: called after every batch.
+
+    Raises:
+      ValueError: for bad input, before any work starts.
+      OSError: if the workdir cannot be written.
+    """
+    if not task.prompts or not seeds:
+        raise ValueError("there is nothing to evaluate: no problems or no seeds.")
+    prompts = [lm.encode(text) for text in task.prompts]
+    workdir.mkdir(parents=True, exist_ok=True)
+    records = workdir / "records.jsonl"
+    _keep_older(records)
+    scores = []
+    with open(records, "w", encoding="utf-8") as file:
+        for run in runs:
+            scores += _evaluate_run(
+                lm, task, prompts, run, target, max_new_tokens, seeds, file, report
+            )
+    return scores
+
+
+def _evaluate_run(
+    lm: LoadedModel,
+    task: Task,
+    prompts: list[list[int]],
+    run: Run,
+    target: PowerTarget,
+    max_new_tokens: int,
+    seeds: Sequence[int],
+    file: Any,
+    report: Report,
+) -> list[Scores]:
+    count = len(prompts)
+    width = min(LARGEST_BATCH, max(1, engine.MAX_ROWS // run.sampler.num_particles))
+    # Batches of nearly equal size share one program.
+    batches = np.array_split(np.arange(count), math.ceil(count / width))
+    correct = {row.name: np.zeros(count) for row in run.rows}
+    log_probs: dict[str, list[float]] = {row.name: [] for row in run.rows}
+    evidence: list[float] = []
+    tokens, done, seconds = 0, 0, dict.fromkeys(PHASES, 0.0)
+    began, compiling = time.monotonic(), 0.0
+    for seed in seeds:
+        for batch in batches:
+            result = engine.sample(
+                lm.model,
+                lm.params,
+                [prompts[i] for i in batch],
+                key=jax.random.key(seed),
+                target=target,
+                sampler=run.sampler,
+                max_new_tokens=max_new_tokens,
+                prompt_ids=batch.tolist(),
+            )
+            texts = result.texts(lm.tokenizer)
+            for row in run.rows:
+                for place, answer in enumerate(_read(result, texts, row, task.parse)):
+                    index = int(batch[place])
+                    right = answer["parsed"] == task.answers[index]
+                    correct[row.name][index] += right / len(seeds)
+                    log_probs[row.name].append(answer["log_prob"])
+                    record = {
+                        "method": row.name,
+                        "num_particles": run.sampler.num_particles,
+                        "seed": seed,
+                        "problem": index,
+                        "prompt": task.prompts[index],
+                        "gold": task.answers[index],
+                        **answer,
+                        "correct": bool(right),
+                    }
+                    file.write(json.dumps(record) + "\n")
+            file.flush()
+            evidence += np.asarray(result.log_evidence).tolist()
+            tokens += int(result.info.model_tokens.sum())
+            seconds = {name: seconds[name] + result.info.seconds[name] for name in PHASES}
+            done += len(batch)
+            compiling = seconds["compile"]
+            pace = (time.monotonic() - began - compiling) / done
+            total = count * len(seeds)
+            so_far = float(correct[run.rows[0].name].sum()) * len(seeds) / done
+            report(run.rows[0].name, done, total, so_far, pace * (total - done))
+    problems = count * len(seeds)
+    return [
+        Scores(
+            run=run,
+            row=row,
+            correct=correct[row.name],
+            log_prob=float(np.mean(log_probs[row.name])),
+            log_evidence=float(np.mean(evidence)),
+            tokens=tokens / problems,
+            seconds=(seconds["prefill"] + seconds["decode"]) / problems,
+            compile_seconds=seconds["compile"],
+        )
+        for row in run.rows
+    ]
+
+
+def _read(
+    result: SampleResult, texts: list[list[str]], row: Row, parse: Callable[[str], Any]
+) -> list[dict[str, Any]]:
+    """The answer of each prompt of a batch, read off its particles."""
+    log_probs = np.asarray(result.log_probs, np.float64)
+    if row.reading == "vote":
+        answers = [[parse(text) for text in row_texts] for row_texts in texts]
+        return [
+            {"response": None, "parsed": winner, "log_prob": float(mean)}
+            for winner, mean in zip(result.vote(answers), log_probs.mean(axis=1), strict=True)
+        ]
+    index = np.asarray(result.choice) if row.reading == "draw" else result.best_index()
+    return [
+        {
+            "response": texts[p][i],
+            "parsed": parse(texts[p][i]),
+            "log_prob": float(log_probs[p, i]),
+        }
+        for p, i in enumerate(index)
+    ]
+
+
+def summarize(
+    scores: Sequence[Scores], alpha: float, comparisons: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of summary.json; not-a-number becomes null."""
+    base = scores[0].seconds
+    count = len(scores[0].correct)
+    return {
+        "device": jax.devices()[0].device_kind,
+        "problems": count,
+        "rows": [
+            {
+                "method": s.row.name,
+                "sampler": type(s.run.sampler).__name__,
+                "num_particles": s.run.sampler.num_particles,
+                "alpha": alpha,
+                "temperature": s.run.temperature,
+                "accuracy": s.accuracy,
+                "ci95": list(wilson(s.accuracy, count)),
+                "mean_log_prob": s.log_prob,
+                "log_evidence": None if math.isnan(s.log_evidence) else s.log_evidence,
+                "tokens_per_problem": s.tokens,
+                "seconds_per_problem": s.seconds,
+                "multiple": s.seconds / base,
+            }
+            for s in scores
+        ],
+        "comparisons": list(comparisons),
+        "compile_seconds": sum({id(s.run): s.compile_seconds for s in scores}.values()),
+    }
+
+
+def _keep_older(path: pathlib.Path) -> None:
+    if not path.exists():
+        return
+    number = 1
+    while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(older)

@@ -1,0 +1,64 @@
+"""What an evaluation compares: runs of samplers, and the rows that are read off each run."""
+
+import dataclasses
+from typing import Literal
+
+from jax_power_smc.samplers import Ancestral, PowerSMC, Sampler
+
+Reading = Literal["draw", "best", "vote"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      name: what the line is called.
+      reading: "draw" takes the drawn particle, "best" that of highest log p, "vote" the answer
+        of largest weight.
+    """
+
+    name: str
+    reading: Reading
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One sampler on all problems; best-of-N and majority vote are read off the same samples.
+
+    Attributes:
+      sampler: what runs.
+      rows: what is read off it.
+      temperature: of the proposal, for the records.
+    """
+
+    sampler: Sampler
+    rows: tuple[Row, ...]
+    temperature: float
+
+
+def standard_runs(alpha: float, num_particles: int, ramp_tokens: int) -> list[Run]:
+    """Plain decoding, its usual remedies at equal N, and Power-SMC without and with a ramp.
+
+    Args:
+      alpha: exponent of the target.
+      num_particles: N, of Power-SMC and of the samples that best-of-N and the vote choose from.
+      ramp_tokens: length of the ramp in the row that has one; 0 leaves that row out.
+    """
+    n = num_particles
+    low = f"temperature 1/{alpha:g}"
+    runs = [
+        Run(Ancestral(1.0), (Row("temperature 1", "draw"),), 1.0),
+        Run(Ancestral(1 / alpha), (Row(low, "draw"),), 1 / alpha),
+        Run(Ancestral(0.0), (Row("greedy", "draw"),), 0.0),
+        Run(
+            Ancestral(1.0, num_samples=n),
+            (Row("best of N by log p", "best"), Row("majority vote", "vote")),
+            1.0,
+        ),
+        Run(PowerSMC(n), (Row("Power-SMC", "draw"),), 1 / alpha),
+    ]
+    if ramp_tokens:
+        row = Row(f"Power-SMC, ramp {ramp_tokens}", "draw")
+        runs.append(Run(PowerSMC(n, ramp_tokens=ramp_tokens), (row,), 1 / alpha))
+    return runs
