@@ -1,8 +1,8 @@
 """Power sampling for language models by sequential Monte Carlo, in JAX.
 
-    import jax, jax_power_smc as psmc
-    lm = psmc.load("tiny-reasoner")
-    result = psmc.sample(lm.model, lm.params, prompts, key=jax.random.key(0), ...)
+import jax, jax_power_smc as psmc
+lm = psmc.load("tiny-reasoner")
+result = psmc.sample(lm.model, lm.params, prompts, key=jax.random.key(0), ...)
 """
 
 from jax_power_smc import exact

@@ -175,9 +175,7 @@ def _propagate(
     dtype = carry.particles.log_weight.dtype
     log_p = jax.nn.log_softmax(logits.astype(dtype), axis=-1)
     request = _with_dtype(request, dtype)
-    chosen = rule.advance(
-        request.numbers, request.target, carry.particles, log_p, uniforms, step
-    )
+    chosen = rule.advance(request.numbers, request.target, carry.particles, log_p, uniforms, step)
     # A prompt that is done is frozen: what its neighbours still need must not change it.
     running = is_running(carry.particles, request.target, step)
     chosen = _freeze_unless(running, carry, chosen)

@@ -63,7 +63,9 @@ def sample(
     Raises:
       ValueError: naming the argument, its value and what is allowed, before any work starts.
     """
-    ids = _check(model, prompts, prompt_ids, key, target, sampler, max_new_tokens, prompts_per_batch)
+    ids = _check(
+        model, prompts, prompt_ids, key, target, sampler, max_new_tokens, prompts_per_batch
+    )
     width = prompts_per_batch or max(1, MAX_ROWS // sampler.num_particles)
     width = min(width, _power_of_two(len(prompts)))
     capacity = -(-max_new_tokens // CHUNK) * CHUNK
@@ -203,7 +205,7 @@ class _Batch:
             seen = seen._replace(parent=np.concatenate([own, seen.parent[:, :-1]], axis=1))
         seen = jax.tree.map(lambda x: x[:count, :cap], seen)
         missing = cap - seen.ess.shape[1]
-        idle = Observed(
+        idle = seen._replace(
             ess=np.full((count, missing), num, seen.ess.dtype),
             resampled=np.zeros((count, missing), bool),
             forks=np.zeros((count, missing), np.int32),
@@ -233,7 +235,7 @@ class _Batch:
 
 # --- The three executables --------------------------------------------------------------------
 
-_REQUEST_AXES = Request(context=0, target=0, numbers=None, key=0)
+_REQUEST_AXES: Any = Request(context=0, target=0, numbers=None, key=0)  # type: ignore[arg-type]
 
 
 def _over_prompts(function: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
@@ -328,9 +330,7 @@ def _run_chunk(
         uniforms = randomness.step_uniforms(
             request.key, carry.step, rule.num_particles, carry.particles.log_weight.dtype
         )
-        return decode.decode_step(
-            model, rule, params, request, carry, uniforms, clock, any_prompt
-        )
+        return decode.decode_step(model, rule, params, request, carry, uniforms, clock, any_prompt)
 
     step = _over_prompts(one, (None, _REQUEST_AXES, 0, None))
 

@@ -37,7 +37,7 @@ class Enumeration(NamedTuple):
         return dict(zip(self.sequences, weights.tolist(), strict=True))
 
 
-def enumerate(  # noqa: A001 (the public name is exact.enumerate)
+def enumerate(
     model: LanguageModel,
     params: Any,
     prompt: Sequence[int],
@@ -68,15 +68,17 @@ def enumerate(  # noqa: A001 (the public name is exact.enumerate)
     ends = np.zeros(vocab, bool)
     ends[list(target.eos_ids)] = True
     for i, path in zip(range(len(paths)), paths.tolist(), strict=True):
-        ending = next((t for t, token in zip(range(len(path)), path, strict=True) if ends[token]),
-                      max_new_tokens - 1)
+        ending = next(
+            (t for t, token in zip(range(len(path)), path, strict=True) if ends[token]),
+            max_new_tokens - 1,
+        )
         sequence = tuple(path[: ending + 1])
         if sequence in gathered:
             continue
         inside = bool(allowed[i, : ending + 1].all())
-        log_prob = float(log_p[i, : ending + 1].sum())
-        if inside and log_prob > -np.inf:
-            gathered[sequence] = log_prob
+        total = float(log_p[i, : ending + 1].sum())
+        if inside and total > -np.inf:
+            gathered[sequence] = total
     log_prob = np.array(list(gathered.values()))
     log_gamma = target.alpha * log_prob
     log_evidence = float(np.logaddexp.reduce(log_gamma)) if len(log_gamma) else -np.inf

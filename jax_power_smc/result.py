@@ -167,14 +167,14 @@ class SampleResult:
             "all particles have weight zero: the declared target leaves no token to continue with "
             "(its top_k, top_p, min_new_tokens and length exclude every sequence that was tried)."
         )
-        alive = np.isfinite(self.log_weights).any(axis=1)
-        return [None if ok else sentence for ok in alive]
+        alive = np.any(np.isfinite(np.asarray(self.log_weights)), axis=1)
+        return [None if ok else sentence for ok in alive.tolist()]
 
     # --- files ---
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one .npz file."""
-        arrays = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
+        arrays: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
         info = {f"info_{name}": getattr(self.info, name) for name in _INFO_ARRAYS}
         meta = {"target": dataclasses.asdict(self.target), "seconds": self.info.seconds}
         with open(path, "wb") as file:

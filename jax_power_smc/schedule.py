@@ -27,9 +27,7 @@ def exponent_at(step: jax.Array, alpha: jax.Array, ramp_tokens: jax.Array) -> ja
     return jnp.where(ramp_tokens > 0, ramped, alpha)
 
 
-def bridge(
-    log_weight: jax.Array, log_prob: jax.Array, old: jax.Array, new: jax.Array
-) -> jax.Array:
+def bridge(log_weight: jax.Array, log_prob: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
     """``log W += (new - old) log p(y)`` for all particles.
 
     Args:

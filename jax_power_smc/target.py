@@ -110,10 +110,10 @@ class PowerTarget:
             forced=jnp.asarray(self.length == "forced_eos"),
             min_new_tokens=jnp.asarray(self.min_new_tokens, jnp.int32),
             cap=jnp.asarray(max_new_tokens, jnp.int32),
-            top_k=None if self.top_k is None else jnp.asarray(min(self.top_k, vocab_size), jnp.int32),
-            top_p=None
-            if self.top_p is None
-            else jnp.asarray(self.top_p, jnp.result_type(float)),
+            top_k=None
+            if self.top_k is None
+            else jnp.asarray(min(self.top_k, vocab_size), jnp.int32),
+            top_p=None if self.top_p is None else jnp.asarray(self.top_p, jnp.result_type(float)),
         )
 
 
@@ -158,9 +158,7 @@ def support(log_p: jax.Array, target: TargetArrays, step: jax.Array) -> jax.Arra
     return allowed
 
 
-def _most_probable(
-    log_p: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None
-) -> jax.Array:
+def _most_probable(log_p: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None) -> jax.Array:
     """[N, V] bool: inside the top-k and the top-p set of each row, ties by id."""
     order = jnp.argsort(-log_p, axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1).astype(jnp.int32)
@@ -178,9 +176,7 @@ def _most_probable(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(
-        value, bool
-    )
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _is_integer(value: Any) -> bool:

@@ -16,9 +16,7 @@ def uniform(num_particles: int, dtype: jnp.dtype) -> jax.Array:
     return jnp.full((num_particles,), -math.log(num_particles), dtype)
 
 
-def renormalize(
-    log_weight: jax.Array, log_evidence: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def renormalize(log_weight: jax.Array, log_evidence: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Moves the sum of the weights into the evidence.
 
     Args:

@@ -1,6 +1,6 @@
 """Answers one prompt.
 
-    python -m launch.generate --model=tiny-reasoner --prompt="..." --sampler=smc
+python -m launch.generate --model=tiny-reasoner --prompt="..." --sampler=smc
 """
 
 import dataclasses

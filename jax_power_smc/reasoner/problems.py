@@ -47,50 +47,22 @@ WRITTEN_MISTAKES = 0.005
 
 LARGEST_VALUE = 99_999
 
-_PEOPLE = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_NAMES = _words(
     "Mia Leo Ava Noah Zoe Eli Ivy Max Ruth Omar Nina Paul Lena Hugo Sara Finn Rosa Karl Ada Ben "
     "Clara David Emma Felix Grace Henry Irene Jonas Kira Liam"
 )
-_NAMES = tuple(_PEOPLE.split())
-_CONTAINERS = tuple(
-    [
-        "boxes",
-        "crates",
-        "bags",
-        "jars",
-        "shelves",
-        "trays",
-        "packs",
-        "baskets",
-        "albums",
-        "cartons",
-        "sacks",
-        "drawers",
-        "chests",
-        "racks",
-        "rolls",
-        "tins",
-    ]
+_CONTAINERS = _words(
+    "boxes crates bags jars shelves trays packs baskets albums cartons sacks drawers chests racks "
+    "rolls tins"
 )
-_ITEMS = tuple(
-    [
-        "pens",
-        "apples",
-        "marbles",
-        "cookies",
-        "books",
-        "eggs",
-        "stickers",
-        "pears",
-        "photos",
-        "bottles",
-        "potatoes",
-        "keys",
-        "shells",
-        "plates",
-        "stamps",
-        "nails",
-    ]
+_ITEMS = _words(
+    "pens apples marbles cookies books eggs stickers pears photos bottles potatoes keys shells "
+    "plates stamps nails"
 )
 _FILL = ("packs", "fills", "orders", "stacks", "collects", "counts")
 _GAIN = ("buys", "finds", "makes", "gets", "adds", "borrows")
@@ -98,21 +70,21 @@ _LOSE = ("sells", "loses", "breaks", "sends away", "gives away", "throws out")
 
 
 class Step(NamedTuple):
-    """One step: ``count * size`` is added or taken away.
+    """One step: ``groups * size`` is added or taken away.
 
     Attributes:
       op: "+" or "-"; "+" in the first step, which starts from nothing.
-      count: how many containers.
+      groups: how many containers.
       size: how many items in each, two digits and neither of them 0.
     """
 
     op: str
-    count: int
+    groups: int
     size: int
 
     def apply(self, value: int) -> int:
         """The value after this step."""
-        product = self.count * self.size
+        product = self.groups * self.size
         return value + product if self.op == "+" else value - product
 
 
@@ -133,7 +105,7 @@ class Problem:
     @property
     def key(self) -> str:
         """The arithmetic of the problem; two problems are the same if their keys are equal."""
-        return "".join(f"{op}{count}*{size}" for op, count, size in self.steps)[1:]
+        return "".join(f"{op}{groups}*{size}" for op, groups, size in self.steps)[1:]
 
 
 def split_of(key: str) -> str:
@@ -198,8 +170,8 @@ def parse_answer(text: str) -> int | None:
 def _sample_steps(rng: random.Random) -> tuple[Step, ...]:
     """Two to four steps whose values stay positive and at most ``LARGEST_VALUE``."""
     length = rng.choices((2, 3, 4), weights=(20, 45, 35))[0]
-    count = rng.randint(101, 499) if rng.random() < 0.7 else rng.randint(23, 99)
-    steps = [Step("+", count, _size(rng))]
+    groups = rng.randint(101, 499) if rng.random() < 0.7 else rng.randint(23, 99)
+    steps = [Step("+", groups, _size(rng))]
     value = steps[0].apply(0)
     while len(steps) < length:
         step = Step("-" if rng.random() < 0.35 else "+", rng.randint(12, 99), _size(rng))
@@ -236,18 +208,18 @@ class _Writer:
 
     def _step(self, value: int, step: Step, first: bool) -> int:
         """Writes one step in one of the two ways and returns the value arrived at."""
-        op, count, size = step
+        op, groups, size = step
         before = "" if first else f"{value}{op}"
         written = self._rng.random() < self._written_share
         # After mistakes a value may be too small, or negative; columns have no sign.
         if not written or value < 0 or step.apply(value) < 0:
             after = self._slip(step.apply(value))
-            self._lines.append(f"{before}{count}*{size}={after}")
+            self._lines.append(f"{before}{groups}*{size}={after}")
             return after
-        self._lines.append(f"{before}{count}*{size}:")
+        self._lines.append(f"{before}{groups}*{size}:")
         units, tens = size % 10, size // 10
-        one = self._columns(f"{count}*{units}", [d * units for d in _digits(count)])
-        ten = self._columns(f"{count}*{tens}0", [d * tens for d in _digits(count)], zero="0")
+        one = self._columns(f"{groups}*{units}", [d * units for d in _digits(groups)])
+        ten = self._columns(f"{groups}*{tens}0", [d * tens for d in _digits(groups)], zero="0")
         if first:
             return self._sum(one, ten)
         if op == "+":
@@ -317,15 +289,17 @@ def _tell(rng: random.Random, steps: tuple[Step, ...]) -> Problem:
     name = rng.choice(_NAMES)
     item = rng.choice(_ITEMS)
     containers = rng.sample(_CONTAINERS, len(steps))
-    value, text = 0, []
-    for (op, count, size), container in zip(steps, containers, strict=True):
+    value = 0
+    text: list[str] = []
+    for step, container in zip(steps, containers, strict=True):
+        op, groups, size = step
         if not text:
-            verb, unit = rng.choice(_FILL), f" {item}"
-            text.append(f"{name} {verb} {count} {container} with {size}{unit} each.")
+            verb = rng.choice(_FILL)
+            text.append(f"{name} {verb} {groups} {container} with {size} {item} each.")
         else:
             verb = rng.choice(_GAIN if op == "+" else _LOSE)
             more = "more " if op == "+" else ""
-            text.append(f"Then {name} {verb} {count} {more}{container} with {size} each.")
-        value = Step(op, count, size).apply(value)
+            text.append(f"Then {name} {verb} {groups} {more}{container} with {size} each.")
+        value = step.apply(value)
     text.append(f"How many {item} is that?\n")
     return Problem(question=" ".join(text), steps=steps, answer=value)

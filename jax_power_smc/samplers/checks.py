@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-
 # Counts are int32 on the device.
 LARGEST_INTEGER = 2**31 - 1
 

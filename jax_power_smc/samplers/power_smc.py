@@ -196,9 +196,7 @@ class PowerSMCRule:
           The particles with their new weights, still in their old slots; the ESS []; whether
           they are resampled []; and the parent [N] of each slot.
         """
-        log_weight, log_evidence = weights.renormalize(
-            particles.log_weight, particles.log_evidence
-        )
+        log_weight, log_evidence = weights.renormalize(particles.log_weight, particles.log_evidence)
         ess = weights.effective_sample_size(log_weight)
         alive = jnp.max(log_weight) > -jnp.inf
         # The ESS of equal weights is N up to rounding, which must not count as degenerate.

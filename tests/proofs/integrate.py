@@ -4,11 +4,14 @@ The step is piecewise constant in its uniform numbers. For a tiny model we know 
 can end (wherever a cumulative sum is crossed), so replacing each number by the midpoints of the
 pieces, weighted by their lengths, gives expectations without any noise. Listing too many end
 points costs time and changes nothing; missing one would show as a wrong expectation.
+
+A cell is one box of uniform numbers of one step, out of one state of one case (sampler's numbers,
+target). All cells of all cases run through the same compiled step in batches of one size, and
+states that are equal to the last bit are merged after each step.
 """
 
 import functools
-import itertools
-from collections import defaultdict
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,146 +22,51 @@ from jax_power_smc.decode import Request
 from jax_power_smc.proposal import power_proposal
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.schedule import exponent_at
-from jax_power_smc.target import support
+from jax_power_smc.target import PowerTarget, support
 
 PROMPT = (0,)
+# Cells per call; one size, so that every program is compiled once.
+BATCH = 1024
+# Pieces below this length are rounding.
+SLIVER = 1e-15
 
 
-@functools.lru_cache(maxsize=None)
-def _functions(model, rule, horizon):
-    """The production step, vmapped over cells of (carry, uniforms)."""
+class Case(NamedTuple):
+    """What is integrated: the sampler's traced scalars, the target, and T."""
 
-    def begin(params, request, uniforms):
-        logits, context = model.prefill(params, jnp.asarray(PROMPT, jnp.int32), jnp.int32(1))
-        request = request._replace(context=context)
-        return decode.begin(
-            model, rule, horizon, params, request, logits, uniforms, decode.any_in_batch
-        )[0]
-
-    def step(params, request, carry, uniforms):
-        _, context = model.prefill(params, jnp.asarray(PROMPT, jnp.int32), jnp.int32(1))
-        request = request._replace(context=context)
-        clock = jax.lax.pmax(carry.step - 1, "prompts")
-        return decode.decode_step(
-            model, rule, params, request, carry, uniforms, clock, decode.any_in_batch
-        )[0]
-
-    def finish(request, carry):
-        return decode.finish(rule, request, carry, jnp.full((), 0.5, jnp.float64))
-
-    def proposals(params, request, carry, first):
-        """Mass [N, V] of each row's proposal at the step to come, without and with temperature."""
-        prompt_logits, context = model.prefill(
-            params, jnp.asarray(PROMPT, jnp.int32), jnp.int32(1)
-        )
-        num = carry.token.shape[0]
-        clock = jax.lax.pmax(carry.step - 1, "prompts")
-        logits, _ = model.decode(params, context, carry.cache, carry.token, carry.step - 1, clock)
-        logits = jnp.where(first, jnp.broadcast_to(prompt_logits[None], (num, len(prompt_logits))), logits)
-        log_p = jax.nn.log_softmax(logits, axis=-1)
-        allowed = support(log_p, request.target, carry.step)
-        exponent = exponent_at(carry.step, request.target.alpha, request.numbers.ramp_tokens)
-        masses = [power_proposal(log_p, allowed, exponent)]
-        if request.numbers.proposal_temperature is not None:
-            masses.append(power_proposal(log_p, allowed, 1 / request.numbers.proposal_temperature))
-        return jnp.stack([m.mass.reshape(num, -1)[:, : model.vocab_size] for m in masses])
-
-    batch = functools.partial(jax.vmap, axis_name="prompts")
-    return (
-        jax.jit(batch(begin, in_axes=(None, None, 0))),
-        jax.jit(batch(step, in_axes=(None, None, 0, 0))),
-        jax.jit(batch(finish, in_axes=(None, 0))),
-        jax.jit(batch(proposals, in_axes=(None, None, 0, None))),
-    )
+    numbers: Any
+    target: PowerTarget
+    horizon: int
 
 
-def expectation(model, params, rule, numbers, target, horizon):
-    """``E[sum_i W_i 1{y_i = y}]`` for every y, as a dict from token tuples.
+def expectations(model, params, rule, cases, capacity):
+    """``E[sum_i W_i 1{y_i = y}]`` for every y, one dict from token tuples per case.
 
-    Returns:
-      The expectations, and E[Z_hat].
+    Args:
+      model, params: the language model.
+      rule: the sampler's rule.
+      cases: list of ``Case``; those of the same structure and T are integrated together.
+      capacity: columns of the token buffer, at least every T. One value for all T spares
+        compilations.
     """
-    num = rule.num_particles
-    request = Request(
-        context=None,
-        target=target.arrays(model.vocab_size, horizon),
-        numbers=numbers,
-        key=jax.random.key(0),
-    )
-    begin, step, finish, proposals = _functions(model, rule, horizon)
-
-    def run(carries, uniforms, request=request):
-        """Applies the step to cells; sizes are padded to powers of two to spare compilations."""
-        size = len(uniforms[0])
-        padded = 1 << (size - 1).bit_length()
-        uniforms = StepUniforms(*(_pad(np.asarray(u), padded) for u in uniforms))
-        if carries is None:
-            out = begin(params, request, uniforms)
-        else:
-            out = step(params, request, jax.tree.map(lambda x: _pad(x, padded), carries), uniforms)
-        return jax.tree.map(lambda x: np.asarray(x)[:size], out)
-
-    carries, chance = None, np.ones(1)
-    for t in range(horizon):
-        template = carries
-        if carries is None:
-            middle = StepUniforms(np.full((1, num), 0.5), np.full((1, num, 2), 0.5))
-            template = jax.tree.map(np.array, run(None, middle))
-            template = template._replace(
-                particles=jax.tree.map(
-                    lambda x: np.asarray(x)[None],
-                    decode.start(num, jnp.float64),
-                ),
-                step=np.zeros(1, np.int32),
-            )
-        size = len(chance)
-        padded = 1 << (size - 1).bit_length()
-        masses = np.asarray(
-            proposals(params, request, jax.tree.map(lambda x: _pad(x, padded), template), t == 0)
-        )[:size]
-        source, resample, token, length = [], [], [], []
-        for c in range(size):
-            for cell, volume in _token_cells(masses[c], num):
-                source.append(c)
-                token.append(cell)
-                length.append(volume)
-        # The weights on which resampling acts: those of the same step when it never resamples.
-        idle = request._replace(
-            numbers=numbers._replace(ess_threshold=jnp.zeros((), jnp.float64))
+    groups = {}
+    for index, case in enumerate(cases):
+        request = Request(
+            context=None,
+            target=case.target.arrays(model.vocab_size, case.horizon),
+            numbers=case.numbers,
+            key=None,
         )
-        picked = None if carries is None else jax.tree.map(lambda x: x[np.array(source)], carries)
-        half = np.full((len(source), num), 0.5)
-        before = run(picked, StepUniforms(half, np.array(token)), idle)
-        weights = np.exp(before.particles.log_weight - _logsumexp(before.particles.log_weight))
-        cells_source, cells_token, cells_chance = [], [], []
-        for i, c in enumerate(source):
-            for cell, volume in _resample_cells(weights[i], num, rule.scheme):
-                cells_source.append(c)
-                cells_token.append(token[i])
-                resample.append(cell)
-                cells_chance.append(chance[c] * length[i] * volume)
-        picked = (
-            None
-            if carries is None
-            else jax.tree.map(lambda x: x[np.array(cells_source)], carries)
-        )
-        carries = run(picked, StepUniforms(np.array(resample), np.array(cells_token)))
-        chance = np.array(cells_chance)
-        assert abs(chance.sum() - 1) < 1e-12
-    padded = 1 << (len(chance) - 1).bit_length()
-    outcome = finish(request, jax.tree.map(lambda x: _pad(x, padded), carries))
-    weight = np.exp(
-        np.asarray(outcome.log_weight) + np.asarray(outcome.log_evidence)[:, None]
-    )[: len(chance)]
-    weight = np.where(np.isfinite(weight), weight, 0.0)
-    expected = defaultdict(float)
-    particles = carries.particles
-    for c in range(len(chance)):
-        for i in range(num):
-            if weight[c, i] > 0:
-                sequence = tuple(carries.tokens[c, i, : particles.length[c, i]].tolist())
-                expected[sequence] += chance[c] * weight[c, i]
-    return dict(expected)
+        group = groups.setdefault((case.horizon, jax.tree.structure(request)), ([], []))
+        group[0].append(index)
+        group[1].append(request)
+    out = [None] * len(cases)
+    for (horizon, _), (indices, requests) in groups.items():
+        requests = jax.tree.map(lambda *x: np.stack(x), *requests)
+        integrated = _integrate(model, params, rule, requests, len(indices), horizon, capacity)
+        for index, expected in zip(indices, integrated, strict=True):
+            out[index] = expected
+    return out
 
 
 def gamma(model, params, target, horizon):
@@ -175,48 +83,204 @@ def largest_error(expected, truth):
     )
 
 
-def _pad(x, size):
-    x = np.asarray(x)
-    return np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
+def _integrate(model, params, rule, requests, count, horizon, capacity):
+    """The expectations of ``count`` cases, whose requests are stacked."""
+    num, vocab = rule.num_particles, model.vocab_size
+    begin, step, finish = _production(model, rule, capacity)
+    proposals = _proposals(model, num)
+
+    def run(case, carry, cells, *, resampling=True):
+        """One step of every cell; the resampling can be turned off to see its weights."""
+        request = _rows(requests, case)
+        if not resampling:
+            off = np.zeros_like(request.numbers.ess_threshold)
+            request = request._replace(numbers=request.numbers._replace(ess_threshold=off))
+        if carry is None:
+            return _in_batches(functools.partial(begin, params), request, cells)
+        return _in_batches(functools.partial(step, params), request, carry, cells)
+
+    # States: which case, its carry (None before step 0), and the chance of being there.
+    case, carry, chance = np.arange(count), None, np.ones(count)
+    for t in range(horizon):
+        if carry is None:
+            # Only the shape matters: the proposals of step 0 come from the prompt.
+            idle = StepUniforms(np.zeros((count, num)), np.zeros((count, num, 2)))
+            like = run(case, None, idle)
+            like = like._replace(step=np.zeros_like(like.step))
+        else:
+            like = carry
+        first = np.full(len(case), t == 0)
+        mass = _in_batches(functools.partial(proposals, params), _rows(requests, case), like, first)
+        source, token, volume = _token_cells(mass, num)
+        case, carry, chance = case[source], _rows(carry, source), chance[source] * volume
+
+        middle = np.full((len(case), num), 0.5)
+        before = run(case, carry, StepUniforms(middle, token), resampling=False)
+        log_weight = before.particles.log_weight
+        source, resample, volume = _resample_cells(np.exp(log_weight), num, rule.scheme)
+        case, carry, chance = case[source], _rows(carry, source), chance[source] * volume
+        carry = run(case, carry, StepUniforms(resample, token[source]))
+        case, carry, chance = _merge(case, carry, chance)
+        np.testing.assert_allclose(np.bincount(case, chance, count), 1, rtol=0, atol=1e-12)
+
+    outcome = _in_batches(finish, _rows(requests, case), carry)
+    weight = np.exp(outcome.log_weight + outcome.log_evidence[:, None])
+    assert np.isfinite(weight).all()
+    # A sequence as a number in base V+1; 0 stands for "nothing".
+    inside = np.arange(capacity) < carry.particles.length[:, :, None]
+    digits = np.where(inside, carry.tokens + 1, 0)
+    code = digits @ (vocab + 1) ** np.arange(capacity)
+    codes, code = np.unique(code, return_inverse=True)
+    table = np.zeros((count, len(codes)))
+    np.add.at(table, (case[:, None], code.reshape(weight.shape)), chance[:, None] * weight)
+    sequences = []
+    for number in codes.tolist():
+        sequence = []
+        while number:
+            number, digit = divmod(number, vocab + 1)
+            sequence.append(digit - 1)
+        sequences.append(tuple(sequence))
+    return [{y: e for y, e in zip(sequences, row.tolist(), strict=True) if e != 0} for row in table]
 
 
-def _logsumexp(x):
-    top = np.max(x, axis=1, keepdims=True)
-    top = np.where(np.isfinite(top), top, 0.0)
-    with np.errstate(divide="ignore"):
-        total = top + np.log(np.sum(np.exp(x - top), axis=1, keepdims=True))
-    return np.where(np.isfinite(total), total, 0.0)
+# --- Compiled programs, vmapped over cells ----------------------------------------------------
 
 
-def _pieces(points):
-    """Midpoints and lengths of the intervals that ``points`` cut [0, 1) into."""
-    inner = sorted({float(p) for p in points if 1e-15 < p < 1 - 1e-15})
-    ends = [0.0, *inner, 1.0]
-    return [((a + b) / 2, b - a) for a, b in itertools.pairwise(ends)]
+@functools.cache
+def _production(model, rule, capacity):
+    """``decode.begin``, ``decode.decode_step`` and ``decode.finish``."""
+
+    def begin(params, request, uniforms):
+        logits, context = _prefill(model, params)
+        request = request._replace(context=context)
+        return decode.begin(
+            model, rule, capacity, params, request, logits, uniforms, decode.any_in_batch
+        )[0]
+
+    def step(params, request, carry, uniforms):
+        _, context = _prefill(model, params)
+        request = request._replace(context=context)
+        clock = jax.lax.pmax(carry.step - 1, "prompts")
+        return decode.decode_step(
+            model, rule, params, request, carry, uniforms, clock, decode.any_in_batch
+        )[0]
+
+    def finish(request, carry):
+        return decode.finish(rule, request, carry, jnp.full((), 0.5, jnp.float64))
+
+    return (
+        _over_cells(begin, (None, 0, 0)),
+        _over_cells(step, (None, 0, 0, 0)),
+        _over_cells(finish, (0, 0)),
+    )
 
 
-def _token_cells(masses, num):
-    """Cells of the token uniforms: masses [kinds, N, V], any slot may draw from any row."""
-    points = set()
-    for row in masses.reshape(-1, masses.shape[-1]):
-        if row.sum() > 0:
-            points |= set((np.cumsum(row) / row.sum()).tolist())
-    for combination in itertools.product(_pieces(points), repeat=num):
-        # One level matters (a single block, or blocks of one token); both get the same number.
-        numbers = [[middle, middle] for middle, _ in combination]
-        yield numbers, float(np.prod([length for _, length in combination]))
+@functools.cache
+def _proposals(model, num):
+    """Mass [kinds, N, V] of each row's proposal at the step to come, the tempered one last."""
+
+    def proposals(params, request, carry, first):
+        prompt_logits, context = _prefill(model, params)
+        clock = jax.lax.pmax(carry.step - 1, "prompts")
+        logits, _ = model.decode(params, context, carry.cache, carry.token, carry.step - 1, clock)
+        logits = jnp.where(first, jnp.broadcast_to(prompt_logits[None], logits.shape), logits)
+        log_p = jax.nn.log_softmax(logits, axis=-1)
+        allowed = support(log_p, request.target, carry.step)
+        numbers = request.numbers
+        exponents = [exponent_at(carry.step, request.target.alpha, numbers.ramp_tokens)]
+        if numbers.proposal_temperature is not None:
+            exponents.append(1 / numbers.proposal_temperature)
+        masses = [power_proposal(log_p, allowed, exponent).mass for exponent in exponents]
+        return jnp.stack([m.reshape(num, -1)[:, : model.vocab_size] for m in masses])
+
+    return _over_cells(proposals, (None, 0, 0, 0))
+
+
+def _prefill(model, params):
+    return model.prefill(params, jnp.asarray(PROMPT, jnp.int32), jnp.int32(len(PROMPT)))
+
+
+def _over_cells(function, in_axes):
+    # These programs run for milliseconds: what counts is the time to compile them.
+    return jax.jit(
+        jax.vmap(function, in_axes=in_axes, axis_name="prompts"),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+
+
+def _in_batches(function, *trees):
+    """Applies a vmapped function to cells, ``BATCH`` at a time; the last batch is padded."""
+    size = len(jax.tree.leaves(trees)[0])
+
+    def part(x, first):
+        x = x[first : first + BATCH]
+        return np.concatenate([x, np.repeat(x[:1], BATCH - len(x), axis=0)])
+
+    outs = [
+        function(*jax.tree.map(functools.partial(part, first=first), trees))
+        for first in range(0, size, BATCH)
+    ]
+    return jax.tree.map(lambda *x: np.concatenate(jax.device_get(x))[:size], *outs)
+
+
+# --- States and cells -------------------------------------------------------------------------
+
+
+def _rows(tree, index):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def _merge(case, carry, chance):
+    """Merges states that agree in every bit, adding their chances."""
+    leaves = [case, *jax.tree.leaves(carry)]
+    rows = [np.ascontiguousarray(x).reshape(len(case), -1).view(np.uint8) for x in leaves]
+    rows = np.ascontiguousarray(np.concatenate(rows, axis=1))
+    rows = rows.view(np.dtype((np.void, rows.shape[1]))).reshape(-1)
+    _, kept, group = np.unique(rows, return_index=True, return_inverse=True)
+    return case[kept], _rows(carry, kept), np.bincount(group.reshape(-1), chance)
+
+
+def _token_cells(mass, num):
+    """Cells of the token uniforms: mass [C, kinds, N, V]; any slot may draw from any row.
+
+    Returns:
+      The state of each cell, its numbers [., N, 2], and its volume.
+    """
+    mass = mass.reshape(len(mass), -1, mass.shape[-1])
+    source, numbers, volume = _boxes(*_pieces(_cumulative(mass).reshape(len(mass), -1)), num)
+    # One level matters (a single block, or blocks of one token); both get the same number.
+    return source, np.repeat(numbers[:, :, None], 2, axis=2), volume
 
 
 def _resample_cells(weights, num, scheme):
-    """Cells of the resampling uniforms for normalised weights [N]."""
-    cdf = np.cumsum(weights)
-    scaled = num * cdf
-    points = set(cdf.tolist()) | set((scaled - np.floor(scaled)).tolist())
-    rest = num * weights - np.floor(num * weights)
-    if rest.sum() > 0:
-        points |= set((np.cumsum(rest) / rest.sum()).tolist())
-    pieces = _pieces(points)
+    """Cells of the resampling uniforms for normalised weights [C, N]; see ``_token_cells``."""
+    cdf = np.cumsum(weights, axis=1)
+    scaled, expected = num * cdf, num * weights
+    rest = _cumulative(expected - np.floor(expected))
+    points = np.concatenate([cdf, scaled - np.floor(scaled), rest], axis=1)
     free = 1 if scheme == "systematic" else num
-    for combination in itertools.product(pieces, repeat=free):
-        numbers = [middle for middle, _ in combination] + [0.5] * (num - free)
-        yield numbers, float(np.prod([length for _, length in combination]))
+    source, numbers, volume = _boxes(*_pieces(points), free)
+    unused = np.full((len(numbers), num - free), 0.5)
+    return source, np.concatenate([numbers, unused], axis=1), volume
+
+
+def _cumulative(mass):
+    """Normalised running sums over the last axis; 0 where nothing has mass."""
+    total = mass.sum(axis=-1, keepdims=True)
+    return np.cumsum(mass, axis=-1) / np.where(total > 0, total, 1)
+
+
+def _pieces(points):
+    """Midpoints and lengths of the intervals that points [C, K] cut [0, 1) into."""
+    edge = np.zeros((len(points), 1))
+    ends = np.sort(np.concatenate([edge, np.clip(points, 0, 1), edge + 1], axis=1), axis=1)
+    length = np.diff(ends, axis=1)
+    return (ends[:, 1:] + ends[:, :-1]) / 2, np.where(length > SLIVER, length, 0)
+
+
+def _boxes(middle, length, free):
+    """All boxes of ``free`` numbers with positive volume, from pieces [C, K]."""
+    picks = np.indices((middle.shape[1],) * free).reshape(free, -1)
+    volume = np.prod(length[:, picks], axis=1)
+    source, box = np.nonzero(volume)
+    return source, middle[source[:, None], picks[:, box].T], volume[source, box]
