@@ -248,7 +248,7 @@ def refused(message, *args, **options):
         ([[[1, 2]]], r"prompt 0 is \[\[1, 2\]\]"),
         ([[[1, 2], [3]]], "prompt 0 is "),
         (["text"], "prompt 0 is a string"),
-        ("text", "string"),
+        ("text", "it must be a list of lists of token ids"),
         ([1, 2, 3], "prompt 0 is 1"),
         (None, "prompts is None"),
     ],

@@ -34,6 +34,7 @@ TINY = {
     "pool_batches": 5,
     "valid_examples": 2,
     "steps": 14,
+    "learning_rate": 0.002,
     "warmup_steps": 2,
     "log_every": 2,
     "valid_every": 6,

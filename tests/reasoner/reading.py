@@ -1,92 +1,91 @@
 """Reads questions and solutions back, independently of the code that writes them."""
 
+import math
 import re
 
-LINE = re.compile(r"(-?\d+)([*+-])(-?\d+)")
-STATED = re.compile(LINE.pattern + r"=(-?\d+)")
-
-
-def compute(a, op, b):
-    if op == "*":
-        return a * b
-    return a + b if op == "+" else a - b
+# A step as its first line names it: what was there before (not in the first step), and a product.
+HEAD = re.compile(r"(?:(-?\d+)([+-]))?(\d+)\*(\d+)")
+STATED = re.compile(HEAD.pattern + r"=(-?\d+)")
+WRITTEN = re.compile(HEAD.pattern + ":")
+COLUMNS = re.compile(r"(\d+(?:[*+-]\d+)+):(-?\d+(?:,-?\d+)*)>(-?\d+)")
 
 
 def read_question(question):
-    """The arithmetic that the words describe, as (start, steps)."""
+    """The arithmetic that the words describe, as (op, groups, size) of every step."""
     sentences = question.split(". ")
     assert question.endswith(" is that?\n") and sentences.pop().startswith("How many ")
-    start, first = map(int, re.findall(r"\d+", sentences[0]))
-    steps = [("+" if " has " in sentences[0] else "*", first)]
-    for sentence in sentences[1:]:
-        (number,) = map(int, re.findall(r"\d+", sentence))
-        if sentence.startswith(("All are sold at", "This is done for")):
-            steps.append(("*", number))
-        else:
-            assert sentence.startswith("Then ")
-            steps.append(("+" if f" {number} more " in sentence else "-", number))
-    return start, tuple(steps)
+    steps = []
+    for sentence in sentences:
+        assert sentence.startswith("Then ") == bool(steps) and sentence.endswith(" each")
+        groups, size = map(int, re.findall(r"\d+", sentence))
+        gained = not steps or f" {groups} more " in sentence
+        steps.append(("+" if gained else "-", groups, size))
+    return steps
 
 
 def key_of(question):
-    start, steps = read_question(question)
-    return f"{start}" + "".join(f"{op}{number}" for op, number in steps)
+    return "".join(f"{op}{groups}*{size}" for op, groups, size in read_question(question))[1:]
 
 
-def check_columns(a, op, b, text):
-    """Checks every digit of columns such as ``7*2=14,4*2+1=9`` and returns what they spell."""
-    shift = 0
-    if op == "*" and b % 10 == 0:
-        b, shift = b // 10, 1
-    carry, value = 0, 0
-    columns = text.split(",")
-    for place, column in enumerate(columns):
-        left, right = column.split("=")
-        digit_a = a // 10**place % 10
-        digit_b = b if op == "*" else b // 10**place % 10
-        carried = "" if place == 0 else f"{'-' if op == '-' else '+'}{carry}"
-        if op == "-":
-            borrow = digit_a - digit_b - carry < 0
-            digit_a += 10 * borrow
-            result = digit_a - digit_b - carry
-            carry = int(borrow)
+def evaluate(expression):
+    """The value of ``a*b``, ``a+b+c`` or ``a-b``."""
+    a, *rest = map(int, re.findall(r"\d+", expression))
+    if "*" in expression:
+        return math.prod([a, *rest])
+    return a + sum(rest) if "+" in expression else a - sum(rest)
+
+
+def check_columns(line, head):
+    """Checks every column of ``head:t0,t1,...>value`` and returns the value."""
+    expression, columns, value = COLUMNS.fullmatch(line).groups()
+    assert expression == head
+    totals = [int(total) for total in columns.split(",")]
+    numbers = [int(number) for number in re.findall(r"\d+", head)]
+    zeros = 1 if "*" in head and numbers[1] % 10 == 0 else 0
+    width = max(len(str(n)) for n in (numbers[:1] if "*" in head else numbers))
+    assert len(totals) == width
+    carry = 0
+    for place, total in enumerate(totals):
+        digits = [n // 10**place % 10 for n in numbers]
+        if "*" in head:
+            part = digits[0] * (numbers[1] // 10**zeros)
         else:
-            result = compute(digit_a, op, digit_b) + carry
-            carry = result // 10
-        assert left == f"{digit_a}{op}{digit_b}{carried}", column
-        assert int(right) == result, column
-        last = place == len(columns) - 1
-        value += (result if last else result % 10) * 10**place
-    width = len(str(a)) if op == "*" else max(len(str(a)), len(str(b)))
-    assert len(columns) == width
-    return value * 10**shift
+            part = sum(digits) if "+" in head else digits[0] - digits[1]
+        assert total == part + carry, line
+        carry = math.floor(total / 10)
+    spelled = totals[-1] * 10 ** (width - 1)
+    spelled += sum(total % 10 * 10**place for place, total in enumerate(totals[:-1]))
+    assert int(value) == spelled * 10**zeros == evaluate(head), line
+    return int(value)
 
 
-def check_step(a, op, b, lines):
-    """Checks the lines of ``a op b``, taken from the iterator, and returns the value."""
+def check_step(value, step, lines, first):
+    """Checks the lines of one step, taken from the iterator, and returns the value after it."""
+    op, groups, size = step
+    product = groups * size
+    after = value + product if op == "+" else value - product
+    head = f"{groups}*{size}" if first else f"{value}{op}{groups}*{size}"
     line = next(lines)
-    head = f"{a}{op}{b}"
-    truth = compute(a, op, b)
-    if line == f"{head}:":
-        assert op == "*" and b > 9 and b % 10
-        units = check_step(a, "*", b % 10, lines)
-        tens = check_step(a, "*", b // 10 * 10, lines)
-        return check_step(units, "+", tens, lines)
-    if line.startswith(f"{head}:"):
-        columns, value = line.removeprefix(f"{head}:").split(">")
-        assert check_columns(a, op, b, columns) == truth
-        assert int(value) == truth, line
-    else:
-        assert line == f"{head}={truth}"
-    return truth
+    if line == f"{head}={after}":
+        return after
+    assert line == f"{head}:"
+    one = check_columns(next(lines), f"{groups}*{size % 10}")
+    ten = check_columns(next(lines), f"{groups}*{size // 10 * 10}")
+    if first or op == "-":
+        assert check_columns(next(lines), f"{one}+{ten}") == product
+    if first:
+        return product
+    last = f"{value}+{one}+{ten}" if op == "+" else f"{value}-{product}"
+    assert check_columns(next(lines), last) == after
+    return after
 
 
 def check_solution(problem, text):
     """Checks that a solution has no mistake anywhere."""
     lines = iter(text.split("\n"))
-    value = problem.start
-    for op, operand in problem.steps:
-        value = check_step(value, op, operand, lines)
+    value = 0
+    for index, step in enumerate(problem.steps):
+        value = check_step(value, step, lines, first=index == 0)
     assert value == problem.answer
     assert next(lines) == f"answer {value}"
     assert next(lines, None) is None
