@@ -13,7 +13,7 @@ from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.models.table import TableLM
 from jax_power_smc.models.transformer import TransformerLM
 from jax_power_smc.result import SampleInfo, SampleResult
-from jax_power_smc.samplers import Ancestral, PowerSMC
+from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
 from jax_power_smc.target import PowerTarget
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "TransformerConfig",
     "TransformerLM",
     "UnsupportedModelError",
+    "WithoutReplacement",
     "exact",
     "load",
     "sample",

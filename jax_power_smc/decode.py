@@ -5,8 +5,8 @@
     reorder     cache rows and tokens follow their ancestors, if anyone forked
     record      the drawn tokens are written
 
-The engine scans it over steps and vmaps it over prompts. Letters: N particles, T capacity in
-generated tokens, V vocabulary.
+The engine scans it over steps and vmaps it over prompts. Letters: N particles, M rows of sequences
+(N of them running, see ``samplers.base.Particles``), T capacity in generated tokens, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jax_power_smc.language_model import LanguageModel, move_cache, take_ancestors
 from jax_power_smc.randomness import StepUniforms
-from jax_power_smc.samplers.base import Outcome, Particles, Rule, Selection, start
+from jax_power_smc.samplers.base import Outcome, Particles, Rule, Selection
 from jax_power_smc.target import TargetArrays
 
 # Written after the end of a sequence. Lengths, not this id, say where a sequence ends.
@@ -47,8 +47,8 @@ class Carry(NamedTuple):
 
     Attributes:
       particles: weights, log p, flags.
-      tokens: [N, T] int32.
-      token: [N] int32, the last token of each particle.
+      tokens: [M, T] int32.
+      token: [N] int32, the last token of each running row.
       cache: the model's cache, leaves lead with N.
       step: [] int32, t, the index of the next token.
     """
@@ -66,8 +66,8 @@ class Observed(NamedTuple):
     Attributes:
       ess: [], effective sample size; N where nothing ran.
       resampled: [] bool.
-      forks: [] int32, slots that took over another slot's past.
-      parent: [N] int32.
+      forks: [] int32, running rows that took over another one's past.
+      parent: [M] int32.
     """
 
     ess: jax.Array
@@ -105,8 +105,8 @@ def begin(
     num = rule.num_particles
     dtype = weight_dtype(logits)
     carry = Carry(
-        particles=start(num, dtype),
-        tokens=jnp.full((num, capacity), PAD_ID, jnp.int32),
+        particles=rule.start(dtype),
+        tokens=jnp.full((rule.num_rows, capacity), PAD_ID, jnp.int32),
         token=jnp.full((num,), PAD_ID, jnp.int32),
         cache=model.init_cache(params, num, capacity),
         step=jnp.zeros((), jnp.int32),
@@ -142,10 +142,10 @@ def decode_step(
     return _propagate(model, rule, request, carry, cache, logits, uniforms, any_prompt)
 
 
-def finish(rule: Rule, request: Request, carry: Carry, uniform: jax.Array) -> Outcome:
-    """Final weights of one prompt, and the particle drawn with ``uniform`` []."""
+def finish(rule: Rule, request: Request, carry: Carry, uniforms: jax.Array) -> Outcome:
+    """Final weights of one prompt, and the particle drawn with ``uniforms`` [2]."""
     request = _with_dtype(request, carry.particles.log_weight.dtype)
-    return rule.finish(request.numbers, request.target, carry.particles, uniform)
+    return rule.finish(request.numbers, request.target, carry.particles, uniforms)
 
 
 def weight_dtype(logits: jax.Array) -> jnp.dtype:
@@ -180,11 +180,12 @@ def _propagate(
     running = is_running(carry.particles, request.target, step)
     chosen = _freeze_unless(running, carry, chosen)
 
-    forks = jnp.sum(chosen.parent != jnp.arange(num, dtype=jnp.int32), dtype=jnp.int32)
+    moves = chosen.parent != jnp.arange(rule.num_rows, dtype=jnp.int32)
+    forks = jnp.sum(moves[:num], dtype=jnp.int32)
     cache, tokens = jax.lax.cond(
-        any_prompt(forks > 0),
+        any_prompt(jnp.any(moves)),
         lambda: (
-            move_cache(model, cache, chosen.parent),
+            move_cache(model, cache, chosen.parent[:num]),
             take_ancestors(carry.tokens, chosen.parent),
         ),
         lambda: (cache, carry.tokens),
@@ -195,7 +196,7 @@ def _propagate(
     written = jnp.where(chosen.active[:, None], token[:, None], present)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, written, column, axis=1)
 
-    carry = Carry(chosen.particles, tokens, token, cache, step + 1)
+    carry = Carry(chosen.particles, tokens, token[:num], cache, step + 1)
     return carry, Observed(chosen.ess, chosen.resampled, forks, chosen.parent)
 
 
@@ -206,7 +207,7 @@ def _freeze_unless(running: jax.Array, carry: Carry, chosen: Selection) -> Selec
         parent=own,
         token=jnp.full_like(chosen.token, PAD_ID),
         active=jnp.zeros_like(chosen.active),
-        ess=jnp.full_like(chosen.ess, own.shape[0]),
+        ess=jnp.full_like(chosen.ess, carry.token.shape[0]),
         resampled=jnp.zeros_like(chosen.resampled),
     )
     return jax.tree.map(lambda a, b: jnp.where(running, a, b), chosen, still)

@@ -51,7 +51,7 @@ def sample(
       prompts: P lists of token ids, ragged, none empty.
       key: a key of ``jax.random.key``.
       target: what to sample from.
-      sampler: ``PowerSMC`` or ``Ancestral``.
+      sampler: ``WithoutReplacement``, ``PowerSMC`` or ``Ancestral``.
       max_new_tokens: T, the cap.
       prompt_ids: one non-negative integer per prompt for its randomness; default the list index.
         Equal ids of equal prompts give equal results.
@@ -198,33 +198,44 @@ class _Batch:
         num = self.rule.num_particles
         # [steps, P, ...] -> [P, T, ...]; steps that never ran count as idle ones.
         seen = jax.tree.map(lambda *parts: np.concatenate(parts).swapaxes(0, 1), *history)
+        own = np.arange(self.rule.num_rows, dtype=np.int32)
         if self.rule.draws_first:
             # The parents of step t were chosen after its token: they say whose tokens 0..t a slot
             # holds, which in the genealogy is the parent at t + 1.
-            own = np.broadcast_to(np.arange(num, dtype=np.int32), seen.parent[:, :1].shape)
-            seen = seen._replace(parent=np.concatenate([own, seen.parent[:, :-1]], axis=1))
+            first = np.broadcast_to(own, seen.parent[:, :1].shape)
+            seen = seen._replace(parent=np.concatenate([first, seen.parent[:, :-1]], axis=1))
         seen = jax.tree.map(lambda x: x[:count, :cap], seen)
         missing = cap - seen.ess.shape[1]
         idle = seen._replace(
             ess=np.full((count, missing), num, seen.ess.dtype),
             resampled=np.zeros((count, missing), bool),
             forks=np.zeros((count, missing), np.int32),
-            parent=np.broadcast_to(np.arange(num, dtype=np.int32), (count, missing, num)),
+            parent=np.broadcast_to(own, (count, missing, len(own))),
         )
         seen = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), seen, idle)
+        rows = outcome.rows[:count]
+
+        def returned(x: np.ndarray, nothing: Any) -> jax.Array:
+            """The rows [P, N, ...] of the returned particles, out of all rows [P, M, ...]."""
+            there = rows.reshape(*rows.shape, *(1,) * (x.ndim - 2))
+            taken = np.take_along_axis(x[:count], np.maximum(there, 0), axis=1)
+            return jnp.asarray(np.where(there >= 0, taken, np.asarray(nothing, x.dtype)))
+
         info = SampleInfo(
             ess=seen.ess,
             resampled=seen.resampled,
             forks=seen.forks,
             parent=seen.parent,
+            rows=rows,
+            dropped_mass=particles.dropped[:count],
             model_tokens=particles.drawn[:count],
             seconds=dict(self.seconds),
         )
         return SampleResult(
-            tokens=jnp.asarray(tokens[:count, :, :cap]),
-            lengths=jnp.asarray(particles.length[:count]),
-            finished=jnp.asarray(particles.finished[:count]),
-            log_probs=jnp.asarray(particles.log_prob[:count]),
+            tokens=returned(tokens[:, :, :cap], decode.PAD_ID),
+            lengths=returned(particles.length, 0),
+            finished=returned(particles.finished, False),
+            log_probs=returned(particles.log_prob, 0.0),
             log_weights=jnp.asarray(outcome.log_weight[:count]),
             log_evidence=jnp.asarray(outcome.log_evidence[:count]),
             choice=jnp.asarray(outcome.choice[:count]),
@@ -294,7 +305,7 @@ def _start(
         logits, context = model.prefill(params, prompt, length)
         request = Request(context, target, numbers, key)
         uniforms = randomness.step_uniforms(
-            key, jnp.zeros((), jnp.int32), rule.num_particles, decode.weight_dtype(logits)
+            key, jnp.zeros((), jnp.int32), rule.num_rows, decode.weight_dtype(logits)
         )
         carry, observed = decode.begin(
             model, rule, capacity, params, request, logits, uniforms, any_prompt
@@ -328,7 +339,7 @@ def _run_chunk(
 
     def one(any_prompt, params, request, carry, clock):  # type: ignore[no-untyped-def]
         uniforms = randomness.step_uniforms(
-            request.key, carry.step, rule.num_particles, carry.particles.log_weight.dtype
+            request.key, carry.step, rule.num_rows, carry.particles.log_weight.dtype
         )
         return decode.decode_step(model, rule, params, request, carry, uniforms, clock, any_prompt)
 
@@ -346,7 +357,9 @@ def _run_chunk(
             ess=jnp.full(shape, num, carry.particles.log_weight.dtype),
             resampled=jnp.zeros(shape, bool),
             forks=jnp.zeros(shape, jnp.int32),
-            parent=jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32), (*shape, num)),
+            parent=jnp.broadcast_to(
+                jnp.arange(rule.num_rows, dtype=jnp.int32), (*shape, rule.num_rows)
+            ),
         )
 
     def any_running(carry: Carry) -> jax.Array:
@@ -361,8 +374,8 @@ def _finish(request: Request, carry: Carry, *, rule: Rule) -> Outcome:
     """Final weights and choices of P prompts."""
 
     def one(request: Request, carry: Carry) -> Outcome:
-        uniform = randomness.final_uniform(request.key, carry.particles.log_weight.dtype)
-        return decode.finish(rule, request, carry, uniform)
+        uniforms = randomness.final_uniforms(request.key, carry.particles.log_weight.dtype)
+        return decode.finish(rule, request, carry, uniforms)
 
     return jax.vmap(one, in_axes=(_REQUEST_AXES, 0))(request, carry)
 
@@ -407,7 +420,9 @@ def _check(
     if not isinstance(target, PowerTarget):
         raise ValueError(f"target is {target!r}; it must be a PowerTarget.")
     if not isinstance(sampler, Sampler):
-        raise ValueError(f"sampler is {sampler!r}; allowed are PowerSMC and Ancestral.")
+        raise ValueError(
+            f"sampler is {sampler!r}; allowed are WithoutReplacement, PowerSMC and Ancestral."
+        )
     for name, value in (
         ("max_new_tokens", max_new_tokens),
         ("prompts_per_batch", 1 if prompts_per_batch is None else prompts_per_batch),

@@ -21,8 +21,8 @@ class StepUniforms(NamedTuple):
     """Uniform numbers in [0, 1) of one step of one prompt.
 
     Attributes:
-      resample: [N], for the resampling scheme.
-      token: [N, 2], two levels of the token draw.
+      resample: [M], for the resampling scheme; M rows as in ``samplers.base.Particles``.
+      token: [M, 2], two levels of the token draw.
     """
 
     resample: jax.Array
@@ -46,13 +46,13 @@ def _fold(key: jax.Array, high: jax.Array, low: jax.Array, run: jax.Array) -> ja
 
 
 def step_uniforms(
-    key: jax.Array, step: jax.Array, num_particles: int, dtype: Any = jnp.float32
+    key: jax.Array, step: jax.Array, num_rows: int, dtype: Any = jnp.float32
 ) -> StepUniforms:
     """The numbers of step ``step`` [] int32 of the run that ``key`` belongs to."""
-    numbers = jax.random.uniform(jax.random.fold_in(key, step), (num_particles, 3), dtype)
+    numbers = jax.random.uniform(jax.random.fold_in(key, step), (num_rows, 3), dtype)
     return StepUniforms(resample=numbers[:, 0], token=numbers[:, 1:])
 
 
-def final_uniform(key: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """The number [] that draws the returned particle."""
-    return jax.random.uniform(jax.random.fold_in(key, jnp.uint32(_FINAL)), (), dtype)
+def final_uniforms(key: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """The numbers [2] after the last step: for the returned particle, and for the sampler."""
+    return jax.random.uniform(jax.random.fold_in(key, jnp.uint32(_FINAL)), (2,), dtype)

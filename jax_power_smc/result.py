@@ -29,7 +29,11 @@ class SampleInfo:
       ess: [P, T], effective sample size when it was checked (N at steps that did not run).
       resampled: [P, T] bool.
       forks: [P, T] int32, particles that took over another one's past.
-      parent: [P, T, N] int32, whose tokens before t each slot continued at t: the genealogy.
+      parent: [P, T, M] int32, whose tokens before t each row continued at t: the genealogy. M is N,
+        or more for a sampler that keeps finished sequences apart.
+      rows: [P, N] int32, the row of each returned particle; -1 for an unused one.
+      dropped_mass: [P], share of the evidence that an early stop may have left out; the bound is
+        exact for alpha >= 1, since no continuation can add mass.
       model_tokens: [P] int32, tokens drawn over all particles.
       seconds: by phase, of the whole call: "compile", "prefill", "decode".
     """
@@ -38,6 +42,8 @@ class SampleInfo:
     resampled: np.ndarray
     forks: np.ndarray
     parent: np.ndarray
+    rows: np.ndarray
+    dropped_mass: np.ndarray
     model_tokens: np.ndarray
     seconds: dict[str, float]
 
@@ -146,9 +152,9 @@ class SampleResult:
         """
         return np.array(
             [
-                _shared_steps(parent, np.isfinite(weight))
-                for parent, weight in zip(
-                    self.info.parent, np.asarray(self.log_weights), strict=True
+                _shared_steps(parent, rows[np.isfinite(weight)])
+                for parent, rows, weight in zip(
+                    self.info.parent, self.info.rows, np.asarray(self.log_weights), strict=True
                 )
             ]
         )
@@ -204,7 +210,7 @@ _ARRAYS = (
     "log_evidence",
     "choice",
 )
-_INFO_ARRAYS = ("ess", "resampled", "forks", "parent", "model_tokens")
+_INFO_ARRAYS = ("ess", "resampled", "forks", "parent", "rows", "dropped_mass", "model_tokens")
 
 
 def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleResult:
@@ -221,9 +227,8 @@ def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleRes
     return SampleResult(**arrays, target=results[0].target, info=info)
 
 
-def _shared_steps(parent: np.ndarray, alive: np.ndarray) -> int:
-    """First steps common to all surviving slots: parent [T, N], alive [N]."""
-    slots = np.flatnonzero(alive)
+def _shared_steps(parent: np.ndarray, slots: np.ndarray) -> int:
+    """First steps common to the given rows: parent [T, M]."""
     for step in range(parent.shape[0] - 1, -1, -1):
         if len(np.unique(slots)) <= 1:
             return step + 1

@@ -47,7 +47,7 @@ def test_numbers_reproduce_and_change_with_the_step():
 
 def test_the_final_number_is_not_one_of_a_step():
     key = randomness.prompt_keys(KEY, [0])[0]
-    final = float(randomness.final_uniform(key))
+    final = float(randomness.final_uniforms(key)[0])
     assert 0 <= final < 1
     assert all(final not in numbers(key, t) for t in range(50))
 
@@ -57,7 +57,7 @@ def test_shapes_and_dtype(x64, dtype):
     out = randomness.step_uniforms(KEY, jnp.int32(0), 5, dtype)
     assert out.resample.shape == (5,) and out.token.shape == (5, 2)
     assert out.resample.dtype == out.token.dtype == dtype
-    assert randomness.final_uniform(KEY, dtype).dtype == dtype
+    assert randomness.final_uniforms(KEY, dtype).dtype == dtype
 
 
 def test_numbers_are_uniform_and_uncorrelated():

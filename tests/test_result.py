@@ -35,6 +35,8 @@ def make(weights=WEIGHTS, *, offset=0, target=None):
             resampled=np.zeros((2, 4), bool),
             forks=np.zeros((2, 4), np.int32),
             parent=np.broadcast_to(np.arange(3, dtype=np.int32), (2, 4, 3)).copy(),
+            rows=np.array([[0, 1, 2], [0, 1, 2]], np.int32),
+            dropped_mass=np.array([0.0, 1e-5], np.float32),
             model_tokens=np.array([9, 11], np.int32),
             seconds={"compile": 1.0, "prefill": 0.25, "decode": 0.5},
         ),

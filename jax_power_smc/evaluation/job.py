@@ -20,6 +20,7 @@ from jax_power_smc.evaluation.intervals import wilson
 from jax_power_smc.evaluation.methods import Row, Run
 from jax_power_smc.models.load import LoadedModel
 from jax_power_smc.result import PHASES, SampleResult
+from jax_power_smc.samplers import checks
 from jax_power_smc.target import PowerTarget
 
 # Prompts of one call at most, so that progress is seen between calls.
@@ -100,9 +101,11 @@ def evaluate(
       ValueError: for bad input, before any work starts.
       OSError: if the workdir cannot be written.
     """
-    if not task.prompts or not seeds:
-        raise ValueError("there is nothing to evaluate: no problems or no seeds.")
+    if not task.prompts:
+        raise ValueError("there is nothing to evaluate: no problems.")
+    check_seeds(seeds)
     prompts = [lm.encode(text) for text in task.prompts]
+    _check_lengths(prompts, max_new_tokens, lm.model.max_positions)
     workdir.mkdir(parents=True, exist_ok=True)
     records = workdir / "records.jsonl"
     _keep_older(records)
@@ -113,6 +116,31 @@ def evaluate(
                 lm, task, prompts, run, target, max_new_tokens, seeds, file, report
             )
     return scores
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises ValueError unless there are seeds, all different and within 31 bits."""
+    if not seeds:
+        raise ValueError("there is nothing to evaluate: no seeds.")
+    for index, seed in enumerate(seeds):
+        # JAX drops the upper bits of a larger one without a word.
+        checks.integer(f"seeds[{index}]", seed, at_least=0)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"seeds is {tuple(seeds)}; they must differ, because equal seeds give equal results."
+        )
+
+
+def _check_lengths(prompts: list[list[int]], max_new_tokens: int, limit: int) -> None:
+    """Raises ValueError unless every output fits; the engine would see it batch by batch."""
+    checks.integer("max_new_tokens", max_new_tokens, at_least=1)
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    size = len(prompts[longest])
+    if size + max_new_tokens > limit:
+        raise ValueError(
+            f"problem {longest} has {size} tokens and max_new_tokens is {max_new_tokens}; "
+            f"together they must not exceed the model's {limit} positions."
+        )
 
 
 def _evaluate_run(
@@ -216,7 +244,7 @@ def _read(
 def summarize(
     scores: Sequence[Scores], alpha: float, comparisons: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The content of summary.json; not-a-number becomes null."""
+    """The content of summary.json; what is not a finite number becomes null."""
     base = scores[0].seconds
     count = len(scores[0].correct)
     return {
@@ -231,8 +259,8 @@ def summarize(
                 "temperature": s.run.temperature,
                 "accuracy": s.accuracy,
                 "ci95": list(wilson(s.accuracy, count)),
-                "mean_log_prob": s.log_prob,
-                "log_evidence": None if math.isnan(s.log_evidence) else s.log_evidence,
+                "mean_log_prob": _finite(s.log_prob),
+                "log_evidence": _finite(s.log_evidence),
                 "tokens_per_problem": s.tokens,
                 "seconds_per_problem": s.seconds,
                 "multiple": s.seconds / base,
@@ -242,6 +270,11 @@ def summarize(
         "comparisons": list(comparisons),
         "compile_seconds": sum({id(s.run): s.compile_seconds for s in scores}.values()),
     }
+
+
+def _finite(value: float) -> float | None:
+    """The value, or None where JSON has no way to write it."""
+    return value if math.isfinite(value) else None
 
 
 def _keep_older(path: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ Prints one table. DIR holds records.jsonl, a line per answer, and summary.json, 
 """
 
 import json
+import os
 import pathlib
 import sys
 import time
@@ -24,6 +25,7 @@ from jax_power_smc.evaluation.methods import standard_runs
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.reasoner import problems
+from jax_power_smc.samplers import checks
 from jax_power_smc.target import PowerTarget
 
 FIELDS = (
@@ -37,6 +39,14 @@ FIELDS = (
     "ramp_tokens",
     "max_new_tokens",
 )
+# The smallest value of each field that is an integer.
+_SMALLEST = {
+    "limit": 1,
+    "problem_seed": 0,
+    "num_particles": 1,
+    "ramp_tokens": 0,
+    "max_new_tokens": 1,
+}
 _SECONDS_BETWEEN_LINES = 10
 
 
@@ -47,11 +57,7 @@ def evaluate(config: ConfigDict, workdir: str) -> list[job.Scores]:
       ValueError: for a field that is missing or has a value that cannot be.
       OSError: if the workdir cannot be written.
     """
-    missing = [name for name in FIELDS if name not in config]
-    if missing:
-        raise ValueError(f"the config lacks {', '.join(missing)}.")
-    if config.limit < 1:
-        raise ValueError(f"config.limit is {config.limit}; it must be at least 1.")
+    _check(config)
     runs = standard_runs(config.alpha, config.num_particles, config.ramp_tokens)
     lm = load(config.model)
     target = PowerTarget(alpha=config.alpha, eos_ids=lm.eos_ids)
@@ -81,6 +87,22 @@ def evaluate(config: ConfigDict, workdir: str) -> list[job.Scores]:
     _print_table(scores, comparisons, time.monotonic() - began, summary["compile_seconds"])
     print(f"Every answer: {root / 'records.jsonl'}   the table: {root / 'summary.json'}")
     return scores
+
+
+def _check(config: ConfigDict) -> None:
+    """Raises ValueError for a field that is missing or cannot be, before the model is read."""
+    missing = [name for name in FIELDS if name not in config]
+    if missing:
+        raise ValueError(f"the config lacks {', '.join(missing)}.")
+    if not isinstance(config.model, str):
+        raise ValueError(f"config.model is {config.model!r}; it must be a name or a directory.")
+    checks.one_of("config.split", config.split, problems.SPLITS)
+    for name, smallest in _SMALLEST.items():
+        checks.integer(f"config.{name}", config[name], at_least=smallest)
+    PowerTarget(alpha=config.alpha)
+    if not isinstance(config.seeds, list | tuple):
+        raise ValueError(f"config.seeds is {config.seeds!r}; it must be a tuple of integers.")
+    job.check_seeds(config.seeds)
 
 
 def compare(scores: Sequence[job.Scores]) -> list[dict[str, object]]:
@@ -196,6 +218,8 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """The command line."""
+    # Or transformers complains on stderr that PyTorch is absent, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     config_flags.DEFINE_config_file(
         "config", None, "An evaluation config, such as configs/tiny_reasoner.py."
     )

@@ -5,6 +5,7 @@ python -m launch.generate --model=tiny-reasoner --prompt="..." --sampler=smc
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from absl import app, flags
 from jax_power_smc import engine
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import load
-from jax_power_smc.samplers import Ancestral, PowerSMC, Sampler
+from jax_power_smc.samplers import Ancestral, PowerSMC, Sampler, checks
 from jax_power_smc.target import PowerTarget
 
 SAMPLERS = ("smc", "ancestral")
@@ -44,12 +45,17 @@ def generate(options: Options) -> dict[str, Any]:
     """
     if options.sampler not in SAMPLERS:
         raise ValueError(f"sampler is {options.sampler!r}; allowed are {', '.join(SAMPLERS)}.")
-    sampler: Sampler
-    if options.sampler == "smc":
-        sampler = PowerSMC(options.num_particles, ramp_tokens=options.ramp_tokens)
-    else:
-        sampler = Ancestral(options.temperature, options.num_particles)
+    # Both are made, so that a value that cannot be is refused whichever of them runs.
+    samplers: dict[str, Sampler] = {
+        "smc": PowerSMC(options.num_particles, ramp_tokens=options.ramp_tokens),
+        "ancestral": Ancestral(options.temperature, options.num_particles),
+    }
     PowerTarget(alpha=options.alpha)  # before the model is read
+    checks.integer("max_new_tokens", options.max_new_tokens, at_least=1)
+    # Within 31 bits: JAX drops the upper bits of a seed without a word.
+    checks.integer("seed", options.seed, at_least=0)
+    if not _is_unicode(options.prompt):
+        raise ValueError("the prompt is not valid UTF-8 text.")
     lm = load(options.model)
     result = engine.sample(
         lm.model,
@@ -57,7 +63,7 @@ def generate(options: Options) -> dict[str, Any]:
         [lm.encode(options.prompt)],
         key=jax.random.key(options.seed),
         target=PowerTarget(alpha=options.alpha, eos_ids=lm.eos_ids),
-        sampler=sampler,
+        sampler=samplers[options.sampler],
         max_new_tokens=options.max_new_tokens,
     )
     index = int(result.choice[0])
@@ -75,6 +81,15 @@ def generate(options: Options) -> dict[str, Any]:
         "seconds": result.info.seconds,
         **dataclasses.asdict(options),
     }
+
+
+def _is_unicode(text: str) -> bool:
+    """False for the surrogates by which Python passes on bytes of a command line that are not."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def main(argv: Sequence[str]) -> None:
@@ -105,6 +120,8 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """The command line."""
+    # Or transformers complains on stderr that PyTorch is absent, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     flags.DEFINE_string("model", "tiny-reasoner", "tiny-reasoner, or a directory with a model.")
     flags.DEFINE_string("prompt", None, "The text to continue.")
     flags.DEFINE_string("sampler", "smc", f"One of {', '.join(SAMPLERS)}.")

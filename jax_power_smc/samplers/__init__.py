@@ -3,7 +3,17 @@
 from jax_power_smc.samplers.ancestral import Ancestral
 from jax_power_smc.samplers.base import Outcome, Particles, Rule, Selection
 from jax_power_smc.samplers.power_smc import PowerSMC
+from jax_power_smc.samplers.without_replacement import WithoutReplacement
 
-Sampler = PowerSMC | Ancestral
+Sampler = WithoutReplacement | PowerSMC | Ancestral
 
-__all__ = ["Ancestral", "Outcome", "Particles", "PowerSMC", "Rule", "Sampler", "Selection"]
+__all__ = [
+    "Ancestral",
+    "Outcome",
+    "Particles",
+    "PowerSMC",
+    "Rule",
+    "Sampler",
+    "Selection",
+    "WithoutReplacement",
+]

@@ -14,7 +14,7 @@ from jax_power_smc import inverse_cdf, weights
 from jax_power_smc.proposal import draw, power_proposal
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers import checks
-from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend
+from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend, start
 from jax_power_smc.target import TargetArrays, support
 
 
@@ -64,9 +64,18 @@ class AncestralRule:
     num_particles: int
 
     @property
+    def num_rows(self) -> int:
+        """N."""
+        return self.num_particles
+
+    @property
     def draws_first(self) -> bool:
         """False: nothing is resampled."""
         return False
+
+    def start(self, dtype: jnp.dtype) -> Particles:
+        """N empty sequences."""
+        return start(self.num_particles, dtype)
 
     def advance(
         self,
@@ -102,12 +111,13 @@ class AncestralRule:
         numbers: AncestralNumbers,
         target: TargetArrays,
         particles: Particles,
-        uniform: jax.Array,
+        uniforms: jax.Array,
     ) -> Outcome:
         """Equal weights, a uniform choice, no evidence."""
         del numbers, target
         log_weight, total = weights.renormalize(
             particles.log_weight, jnp.zeros_like(particles.log_evidence)
         )
-        choice = inverse_cdf.invert(jnp.exp(log_weight), uniform[None])[0]
-        return Outcome(log_weight, jnp.full_like(total, jnp.nan), choice)
+        choice = inverse_cdf.invert(jnp.exp(log_weight), uniforms[:1])[0]
+        rows = jnp.arange(self.num_particles, dtype=jnp.int32)
+        return Outcome(log_weight, jnp.full_like(total, jnp.nan), choice, rows)

@@ -16,17 +16,20 @@ from jax_power_smc.target import TargetArrays
 
 
 class Particles(NamedTuple):
-    """The population of one prompt.
+    """The population of one prompt: M rows, of which the model runs the first N.
+
+    M is N for most samplers. One that keeps finished sequences apart has further rows for them.
 
     Attributes:
-      log_weight: [N], normalised.
+      log_weight: [M], normalised.
       log_evidence: [], log of the sum that was divided out of the weights.
-      log_prob: [N], log p(y_<t | x) at temperature 1.
+      log_prob: [M], log p(y_<t | x) at temperature 1.
       exponent: [], a_t of the last step taken.
-      ended: [N] bool, absorbed: no further token is drawn.
-      finished: [N] bool, ended by an end token (and not because its support was empty).
-      length: [N] int32, tokens drawn so far.
+      ended: [M] bool, absorbed: no further token is drawn.
+      finished: [M] bool, ended by an end token (and not because its support was empty).
+      length: [M] int32, tokens drawn so far.
       drawn: [] int32, tokens drawn by all particles: the model's work in tokens.
+      dropped: [], share of the mass that an early stop left out; 0 without one.
     """
 
     log_weight: jax.Array
@@ -37,16 +40,17 @@ class Particles(NamedTuple):
     finished: jax.Array
     length: jax.Array
     drawn: jax.Array
+    dropped: jax.Array
 
 
 class Selection(NamedTuple):
     """What one step decided.
 
     Attributes:
-      particles: the population after the step, in slot order.
-      parent: [N] int32, the slot whose past each slot continues.
-      token: [N] int32, the token each slot drew; meaningful where ``active``.
-      active: [N] bool, slots that drew a token.
+      particles: the population after the step, in row order.
+      parent: [M] int32, the row whose past each row continues; below N for the first N.
+      token: [M] int32, the token each row drew; meaningful where ``active``.
+      active: [M] bool, rows that drew a token.
       ess: [], effective sample size when it was checked.
       resampled: [] bool.
     """
@@ -66,11 +70,13 @@ class Outcome(NamedTuple):
       log_weight: [N], normalised; -inf for weight zero.
       log_evidence: [], log Z_hat, or NaN where the sampler has none.
       choice: [] int32, the returned particle.
+      rows: [N] int32, the row of each returned particle, -1 for none.
     """
 
     log_weight: jax.Array
     log_evidence: jax.Array
     choice: jax.Array
+    rows: jax.Array
 
 
 class Rule(Protocol):
@@ -78,11 +84,18 @@ class Rule(Protocol):
 
     @property
     def num_particles(self) -> int:
-        """N."""
+        """N, the rows that the model runs and the particles that are returned."""
+
+    @property
+    def num_rows(self) -> int:
+        """M, at least N."""
 
     @property
     def draws_first(self) -> bool:
         """Whether a step draws its tokens before it resamples, so that they are copied too."""
+
+    def start(self, dtype: jnp.dtype) -> Particles:
+        """The population before the first step."""
 
     def advance(
         self,
@@ -96,9 +109,9 @@ class Rule(Protocol):
         """One step: log_p [N, V] of every slot's next token -> who continues with what."""
 
     def finish(
-        self, numbers: Any, target: TargetArrays, particles: Particles, uniform: jax.Array
+        self, numbers: Any, target: TargetArrays, particles: Particles, uniforms: jax.Array
     ) -> Outcome:
-        """Final weights and the returned particle, drawn with ``uniform`` []."""
+        """Final weights and the returned particle, drawn with ``uniforms`` [2]."""
 
 
 def start(num_particles: int, dtype: jnp.dtype) -> Particles:
@@ -114,6 +127,7 @@ def start(num_particles: int, dtype: jnp.dtype) -> Particles:
         finished=off,
         length=jnp.zeros((num_particles,), jnp.int32),
         drawn=jnp.zeros((), jnp.int32),
+        dropped=jnp.zeros((), dtype),
     )
 
 

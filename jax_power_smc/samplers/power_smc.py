@@ -24,7 +24,7 @@ from jax_power_smc import inverse_cdf, resampling, weights
 from jax_power_smc.proposal import draw, power_proposal
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers import checks
-from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend
+from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend, start
 from jax_power_smc.schedule import bridge, exponent_at
 from jax_power_smc.target import TargetArrays, support
 
@@ -106,9 +106,18 @@ class PowerSMCRule:
     order: str
 
     @property
+    def num_rows(self) -> int:
+        """N."""
+        return self.num_particles
+
+    @property
     def draws_first(self) -> bool:
         """True for the published order."""
         return self.order == "published"
+
+    def start(self, dtype: jnp.dtype) -> Particles:
+        """N empty sequences of weight 1/N each."""
+        return start(self.num_particles, dtype)
 
     def advance(
         self,
@@ -172,7 +181,7 @@ class PowerSMCRule:
         numbers: PowerSMCNumbers,
         target: TargetArrays,
         particles: Particles,
-        uniform: jax.Array,
+        uniforms: jax.Array,
     ) -> Outcome:
         """The catch-up to alpha, then one particle drawn by weight."""
         del numbers
@@ -180,8 +189,9 @@ class PowerSMCRule:
             particles.log_weight, particles.log_prob, particles.exponent, target.alpha
         )
         log_weight, log_evidence = weights.renormalize(log_weight, particles.log_evidence)
-        choice = inverse_cdf.invert(jnp.exp(log_weight), uniform[None])[0]
-        return Outcome(log_weight, log_evidence, choice)
+        choice = inverse_cdf.invert(jnp.exp(log_weight), uniforms[:1])[0]
+        rows = jnp.arange(self.num_particles, dtype=jnp.int32)
+        return Outcome(log_weight, log_evidence, choice, rows)
 
     def _resample(
         self,

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc import decode, exact
+from jax_power_smc import decode, exact, selection
 from jax_power_smc.decode import Request
 from jax_power_smc.proposal import power_proposal
 from jax_power_smc.randomness import StepUniforms
-from jax_power_smc.schedule import exponent_at
+from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
+from jax_power_smc.schedule import bridge, exponent_at
 from jax_power_smc.target import PowerTarget, support
 
 PROMPT = (0,)
@@ -85,50 +86,37 @@ def largest_error(expected, truth):
 
 def _integrate(model, params, rule, requests, count, horizon, capacity):
     """The expectations of ``count`` cases, whose requests are stacked."""
-    num, vocab = rule.num_particles, model.vocab_size
-    begin, step, finish = _production(model, rule, capacity)
-    proposals = _proposals(model, num)
-
-    def run(case, carry, cells, *, resampling=True):
-        """One step of every cell; the resampling can be turned off to see its weights."""
-        request = _rows(requests, case)
-        if not resampling:
-            off = np.zeros_like(request.numbers.ess_threshold)
-            request = request._replace(numbers=request.numbers._replace(ess_threshold=off))
-        if carry is None:
-            return _in_batches(functools.partial(begin, params), request, cells)
-        return _in_batches(functools.partial(step, params), request, carry, cells)
-
+    walk = _Walk(model, params, rule, requests, count, capacity)
+    step_cells, final_cells = (
+        (_selection_cells, _reduction_cells)
+        if isinstance(rule, WithoutReplacementRule)
+        else (_smc_cells, _one_cell)
+    )
     # States: which case, its carry (None before step 0), and the chance of being there.
     case, carry, chance = np.arange(count), None, np.ones(count)
     for t in range(horizon):
-        if carry is None:
-            # Only the shape matters: the proposals of step 0 come from the prompt.
-            idle = StepUniforms(np.zeros((count, num)), np.zeros((count, num, 2)))
-            like = run(case, None, idle)
-            like = like._replace(step=np.zeros_like(like.step))
-        else:
-            like = carry
-        first = np.full(len(case), t == 0)
-        mass = _in_batches(functools.partial(proposals, params), _rows(requests, case), like, first)
-        source, token, volume = _token_cells(mass, num)
+        source, uniforms, volume = step_cells(walk, case, carry, t)
         case, carry, chance = case[source], _rows(carry, source), chance[source] * volume
-
-        middle = np.full((len(case), num), 0.5)
-        before = run(case, carry, StepUniforms(middle, token), resampling=False)
-        log_weight = before.particles.log_weight
-        source, resample, volume = _resample_cells(np.exp(log_weight), num, rule.scheme)
-        case, carry, chance = case[source], _rows(carry, source), chance[source] * volume
-        carry = run(case, carry, StepUniforms(resample, token[source]))
+        carry = walk.step(case, carry, uniforms)
         case, carry, chance = _merge(case, carry, chance)
         np.testing.assert_allclose(np.bincount(case, chance, count), 1, rtol=0, atol=1e-12)
 
-    outcome = _in_batches(finish, _rows(requests, case), carry)
+    source, uniforms, volume = final_cells(walk, case, carry)
+    case, carry, chance = case[source], _rows(carry, source), chance[source] * volume
+    np.testing.assert_allclose(np.bincount(case, chance, count), 1, rtol=0, atol=1e-12)
+    outcome = walk.finish(case, carry, uniforms)
     weight = np.exp(outcome.log_weight + outcome.log_evidence[:, None])
+    weight = np.where(outcome.rows >= 0, weight, 0.0)
     assert np.isfinite(weight).all()
+
+    def returned(x):
+        rows = np.maximum(outcome.rows, 0).reshape(*outcome.rows.shape, *(1,) * (x.ndim - 2))
+        return np.take_along_axis(x, rows, axis=1)
+
     # A sequence as a number in base V+1; 0 stands for "nothing".
-    inside = np.arange(capacity) < carry.particles.length[:, :, None]
-    digits = np.where(inside, carry.tokens + 1, 0)
+    vocab = model.vocab_size
+    inside = np.arange(capacity) < returned(carry.particles.length)[:, :, None]
+    digits = np.where(inside, returned(carry.tokens) + 1, 0)
     code = digits @ (vocab + 1) ** np.arange(capacity)
     codes, code = np.unique(code, return_inverse=True)
     table = np.zeros((count, len(codes)))
@@ -141,6 +129,48 @@ def _integrate(model, params, rule, requests, count, horizon, capacity):
             sequence.append(digit - 1)
         sequences.append(tuple(sequence))
     return [{y: e for y, e in zip(sequences, row.tolist(), strict=True) if e != 0} for row in table]
+
+
+class _Walk:
+    """The production functions on many states at once."""
+
+    def __init__(self, model, params, rule, requests, count, capacity):
+        self.model, self.params, self.rule = model, params, rule
+        self.requests, self.count = requests, count
+        self._begin, self._step, self._finish = _production(model, rule, capacity)
+
+    def step(self, case, carry, uniforms, *, resampling=True):
+        """One step of every cell; the resampling can be turned off to see its weights."""
+        request = _rows(self.requests, case)
+        if not resampling:
+            off = np.zeros_like(request.numbers.ess_threshold)
+            request = request._replace(numbers=request.numbers._replace(ess_threshold=off))
+        if carry is None:
+            return _in_batches(functools.partial(self._begin, self.params), request, uniforms)
+        return _in_batches(functools.partial(self._step, self.params), request, carry, uniforms)
+
+    def finish(self, case, carry, uniforms):
+        """The outcome of every cell."""
+        return _in_batches(self._finish, _rows(self.requests, case), carry, uniforms)
+
+    def before_step(self, case, carry):
+        """The carry, or one of the same shape whose particles are those before step 0."""
+        if carry is not None:
+            return carry
+        rows = self.rule.num_rows
+        idle = StepUniforms(np.zeros((len(case), rows)), np.zeros((len(case), rows, 2)))
+        like = self.step(case, None, idle)
+        first = self.rule.start(jnp.dtype(jnp.float64))
+        first = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], len(case), axis=0), first)
+        return like._replace(particles=first, step=np.zeros_like(like.step))
+
+    def ask(self, function, case, carry, t):
+        """``function(params, request, carry, first)`` on every state."""
+        like = self.before_step(case, carry)
+        first = np.full(len(case), t == 0)
+        return _in_batches(
+            functools.partial(function, self.params), _rows(self.requests, case), like, first
+        )
 
 
 # --- Compiled programs, vmapped over cells ----------------------------------------------------
@@ -165,13 +195,13 @@ def _production(model, rule, capacity):
             model, rule, params, request, carry, uniforms, clock, decode.any_in_batch
         )[0]
 
-    def finish(request, carry):
-        return decode.finish(rule, request, carry, jnp.full((), 0.5, jnp.float64))
+    def finish(request, carry, uniforms):
+        return decode.finish(rule, request, carry, uniforms)
 
     return (
         _over_cells(begin, (None, 0, 0)),
         _over_cells(step, (None, 0, 0, 0)),
-        _over_cells(finish, (0, 0)),
+        _over_cells(finish, (0, 0, 0)),
     )
 
 
@@ -180,11 +210,7 @@ def _proposals(model, num):
     """Mass [kinds, N, V] of each row's proposal at the step to come, the tempered one last."""
 
     def proposals(params, request, carry, first):
-        prompt_logits, context = _prefill(model, params)
-        clock = jax.lax.pmax(carry.step - 1, "prompts")
-        logits, _ = model.decode(params, context, carry.cache, carry.token, carry.step - 1, clock)
-        logits = jnp.where(first, jnp.broadcast_to(prompt_logits[None], logits.shape), logits)
-        log_p = jax.nn.log_softmax(logits, axis=-1)
+        log_p = _next_log_p(model, params, carry, first)
         allowed = support(log_p, request.target, carry.step)
         numbers = request.numbers
         exponents = [exponent_at(carry.step, request.target.alpha, numbers.ramp_tokens)]
@@ -194,6 +220,55 @@ def _proposals(model, num):
         return jnp.stack([m.reshape(num, -1)[:, : model.vocab_size] for m in masses])
 
     return _over_cells(proposals, (None, 0, 0, 0))
+
+
+@functools.cache
+def _selections(model, rule):
+    """What the selections of the step to come see: CDFs of the passes, and of the tails' tokens."""
+
+    def selections(params, request, carry, first):
+        log_p = _next_log_p(model, params, carry, first)
+        particles, numbers, target = carry.particles, request.numbers, request.target
+        exponent = exponent_at(carry.step, target.alpha, numbers.ramp_tokens)
+        log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
+        children = rule.children(log_p, target, exponent, carry.step)
+        candidates = rule.candidates(log_weight, children)
+        tails = (children.going_tail.mass, children.ending_tail.mass)
+        return (
+            _pass_cdf(candidates.running, rule.num_particles),
+            _pass_cdf(candidates.pool, rule.num_rows - rule.num_particles),
+            jnp.stack([m.reshape(len(m), -1)[:, : model.vocab_size] for m in tails]),
+        )
+
+    return _over_cells(selections, (None, 0, 0, 0))
+
+
+@functools.cache
+def _reductions(rule):
+    """The CDF of the pass that reduces all rows to N at the end."""
+
+    def reduction(request, carry):
+        particles = carry.particles
+        log_weight = bridge(
+            particles.log_weight, particles.log_prob, particles.exponent, request.target.alpha
+        )
+        return _pass_cdf(log_weight, rule.num_particles)
+
+    return _over_cells(reduction, (0, 0))
+
+
+def _pass_cdf(log_mass, num_keep):
+    log_c = selection.log_threshold(log_mass, num_keep)
+    return selection.systematic_cdf(log_mass, log_c, num_keep)
+
+
+def _next_log_p(model, params, carry, first):
+    """Log p [N, V] of the step to come."""
+    prompt_logits, context = _prefill(model, params)
+    clock = jax.lax.pmax(carry.step - 1, "prompts")
+    logits, _ = model.decode(params, context, carry.cache, carry.token, carry.step - 1, clock)
+    logits = jnp.where(first, jnp.broadcast_to(prompt_logits[None], logits.shape), logits)
+    return jax.nn.log_softmax(logits, axis=-1)
 
 
 def _prefill(model, params):
@@ -238,6 +313,48 @@ def _merge(case, carry, chance):
     rows = rows.view(np.dtype((np.void, rows.shape[1]))).reshape(-1)
     _, kept, group = np.unique(rows, return_index=True, return_inverse=True)
     return case[kept], _rows(carry, kept), np.bincount(group.reshape(-1), chance)
+
+
+def _smc_cells(walk, case, carry, t):
+    """Cells of one step of Power-SMC: its token draws, then the resampling of what they gave."""
+    num = walk.rule.num_particles
+    mass = walk.ask(_proposals(walk.model, num), case, carry, t)
+    first, token, length = _token_cells(mass, num)
+    middle = StepUniforms(np.full((len(first), num), 0.5), token)
+    before = walk.step(case[first], _rows(carry, first), middle, resampling=False)
+    weights = np.exp(before.particles.log_weight)
+    second, resample, volume = _resample_cells(weights, num, walk.rule.scheme)
+    return first[second], StepUniforms(resample, token[second]), length[second] * volume
+
+
+def _one_cell(walk, case, carry):
+    """Nothing random happens at the end but the choice."""
+    return np.arange(len(case)), np.full((len(case), 2), 0.5), np.ones(len(case))
+
+
+def _selection_cells(walk, case, carry, t):
+    """Cells of one step of without-replacement SMC: its two passes and the tails' tokens."""
+    num, rows = walk.rule.num_particles, walk.rule.num_rows
+    running, pool, tails = walk.ask(_selections(walk.model, walk.rule), case, carry, t)
+    first, one, volume = _boxes(*_pieces(running - np.floor(running)), 1)
+    second, two, more = _boxes(*_pieces((pool - np.floor(pool))[first]), 1)
+    source, volume = first[second], volume[second] * more
+    resample = np.full((len(source), rows), 0.5)
+    resample[:, 0], resample[:, 1] = one[second, 0], two[:, 0]
+    kinds = []
+    for kind in range(2):
+        mass = tails[source][:, kind : kind + 1]
+        third, token, more = _token_cells(mass, num)
+        source, volume, resample = source[third], volume[third] * more, resample[third]
+        kinds = [x[third] for x in kinds] + [token]
+    return source, StepUniforms(resample, np.concatenate(kinds, axis=1)), volume
+
+
+def _reduction_cells(walk, case, carry):
+    """Cells of the final reduction to N; the number of the choice does not matter."""
+    cdf = _in_batches(_reductions(walk.rule), _rows(walk.requests, case), carry)
+    source, numbers, volume = _boxes(*_pieces(cdf - np.floor(cdf)), 1)
+    return source, np.concatenate([np.full_like(numbers, 0.5), numbers], axis=1), volume
 
 
 def _token_cells(mass, num):

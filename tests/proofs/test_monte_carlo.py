@@ -77,7 +77,7 @@ def simulate(params, target, numbers, keys, *, model, rule, horizon):
             )
 
         carry, rest = jax.lax.scan(body, carry, jnp.arange(1, horizon, dtype=jnp.int32))
-        outcome = decode.finish(rule, request, carry, randomness.final_uniform(key))
+        outcome = decode.finish(rule, request, carry, randomness.final_uniforms(key))
         weight = jnp.exp(outcome.log_weight + outcome.log_evidence)
         resampled = jnp.concatenate([start.resampled[None], rest.resampled])
         return carry.tokens, carry.particles.length, weight, resampled

@@ -1,0 +1,136 @@
+"""Proof 1 for without-replacement SMC: unbiased to 1e-10 for every option, without noise."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jax_power_smc import PowerTarget, TableLM, WithoutReplacement, selection
+from jax_power_smc.samplers import without_replacement
+from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
+from jax_power_smc.schedule import exponent_at
+from tests.proofs import integrate
+
+TOLERANCE = 1e-10
+ALPHA = 2.5
+RAMPS = (0, 2)
+EOS = ((), (1,))
+LENGTHS = ("stopped", "forced_eos")
+MINIMA = (0, 1, 2)
+SUPPORTS = ((2, 1.0), (1, 1.0), (2, 0.6))
+
+
+def table(model):
+    return model.init(jax.random.key(3), scale=1.0, dtype=jnp.float64)
+
+
+def targets(horizon, eos=EOS, supports=SUPPORTS):
+    """Every target that is allowed."""
+    for eos_ids, length, minimum, (top_k, top_p) in itertools.product(
+        eos, LENGTHS, MINIMA, supports
+    ):
+        if length == "stopped" or (eos_ids and minimum < horizon):
+            yield PowerTarget(ALPHA, eos_ids, length, minimum, top_k, top_p)
+
+
+def errors_of(model, sampler, listed, horizon, *, rule=None, ramps=RAMPS):
+    """Largest error of each target under each ramp."""
+    pairs = list(itertools.product(ramps, listed))
+    cases = [
+        integrate.Case(dataclasses.replace(sampler, ramp_tokens=ramp).numbers(), target, horizon)
+        for ramp, target in pairs
+    ]
+    params = table(model)
+    found = integrate.expectations(model, params, rule or sampler.rule(), cases, horizon)
+    return [
+        integrate.largest_error(expected, integrate.gamma(model, params, target, horizon))
+        for expected, (_, target) in zip(found, pairs, strict=True)
+    ]
+
+
+def exactly(num_particles, explicit_children):
+    return WithoutReplacement(num_particles, explicit_children, early_stop=0.0)
+
+
+@pytest.mark.parametrize("explicit_children", [1, None])
+@pytest.mark.parametrize("num_particles", [1, 2])
+def test_every_valid_target_is_unbiased(x64, num_particles, explicit_children):
+    model = TableLM(2, order=2)
+    listed = list(targets(2))
+    assert len(listed) == (3 + 3 + 2) * len(SUPPORTS)
+    errors = errors_of(model, exactly(num_particles, explicit_children), listed, 2)
+    assert max(errors) < TOLERANCE
+
+
+@pytest.mark.parametrize("num_particles", [1, 2])
+def test_three_steps_are_unbiased(x64, num_particles):
+    # Now finished sequences meet in the pool, and more leaves compete than there are particles.
+    model = TableLM(2, order=3)
+    listed = list(targets(3, eos=((1,),), supports=((2, 1.0),)))
+    assert max(errors_of(model, exactly(num_particles, 1), listed, 3)) < TOLERANCE
+
+
+@dataclasses.dataclass(frozen=True)
+class WrongExplicit(WithoutReplacementRule):
+    """Takes the least probable tokens for its explicit children."""
+
+    def explicit(self, mass):
+        return super().explicit(-mass)
+
+
+@pytest.mark.parametrize("rule", [WithoutReplacementRule, WrongExplicit])
+@pytest.mark.parametrize("eos_ids", [(0,), (1, 2)])
+def test_a_tail_of_several_tokens_is_unbiased(x64, rule, eos_ids):
+    # Three tokens, one explicit: the tails hold two, and either may end the sequence.
+    model = TableLM(3, order=2)
+    listed = [PowerTarget(ALPHA, eos_ids), PowerTarget(ALPHA, eos_ids, "forced_eos")]
+    errors = errors_of(model, exactly(2, 1), listed, 2, rule=rule(2, 1))
+    assert max(errors) < TOLERANCE
+
+
+# --- Mutations --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class NoCatchUp(WithoutReplacementRule):
+    """Ends with the exponent where the ramp happens to be."""
+
+    def finish(self, numbers, target, particles, uniforms):
+        return super().finish(
+            numbers, target._replace(alpha=particles.exponent), particles, uniforms
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolNotBridged(WithoutReplacementRule):
+    """Bridges only the sequences that are still running."""
+
+    def advance(self, numbers, target, particles, log_p, uniforms, step):
+        exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
+        undo = (exponent - particles.exponent) * particles.log_prob
+        log_weight = jnp.where(particles.ended, particles.log_weight - undo, particles.log_weight)
+        particles = particles._replace(log_weight=log_weight)
+        return super().advance(numbers, target, particles, log_p, uniforms, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class SurvivorsKeepTheirWeight(WithoutReplacementRule):
+    """Survivors of the systematic pass keep their own weight instead of c."""
+
+
+def keep_own_weight(log_mass, num_keep, uniform):
+    return jnp.where(selection.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf)
+
+
+@pytest.mark.parametrize("mutation", [NoCatchUp, PoolNotBridged, SurvivorsKeepTheirWeight])
+def test_mutations_are_caught(x64, mutation, monkeypatch):
+    model, sampler = TableLM(2, order=3), exactly(1, 1)
+    target = PowerTarget(ALPHA, (1,), "stopped", 0, 2, 1.0)
+    (right,) = errors_of(model, sampler, [target], 3, ramps=(4,))
+    if mutation is SurvivorsKeepTheirWeight:
+        monkeypatch.setattr(without_replacement, "select", keep_own_weight)
+    (wrong,) = errors_of(model, sampler, [target], 3, ramps=(4,), rule=mutation(1, 1))
+    assert right < TOLERANCE
+    assert wrong > 1e-4
