@@ -1,4 +1,4 @@
-"""How the embedded model "tiny-reasoner" was made; about an hour on two CPU cores."""
+"""How the embedded model "tiny-reasoner" was made; half an hour on two idle CPU cores."""
 
 import ml_collections
 

@@ -14,6 +14,7 @@ from jax_power_smc.models.table import TableLM
 from jax_power_smc.models.transformer import TransformerLM
 from jax_power_smc.result import SampleInfo, SampleResult
 from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
+from jax_power_smc.stop import StopBoxed, StopRegex, StopString
 from jax_power_smc.target import PowerTarget
 
 __all__ = [
@@ -25,6 +26,9 @@ __all__ = [
     "PowerTarget",
     "SampleInfo",
     "SampleResult",
+    "StopBoxed",
+    "StopRegex",
+    "StopString",
     "TableLM",
     "TransformerConfig",
     "TransformerLM",

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_power_smc.language_model import LanguageModel, move_cache, take_ancestors
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers.base import Outcome, Particles, Rule, Selection
+from jax_power_smc.stop import StopRule, compile_stop
 from jax_power_smc.target import TargetArrays
 
 # Written after the end of a sequence. Lengths, not this id, say where a sequence ends.
@@ -34,12 +36,26 @@ class Request(NamedTuple):
       numbers: the sampler's traced scalars.
       key: the prompt's key (``randomness.prompt_keys``); the engine makes each step's uniform
         numbers from it, the step itself takes them as an argument.
+      stop: the table of the stop rule, shared by all prompts; None without one.
     """
 
     context: Any
     target: TargetArrays
     numbers: Any
     key: jax.Array
+    stop: "StopArrays | None" = None
+
+
+class StopArrays(NamedTuple):
+    """A stop rule as the step looks it up (``stop.StopTable``).
+
+    Attributes:
+      next_state: [states, V] int16, the state after a token; state 0 is the start.
+      final: [] int16, the state in which the match is complete.
+    """
+
+    next_state: jax.Array
+    final: jax.Array
 
 
 class Carry(NamedTuple):
@@ -50,6 +66,7 @@ class Carry(NamedTuple):
       tokens: [M, T] int32.
       token: [N] int32, the last token of each running row.
       cache: the model's cache, leaves lead with N.
+      stop_state: [M] int32, of the stop rule's automaton.
       step: [] int32, t, the index of the next token.
     """
 
@@ -57,6 +74,7 @@ class Carry(NamedTuple):
     tokens: jax.Array
     token: jax.Array
     cache: Any
+    stop_state: jax.Array
     step: jax.Array
 
 
@@ -109,6 +127,7 @@ def begin(
         tokens=jnp.full((rule.num_rows, capacity), PAD_ID, jnp.int32),
         token=jnp.full((num,), PAD_ID, jnp.int32),
         cache=model.init_cache(params, num, capacity),
+        stop_state=jnp.zeros((rule.num_rows,), jnp.int32),
         step=jnp.zeros((), jnp.int32),
     )
     logits = jnp.broadcast_to(logits[None, :], (num, logits.shape[0]))
@@ -175,7 +194,10 @@ def _propagate(
     dtype = carry.particles.log_weight.dtype
     log_p = jax.nn.log_softmax(logits.astype(dtype), axis=-1)
     request = _with_dtype(request, dtype)
-    chosen = rule.advance(request.numbers, request.target, carry.particles, log_p, uniforms, step)
+    ends = ending_tokens(request.target, request.stop, carry.stop_state[:num])
+    chosen = rule.advance(
+        request.numbers, request.target, carry.particles, log_p, ends, uniforms, step
+    )
     # A prompt that is done is frozen: what its neighbours still need must not change it.
     running = is_running(carry.particles, request.target, step)
     chosen = _freeze_unless(running, carry, chosen)
@@ -196,8 +218,46 @@ def _propagate(
     written = jnp.where(chosen.active[:, None], token[:, None], present)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, written, column, axis=1)
 
-    carry = Carry(chosen.particles, tokens, token[:num], cache, step + 1)
+    stop_state = next_stop_state(
+        request.stop, carry.stop_state[chosen.parent], token, chosen.active
+    )
+    carry = Carry(chosen.particles, tokens, token[:num], cache, stop_state, step + 1)
     return carry, Observed(chosen.ess, chosen.resampled, forks, chosen.parent)
+
+
+def stop_arrays(rule: StopRule | None, tokenizer: Any, vocab_size: int) -> StopArrays | None:
+    """The device form of a stop rule.
+
+    Args:
+      rule: the rule, or None.
+      tokenizer: a tokenizer, or the bytes of every token (None for a special one).
+      vocab_size: V of the model.
+
+    Raises:
+      ValueError: if there is a rule and no tokenizer, or one whose tokens cannot be read.
+    """
+    if rule is None:
+        return None
+    if tokenizer is None:
+        raise ValueError(f"the target has stop={rule!r}; pass tokenizer= to say what tokens spell.")
+    table = compile_stop(rule, tokenizer, vocab_size)
+    (final,) = np.flatnonzero(table.accepting)
+    return StopArrays(jnp.asarray(table.next_state), jnp.asarray(final, table.next_state.dtype))
+
+
+def ending_tokens(target: TargetArrays, stop: StopArrays | None, state: jax.Array) -> jax.Array:
+    """[N, V] bool: tokens that would end each sequence, whose automaton is in state [N]."""
+    ends = jnp.broadcast_to(target.ends[None, :], (state.shape[0], target.ends.shape[0]))
+    return ends if stop is None else ends | (stop.next_state[state] == stop.final)
+
+
+def next_stop_state(
+    stop: StopArrays | None, state: jax.Array, token: jax.Array, active: jax.Array
+) -> jax.Array:
+    """The automaton's state [M] after the token [M] of the active rows."""
+    if stop is None:
+        return state
+    return jnp.where(active, stop.next_state[state, token].astype(jnp.int32), state)
 
 
 def _freeze_unless(running: jax.Array, carry: Carry, chosen: Selection) -> Selection:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc import decode, randomness
-from jax_power_smc.decode import Carry, Observed, Request
+from jax_power_smc.decode import Carry, Observed, Request, StopArrays
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.result import PHASES, SampleInfo, SampleResult, concatenate
 from jax_power_smc.samplers import Outcome, Rule, Sampler
@@ -42,6 +42,7 @@ def sample(
     max_new_tokens: int,
     prompt_ids: Sequence[int] | None = None,
     prompts_per_batch: int | None = None,
+    tokenizer: Any = None,
 ) -> SampleResult:
     """Samples from a target, for every prompt.
 
@@ -55,7 +56,10 @@ def sample(
       max_new_tokens: T, the cap.
       prompt_ids: one non-negative integer per prompt for its randomness; default the list index.
         Equal ids of equal prompts give equal results.
-      prompts_per_batch: prompts decoded together; default as many as ``MAX_ROWS`` particles.
+      prompts_per_batch: prompts decoded together, the last batch filled up with idle ones;
+        default as many as ``MAX_ROWS`` particles.
+      tokenizer: needed if the target has a stop rule: a fast tokenizer, or a list of the bytes of
+        every token.
 
     Returns:
       The particles of every prompt with their weights, see ``SampleResult``.
@@ -66,12 +70,16 @@ def sample(
     ids = _check(
         model, prompts, prompt_ids, key, target, sampler, max_new_tokens, prompts_per_batch
     )
-    width = prompts_per_batch or max(1, MAX_ROWS // sampler.num_particles)
-    width = min(width, _power_of_two(len(prompts)))
+    stop = decode.stop_arrays(target.stop, tokenizer, model.vocab_size)
+    width = prompts_per_batch or min(
+        max(1, MAX_ROWS // sampler.num_particles), _power_of_two(len(prompts))
+    )
     capacity = -(-max_new_tokens // CHUNK) * CHUNK
 
     buckets: dict[int, list[int]] = {}
-    for index, prompt in enumerate(prompts):
+    # Short prompts together: a batch runs as long as its longest answer.
+    for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        prompt = prompts[index]
         bucket = _power_of_two(max(len(prompt), SMALLEST_PROMPT_BUCKET))
         limit = getattr(model, "max_positions", None)
         bucket = bucket if limit is None else max(len(prompt), min(bucket, limit))
@@ -87,6 +95,7 @@ def sample(
                 capacity=capacity,
                 width=width,
                 bucket=bucket,
+                stop=stop,
             )
             results.append(
                 run(
@@ -107,10 +116,16 @@ class _Batch:
     """Runs up to ``width`` prompts, padded to ``bucket`` tokens, in one set of executables."""
 
     def __init__(
-        self, model: LanguageModel, rule: Rule, capacity: int, width: int, bucket: int
+        self,
+        model: LanguageModel,
+        rule: Rule,
+        capacity: int,
+        width: int,
+        bucket: int,
+        stop: StopArrays | None,
     ) -> None:
         self.model, self.rule, self.capacity = model, rule, capacity
-        self.width, self.bucket = width, bucket
+        self.width, self.bucket, self.stop = width, bucket, stop
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._compiling = 0.0
 
@@ -145,7 +160,7 @@ class _Batch:
         request, carry, observed = self._call(
             _start,
             {**static, "capacity": self.capacity},
-            (params, jnp.asarray(tokens), jnp.asarray(lengths), targets, numbers, keys),
+            (params, jnp.asarray(tokens), jnp.asarray(lengths), targets, numbers, keys, self.stop),
         )
         jax.block_until_ready(carry)
         began = self._book("prefill", began)
@@ -213,7 +228,7 @@ class _Batch:
             parent=np.broadcast_to(own, (count, missing, len(own))),
         )
         seen = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), seen, idle)
-        rows = outcome.rows[:count]
+        rows = np.asarray(outcome.rows[:count])
 
         def returned(x: np.ndarray, nothing: Any) -> jax.Array:
             """The rows [P, N, ...] of the returned particles, out of all rows [P, M, ...]."""
@@ -246,7 +261,7 @@ class _Batch:
 
 # --- The three executables --------------------------------------------------------------------
 
-_REQUEST_AXES: Any = Request(context=0, target=0, numbers=None, key=0)  # type: ignore[arg-type]
+_REQUEST_AXES: Any = Request(context=0, target=0, numbers=None, key=0, stop=None)  # type: ignore[arg-type]
 
 
 def _over_prompts(function: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
@@ -276,7 +291,8 @@ def _squeeze(args: tuple[Any, ...], in_axes: tuple[Any, ...]) -> list[Any]:
     out = []
     for arg, axis in zip(args, in_axes, strict=True):
         if isinstance(arg, Request):
-            out.append(first(arg._replace(numbers=None))._replace(numbers=arg.numbers))
+            shared = {"numbers": arg.numbers, "stop": arg.stop}
+            out.append(first(arg._replace(numbers=None, stop=None))._replace(**shared))
         else:
             out.append(arg if axis is None else first(arg))
     return out
@@ -294,6 +310,7 @@ def _start(
     targets: TargetArrays,
     numbers: Any,
     keys: jax.Array,
+    stop: StopArrays | None = None,
     *,
     model: LanguageModel,
     rule: Rule,
@@ -303,7 +320,7 @@ def _start(
 
     def one(any_prompt, params, prompt, length, target, numbers, key):  # type: ignore[no-untyped-def]
         logits, context = model.prefill(params, prompt, length)
-        request = Request(context, target, numbers, key)
+        request = Request(context, target, numbers, key, stop)
         uniforms = randomness.step_uniforms(
             key, jnp.zeros((), jnp.int32), rule.num_rows, decode.weight_dtype(logits)
         )
@@ -315,7 +332,7 @@ def _start(
     contexts, carry, observed = _over_prompts(one, (None, 0, 0, 0, None, 0))(
         params, prompts, lengths, targets, numbers, keys
     )
-    return Request(contexts, targets, numbers, keys), carry, observed
+    return Request(contexts, targets, numbers, keys, stop), carry, observed
 
 
 @functools.partial(

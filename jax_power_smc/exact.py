@@ -8,9 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.decode import weight_dtype
+from jax_power_smc.decode import (
+    StopArrays,
+    ending_tokens,
+    next_stop_state,
+    stop_arrays,
+    weight_dtype,
+)
 from jax_power_smc.language_model import LanguageModel
-from jax_power_smc.target import PowerTarget, support
+from jax_power_smc.target import PowerTarget, TargetArrays, support
 
 # V^T, above which listing every sequence is a mistake rather than a wish.
 _LARGEST = 2_000_000
@@ -43,6 +49,8 @@ def enumerate(
     prompt: Sequence[int],
     target: PowerTarget,
     max_new_tokens: int,
+    *,
+    tokenizer: Any = None,
 ) -> Enumeration:
     """Lists every sequence with log p and log gamma.
 
@@ -51,6 +59,7 @@ def enumerate(
       prompt: token ids.
       target: the target; ``Enumeration.log_gamma`` is its gamma.
       max_new_tokens: T.
+      tokenizer: needed if the target has a stop rule, see ``engine.sample``.
 
     Raises:
       ValueError: if V^T is too large to list.
@@ -64,14 +73,10 @@ def enumerate(
     paths = np.array(list(itertools.product(range(vocab), repeat=max_new_tokens)), np.int32)
     arrays = target.arrays(vocab, max_new_tokens)
     gathered = {}
-    log_p, allowed = _teacher_forced(model, params, prompt, paths, arrays)
-    ends = np.zeros(vocab, bool)
-    ends[list(target.eos_ids)] = True
+    stop = stop_arrays(target.stop, tokenizer, vocab)
+    log_p, allowed, ends = _teacher_forced(model, params, prompt, paths, arrays, stop)
     for i, path in zip(range(len(paths)), paths.tolist(), strict=True):
-        ending = next(
-            (t for t, token in zip(range(len(path)), path, strict=True) if ends[token]),
-            max_new_tokens - 1,
-        )
+        ending = int(np.argmax(ends[i])) if ends[i].any() else max_new_tokens - 1
         sequence = tuple(path[: ending + 1])
         if sequence in gathered:
             continue
@@ -90,44 +95,51 @@ def score(
 ) -> np.ndarray:
     """Teacher-forced log p of each token: tokens [N, T] -> [N, T], through the decode path."""
     target = PowerTarget(1.0).arrays(model.vocab_size, tokens.shape[1])
-    return _teacher_forced(model, params, prompt, tokens, target)[0]
+    return _teacher_forced(model, params, prompt, tokens, target, None)[0]
 
 
 def _teacher_forced(
-    model: LanguageModel, params: Any, prompt: Sequence[int], tokens: np.ndarray, target: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log p [N, T] of given tokens [N, T], and whether each lies in the target's support."""
+    model: LanguageModel,
+    params: Any,
+    prompt: Sequence[int],
+    tokens: np.ndarray,
+    target: TargetArrays,
+    stop: StopArrays | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of given tokens [N, T]: log p, whether they lie in the support, whether they end; [N, T]."""
     num, horizon = tokens.shape
     forced = jnp.asarray(tokens, jnp.int32)
     ids = jnp.asarray(prompt, jnp.int32)
 
-    def of_tokens(logits: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_tokens(logits: jax.Array, state: jax.Array, t: jax.Array) -> tuple[Any, jax.Array]:
+        """Three vectors [N], and the next state of the stop rule."""
         log_p = jax.nn.log_softmax(logits.astype(weight_dtype(logits)), axis=-1)
-        allowed = support(log_p, target, t)
+        ends = ending_tokens(target, stop, state)
+        allowed = support(log_p, target, ends, t)
         column = jax.lax.dynamic_slice_in_dim(forced, t, 1, axis=1)
-        return (
-            jnp.take_along_axis(log_p, column, axis=1)[:, 0],
-            jnp.take_along_axis(allowed, column, axis=1)[:, 0],
-        )
+        picked = tuple(jnp.take_along_axis(x, column, axis=1)[:, 0] for x in (log_p, allowed, ends))
+        always = jnp.ones((num,), bool)
+        return picked, next_stop_state(stop, state, column[:, 0], always)
 
     @jax.jit
-    def run(params: Any) -> tuple[jax.Array, jax.Array]:
+    def run(params: Any) -> tuple[jax.Array, ...]:
         logits, context = model.prefill(params, ids, jnp.asarray(len(prompt), jnp.int32))
         logits = jnp.broadcast_to(logits[None], (num, logits.shape[0]))
-        first = of_tokens(logits, jnp.zeros((), jnp.int32))
+        first, state = of_tokens(logits, jnp.zeros((num,), jnp.int32), jnp.zeros((), jnp.int32))
 
-        def body(cache: Any, t: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+        def body(carry: Any, t: jax.Array) -> tuple[Any, Any]:
+            cache, state = carry
             token = jax.lax.dynamic_slice_in_dim(forced, t - 1, 1, axis=1)[:, 0]
             logits, cache = model.decode(params, context, cache, token, t - 1, t - 1)
-            return cache, of_tokens(logits, t)
+            picked, state = of_tokens(logits, state, t)
+            return (cache, state), picked
 
-        cache = model.init_cache(params, num, horizon)
-        _, rest = jax.lax.scan(body, cache, jnp.arange(1, horizon, dtype=jnp.int32))
-        log_p, allowed = (
+        carry = (model.init_cache(params, num, horizon), state)
+        _, rest = jax.lax.scan(body, carry, jnp.arange(1, horizon, dtype=jnp.int32))
+        return tuple(
             jnp.concatenate([one[None], more], axis=0).T
             for one, more in zip(first, rest, strict=True)
         )
-        return log_p, allowed
 
-    log_p, allowed = run(params)
-    return np.asarray(log_p), np.asarray(allowed)
+    log_p, allowed, ends = jax.device_get(run(params))
+    return log_p, allowed, ends

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_power_smc import stop as stop_rules
 from jax_power_smc.target import PowerTarget
 
 # A tail that repeats one block this often, and over at least this many tokens, is a loop.
@@ -182,7 +183,7 @@ class SampleResult:
         """Writes one .npz file."""
         arrays: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
         info = {f"info_{name}": getattr(self.info, name) for name in _INFO_ARRAYS}
-        meta = {"target": dataclasses.asdict(self.target), "seconds": self.info.seconds}
+        meta = {"target": _target_to_json(self.target), "seconds": self.info.seconds}
         with open(path, "wb") as file:
             np.savez_compressed(file, **arrays, **info, meta=np.array(json.dumps(meta)))
 
@@ -195,7 +196,7 @@ class SampleResult:
                 **{name: file[f"info_{name}"] for name in _INFO_ARRAYS}, seconds=meta["seconds"]
             )
             arrays = {name: jnp.asarray(file[name]) for name in _ARRAYS}
-        return cls(**arrays, target=PowerTarget(**meta["target"]), info=info)
+        return cls(**arrays, target=_target_from_json(meta["target"]), info=info)
 
     def _rows(self, index: np.ndarray) -> list[list[int]]:
         return [rows[i] for rows, i in zip(self.sequences(), index.tolist(), strict=True)]
@@ -225,6 +226,20 @@ def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleRes
         seconds={phase: sum(r.info.seconds[phase] for r in results) for phase in PHASES},
     )
     return SampleResult(**arrays, target=results[0].target, info=info)
+
+
+def _target_to_json(target: PowerTarget) -> dict[str, Any]:
+    fields = dataclasses.asdict(target)
+    if target.stop is not None:
+        fields["stop"] = {"rule": type(target.stop).__name__, **fields["stop"]}
+    return fields
+
+
+def _target_from_json(fields: dict[str, Any]) -> PowerTarget:
+    stop = fields.pop("stop", None)
+    if stop is not None:
+        stop = getattr(stop_rules, stop.pop("rule"))(**stop)
+    return PowerTarget(**fields, stop=stop)
 
 
 def _shared_steps(parent: np.ndarray, slots: np.ndarray) -> int:

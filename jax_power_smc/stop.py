@@ -139,13 +139,19 @@ def compile_stop(rule: StopRule, tokenizer: Any, vocab_size: int | None = None) 
 
     Args:
       rule: a stop rule.
-      tokenizer: as for ``token_bytes``.
+      tokenizer: as for ``token_bytes``, or a list of the bytes of every token.
       vocab_size: V of the model, where it differs from the tokenizer's; see ``token_bytes``.
 
     Raises:
       ValueError: for a tokenizer whose tokens have no known bytes.
     """
-    return token_table(rule.automaton(), token_bytes(tokenizer, vocab_size))
+    if not isinstance(tokenizer, list):
+        return token_table(rule.automaton(), token_bytes(tokenizer, vocab_size))
+    if vocab_size is not None and len(tokenizer) != vocab_size:
+        raise ValueError(
+            f"tokenizer lists the bytes of {len(tokenizer)} tokens; the model has {vocab_size}."
+        )
+    return token_table(rule.automaton(), tokenizer)
 
 
 def token_bytes(tokenizer: Any, vocab_size: int | None = None) -> list[bytes | None]:

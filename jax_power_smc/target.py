@@ -8,6 +8,7 @@ Whatever restricts the sequences is part of the target and is applied to every s
 * ``min_new_tokens``: ending tokens have no support before that step.
 * ``top_k``, ``top_p``: at every step the support is that set of the *base* distribution. The
   target is ``p^alpha`` on it; p is not renormalised.
+* ``stop``: a stop rule ends a sequence as an end token does (``stop``).
 
 A warning that belongs here: p^alpha charges ``alpha * log p`` for every token, so it rewards
 short outputs and loops. ``min_new_tokens`` and ``"forced_eos"`` are the honest remedies; results
@@ -22,6 +23,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jax_power_smc.stop import StopBoxed, StopRegex, StopRule, StopString
 
 LENGTHS = ("stopped", "forced_eos")
 # Beyond, the target is greedy decoding of whole sequences, and float32 overflows.
@@ -41,6 +44,8 @@ class PowerTarget:
       top_k: keep the k most probable tokens of p (ties by id), or None.
       top_p: keep the smallest set of most probable tokens that reaches this mass, or None. With
         both, the intersection.
+      stop: a ``StopString``, ``StopRegex`` or ``StopBoxed``, or None. The token that completes its
+        match ends the sequence; sampling then needs the tokenizer.
 
     Raises:
       ValueError: for a value outside its range.
@@ -52,6 +57,7 @@ class PowerTarget:
     min_new_tokens: int = 0
     top_k: int | None = None
     top_p: float | None = None
+    stop: StopRule | None = None
 
     def __post_init__(self) -> None:
         if not _is_number(self.alpha) or not math.isfinite(self.alpha) or self.alpha < 1:
@@ -68,8 +74,14 @@ class PowerTarget:
         object.__setattr__(self, "eos_ids", eos_ids)
         if self.length not in LENGTHS:
             raise ValueError(f"length is {self.length!r}; allowed are {', '.join(LENGTHS)}.")
-        if self.length == "forced_eos" and not eos_ids:
-            raise ValueError('eos_ids is empty; length="forced_eos" needs at least one id.')
+        if self.stop is not None and not isinstance(self.stop, StopString | StopRegex | StopBoxed):
+            raise ValueError(
+                f"stop is {self.stop!r}; allowed are StopString, StopRegex, StopBoxed and None."
+            )
+        if self.length == "forced_eos" and not eos_ids and self.stop is None:
+            raise ValueError(
+                'eos_ids is empty; length="forced_eos" needs at least one id, or a stop rule.'
+            )
         if not _is_integer(self.min_new_tokens) or self.min_new_tokens < 0:
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens!r}; it must be an integer of at least 0."
@@ -122,7 +134,7 @@ class TargetArrays(NamedTuple):
 
     Attributes:
       alpha: [].
-      ends: [V] bool, tokens that end a sequence.
+      ends: [V] bool, tokens that end every sequence; a stop rule adds its own.
       forced: [] bool, whether the last step allows only ending tokens.
       min_new_tokens: [] int32.
       cap: [] int32, T; no token is drawn at or beyond it.
@@ -139,20 +151,21 @@ class TargetArrays(NamedTuple):
     top_p: jax.Array | None
 
 
-def support(log_p: jax.Array, target: TargetArrays, step: jax.Array) -> jax.Array:
+def support(log_p: jax.Array, target: TargetArrays, ends: jax.Array, step: jax.Array) -> jax.Array:
     """The tokens that the target allows at one step.
 
     Args:
       log_p: [N, V] unmasked log probabilities of the base model.
       target: the target of this prompt.
+      ends: [N, V] bool, tokens that would end each sequence.
       step: [] int32, t.
 
     Returns:
       [N, V] bool.
     """
-    too_early = (step < target.min_new_tokens) & target.ends
-    too_late = target.forced & (step == target.cap - 1) & ~target.ends
-    allowed = jnp.broadcast_to(~(too_early | too_late)[None, :], log_p.shape)
+    too_early = (step < target.min_new_tokens) & ends
+    too_late = target.forced & (step == target.cap - 1) & ~ends
+    allowed = ~(too_early | too_late)
     if target.top_k is not None or target.top_p is not None:
         allowed = allowed & _most_probable(log_p, target.top_k, target.top_p)
     return allowed

@@ -275,7 +275,10 @@ def test_bad_prompts_are_refused(prompts, message):
             {"target": PowerTarget(2.0, (1,), length="forced_eos", min_new_tokens=8)},
             "min_new_tokens equals max_new_tokens",
         ),
-        ({"sampler": "smc"}, "sampler is 'smc'; allowed are PowerSMC and Ancestral"),
+        (
+            {"sampler": "smc"},
+            "sampler is 'smc'; allowed are WithoutReplacement, PowerSMC and Ancestral",
+        ),
         ({"sampler": None}, "sampler is None"),
         ({"sampler": PowerSMC}, "sampler is <class"),
         ({"key": 0}, "key is 0; .*jax.random.key"),

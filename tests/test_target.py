@@ -16,7 +16,9 @@ def allowed(target, p, step, cap=CAP):
     p = np.atleast_2d(np.asarray(p, np.float32))
     with np.errstate(divide="ignore"):
         log_p = jnp.asarray(np.log(p))
-    inside = support(log_p, target.arrays(p.shape[1], cap), jnp.int32(step))
+    arrays = target.arrays(p.shape[1], cap)
+    ends = jnp.broadcast_to(arrays.ends[None], log_p.shape)
+    inside = support(log_p, arrays, ends, jnp.int32(step))
     return [np.flatnonzero(row).tolist() for row in np.asarray(inside)]
 
 

@@ -156,8 +156,9 @@ def _evaluate_run(
 ) -> list[Scores]:
     count = len(prompts)
     width = min(LARGEST_BATCH, max(1, engine.MAX_ROWS // run.sampler.num_particles))
-    # Batches of nearly equal size share one program.
-    batches = np.array_split(np.arange(count), math.ceil(count / width))
+    # Short prompts together: a batch runs as long as its longest answer.
+    order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
+    batches = np.array_split(order, math.ceil(count / width))
     correct = {row.name: np.zeros(count) for row in run.rows}
     log_probs: dict[str, list[float]] = {row.name: [] for row in run.rows}
     evidence: list[float] = []
@@ -174,6 +175,7 @@ def _evaluate_run(
                 sampler=run.sampler,
                 max_new_tokens=max_new_tokens,
                 prompt_ids=batch.tolist(),
+                prompts_per_batch=len(batches[0]),  # the largest; one program serves all
             )
             texts = result.texts(lm.tokenizer)
             for row in run.rows:

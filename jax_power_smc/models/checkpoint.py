@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.flax import save_file
+from safetensors.flax import save
 
 from jax_power_smc.models.config import CheckpointError, TransformerConfig, config_to_hf
 from jax_power_smc.models.transformer import TransformerLM
@@ -171,7 +171,8 @@ def save_pretrained(
     _write_json(root / "config.json", config_to_hf(config, dtype=str(some.dtype), **ids))
     _write_json(root / "generation_config.json", ids)
     partial = root / f"{WEIGHTS}.tmp"
-    save_file(tensors, partial, metadata={"format": "pt"})
+    # Written by Python: the library's own writer makes a file that only its owner may read.
+    partial.write_bytes(save(tensors, metadata={"format": "pt"}))
     partial.replace(root / WEIGHTS)
 
 

@@ -83,12 +83,13 @@ class AncestralRule:
         target: TargetArrays,
         particles: Particles,
         log_p: jax.Array,
+        ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> Selection:
         """Draws one token per sequence; log_p [N, V] at temperature 1."""
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
-        allowed = support(log_p, target, step)
+        allowed = support(log_p, target, ends, step)
         greedy = numbers.temperature == 0
         exponent = 1 / jnp.where(greedy, jnp.ones_like(numbers.temperature), numbers.temperature)
         proposal = power_proposal(log_p, allowed, exponent)
@@ -102,7 +103,7 @@ class AncestralRule:
             ),
         )
         active = ~particles.ended
-        particles = extend(particles, own, token, log_p[own, token], active, target)
+        particles = extend(particles, own, token, log_p[own, token], active, ends[own, token])
         ess = weights.effective_sample_size(particles.log_weight)
         return Selection(particles, own, token, active, ess, jnp.zeros((), bool))
 

@@ -103,10 +103,15 @@ class Rule(Protocol):
         target: TargetArrays,
         particles: Particles,
         log_p: jax.Array,
+        ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> Selection:
-        """One step: log_p [N, V] of every slot's next token -> who continues with what."""
+        """One step: who continues with what.
+
+        log_p [N, V] of the next token of every running row, and whether it would end the row's
+        sequence, ends [N, V] bool.
+        """
 
     def finish(
         self, numbers: Any, target: TargetArrays, particles: Particles, uniforms: jax.Array
@@ -137,7 +142,7 @@ def extend(
     token: jax.Array,
     token_log_prob: jax.Array,
     active: jax.Array,
-    target: TargetArrays,
+    ends: jax.Array,
 ) -> Particles:
     """Every slot continues its parent's sequence, and the active ones by one token.
 
@@ -146,10 +151,10 @@ def extend(
       parent, token: [N] int32.
       token_log_prob: [N], log p(token | prefix) at temperature 1; read where active.
       active: [N] bool, in slot order after the move.
-      target: for the end tokens.
+      ends: [N] bool, whether the token ends the sequence; read where active.
     """
     log_prob = particles.log_prob[parent]
-    ends = active & target.ends[token]
+    ends = active & ends
     return particles._replace(
         log_prob=jnp.where(active, log_prob + token_log_prob, log_prob),
         ended=particles.ended[parent] | ends,

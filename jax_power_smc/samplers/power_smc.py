@@ -125,6 +125,7 @@ class PowerSMCRule:
         target: TargetArrays,
         particles: Particles,
         log_p: jax.Array,
+        ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> Selection:
@@ -136,7 +137,7 @@ class PowerSMCRule:
             ),
             exponent=exponent,
         )
-        allowed = support(log_p, target, step)
+        allowed = support(log_p, target, ends, step)
         proposal = power_proposal(log_p, allowed, exponent)
         # A sequence without a possible continuation has weight zero and stops here.
         particles = particles._replace(
@@ -150,8 +151,9 @@ class PowerSMCRule:
             particles, ess, resampled, parent = self._resample(numbers, particles, uniforms, due)
             token = draw(proposal, parent, uniforms.token)
             active = ~particles.ended[parent]
-            token_log_prob = log_p[parent, token]
-            particles = extend(particles, parent, token, token_log_prob, active, target)
+            particles = extend(
+                particles, parent, token, log_p[parent, token], active, ends[parent, token]
+            )
             return Selection(particles, parent, token, active, ess, resampled)
 
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
@@ -169,11 +171,11 @@ class PowerSMCRule:
                     active, particles.log_weight + correction, particles.log_weight
                 )
             )
-        particles = extend(particles, own, token, log_p[own, token], active, target)
+        particles = extend(particles, own, token, log_p[own, token], active, ends[own, token])
         due = due & (step < target.cap - 1)
         particles, ess, resampled, parent = self._resample(numbers, particles, uniforms, due)
         stay = jnp.zeros_like(active)
-        particles = extend(particles, parent, token, particles.log_prob, stay, target)
+        particles = extend(particles, parent, token, particles.log_prob, stay, stay)
         return Selection(particles, parent, token[parent], active[parent], ess, resampled)
 
     def finish(

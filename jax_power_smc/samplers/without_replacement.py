@@ -148,6 +148,7 @@ class WithoutReplacementRule:
         target: TargetArrays,
         particles: Particles,
         log_p: jax.Array,
+        ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> Selection:
@@ -155,7 +156,7 @@ class WithoutReplacementRule:
         n = self.num_particles
         exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
-        children = self.children(log_p, target, exponent, step)
+        children = self.children(log_p, target, ends, exponent, step)
         candidates = self.candidates(log_weight, children)
         # Both systematic passes have a uniform number of their own.
         running = select(candidates.running, n, uniforms.resample[0])
@@ -227,11 +228,15 @@ class WithoutReplacementRule:
         return Outcome(log_weight, log_evidence, choice, rows)
 
     def children(
-        self, log_p: jax.Array, target: TargetArrays, exponent: jax.Array, step: jax.Array
+        self,
+        log_p: jax.Array,
+        target: TargetArrays,
+        ends: jax.Array,
+        exponent: jax.Array,
+        step: jax.Array,
     ) -> Children:
-        """All children of the running rows; log_p [N, V]."""
-        allowed = support(log_p, target, step)
-        ends = jnp.broadcast_to(target.ends[None, :], log_p.shape)
+        """All children of the running rows; log_p, ends [N, V]."""
+        allowed = support(log_p, target, ends, step)
         possible = allowed & (log_p > -jnp.inf)
         mass = jnp.where(possible, exponent * jnp.where(possible, log_p, 0), -jnp.inf)
         token = self.explicit(mass)

@@ -211,7 +211,8 @@ def _proposals(model, num):
 
     def proposals(params, request, carry, first):
         log_p = _next_log_p(model, params, carry, first)
-        allowed = support(log_p, request.target, carry.step)
+        ends = decode.ending_tokens(request.target, None, carry.stop_state[:num])
+        allowed = support(log_p, request.target, ends, carry.step)
         numbers = request.numbers
         exponents = [exponent_at(carry.step, request.target.alpha, numbers.ramp_tokens)]
         if numbers.proposal_temperature is not None:
@@ -231,7 +232,8 @@ def _selections(model, rule):
         particles, numbers, target = carry.particles, request.numbers, request.target
         exponent = exponent_at(carry.step, target.alpha, numbers.ramp_tokens)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
-        children = rule.children(log_p, target, exponent, carry.step)
+        ends = decode.ending_tokens(target, None, carry.stop_state[: rule.num_particles])
+        children = rule.children(log_p, target, ends, exponent, carry.step)
         candidates = rule.candidates(log_weight, children)
         tails = (children.going_tail.mass, children.ending_tail.mass)
         return (

@@ -107,12 +107,12 @@ class NoCatchUp(WithoutReplacementRule):
 class PoolNotBridged(WithoutReplacementRule):
     """Bridges only the sequences that are still running."""
 
-    def advance(self, numbers, target, particles, log_p, uniforms, step):
+    def advance(self, numbers, target, particles, log_p, ends, uniforms, step):
         exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
         undo = (exponent - particles.exponent) * particles.log_prob
         log_weight = jnp.where(particles.ended, particles.log_weight - undo, particles.log_weight)
         particles = particles._replace(log_weight=log_weight)
-        return super().advance(numbers, target, particles, log_p, uniforms, step)
+        return super().advance(numbers, target, particles, log_p, ends, uniforms, step)
 
 
 @dataclasses.dataclass(frozen=True)
