@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from jax_power_smc.samplers import Ancestral, PowerSMC, Sampler
+from jax_power_smc.samplers import Ancestral, PowerSMC, Sampler, WithoutReplacement
 
 Reading = Literal["draw", "best", "vote"]
 
@@ -38,7 +38,8 @@ class Run:
 
 
 def standard_runs(alpha: float, num_particles: int, ramp_tokens: int) -> list[Run]:
-    """Plain decoding, its usual remedies at equal N, and Power-SMC without and with a ramp.
+    """Plain decoding, its usual remedies at equal N, Power-SMC without and with a ramp, and
+    without-replacement SMC.
 
     Args:
       alpha: exponent of the target.
@@ -61,4 +62,5 @@ def standard_runs(alpha: float, num_particles: int, ramp_tokens: int) -> list[Ru
     if ramp_tokens:
         row = Row(f"Power-SMC, ramp {ramp_tokens}", "draw")
         runs.append(Run(PowerSMC(n, ramp_tokens=ramp_tokens), (row,), 1 / alpha))
+    runs.append(Run(WithoutReplacement(n), (Row("without replacement", "draw"),), 1 / alpha))
     return runs

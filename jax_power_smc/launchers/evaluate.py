@@ -25,7 +25,7 @@ from jax_power_smc.evaluation.methods import standard_runs
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.reasoner import problems
-from jax_power_smc.samplers import checks
+from jax_power_smc.samplers import Ancestral, checks
 from jax_power_smc.target import PowerTarget
 
 FIELDS = (
@@ -106,13 +106,17 @@ def _check(config: ConfigDict) -> None:
 
 
 def compare(scores: Sequence[job.Scores]) -> list[dict[str, object]]:
-    """Paired differences of every Power-SMC row over every row before it."""
+    """Paired differences of every sampler of the power distribution over every decoder."""
+
+    def samples_target(s: job.Scores) -> bool:
+        return not isinstance(s.run.sampler, Ancestral)
+
     pairs = []
     for ours in scores:
-        if not ours.row.name.startswith("Power-SMC"):
+        if not samples_target(ours):
             continue
         for theirs in scores:
-            if theirs.row.name.startswith("Power-SMC"):
+            if samples_target(theirs):
                 continue
             difference, low, high = paired_bootstrap(ours.correct, theirs.correct)
             pairs.append(

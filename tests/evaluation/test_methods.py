@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jax_power_smc.evaluation.methods import Row, standard_runs
-from jax_power_smc.samplers import Ancestral, PowerSMC
+from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
 
 
 def by_name(runs):
@@ -25,6 +25,7 @@ def by_name(runs):
         ("majority vote", Ancestral(1.0, num_samples=8), "vote", 1.0),
         ("Power-SMC", PowerSMC(8), "draw", 0.25),
         ("Power-SMC, ramp 64", PowerSMC(8, ramp_tokens=64), "draw", 0.25),
+        ("without replacement", WithoutReplacement(8), "draw", 0.25),
     ],
 )
 def test_rows(name, sampler, reading, temperature):

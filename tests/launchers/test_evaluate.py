@@ -20,7 +20,7 @@ from jax_power_smc.evaluation.job import Scores
 from jax_power_smc.evaluation.methods import Row, Run, standard_runs
 from jax_power_smc.launchers import evaluate
 from jax_power_smc.reasoner import problems
-from jax_power_smc.samplers import Ancestral
+from jax_power_smc.samplers import Ancestral, PowerSMC
 from tests.evaluation import tiny
 from tests.launchers.command import ROOT, assert_refused, call, outcomes
 
@@ -157,10 +157,10 @@ def test_the_problems_are_those_that_the_config_names(finished):
             assert record["parsed"] == problems.parse_answer(record["response"])
 
 
-def test_power_smc_is_compared_with_every_other_method(finished):
+def test_samplers_of_the_target_are_compared_with_every_decoder(finished):
     methods = [row["method"] for row in finished.summary()["rows"]]
-    ours = [name for name in methods if name.startswith("Power-SMC")]
-    assert ours == ["Power-SMC", f"Power-SMC, ramp {RAMP}"]
+    ours = ["Power-SMC", f"Power-SMC, ramp {RAMP}", "without replacement"]
+    assert methods[-3:] == ours
     pairs = finished.summary()["comparisons"]
     assert [(pair["method"], pair["against"]) for pair in pairs] == [
         (name, other) for name in ours for other in methods if other not in ours
@@ -175,7 +175,8 @@ def test_power_smc_is_compared_with_every_other_method(finished):
 
 def test_compare_pairs_the_problems():
     def scores(name, *correct):
-        run = Run(Ancestral(), (Row(name, "draw"),), 1.0)
+        sampler = PowerSMC(2) if name == "Power-SMC" else Ancestral()
+        run = Run(sampler, (Row(name, "draw"),), 1.0)
         return Scores(run, run.rows[0], np.array(correct), -1.0, np.nan, 4.0, 0.1, 1.0)
 
     pairs = evaluate.compare(
