@@ -15,11 +15,12 @@ install: .venv/installed
 	@touch $@
 
 demo: install
-	$(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/demo --config.limit=100
+	$(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/demo \
+		--config.limit=100 --config.num_particles=8
 	@echo
 	@echo "Try next:"
 	@echo '  $(BIN)/python -m launch.generate --prompt="Mia packs 147 boxes with 23 pens each. Then Mia buys 38 more bags with 64 each. How many pens is that?"'
-	@echo '  $(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/more --config.num_particles=32'
+	@echo '  $(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/more --config.limit=100 --config.num_particles=16'
 
 test: install
 	$(BIN)/python -m pytest -n 2 -m "not slow"

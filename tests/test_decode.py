@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import PowerSMC, PowerTarget, TableLM, decode, engine, randomness
+from jax_power_smc import PowerSMC, PowerTarget, TableLM, decode, programs, randomness
 from jax_power_smc.language_model import move_cache, take_ancestors
 
 NUM, CAPACITY = 6, 8
@@ -65,7 +65,7 @@ def begin(model, caps, *, eos_ids=(1,)):
     prompts = jnp.asarray([[(2 * i) % 4, (i + 1) % 4] for i in range(count)], jnp.int32)
     keys = randomness.prompt_keys(jax.random.key(0), range(count))
     lengths = jnp.full((count,), 2, jnp.int32)
-    return engine._start(
+    return programs.start(
         PARAMS,
         prompts,
         lengths,
@@ -143,7 +143,7 @@ def test_the_engine_keeps_the_conditional_in_its_loop(count):
     model = BigCache()
     request, carry, _ = begin(model, [CAPACITY] * count)
     text = (
-        engine._run_chunk.lower(
+        programs.run_chunk.lower(
             PARAMS,
             request,
             carry,

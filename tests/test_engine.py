@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc import Ancestral, PowerSMC, PowerTarget, TableLM, engine
+from jax_power_smc import Ancestral, PowerSMC, PowerTarget, TableLM, engine, programs
 
 MODEL = TableLM(vocab_size=5, order=2)
 PARAMS = MODEL.init(jax.random.key(4), scale=1.0)
@@ -145,7 +145,7 @@ def test_an_early_end_stops_the_chunks_and_fills_in_idle_steps(monkeypatch):
     monkeypatch.setattr(engine, "CHUNK", 3)
     monkeypatch.setattr(engine._Batch, "_call", counted)
     result = sample(params=sure, max_new_tokens=30)
-    assert calls.count(engine._run_chunk) <= 2
+    assert calls.count(programs.run_chunk) <= 2
     assert np.asarray(result.lengths).tolist() == [[1] * 4] * 4
     assert result.info.ess.shape == (4, 30) and result.info.parent.shape == (4, 30, 4)
     np.testing.assert_array_equal(result.info.ess[:, 1:], 4.0)
@@ -202,18 +202,18 @@ def test_float64_models_are_sampled_in_float64(x64):
     ids=str,
 )
 def test_other_numbers_compile_nothing(four, change):
-    before = engine.compiled_count()
+    before = programs.compiled_count()
     result = sample(**change)
-    assert engine.compiled_count() == before
+    assert programs.compiled_count() == before
     assert result.info.seconds["compile"] == 0.0
     assert not np.array_equal(result.log_evidence, four.log_evidence)
 
 
 def test_other_values_of_a_truncation_compile_nothing():
     one = sample(target=PowerTarget(2.0, (1,), top_k=2))
-    before = engine.compiled_count()
+    before = programs.compiled_count()
     two = sample(target=PowerTarget(2.0, (1,), top_k=3))
-    assert engine.compiled_count() == before
+    assert programs.compiled_count() == before
     assert not np.array_equal(one.log_evidence, two.log_evidence)
 
 
@@ -228,10 +228,10 @@ class ShortTable(TableLM):
 
 
 def refused(message, *args, **options):
-    before = engine.compiled_count()
+    before = programs.compiled_count()
     with pytest.raises(ValueError, match=message) as error:
         sample(*args, **options)
-    assert engine.compiled_count() == before
+    assert programs.compiled_count() == before
     sentence = str(error.value)
     assert sentence.endswith(".") and "\n" not in sentence and len(sentence) < 300
 

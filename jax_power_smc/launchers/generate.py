@@ -16,10 +16,10 @@ from absl import app, flags
 from jax_power_smc import engine
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import load
-from jax_power_smc.samplers import Ancestral, PowerSMC, Sampler, checks
+from jax_power_smc.samplers import Ancestral, PowerSMC, Sampler, WithoutReplacement, checks
 from jax_power_smc.target import PowerTarget
 
-SAMPLERS = ("smc", "ancestral")
+SAMPLERS = ("swor", "smc", "ancestral")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,9 @@ def generate(options: Options) -> dict[str, Any]:
     """
     if options.sampler not in SAMPLERS:
         raise ValueError(f"sampler is {options.sampler!r}; allowed are {', '.join(SAMPLERS)}.")
-    # Both are made, so that a value that cannot be is refused whichever of them runs.
+    # All are made, so that a value that cannot be is refused whichever of them runs.
     samplers: dict[str, Sampler] = {
+        "swor": WithoutReplacement(options.num_particles, ramp_tokens=options.ramp_tokens),
         "smc": PowerSMC(options.num_particles, ramp_tokens=options.ramp_tokens),
         "ancestral": Ancestral(options.temperature, options.num_particles),
     }
@@ -128,7 +129,7 @@ def run() -> None:
     flags.DEFINE_integer("num_particles", 16, "N; for ancestral the number of samples.")
     flags.DEFINE_float("alpha", 4.0, "Exponent of the power distribution, at least 1.")
     flags.DEFINE_float("temperature", 1.0, "For ancestral: 0 is greedy.")
-    flags.DEFINE_integer("ramp_tokens", 0, "For smc: tokens over which the exponent rises.")
+    flags.DEFINE_integer("ramp_tokens", 0, "For smc, swor: tokens over which the exponent rises.")
     flags.DEFINE_integer("max_new_tokens", 512, "Longest answer, in tokens.")
     flags.DEFINE_integer("seed", 0, "Of all randomness.")
     flags.DEFINE_bool("json", False, "Print one JSON object instead.")

@@ -203,7 +203,7 @@ BAD = {
     "no such model": "'no/such' is neither a directory nor an embedded model",
     "alpha": "alpha is 0.99; it must be a finite number of at least 1",
     "no particles": "num_particles is 0; it must be an integer of at least 1",
-    "sampler": "sampler is 'beam'; allowed are smc",
+    "sampler": "sampler is 'beam'; allowed are swor",
     "empty prompt": "the prompt is ''; it must hold some text",
     "no prompt": "--prompt must have a value",
     "not UTF-8": "the prompt is not valid UTF-8 text",
