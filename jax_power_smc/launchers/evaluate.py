@@ -6,7 +6,6 @@ Prints one table. DIR holds records.jsonl, a line per answer, and summary.json, 
 """
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -222,8 +221,6 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """The command line."""
-    # Or transformers complains on stderr that PyTorch is absent, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     config_flags.DEFINE_config_file(
         "config", None, "An evaluation config, such as configs/tiny_reasoner.py."
     )

@@ -5,7 +5,6 @@ python -m launch.generate --model=tiny-reasoner --prompt="..." --sampler=smc
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,8 +120,6 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """The command line."""
-    # Or transformers complains on stderr that PyTorch is absent, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     flags.DEFINE_string("model", "tiny-reasoner", "tiny-reasoner, or a directory with a model.")
     flags.DEFINE_string("prompt", None, "The text to continue.")
     flags.DEFINE_string("sampler", "smc", f"One of {', '.join(SAMPLERS)}.")

@@ -126,6 +126,8 @@ def _load_tokenizer(directory: pathlib.Path) -> Any:
     # Not AutoTokenizer: it goes by config.json's model_type, and for "qwen2" it builds a byte-pair
     # tokenizer of its own from a tokenizer.json that may hold another kind. This one reads the
     # file as it is.
+    # Without the variable it complains on stderr that PyTorch is absent, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import PreTrainedTokenizerFast
 
     try:

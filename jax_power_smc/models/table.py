@@ -63,8 +63,8 @@ class TableLM:
         return self._logits(params, history[None], jnp.zeros((), jnp.int32))[0], history
 
     def init_cache(self, params: TableParams, num_particles: int, capacity: int) -> jax.Array:
-        """[N, order] int32: each particle's last tokens, still empty (-1: ask the prompt)."""
-        return jnp.full((num_particles, self.order), -1, jnp.int32)
+        """[N, R] int32: each particle's generated tokens, a ring addressed by the clock."""
+        return jnp.zeros((num_particles, max(capacity, self.order)), jnp.int32)
 
     def decode(
         self,
@@ -76,11 +76,17 @@ class TableLM:
         clock: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         """token [N] at index ``step`` -> (logits [N, V], cache)."""
-        cache = jnp.concatenate([cache[:, 1:], token[:, None]], axis=1)
+        size = jnp.int32(cache.shape[1])
+        cache = jax.lax.dynamic_update_slice_in_dim(
+            cache, token[:, None], jnp.mod(clock, size), axis=1
+        )
+        # The history, oldest first: entry i was written age[i] steps ago, if there was a step.
+        age = jnp.arange(self.order, dtype=jnp.int32)[::-1]
+        generated = cache[:, jnp.mod(clock - age, size)]
         # After k generated tokens the first order - k entries of the history are the prompt's
         # last ones.
         shifted = jnp.roll(context, -(step + 1))
-        history = jnp.where(cache >= 0, cache, shifted[None, :])
+        history = jnp.where((age <= step)[None, :], generated, shifted[None, :])
         return self._logits(params, history, step + 1), cache
 
     def _logits(self, params: TableParams, history: jax.Array, step: jax.Array) -> jax.Array:
@@ -88,5 +94,5 @@ class TableLM:
         base = self.vocab_size + 1
         powers = jnp.asarray([base**i for i in reversed(range(self.order))], jnp.int32)
         row = jnp.sum(history * powers[None, :], axis=1)
-        table = params.logits[jnp.minimum(step, params.logits.shape[0] - 1)]
-        return table[row]
+        # One gather: a step's whole table would be copied for every prompt of a batch.
+        return params.logits[jnp.minimum(step, params.logits.shape[0] - 1), row]

@@ -1,0 +1,37 @@
+"""One measured figure as one JSON line."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import jax
+
+# Writes one figure: (metric, value, unit, settings).
+Write = Callable[..., None]
+
+
+def writer(file: TextIO) -> Write:
+    """A function that appends one line per figure and echoes nothing.
+
+    Every line holds metric, value (null if not finite), unit, the device, and the settings.
+    """
+    device = device_name()
+
+    def write(metric: str, value: float, unit: str, **settings: Any) -> None:
+        number = float(value) if math.isfinite(value) else None
+        line = {"metric": metric, "value": number, "unit": unit, "device": device, **settings}
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+
+    return write
+
+
+def device_name() -> str:
+    """Kind and number of the devices, with the processor's cores on a CPU."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"cpu {platform.machine()}, {os.cpu_count()} cores"
+    return f"{len(jax.devices())} x {device.device_kind}"

@@ -1,0 +1,126 @@
+"""Runs a benchmark and keeps its figures as JSON lines.
+
+python -m launch.benchmark --config=configs/fidelity.py --workdir=DIR
+"""
+
+import itertools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from jax_power_smc.benchmarks import fidelity, plots, records, tables
+from jax_power_smc.launchers.common import launch
+from jax_power_smc.models.load import load
+from jax_power_smc.reasoner import problems
+from jax_power_smc.samplers import checks
+from jax_power_smc.target import PowerTarget
+
+FIELDS = {
+    "fidelity": (
+        *("alpha", "runs", "vocab_size", "kinds", "horizons", "entropies", "seeds"),
+        *("smc_particles", "smc_ramps", "swor_particles", "swor_ramps"),
+        *("models", "prompts", "max_new_tokens", "model_runs"),
+        *("model_smc_particles", "model_swor_particles"),
+    ),
+}
+
+
+def benchmark(config: ConfigDict, workdir: str) -> pathlib.Path:
+    """Runs the benchmark that the config names; returns the file with its figures.
+
+    Raises:
+      ValueError: for a field that is missing or has a value that cannot be, before any work.
+      OSError: if the workdir cannot be written.
+    """
+    checks.one_of("config.benchmark", config.get("benchmark"), FIELDS)
+    missing = [name for name in FIELDS[config.benchmark] if name not in config]
+    if missing:
+        raise ValueError(f"the config lacks {', '.join(missing)}.")
+    return _BENCHMARKS[config.benchmark](config, pathlib.Path(workdir).expanduser())
+
+
+def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
+    PowerTarget(config.alpha)
+    for name in ("runs", "model_runs"):
+        checks.integer(f"config.{name}", config[name], at_least=2)
+    for name in ("vocab_size", "prompts", "max_new_tokens"):
+        checks.integer(f"config.{name}", config[name], at_least=1)
+    for kind in config.kinds:
+        checks.one_of("config.kinds", kind, tables.KINDS)
+    grid = [
+        {"kind": kind, "horizon": horizon, "entropy": entropy, "seed": seed}
+        for kind, horizon, entropy, seed in itertools.product(
+            config.kinds, config.horizons, config.entropies, config.seeds
+        )
+    ]
+    on_tables = _settings(config, config.smc_particles, config.swor_particles)
+    on_models = _settings(config, config.model_smc_particles, config.model_swor_particles)
+    for setting in (*on_tables, *on_models):
+        setting.sampler(8)
+    models = {name: load(name) for name in config.models}
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "fidelity.jsonl"
+    with open(path, "w", encoding="utf-8") as file:
+        write = records.writer(file)
+        fidelity.measure_tables(
+            grid,
+            on_tables,
+            vocab_size=config.vocab_size,
+            alpha=config.alpha,
+            runs=config.runs,
+            write=write,
+            report=_report,
+        )
+        asked = list(problems.problems("test", config.prompts))
+        for name, lm in models.items():
+            fidelity.measure_model(
+                lm,
+                pathlib.Path(name).name,
+                [lm.encode(problem.question) for problem in asked],
+                on_models,
+                alpha=config.alpha,
+                runs=config.model_runs,
+                max_new_tokens=config.max_new_tokens,
+                write=write,
+                report=_report,
+            )
+    plots.fidelity(path, root / "fidelity.png")
+    print(f"The figures: {path}   the picture: {root / 'fidelity.png'}")
+    return path
+
+
+def _settings(
+    config: ConfigDict, smc: Sequence[int], swor: Sequence[int]
+) -> list[fidelity.Setting]:
+    return [
+        *(fidelity.Setting("smc", n, ramp) for n in smc for ramp in config.smc_ramps),
+        *(fidelity.Setting("swor", n, ramp) for n in swor for ramp in config.swor_ramps),
+    ]
+
+
+def _report(title: str, done: int, total: int) -> None:
+    print(f"{done}/{total}  {title}", flush=True)
+
+
+_BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], pathlib.Path]] = {"fidelity": _fidelity}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the launcher with the flags that ``run`` defined."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    values: Any = flags.FLAGS
+    benchmark(values.config, values.workdir)
+
+
+def run() -> None:
+    """The command line."""
+    config_flags.DEFINE_config_file(
+        "config", None, "A benchmark config, such as configs/fidelity.py."
+    )
+    flags.DEFINE_string("workdir", "runs/benchmark", "Directory for the figures and pictures.")
+    flags.mark_flags_as_required(["config"])
+    launch(main)
