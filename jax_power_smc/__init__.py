@@ -7,13 +7,14 @@ result = psmc.sample(lm.model, lm.params, prompts, key=jax.random.key(0), ...)
 
 from jax_power_smc import exact
 from jax_power_smc.engine import sample
+from jax_power_smc.evidence import pool
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.models.config import CheckpointError, TransformerConfig, UnsupportedModelError
 from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.models.table import TableLM
 from jax_power_smc.models.transformer import TransformerLM
 from jax_power_smc.result import SampleInfo, SampleResult
-from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
+from jax_power_smc.samplers import Ancestral, MetropolisHastings, PowerSMC, WithoutReplacement
 from jax_power_smc.stop import StopBoxed, StopRegex, StopString
 from jax_power_smc.target import PowerTarget
 
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "LanguageModel",
     "LoadedModel",
+    "MetropolisHastings",
     "PowerSMC",
     "PowerTarget",
     "SampleInfo",
@@ -36,5 +38,6 @@ __all__ = [
     "WithoutReplacement",
     "exact",
     "load",
+    "pool",
     "sample",
 ]

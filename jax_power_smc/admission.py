@@ -9,7 +9,7 @@ import numpy as np
 
 from jax_power_smc import randomness
 from jax_power_smc.language_model import LanguageModel
-from jax_power_smc.samplers import Sampler
+from jax_power_smc.samplers import MetropolisHastings, Sampler
 from jax_power_smc.target import PowerTarget
 
 
@@ -28,7 +28,8 @@ def check_request(
         raise ValueError(f"target is {target!r}; it must be a PowerTarget.")
     if not isinstance(sampler, Sampler):
         raise ValueError(
-            f"sampler is {sampler!r}; allowed are WithoutReplacement, PowerSMC and Ancestral."
+            f"sampler is {sampler!r}; allowed are WithoutReplacement, PowerSMC, "
+            "MetropolisHastings and Ancestral."
         )
     for name, value in (
         ("max_new_tokens", max_new_tokens),
@@ -45,6 +46,8 @@ def check_request(
     if len(prompts) == 0:
         raise ValueError("prompts is empty; at least one prompt is needed.")
     target.check(model.vocab_size, max_new_tokens)
+    if isinstance(sampler, MetropolisHastings):
+        sampler.check(max_new_tokens)
     limit = getattr(model, "max_positions", None)
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):

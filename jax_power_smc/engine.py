@@ -18,10 +18,11 @@ import numpy as np
 
 from jax_power_smc import decode, programs, randomness
 from jax_power_smc.admission import check_request
+from jax_power_smc.chains import run_chains
 from jax_power_smc.decode import Carry, Observed, StopArrays
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.result import PHASES, SampleInfo, SampleResult, concatenate
-from jax_power_smc.samplers import Outcome, Rule, Sampler
+from jax_power_smc.samplers import MetropolisHastings, Outcome, Rule, Sampler
 from jax_power_smc.target import PowerTarget
 
 # Prompt lengths are padded to 64 or a power of two above, outputs to a multiple of the chunk.
@@ -52,7 +53,7 @@ def sample(
       prompts: P lists of token ids, ragged, none empty.
       key: a key of ``jax.random.key``.
       target: what to sample from.
-      sampler: ``WithoutReplacement``, ``PowerSMC`` or ``Ancestral``.
+      sampler: ``WithoutReplacement``, ``PowerSMC``, ``MetropolisHastings`` or ``Ancestral``.
       max_new_tokens: T, the cap.
       prompt_ids: one non-negative integer per prompt for its randomness; default the list index.
         Equal ids of equal prompts give equal results.
@@ -89,25 +90,14 @@ def sample(
     for bucket, indices in sorted(buckets.items()):
         for first in range(0, len(indices), width):
             batch = indices[first : first + width]
-            run = _Batch(
-                model=model,
-                rule=sampler.rule(),
-                capacity=capacity,
-                width=width,
-                bucket=bucket,
-                stop=stop,
-            )
-            results.append(
-                run(
-                    params,
-                    [prompts[i] for i in batch],
-                    [ids[i] for i in batch],
-                    key,
-                    target,
-                    sampler.numbers(),
-                    max_new_tokens,
-                )
-            )
+            asked = [prompts[i] for i in batch], [ids[i] for i in batch]
+            if isinstance(sampler, MetropolisHastings):
+                sizes = (max_new_tokens, width, bucket, capacity)
+                result = run_chains(model, params, *asked, key, target, sampler, *sizes, stop)
+            else:
+                run = _Batch(model, sampler.rule(), capacity, width, bucket, stop)
+                result = run(params, *asked, key, target, sampler.numbers(), max_new_tokens)
+            results.append(result)
             order += batch
     return concatenate(results, np.argsort(np.array(order)))
 
@@ -243,6 +233,7 @@ class _Batch:
             parent=seen.parent,
             rows=rows,
             dropped_mass=particles.dropped[:count],
+            acceptance_rate=np.full((count,), np.nan),
             model_tokens=particles.drawn[:count],
             seconds=dict(self.seconds),
         )

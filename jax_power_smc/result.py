@@ -35,6 +35,8 @@ class SampleInfo:
       rows: [P, N] int32, the row of each returned particle; -1 for an unused one.
       dropped_mass: [P], share of the evidence that an early stop may have left out; the bound is
         exact for alpha >= 1, since no continuation can add mass.
+      acceptance_rate: [P], share of the Metropolis-Hastings moves that redrew something and were
+        accepted; NaN for other samplers, and if there was no such move.
       model_tokens: [P] int32, tokens drawn over all particles.
       seconds: by phase, of the whole call: "compile", "prefill", "decode".
     """
@@ -45,6 +47,7 @@ class SampleInfo:
     parent: np.ndarray
     rows: np.ndarray
     dropped_mass: np.ndarray
+    acceptance_rate: np.ndarray
     model_tokens: np.ndarray
     seconds: dict[str, float]
 
@@ -211,7 +214,16 @@ _ARRAYS = (
     "log_evidence",
     "choice",
 )
-_INFO_ARRAYS = ("ess", "resampled", "forks", "parent", "rows", "dropped_mass", "model_tokens")
+_INFO_ARRAYS = (
+    "ess",
+    "resampled",
+    "forks",
+    "parent",
+    "rows",
+    "dropped_mass",
+    "acceptance_rate",
+    "model_tokens",
+)
 
 
 def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleResult:

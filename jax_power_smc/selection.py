@@ -57,8 +57,8 @@ def select(log_mass: jax.Array, num_keep: int, uniform: jax.Array) -> jax.Array:
     certain = (log_mass >= log_c) & (log_mass > -jnp.inf)
     cdf = systematic_cdf(log_mass, log_c, num_keep)
     below = jnp.concatenate([jnp.zeros((1,), cdf.dtype), cdf[:-1]])
-    # Points j + uniform, j = 0, 1, ...: one falls in [below, cdf) if the ceilings differ.
-    hit = jnp.ceil(cdf - uniform) > jnp.ceil(below - uniform)
+    # Points j + uniform, j = 0, 1, ...: one falls in [below, cdf) if their numbers differ.
+    hit = _points_before(cdf, uniform) > _points_before(below, uniform)
     return jnp.where(certain, log_mass, jnp.where(hit, log_c, -jnp.inf))
 
 
@@ -77,6 +77,15 @@ def systematic_cdf(log_mass: jax.Array, log_c: jax.Array, num_keep: int) -> jax.
     scaled = cdf * (points / jnp.where(total > 0, total, jnp.ones_like(total)))
     last = jnp.arange(cdf.shape[0], dtype=jnp.int32) >= inverse_cdf.last_positive(share)
     return jnp.where(last, points, jnp.minimum(scaled, points))
+
+
+def _points_before(cdf: jax.Array, uniform: jax.Array) -> jax.Array:
+    """How many of the points j + uniform, j = 0, 1, ..., lie before each place.
+
+    The fraction is compared by itself: in ``cdf - uniform`` it would be rounded away.
+    """
+    whole = jnp.floor(cdf)
+    return whole + (cdf - whole > uniform).astype(cdf.dtype)
 
 
 def place(own: jax.Array, others: jax.Array) -> jax.Array:

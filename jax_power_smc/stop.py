@@ -147,6 +147,10 @@ def compile_stop(rule: StopRule, tokenizer: Any, vocab_size: int | None = None) 
     """
     if not isinstance(tokenizer, list):
         return token_table(rule.automaton(), token_bytes(tokenizer, vocab_size))
+    if not all(piece is None or isinstance(piece, bytes) for piece in tokenizer):
+        raise ValueError(
+            "tokenizer is a list; as such it must hold the bytes (or None) of each token."
+        )
     if vocab_size is not None and len(tokenizer) != vocab_size:
         raise ValueError(
             f"tokenizer lists the bytes of {len(tokenizer)} tokens; the model has {vocab_size}."

@@ -27,6 +27,14 @@ def x64():
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Programs of a module that run for milliseconds: what counts is the time to compile them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def stories():
     """Directory of the stories260K checkpoint; its tests are marked ``needs_stories``."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jax_power_smc import PowerSMC, PowerTarget, TableLM, decode, programs, randomness
-from jax_power_smc.language_model import move_cache, take_ancestors
+from jax_power_smc.language_model import copy_dead_rows, move_cache, take_ancestors
 
 NUM, CAPACITY = 6, 8
 TABLE = TableLM(vocab_size=4, order=3)
@@ -184,9 +184,24 @@ def test_the_cache_follows_the_ancestors():
         tokens = np.asarray(carry.tokens)
         own, big = (np.asarray(leaf) for leaf in carry.cache)
         # Before step t the cache has read tokens 0 .. t-1 of the same particle.
-        known = min(t, 3)
-        np.testing.assert_array_equal(own[:, :, 3 - known :], tokens[:, :, t - known : t])
+        np.testing.assert_array_equal(own[:, :, :t], tokens[:, :, :t])
         np.testing.assert_array_equal(big[:, :, :t, 0], tokens[:, :, :t][:, :, : LEAF[0]])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_copying_dead_rows_is_taking_ancestors(count):
+    rng = np.random.default_rng(0)
+    cache = {"a": rng.normal(size=(count, 7, 3, 2)), "b": rng.integers(0, 99, (count, 7))}
+    cache = jax.tree.map(jnp.asarray, cache)
+    # Rows 1, 3 and 4 have died; no row moves; one row takes over all.
+    kinds = [[0, 0, 2, 6, 2, 5, 6], list(range(7)), [4] * 7]
+    for first in range(3):
+        ancestors = jnp.asarray([kinds[(first + i) % 3] for i in range(count)], jnp.int32)
+        got = jax.jit(jax.vmap(copy_dead_rows))(cache, ancestors)
+        expected = jax.vmap(take_ancestors)(cache, ancestors)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+        alone = jax.jit(copy_dead_rows)(jax.tree.map(lambda x: x[0], cache), ancestors[0])
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[0]), alone, expected)
 
 
 def test_tokens_agree_with_the_recorded_genealogy():

@@ -277,7 +277,7 @@ def test_bad_prompts_are_refused(prompts, message):
         ),
         (
             {"sampler": "smc"},
-            "sampler is 'smc'; allowed are WithoutReplacement, PowerSMC and Ancestral",
+            "sampler is 'smc'; allowed are WithoutReplacement, PowerSMC, Metro",
         ),
         ({"sampler": None}, "sampler is None"),
         ({"sampler": PowerSMC}, "sampler is <class"),

@@ -37,6 +37,7 @@ def make(weights=WEIGHTS, *, offset=0, target=None):
             parent=np.broadcast_to(np.arange(3, dtype=np.int32), (2, 4, 3)).copy(),
             rows=np.array([[0, 1, 2], [0, 1, 2]], np.int32),
             dropped_mass=np.array([0.0, 1e-5], np.float32),
+            acceptance_rate=np.array([np.nan, 0.25]),
             model_tokens=np.array([9, 11], np.int32),
             seconds={"compile": 1.0, "prefill": 0.25, "decode": 0.5},
         ),

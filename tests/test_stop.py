@@ -631,5 +631,5 @@ def test_tokenizers_of_other_kinds_are_refused(decoder, name):
 
 
 def test_what_is_no_tokenizer_is_refused():
-    with pytest.raises(ValueError, match="tokenizer is a list; stop rules need a tokenizers"):
+    with pytest.raises(ValueError, match="tokenizer is a list; as such it must hold the bytes"):
         stop.compile_stop(StopString("a"), ["a"])

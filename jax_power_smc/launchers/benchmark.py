@@ -4,6 +4,7 @@ python -m launch.benchmark --config=configs/fidelity.py --workdir=DIR
 """
 
 import itertools
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_power_smc.benchmarks import fidelity, plots, records, tables
+from jax_power_smc import cost_model
+from jax_power_smc.benchmarks import cost, fidelity, plots, records, tables
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import load
 from jax_power_smc.reasoner import problems
@@ -24,6 +26,10 @@ FIELDS = {
         *("smc_particles", "smc_ramps", "swor_particles", "swor_ramps"),
         *("models", "prompts", "max_new_tokens", "model_runs"),
         *("model_smc_particles", "model_swor_particles"),
+    ),
+    "cost_model": (
+        *("model", "alpha", "max_new_tokens", "num_particles"),
+        *("num_blocks", "moves_per_block", "repeats"),
     ),
 }
 
@@ -92,6 +98,39 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
+    PowerTarget(config.alpha)
+    checks.integer("config.repeats", config.repeats, at_least=1)
+    for name in ("max_new_tokens", "num_particles", "num_blocks"):
+        checks.integer(f"config.{name}", config[name], at_least=1)
+    checks.integer("config.moves_per_block", config.moves_per_block, at_least=0)
+    sizes = {
+        name: config[name]
+        for name in ("max_new_tokens", "num_particles", "num_blocks", "moves_per_block")
+    }
+    # Refuses blocks that do not divide the tokens.
+    cost_model.mh_tokens(config.max_new_tokens, config.num_blocks, config.moves_per_block, "global")
+    lm = load(config.model)
+    (problem,) = problems.problems("test", 1)
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "cost_model.jsonl"
+    with open(path, "w", encoding="utf-8") as file:
+        cost.measure(
+            lm,
+            lm.encode(problem.question),
+            alpha=config.alpha,
+            repeats=config.repeats,
+            write=records.writer(file),
+            report=_report,
+            **sizes,
+        )
+    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        value = "none" if line["value"] is None else f"{line['value']:.4g}"
+        print(f"{line['metric']:22s} {line.get('method', ''):16s} {value:>10s} {line['unit']}")
+    print(f"The figures: {path}")
+    return path
+
+
 def _settings(
     config: ConfigDict, smc: Sequence[int], swor: Sequence[int]
 ) -> list[fidelity.Setting]:
@@ -105,7 +144,10 @@ def _report(title: str, done: int, total: int) -> None:
     print(f"{done}/{total}  {title}", flush=True)
 
 
-_BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], pathlib.Path]] = {"fidelity": _fidelity}
+_BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], pathlib.Path]] = {
+    "fidelity": _fidelity,
+    "cost_model": _cost_model,
+}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,13 +2,15 @@
 
 from jax_power_smc.samplers.ancestral import Ancestral
 from jax_power_smc.samplers.base import Outcome, Particles, Rule, Selection
+from jax_power_smc.samplers.metropolis_hastings import MetropolisHastings
 from jax_power_smc.samplers.power_smc import PowerSMC
 from jax_power_smc.samplers.without_replacement import WithoutReplacement
 
-Sampler = WithoutReplacement | PowerSMC | Ancestral
+Sampler = WithoutReplacement | PowerSMC | MetropolisHastings | Ancestral
 
 __all__ = [
     "Ancestral",
+    "MetropolisHastings",
     "Outcome",
     "Particles",
     "PowerSMC",

@@ -29,7 +29,7 @@ def test_rows_have_the_entropy_on_average(entropy):
     logits = np.asarray(params.logits, np.float64)
     log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     mean = -(np.exp(log_p) * log_p).sum(axis=-1).mean(axis=-1)
-    np.testing.assert_allclose(mean, entropy, rtol=0.05)
+    np.testing.assert_allclose(mean, entropy, rtol=0.2)
     assert not np.array_equal(mean[0], mean[1]), "every step has rows of its own"
 
 

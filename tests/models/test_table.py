@@ -41,7 +41,7 @@ def test_logits_are_the_rows_of_the_history(order, steps, prompt):
     decode = jax.jit(model.decode)
     for t in range(generated.shape[1]):
         token = jnp.asarray(generated[:, t], jnp.int32)
-        # The clock does not matter to a model without addresses.
+        # The clock only says where the cache is written.
         logits, cache = decode(params, context, cache, token, scalar(t), scalar(t + 5))
         for i, tokens in enumerate(generated):
             sequence = [*prompt, *tokens[: t + 1]]
@@ -58,6 +58,19 @@ def test_moved_particles_continue_their_ancestors_history():
     logits, _ = model.decode(params, context, cache, jnp.asarray([0, 1, 1]), scalar(1), scalar(1))
     for i, sequence in enumerate([[1, 2, 0], [1, 0, 1], [1, 0, 1]]):
         np.testing.assert_array_equal(logits[i], expected(model, params, sequence, 0))
+
+
+def test_decoding_can_go_back_to_an_earlier_step():
+    model = TableLM(V, order=3)
+    params = model.init(jax.random.key(5), steps=2)
+    _, context = model.prefill(params, jnp.asarray([1, 2], jnp.int32), scalar(2))
+    cache = model.init_cache(params, 1, 6)
+    decode, path = jax.jit(model.decode), []
+    for t, token in [(0, 0), (1, 2), (2, 1), (3, 2), (1, 0), (2, 2), (0, 1), (1, 1)]:
+        path = [*path[:t], token]
+        now = jnp.asarray([token], jnp.int32)
+        logits, cache = decode(params, context, cache, now, scalar(t), scalar(t))
+        np.testing.assert_array_equal(logits[0], expected(model, params, [1, 2, *path], t + 1))
 
 
 def test_different_keys_and_scales_give_different_tables():

@@ -210,7 +210,7 @@ def test_final_draw_follows_the_weights():
     )
     grid = (jnp.arange(2000, dtype=jnp.float32) + 0.5) / 2000
     finish = functools.partial(rule.finish, numbers, END.arrays(4, CAP), particles)
-    outcome = jax.jit(jax.vmap(finish))(grid)
+    outcome = jax.jit(jax.vmap(finish))(jnp.stack([grid, grid], axis=1))
     share = np.bincount(np.asarray(outcome.choice), minlength=4) / 2000
     np.testing.assert_allclose(share, [0.1, 0.0, 0.5, 0.4], atol=1e-3)
 
@@ -222,7 +222,7 @@ def test_finish_pays_the_rest_of_the_ramp():
         exponent=jnp.float32(2.0),
         log_evidence=jnp.float32(-5.0),
     )
-    outcome = rule.finish(numbers, END.arrays(4, CAP), particles, jnp.float32(0.0))
+    outcome = rule.finish(numbers, END.arrays(4, CAP), particles, jnp.zeros(2))
     total = np.log(0.5 * np.exp(-1.0) + 0.5 * np.exp(-2.0))
     assert float(outcome.log_evidence) == pytest.approx(-5.0 + total, rel=1e-6)
     np.testing.assert_allclose(
