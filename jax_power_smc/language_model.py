@@ -20,7 +20,9 @@ class LanguageModel(Protocol):
     generated tokens, and ``move(cache, ancestors)``, which replaces the default cache move.
     """
 
-    vocab_size: int
+    @property
+    def vocab_size(self) -> int:
+        """V."""
 
     def prefill(self, params: Any, prompt: jax.Array, length: jax.Array) -> tuple[jax.Array, Any]:
         """prompt [S] int32 of which ``length`` [] tokens count -> (logits [V], context).
@@ -43,7 +45,8 @@ class LanguageModel(Protocol):
         """token [N] int32 at generated index ``step`` -> (logits [N, V] of the next, cache).
 
         ``step`` [] is the sequence's own index and gives positions; ``clock`` [] is the index at
-        which the cache is written, the same for all prompts of a batch.
+        which the cache is written, the same for all prompts of a batch. Metropolis-Hastings goes
+        back to an earlier step: what was written at later ones must then not be read.
         """
 
 
