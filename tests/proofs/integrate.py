@@ -33,11 +33,15 @@ SLIVER = 1e-15
 
 
 class Case(NamedTuple):
-    """What is integrated: the sampler's traced scalars, the target, and T."""
+    """What is integrated: the sampler's traced scalars, the target, T, and what tokens spell.
+
+    ``pieces`` are the bytes of every token, for a target with a stop rule.
+    """
 
     numbers: Any
     target: PowerTarget
     horizon: int
+    pieces: list[bytes | None] | None = None
 
 
 def expectations(model, params, rule, cases, capacity):
@@ -46,7 +50,7 @@ def expectations(model, params, rule, cases, capacity):
     Args:
       model, params: the language model.
       rule: the sampler's rule.
-      cases: list of ``Case``; those of the same structure and T are integrated together.
+      cases: list of ``Case``; those of the same structure, shapes and T are integrated together.
       capacity: columns of the token buffer, at least every T. One value for all T spares
         compilations.
     """
@@ -57,12 +61,14 @@ def expectations(model, params, rule, cases, capacity):
             target=case.target.arrays(model.vocab_size, case.horizon),
             numbers=case.numbers,
             key=None,
+            stop=decode.stop_arrays(case.target.stop, case.pieces, model.vocab_size),
         )
-        group = groups.setdefault((case.horizon, jax.tree.structure(request)), ([], []))
+        shapes = tuple(x.shape for x in jax.tree.leaves(request))
+        group = groups.setdefault((case.horizon, jax.tree.structure(request), shapes), ([], []))
         group[0].append(index)
         group[1].append(request)
     out = [None] * len(cases)
-    for (horizon, _), (indices, requests) in groups.items():
+    for (horizon, *_), (indices, requests) in groups.items():
         requests = jax.tree.map(lambda *x: np.stack(x), *requests)
         integrated = _integrate(model, params, rule, requests, len(indices), horizon, capacity)
         for index, expected in zip(indices, integrated, strict=True):
@@ -70,9 +76,9 @@ def expectations(model, params, rule, cases, capacity):
     return out
 
 
-def gamma(model, params, target, horizon):
+def gamma(model, params, target, horizon, pieces=None):
     """The declared unnormalised target by enumeration, as a dict from token tuples."""
-    listed = exact.enumerate(model, params, PROMPT, target, horizon)
+    listed = exact.enumerate(model, params, PROMPT, target, horizon, tokenizer=pieces)
     return dict(zip(listed.sequences, np.exp(listed.log_gamma).tolist(), strict=True))
 
 
@@ -162,7 +168,11 @@ class _Walk:
         like = self.step(case, None, idle)
         first = self.rule.start(jnp.dtype(jnp.float64))
         first = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], len(case), axis=0), first)
-        return like._replace(particles=first, step=np.zeros_like(like.step))
+        return like._replace(
+            particles=first,
+            stop_state=np.zeros_like(like.stop_state),
+            step=np.zeros_like(like.step),
+        )
 
     def ask(self, function, case, carry, t):
         """``function(params, request, carry, first)`` on every state."""
@@ -211,7 +221,7 @@ def _proposals(model, num):
 
     def proposals(params, request, carry, first):
         log_p = _next_log_p(model, params, carry, first)
-        ends = decode.ending_tokens(request.target, None, carry.stop_state[:num])
+        ends = decode.ending_tokens(request.target, request.stop, carry.stop_state[:num])
         allowed = support(log_p, request.target, ends, carry.step)
         numbers = request.numbers
         exponents = [exponent_at(carry.step, request.target.alpha, numbers.ramp_tokens)]
@@ -232,7 +242,7 @@ def _selections(model, rule):
         particles, numbers, target = carry.particles, request.numbers, request.target
         exponent = exponent_at(carry.step, target.alpha, numbers.ramp_tokens)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
-        ends = decode.ending_tokens(target, None, carry.stop_state[: rule.num_particles])
+        ends = decode.ending_tokens(target, request.stop, carry.stop_state[: rule.num_particles])
         children = rule.children(log_p, target, ends, exponent, carry.step)
         candidates = rule.candidates(log_weight, children)
         tails = (children.going_tail.mass, children.ending_tail.mass)

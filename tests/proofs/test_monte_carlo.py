@@ -18,9 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import PowerSMC, PowerTarget, TableLM, decode, exact, randomness
+from jax_power_smc import (
+    PowerSMC,
+    PowerTarget,
+    TableLM,
+    WithoutReplacement,
+    decode,
+    exact,
+    randomness,
+    selection,
+)
 from jax_power_smc.decode import Request
+from jax_power_smc.samplers import without_replacement
 from jax_power_smc.samplers.power_smc import PowerSMCRule
+from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
 from jax_power_smc.target import TargetArrays
 
 PROMPT = (1,)
@@ -28,12 +39,13 @@ LEVEL = 1e-4  # of the Holm test over all statistics of one setting
 SMALLEST_SHARE = 0.005  # of the target's mass, for each group of terminals
 FEWEST_HITS = 50  # of each group
 CHUNK = 10_000  # runs per call
+ROUNDING = 3e-6  # relative, of float32: all the error of what is kept for certain
 
 
 class Statistics(NamedTuple):
     """Means over runs with their standard errors, and the true values.
 
-    ``resampled`` is the share of the steps that resampled.
+    ``resampled`` is the share of the steps that resampled, or had to leave candidates out.
     """
 
     names: list[str]
@@ -65,13 +77,13 @@ def simulate(params, target, numbers, keys, *, model, rule, horizon):
     def one(key):
         logits, context = model.prefill(params, jnp.asarray(PROMPT, jnp.int32), jnp.int32(1))
         request = Request(context, target, numbers, key)
-        uniforms = randomness.step_uniforms(key, jnp.int32(0), rule.num_particles)
+        uniforms = randomness.step_uniforms(key, jnp.int32(0), rule.num_rows)
         carry, start = decode.begin(
             model, rule, horizon, params, request, logits, uniforms, decode.any_in_batch
         )
 
         def body(carry, step):
-            uniforms = randomness.step_uniforms(key, step, rule.num_particles)
+            uniforms = randomness.step_uniforms(key, step, rule.num_rows)
             return decode.decode_step(
                 model, rule, params, request, carry, uniforms, step - 1, decode.any_in_batch
             )
@@ -79,8 +91,9 @@ def simulate(params, target, numbers, keys, *, model, rule, horizon):
         carry, rest = jax.lax.scan(body, carry, jnp.arange(1, horizon, dtype=jnp.int32))
         outcome = decode.finish(rule, request, carry, randomness.final_uniforms(key))
         weight = jnp.exp(outcome.log_weight + outcome.log_evidence)
+        rows = jnp.maximum(outcome.rows, 0)  # an unused one has weight zero
         resampled = jnp.concatenate([start.resampled[None], rest.resampled])
-        return carry.tokens, carry.particles.length, weight, resampled
+        return carry.tokens[rows], carry.particles.length[rows], weight, resampled
 
     return jax.vmap(one, axis_name="prompts")(keys)
 
@@ -150,8 +163,9 @@ def statistics(at, weight, listed, resampled):
             functions.append(inside.astype(float))
 
     values = np.stack([(weight * function[at]).sum(axis=1) for function in functions])
-    error = values.std(axis=1, ddof=1) / np.sqrt(len(at))
-    return Statistics(names, values.mean(axis=1), error, np.array(functions) @ gamma, resampled)
+    truth = np.array(functions) @ gamma
+    error = np.hypot(values.std(axis=1, ddof=1) / np.sqrt(len(at)), ROUNDING * truth)
+    return Statistics(names, values.mean(axis=1), error, truth, resampled)
 
 
 def _groups(prefixes, gamma):
@@ -203,8 +217,26 @@ class NoCatchUp(PowerSMCRule):
 
 
 @dataclasses.dataclass(frozen=True)
+class LeastProbable(WithoutReplacementRule):
+    """No mistake: any explicit children will do, also the worst ones."""
+
+    def explicit(self, mass):
+        return super().explicit(-mass)
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed(WithoutReplacementRule):
+    """The rule under another name, so that it is compiled apart."""
+
+
+def keep_own_weight(log_mass, num_keep, uniform):
+    """A mistake: survivors of the systematic pass keep their own weight instead of c."""
+    return jnp.where(selection.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
-    """One model, target and sampler."""
+    """One model, target and setting of Power-SMC."""
 
     vocab_size: int
     horizon: int
@@ -231,6 +263,27 @@ class Setting:
         return run(model, sampler, target, self.horizon, runs, seed, rule)
 
 
+@dataclasses.dataclass(frozen=True)
+class WithoutReplacementSetting:
+    """One model, target and setting of without-replacement SMC."""
+
+    vocab_size: int
+    horizon: int
+    num_particles: int
+    explicit_children: int | None
+    ramp: int
+    alpha: float = 2.0
+
+    def run(self, runs, seed, rule=None):
+        model = TableLM(self.vocab_size, order=2)
+        sampler = WithoutReplacement(
+            self.num_particles, self.explicit_children, self.ramp, early_stop=0.0
+        )
+        rule = rule and rule(self.num_particles, self.explicit_children)
+        target = PowerTarget(self.alpha, (0, self.vocab_size - 1), min_new_tokens=1)
+        return run(model, sampler, target, self.horizon, runs, seed, rule)
+
+
 @pytest.mark.parametrize("order", ["adapted", "published"])
 @pytest.mark.parametrize("ramp", [0, 3])
 def test_quick(order, ramp):
@@ -246,6 +299,41 @@ def test_quick(order, ramp):
 def test_mutations_are_rejected(order, mutation):
     wrong = Setting(5, 5, 4, order, ramp=3).run(40_000, seed=1, mutation=mutation)
     assert "Z" in dict(wrong.rejected())
+
+
+@pytest.mark.parametrize(
+    ("num_particles", "explicit_children", "ramp"), [(2, 1, 3), (4, None, 0), (4, None, 3)]
+)
+def test_quick_without_replacement(num_particles, explicit_children, ramp):
+    setting = WithoutReplacementSetting(5, 5, num_particles, explicit_children, ramp)
+    found = setting.run(40_000, seed=1)
+    assert found.resampled > 0.5
+    assert len(found.names) > 10
+    assert found.rejected() == []
+
+
+@pytest.mark.slow
+def test_the_least_probable_tokens_as_explicit_children():
+    found = WithoutReplacementSetting(5, 5, 2, 1, ramp=0).run(40_000, seed=1, rule=LeastProbable)
+    assert found.resampled > 0.5
+    assert found.rejected() == []
+
+
+def test_survivors_that_keep_their_weight_are_rejected(monkeypatch):
+    monkeypatch.setattr(without_replacement, "select", keep_own_weight)
+    wrong = WithoutReplacementSetting(5, 5, 2, 1, ramp=3).run(40_000, seed=1, rule=Renamed)
+    assert "Z" in dict(wrong.rejected())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_particles", [2, 4])
+@pytest.mark.parametrize("explicit_children", [1, 2, None])
+def test_long_without_replacement(num_particles, explicit_children):
+    for ramp, (vocab, alpha) in itertools.product([0, 3, 7], [(4, 3.0), (5, 2.0)]):
+        setting = WithoutReplacementSetting(vocab, 5, num_particles, explicit_children, ramp, alpha)
+        found = setting.run(100_000, seed=2)
+        assert found.resampled > 0.3, setting
+        assert found.rejected() == [], setting
 
 
 @pytest.mark.slow

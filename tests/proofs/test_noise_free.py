@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import PowerSMC, PowerTarget, TableLM
+from jax_power_smc import PowerSMC, PowerTarget, StopString, TableLM
 from jax_power_smc import proposal as proposal_module
 from jax_power_smc.samplers.power_smc import PowerSMCRule
 from jax_power_smc.schedule import exponent_at
@@ -20,6 +20,7 @@ from tests.proofs import integrate
 HORIZON, LONGER = 2, 3
 MODEL = TableLM(vocab_size=2, order=LONGER)
 TOLERANCE = 1e-10
+PIECES = [b"a", b"b"]  # what the tokens spell, for a stop rule
 
 RESAMPLINGS = ("systematic", "stratified", "residual", "multinomial")
 ORDERS = (("adapted", None), ("published", None), ("published", 0.6))
@@ -80,7 +81,7 @@ def table():
 
 @functools.cache
 def gamma_of(target, horizon):
-    return integrate.gamma(MODEL, table(), target, horizon)
+    return integrate.gamma(MODEL, table(), target, horizon, PIECES)
 
 
 def gamma(target, horizon):
@@ -93,7 +94,9 @@ def gamma(target, horizon):
 def errors_of(pairs, horizon=HORIZON, rule=None):
     """Largest error of each (sampler, target); all samplers have one rule."""
     rule = rule or pairs[0][0].rule()
-    cases = [integrate.Case(sampler.numbers(), target, horizon) for sampler, target in pairs]
+    cases = [
+        integrate.Case(sampler.numbers(), target, horizon, PIECES) for sampler, target in pairs
+    ]
     found = integrate.expectations(MODEL, table(), rule, cases, LONGER)
     return [
         integrate.largest_error(expected, gamma(target, horizon))
@@ -122,6 +125,22 @@ def test_every_valid_option_is_unbiased(x64, resampling, order):
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_support_none_is_unbiased(x64, order):
     assert_unbiased([o for o in options("systematic", order, SUPPORTS_WITH_NONE) if is_valid(o)])
+
+
+@pytest.mark.parametrize(
+    "order", [ORDERS[0], *(pytest.param(o, marks=pytest.mark.slow) for o in ORDERS[1:])], ids=str
+)
+def test_a_stop_rule_is_unbiased(x64, order):
+    valid = [o for o in options("systematic", order, SUPPORTS[:1]) if is_valid(o, LONGER)]
+    rule = StopString("ab")
+    pairs = [
+        (sampler, dataclasses.replace(target, stop=rule))
+        for sampler, target in (declare(o, horizon=LONGER) for o in valid)
+    ]
+    # It also stands in for the end tokens that "forced_eos" asks for.
+    pairs.append((pairs[0][0], PowerTarget(2.5, (), "forced_eos", 0, 2, 1.0, rule)))
+    assert max(errors_of(pairs, LONGER)) < TOLERANCE
+    assert gamma(pairs[0][1], LONGER) != gamma(dataclasses.replace(pairs[0][1], stop=None), LONGER)
 
 
 def test_every_invalid_option_raises():

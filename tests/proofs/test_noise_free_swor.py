@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_power_smc import PowerTarget, TableLM, WithoutReplacement, selection
+from jax_power_smc import PowerTarget, StopString, TableLM, WithoutReplacement, selection
 from jax_power_smc.samplers import without_replacement
 from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
 from jax_power_smc.schedule import exponent_at
@@ -15,6 +15,7 @@ from tests.proofs import integrate
 
 TOLERANCE = 1e-10
 ALPHA = 2.5
+PIECES = [b"a", b"b", b""]  # what the tokens spell, for a stop rule
 RAMPS = (0, 2)
 EOS = ((), (1,))
 LENGTHS = ("stopped", "forced_eos")
@@ -38,14 +39,17 @@ def targets(horizon, eos=EOS, supports=SUPPORTS):
 def errors_of(model, sampler, listed, horizon, *, rule=None, ramps=RAMPS):
     """Largest error of each target under each ramp."""
     pairs = list(itertools.product(ramps, listed))
+    pieces = PIECES[: model.vocab_size]
     cases = [
-        integrate.Case(dataclasses.replace(sampler, ramp_tokens=ramp).numbers(), target, horizon)
+        integrate.Case(
+            dataclasses.replace(sampler, ramp_tokens=ramp).numbers(), target, horizon, pieces
+        )
         for ramp, target in pairs
     ]
     params = table(model)
     found = integrate.expectations(model, params, rule or sampler.rule(), cases, horizon)
     return [
-        integrate.largest_error(expected, integrate.gamma(model, params, target, horizon))
+        integrate.largest_error(expected, integrate.gamma(model, params, target, horizon, pieces))
         for expected, (_, target) in zip(found, pairs, strict=True)
     ]
 
@@ -69,6 +73,15 @@ def test_three_steps_are_unbiased(x64, num_particles):
     # Now finished sequences meet in the pool, and more leaves compete than there are particles.
     model = TableLM(2, order=3)
     listed = list(targets(3, eos=((1,),), supports=((2, 1.0),)))
+    assert max(errors_of(model, exactly(num_particles, 1), listed, 3)) < TOLERANCE
+
+
+@pytest.mark.parametrize("num_particles", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_stop_rule_is_unbiased(x64, num_particles):
+    model, rule = TableLM(2, order=3), StopString("ab")
+    listed = [dataclasses.replace(target, stop=rule) for target in targets(3, supports=((2, 1.0),))]
+    # It also stands in for the end tokens that "forced_eos" asks for.
+    listed.append(PowerTarget(ALPHA, (), "forced_eos", 0, 2, 1.0, rule))
     assert max(errors_of(model, exactly(num_particles, 1), listed, 3)) < TOLERANCE
 
 

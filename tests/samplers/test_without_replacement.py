@@ -1,0 +1,558 @@
+"""Without-replacement SMC: exact on small trees, never two equal, unbiased, and well reported."""
+
+import collections
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import jax_power_smc as psmc
+from jax_power_smc import PowerTarget, TableLM, WithoutReplacement, decode, engine, randomness
+from jax_power_smc.decode import Request
+from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
+from tests.models.small import assert_one_sentence
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+VOCAB, CAP, EOS = 3, 4, 1
+# The whole history matters, and every step has a table of its own.
+MODEL = TableLM(VOCAB, order=CAP)
+PARAMS = MODEL.init(jax.random.key(8), steps=CAP, scale=1.2)
+PROMPTS = [[0], [2, 0], [1, 2, 2], [2]]
+END = PowerTarget(2.5, (EOS,))
+# Two tokens go on: 1 + 2 + 4 + 8 * 3 sequences.
+LEAVES = 31
+WIDTH = 64  # prompts of every batch: few programs are compiled
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_chunks():
+    """No more steps than are needed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "CHUNK", CAP)
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class LeastProbableRule(WithoutReplacementRule):
+    """The worst explicit children: those of the least mass."""
+
+    def explicit(self, mass):
+        return super().explicit(-mass)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeastProbable(WithoutReplacement):
+    """Without replacement, with a deliberately wrong top-k."""
+
+    def rule(self):
+        return LeastProbableRule(self.num_particles, self.explicit_children)
+
+
+LEAST_PROBABLE = LeastProbable(2, 1, early_stop=0.0)
+
+
+def exactly(num_particles, explicit_children=None, ramp_tokens=0):
+    return WithoutReplacement(num_particles, explicit_children, ramp_tokens, early_stop=0.0)
+
+
+def sample(sampler, target=END, *, prompts=PROMPTS, seed=0, params=PARAMS, cap=CAP, **options):
+    return psmc.sample(
+        MODEL,
+        params,
+        prompts,
+        key=jax.random.key(seed),
+        target=target,
+        sampler=sampler,
+        max_new_tokens=cap,
+        **{"prompts_per_batch": WIDTH, **options},
+    )
+
+
+@functools.cache
+def enumerated(prompt, target, cap=CAP):
+    return psmc.exact.enumerate(MODEL, PARAMS, list(prompt), target, cap)
+
+
+def log_z(prompt, target=END):
+    return enumerated(tuple(prompt), target).log_evidence
+
+
+def alive(result):
+    return np.isfinite(np.asarray(result.log_weights))
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "cap"))
+def walk(target, numbers, keys, *, rule, cap=CAP):
+    """Carries and observations of every step of the prompt [2, 0], [R, T, ...], and outcomes."""
+
+    def one(key):
+        prompt = jnp.array([2, 0], jnp.int32)
+        logits, context = MODEL.prefill(PARAMS, prompt, jnp.int32(2))
+        request = Request(context, target, numbers, key)
+        uniforms = randomness.step_uniforms(key, jnp.int32(0), rule.num_rows)
+        first = decode.begin(
+            MODEL, rule, cap, PARAMS, request, logits, uniforms, decode.any_in_batch
+        )
+
+        def body(carry, step):
+            uniforms = randomness.step_uniforms(key, step, rule.num_rows)
+            seen = decode.decode_step(
+                MODEL, rule, PARAMS, request, carry, uniforms, step - 1, decode.any_in_batch
+            )
+            return seen[0], seen
+
+        last, rest = jax.lax.scan(body, first[0], jnp.arange(1, cap, dtype=jnp.int32))
+        outcome = decode.finish(rule, request, last, randomness.final_uniforms(key))
+        seen = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
+        return *seen, outcome
+
+    return jax.vmap(one, axis_name="prompts")(keys)
+
+
+def walked(sampler, runs=16, target=END, seed=3):
+    keys = randomness.prompt_keys(jax.random.key(seed), range(runs))
+    arrays = target.arrays(VOCAB, CAP)
+    return jax.device_get(walk(arrays, sampler.numbers(), keys, rule=sampler.rule()))
+
+
+def prefixes(carry, run, step):
+    """(row, tokens, ended, weight) of every row of positive weight after a step."""
+    particles = carry.particles
+    for row in np.nonzero(np.isfinite(particles.log_weight[run, step]))[0].tolist():
+        length = int(particles.length[run, step, row])
+        weight = particles.log_weight[run, step, row] + particles.log_evidence[run, step]
+        yield (
+            row,
+            tuple(carry.tokens[run, step, row, :length].tolist()),
+            bool(particles.ended[run, step, row]),
+            float(weight),
+        )
+
+
+def chi_square(counts, chance):
+    """p-value of observed counts against probabilities; rare outcomes are pooled."""
+    total = sum(counts.values())
+    assert set(counts) <= set(chance)
+    common = [y for y in chance if total * chance[y] >= 10]
+    observed = [counts.get(y, 0) for y in common]
+    expected = [total * chance[y] for y in common]
+    if total - sum(expected) > 1:
+        observed.append(total - sum(observed))
+        expected.append(total - sum(expected))
+    expected = np.array(expected) * (sum(observed) / sum(expected))
+    return scipy.stats.chisquare(observed, expected).pvalue
+
+
+# --- Zero variance ----------------------------------------------------------------------------
+
+
+TARGETS = [
+    END,
+    PowerTarget(1.0, (EOS,)),
+    PowerTarget(4.0, ()),
+    PowerTarget(2.5, (EOS, 2), min_new_tokens=2),
+    PowerTarget(2.5, (EOS,), "forced_eos", min_new_tokens=1),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_as_many_particles_as_leaves_list_the_target_without_noise(target):
+    cap = CAP if target.eos_ids else 3  # 27 sequences if none ends
+    for seed, ramp_tokens in ((0, 0), (1, 0), (0, 2), (0, 9)):
+        result = sample(exactly(LEAVES, ramp_tokens=ramp_tokens), target, seed=seed, cap=cap)
+        for index, prompt in enumerate(PROMPTS[:2]):
+            listed = enumerated(tuple(prompt), target, cap)
+            assert len(listed.sequences) <= LEAVES
+            assert float(result.log_evidence[index]) == pytest.approx(listed.log_evidence, abs=5e-6)
+            keep = alive(result)[index]
+            rows = [tuple(row) for row in np.array(result.sequences()[index], object)[keep]]
+            assert sorted(rows) == sorted(listed.sequences)
+            weights = dict(zip(rows, np.asarray(result.log_weights[index])[keep], strict=True))
+            truth = listed.log_gamma - listed.log_evidence
+            np.testing.assert_allclose([weights[y] for y in listed.sequences], truth, atol=5e-5)
+
+
+def test_fewer_particles_have_noise():
+    results = [sample(exactly(5), dataclasses.replace(END, alpha=1.3), seed=s) for s in range(2)]
+    assert np.abs(results[0].log_evidence - results[1].log_evidence).max() > 1e-3
+
+
+# --- Every step -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_particles", "explicit_children"), [(3, 1), (5, None)])
+def test_no_two_rows_are_ever_equal(num_particles, explicit_children):
+    carry, seen, outcome = walked(exactly(num_particles, explicit_children))
+    full = 0
+    for run in range(16):
+        for step in range(CAP):
+            rows = list(prefixes(carry, run, step))
+            sequences = [tokens for _, tokens, _, _ in rows]
+            assert len(set(sequences)) == len(sequences)
+            running = [tokens for _, tokens, ended, _ in rows if not ended]
+            pool = [tokens for _, tokens, ended, _ in rows if ended]
+            assert len(running) <= num_particles and len(pool) <= num_particles
+            assert all(len(y) == step + 1 and EOS not in y for y in running)
+            assert all(y[-1] == EOS and EOS not in y[:-1] for y in pool)
+            full += len(running) == num_particles
+    assert full and seen.resampled.any()
+    assert ((outcome.rows >= 0).sum(axis=1) <= num_particles).all()
+
+
+@pytest.mark.parametrize(("num_particles", "explicit_children"), [(3, 1), (5, None)])
+@pytest.mark.parametrize("ramp_tokens", [0, 3])
+def test_every_step_conserves_the_mass(num_particles, explicit_children, ramp_tokens):
+    """The evidence after a step is the sum of the weights of all children, and of the pool."""
+    sampler = exactly(num_particles, explicit_children, ramp_tokens)
+    carry, _, _ = walked(sampler)
+    # log p of every prefix that continues [2, 0], by the model itself.
+    listed = enumerated((2, 0), PowerTarget(1.0))
+    log_p = collections.defaultdict(lambda: -np.inf)
+    for y, value in zip(listed.sequences, listed.log_prob.astype(np.float64), strict=True):
+        for length in range(len(y) + 1):
+            log_p[y[:length]] = np.logaddexp(log_p[y[:length]], value)
+
+    def exponent(step):
+        return 1 + (END.alpha - 1) * min(1, step / ramp_tokens) if ramp_tokens else END.alpha
+
+    for run in range(16):
+        before, old = [((), False, 0.0)], 1.0
+        for step in range(CAP):
+            new, total = exponent(step), []
+            for y, ended, weight in before:
+                weight += (new - old) * log_p[y]
+                if ended:
+                    total.append(weight)
+                else:
+                    children = [log_p[(*y, v)] - log_p[y] for v in range(VOCAB)]
+                    total += [weight + new * child for child in children]
+            expected = np.logaddexp.reduce(total)
+            assert carry.particles.log_evidence[run, step] == pytest.approx(expected, abs=2e-5)
+            before = [(y, e, w) for _, y, e, w in prefixes(carry, run, step)]
+            assert np.logaddexp.reduce([w for _, _, w in before]) == pytest.approx(
+                expected, abs=2e-5
+            )
+            old = new
+
+
+def test_following_the_parents_replays_the_tokens():
+    result = sample(exactly(5), prompts=[[2, 0]] * 16, seed=3)
+    carry, seen, outcome = walked(exactly(5), seed=3)
+    np.testing.assert_array_equal(result.info.rows, outcome.rows)
+    np.testing.assert_array_equal(result.info.parent, seen.parent)
+    moved = 0
+    for run in range(16):
+        for particle, row in enumerate(outcome.rows[run].tolist()):
+            if row < 0:
+                continue
+            written = []
+            for step in reversed(range(CAP)):
+                parent = int(result.info.parent[run, step, row])
+                before = int(carry.particles.length[run, step - 1, parent]) if step else 0
+                after = int(carry.particles.length[run, step, row])
+                assert after - before in (0, 1)
+                if after > before:
+                    written.append(int(carry.tokens[run, step, row, after - 1]))
+                moved += parent != row
+                row = parent
+            assert row == 0  # the root
+            tokens = result.sequences()[run][particle]
+            assert written[::-1] == tokens
+    assert moved > 16
+
+
+def test_coalescence_is_the_common_prefix():
+    # No two rows of a step are equal, so particles that share tokens share rows, too.
+    result = sample(LEAST_PROBABLE, prompts=PROMPTS * 16)
+    keep = alive(result)
+    lengths = []
+    for index, rows in enumerate(result.sequences()):
+        rows = [row for row, there in zip(rows, keep[index], strict=True) if there]
+        shared = 0
+        while all(len(row) > shared and row[shared] == rows[0][shared] for row in rows):
+            shared += 1
+        lengths.append(CAP if len(rows) == 1 else shared)
+    assert result.coalescence().tolist() == lengths
+    assert len(set(lengths)) > 1
+
+
+# --- What is reported -------------------------------------------------------------------------
+
+
+def test_unused_rows_are_nothing():
+    result = sample(exactly(LEAVES), cap=2)
+    keep = alive(result)
+    assert (keep.sum(axis=1) == 1 + 2 * 3).all()
+    for name, nothing in (("lengths", 0), ("finished", False), ("log_probs", 0)):
+        assert (np.asarray(getattr(result, name))[~keep] == nothing).all()
+    assert (np.asarray(result.tokens)[~keep] == decode.PAD_ID).all()
+    assert np.isneginf(np.asarray(result.log_weights)[~keep]).all()
+    assert (result.info.rows[~keep] == -1).all() and (result.info.rows[keep] >= 0).all()
+    assert keep[np.arange(4), np.asarray(result.choice)].all()
+    # ESS of the weights after the last step, of which none was dropped.
+    weights = np.exp(np.asarray(result.log_weights, np.float64))
+    ess = weights.sum(axis=1) ** 2 / (weights**2).sum(axis=1)
+    np.testing.assert_allclose(result.info.ess[:, -1], ess, rtol=1e-4)
+    assert (result.distinct_roots() == VOCAB).all()
+    # An unused row would be the empty sequence, and answer to nothing.
+    answers = [[tuple(row) for row in rows] for rows in result.sequences()]
+    heaviest = np.argmax(weights, axis=1)
+    assert result.vote(answers) == [answers[i][k] for i, k in enumerate(heaviest)]
+    assert (
+        result.vote([["none" if not row else None for row in rows] for rows in answers])
+        == [None] * 4
+    )
+    assert () not in [tuple(row) for row in result.draw() + result.best()]
+
+
+def test_one_particle_has_one_row_at_the_end():
+    result = sample(exactly(1, 1), prompts=PROMPTS * 4)
+    assert (np.asarray(result.log_weights) == 0).all()
+    assert len({tuple(row) for row in result.draw()}) > 2
+    assert (np.asarray(result.choice) == 0).all()
+
+
+@pytest.mark.parametrize(("num_particles", "explicit_children"), [(1, 1), (5, None)])
+def test_alpha_one_has_evidence_one(num_particles, explicit_children):
+    result = sample(exactly(num_particles, explicit_children), PowerTarget(1.0, (EOS,)), seed=5)
+    np.testing.assert_allclose(result.log_evidence, 0.0, atol=3e-6)
+    assert (np.asarray(sample(exactly(num_particles, explicit_children)).log_evidence) < -0.1).all()
+
+
+def test_model_tokens_count_what_was_drawn():
+    carry, seen, _ = walked(exactly(5))
+    running = np.isfinite(carry.particles.log_weight[:, :, :5]).sum(axis=2)
+    drawn = carry.particles.drawn[:, -1]
+    # Every running row of every step was drawn; those that ended come on top.
+    assert (drawn >= running.sum(axis=1)).all() and (drawn <= 2 * 5 * CAP).all()
+    result = sample(exactly(5), prompts=[[2, 0]] * 16, seed=3)
+    np.testing.assert_array_equal(result.info.model_tokens, drawn)
+    forks = (seen.parent[:, :, :5] != np.arange(5)).sum(axis=2)
+    np.testing.assert_array_equal(result.info.forks, forks)
+    np.testing.assert_array_equal(result.info.resampled, seen.resampled)
+
+
+# --- Early stop -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("early_stop", [0.3, 0.05, 1e-4])
+@pytest.mark.parametrize("num_particles", [5, LEAVES])
+def test_what_an_early_stop_leaves_out_is_bounded(early_stop, num_particles):
+    prompts = PROMPTS * 16
+    target = dataclasses.replace(END, alpha=4.0)
+    options = {"prompts": prompts}
+    full = sample(exactly(num_particles), target, **options)
+    stopped = sample(WithoutReplacement(num_particles, early_stop=early_stop), target, **options)
+    dropped = stopped.info.dropped_mass
+    assert (full.info.dropped_mass == 0).all()
+    assert (dropped >= 0).all() and (dropped < early_stop).all()
+    stops = dropped > 0
+    assert stops.any() or early_stop < 1e-3
+    lost = 1 - np.exp(np.asarray(stopped.log_evidence) - np.asarray(full.log_evidence))
+    # The same random numbers: up to the stop both runs are one.
+    assert (lost <= dropped + 1e-5).all() and (lost >= -1e-5).all()
+    np.testing.assert_array_equal(
+        np.asarray(stopped.log_evidence)[~stops], np.asarray(full.log_evidence)[~stops]
+    )
+    if stops.any():
+        assert lost[stops].max() > 0.02 * dropped.max()
+        finished, there = np.asarray(stopped.finished), alive(stopped)
+        assert finished[stops][there[stops]].all()
+        assert not finished[~there].any()
+        assert (stopped.info.model_tokens[stops] <= full.info.model_tokens[stops]).all()
+        if num_particles == LEAVES:  # against the truth, not another estimate
+            truth = np.array([log_z(p, target) for p in prompts])
+            left = 1 - np.exp(np.asarray(stopped.log_evidence) - truth)
+            assert (left <= dropped + 1e-5).all() and (left >= -1e-5).all()
+
+
+def test_no_early_stop_while_a_ramp_runs():
+    target, options = dataclasses.replace(END, alpha=4.0), {"prompts": PROMPTS}
+    always = sample(WithoutReplacement(5, early_stop=1.0), target, **options)
+    assert (always.info.dropped_mass > 0).all()
+    ramped = sample(WithoutReplacement(5, ramp_tokens=CAP + 1, early_stop=1.0), target, **options)
+    unstopped = sample(exactly(5, ramp_tokens=CAP + 1), target, **options)
+    assert (ramped.info.dropped_mass == 0).all()
+    np.testing.assert_array_equal(ramped.tokens, unstopped.tokens)
+    np.testing.assert_array_equal(ramped.log_evidence, unstopped.log_evidence)
+    # A ramp that is over at the third token ends its protection there.
+    short = sample(WithoutReplacement(5, ramp_tokens=2, early_stop=1.0), target, **options)
+    assert (short.info.dropped_mass > 0).any()
+    assert (np.asarray(short.lengths).max(axis=1)[short.info.dropped_mass > 0] <= 3).all()
+    full = sample(exactly(5, ramp_tokens=2), target, **options)
+    lost = 1 - np.exp(np.asarray(short.log_evidence) - np.asarray(full.log_evidence))
+    assert (lost <= short.info.dropped_mass + 1e-5).all() and (lost >= -1e-5).all()
+
+
+def test_the_default_stops_early():
+    assert WithoutReplacement(5).early_stop == 1e-4
+    # A first token that nearly always ends: nothing else is worth a second step.
+    params = PARAMS._replace(logits=PARAMS.logits.at[..., EOS].add(9.0))
+    result = sample(WithoutReplacement(5), params=params)
+    assert (result.info.dropped_mass > 0).all() and (result.info.dropped_mass < 1e-4).all()
+    assert result.draw() == [[EOS]] * 4
+    assert (np.asarray(result.lengths).max(axis=1) == 1).all()
+
+
+# --- Expectations -----------------------------------------------------------------------------
+
+
+def test_the_draw_follows_the_target_where_nothing_is_left_out():
+    count = 4096
+    result = sample(exactly(LEAVES), prompts=[[2, 0]] * count, seed=2)
+    counts = collections.Counter(tuple(row) for row in result.draw())
+    chance = enumerated((2, 0), END).probabilities()
+    assert chi_square(counts, chance) > 1e-5
+    # The test can tell another alpha.
+    assert chi_square(counts, enumerated((2, 0), PowerTarget(2.2, (EOS,))).probabilities()) < 1e-5
+
+
+def z_scores(sampler, alpha=END.alpha):
+    """Of Z_hat, and of Z_hat where the draw has a given first token, against enumeration."""
+    count = 4096
+    result = sample(sampler, prompts=[[2, 0]] * count, seed=7)
+    evidence = np.exp(np.asarray(result.log_evidence, np.float64))
+    listed = enumerated((2, 0), dataclasses.replace(END, alpha=alpha))
+    gamma, first = np.exp(listed.log_gamma), np.array([y[0] for y in listed.sequences])
+    drawn = np.array([row[0] for row in result.draw()])
+    scores = []
+    for name in ("Z", *range(VOCAB)):
+        values = evidence if name == "Z" else evidence * (drawn == name)
+        truth = gamma.sum() if name == "Z" else gamma[first == name].sum()
+        if np.count_nonzero(values) < 50:
+            assert truth < 0.02 * gamma.sum()
+            continue
+        scores.append((values.mean() - truth) / (values.std() / np.sqrt(count)))
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("ramp_tokens", [0, 2])
+def test_the_wrong_explicit_child_changes_no_expectation(ramp_tokens):
+    sampler = dataclasses.replace(LEAST_PROBABLE, ramp_tokens=ramp_tokens)
+    assert np.abs(z_scores(sampler)).max() < 4.5
+
+
+def test_one_particle_with_one_explicit_child_is_unbiased():
+    assert np.abs(z_scores(exactly(1, 1))).max() < 4.5
+    # The scores can tell a target that is nearly the same.
+    assert np.abs(z_scores(exactly(1, 1), alpha=2.4)).max() > 4.5
+
+
+# --- A large vocabulary in float32 ------------------------------------------------------------
+
+
+def test_tail_masses_of_a_large_vocabulary():
+    vocab, rows, explicit = 152_000, 2, 8
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(rows, vocab))
+    logits[:, rng.permutation(vocab)[:explicit]] += 19 + rng.random(explicit)
+    log_p = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32)
+    ends = np.zeros((rows, vocab), bool)
+    ends[:, ::50] = True
+    target = PowerTarget(4.0, (0,)).arrays(vocab, 8)
+    children = jax.jit(WithoutReplacementRule(rows, explicit).children)(
+        jnp.asarray(log_p), target, jnp.asarray(ends), jnp.float32(4), jnp.int32(0)
+    )
+    exact = 4 * log_p.astype(np.float64)
+    token = np.asarray(children.token)
+    rest = np.ones((rows, vocab), bool)
+    np.put_along_axis(rest, token, False, axis=1)
+    for found, inside in ((children.going, rest & ~ends), (children.ending, rest & ends)):
+        truth = np.array(
+            [np.logaddexp.reduce(row[keep]) for row, keep in zip(exact, inside, strict=True)]
+        )
+        assert (truth < -30).all()
+        np.testing.assert_allclose(np.asarray(found)[:, -1], truth, rtol=1e-6)
+        np.testing.assert_allclose(np.exp(np.asarray(found)[:, -1] - truth), 1, rtol=1e-4)
+    # The difference of the sums is zero or rounding: far from the truth either way.
+    mass = np.exp(4 * log_p)
+    difference = mass.sum(axis=1) - np.take_along_axis(mass, token, axis=1).sum(axis=1)
+    truth = np.where(rest, np.exp(exact), 0).sum(axis=1)
+    assert (np.abs(difference / truth - 1) > 0.99).all()
+    # The explicit children are the largest, and none is in both.
+    largest = np.argsort(-log_p, axis=1)[:, :explicit]
+    assert (np.sort(token, axis=1) == np.sort(largest, axis=1)).all()
+    both = np.concatenate([children.going, children.ending], axis=1)
+    assert np.isfinite(both).sum() == rows * (explicit + 2)
+
+
+# --- Company, arguments -----------------------------------------------------------------------
+
+ARRAYS = ("tokens", "lengths", "finished", "log_probs", "log_weights", "log_evidence", "choice")
+INFO = ("ess", "resampled", "forks", "parent", "rows", "dropped_mass", "model_tokens")
+
+
+def assert_same(one, two, rows, other_rows):
+    """Bit for bit, prompts ``rows`` of one against ``other_rows`` of the other."""
+    for names, left, right in ((ARRAYS, one, two), (INFO, one.info, two.info)):
+        for name in names:
+            np.testing.assert_array_equal(
+                np.asarray(getattr(left, name))[rows],
+                np.asarray(getattr(right, name))[other_rows],
+                err_msg=name,
+            )
+
+
+def test_company_and_order_change_no_bit():
+    sampler, everyone = WithoutReplacement(5, early_stop=0.05), [0, 1, 2, 3]
+    together = sample(sampler)
+    assert together.info.forks.sum() > 3 and (together.info.dropped_mass > 0).any()
+    # Within one executable: another order, alone among idle rows, other neighbours.
+    order = [2, 0, 3, 1]
+    turned = sample(sampler, prompts=[PROMPTS[i] for i in order], prompt_ids=order)
+    assert_same(together, turned, order, everyone)
+    for index in everyone:
+        alone = sample(sampler, prompts=[PROMPTS[index]], prompt_ids=[index])
+        assert_same(together, alone, [index], [0])
+    others = sample(sampler, prompts=[PROMPTS[1], [0, 0], [0], [2, 2]], prompt_ids=[1, 9, 8, 7])
+    assert_same(together, others, [1], [0])
+    # The table's results are exact, so the width of the batch does not matter either.
+    assert_same(together, sample(sampler, prompts_per_batch=1), everyone, everyone)
+    # And what does matter: the id of a prompt.
+    assert not np.array_equal(together.tokens, sample(sampler, prompt_ids=[4, 5, 6, 7]).tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"num_particles": 0}, "num_particles"),
+        ({"num_particles": 2.0}, "num_particles"),
+        ({"num_particles": True}, "num_particles"),
+        ({"explicit_children": 0}, "explicit_children"),
+        ({"explicit_children": "all"}, "explicit_children"),
+        ({"ramp_tokens": -1}, "ramp_tokens"),
+        ({"ramp_tokens": None}, "ramp_tokens"),
+        ({"early_stop": -1e-9}, "early_stop"),
+        ({"early_stop": 1.5}, "early_stop"),
+        ({"early_stop": float("nan")}, "early_stop"),
+        ({"early_stop": True}, "early_stop"),
+    ],
+)
+def test_bad_values_are_refused(change, name):
+    with pytest.raises(ValueError) as error:
+        WithoutReplacement(**{"num_particles": 4, **change})
+    assert str(error.value).startswith(f"{name} is ")
+    assert_one_sentence(error, repr(change[name]))
+
+
+def test_defaults_and_the_largest_values():
+    assert WithoutReplacement(5) == WithoutReplacement(5, None, 0, 1e-4)
+    WithoutReplacement(1, explicit_children=10**6, ramp_tokens=0, early_stop=1)
+    # More explicit children than tokens are all of them.
+    mass = jnp.array([[-3.0, -1.0, -2.0]] * 4)
+    assert WithoutReplacementRule(4, 50).explicit(mass).tolist() == [[1, 2, 0]] * 4
+    assert WithoutReplacementRule(2, None).explicit(mass).tolist() == [[1, 2]] * 4
+
+
+def test_a_target_that_excludes_everything_is_a_failure():
+    # Every token ends the sequence, and it may not end yet.
+    target = PowerTarget(2.5, (0, 1, 2), min_new_tokens=1)
+    result = sample(exactly(5), target)
+    assert np.isneginf(result.log_evidence).all() and np.isneginf(result.log_weights).all()
+    assert (np.asarray(result.lengths) == 0).all() and (result.info.rows == -1).all()
+    assert all("weight zero" in failure for failure in result.failures())
