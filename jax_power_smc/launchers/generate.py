@@ -15,10 +15,19 @@ from absl import app, flags
 from jax_power_smc import engine
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import load
-from jax_power_smc.samplers import Ancestral, PowerSMC, Sampler, WithoutReplacement, checks
+from jax_power_smc.samplers import (
+    Ancestral,
+    MetropolisHastings,
+    PowerSMC,
+    Sampler,
+    WithoutReplacement,
+    checks,
+)
 from jax_power_smc.target import PowerTarget
 
-SAMPLERS = ("swor", "smc", "ancestral")
+SAMPLERS = ("swor", "smc", "mh", "ancestral")
+# Of Metropolis-Hastings, as in the paper; a short answer has fewer blocks.
+NUM_BLOCKS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +53,17 @@ def generate(options: Options) -> dict[str, Any]:
     """
     if options.sampler not in SAMPLERS:
         raise ValueError(f"sampler is {options.sampler!r}; allowed are {', '.join(SAMPLERS)}.")
+    PowerTarget(alpha=options.alpha)  # before the model is read
+    checks.integer("max_new_tokens", options.max_new_tokens, at_least=1)
     # All are made, so that a value that cannot be is refused whichever of them runs.
     samplers: dict[str, Sampler] = {
+        "mh": MetropolisHastings(
+            min(NUM_BLOCKS, options.max_new_tokens), num_chains=options.num_particles
+        ),
         "swor": WithoutReplacement(options.num_particles, ramp_tokens=options.ramp_tokens),
         "smc": PowerSMC(options.num_particles, ramp_tokens=options.ramp_tokens),
         "ancestral": Ancestral(options.temperature, options.num_particles),
     }
-    PowerTarget(alpha=options.alpha)  # before the model is read
-    checks.integer("max_new_tokens", options.max_new_tokens, at_least=1)
     # Within 31 bits: JAX drops the upper bits of a seed without a word.
     checks.integer("seed", options.seed, at_least=0)
     if not _is_unicode(options.prompt):
@@ -123,7 +135,9 @@ def run() -> None:
     flags.DEFINE_string("model", "tiny-reasoner", "tiny-reasoner, or a directory with a model.")
     flags.DEFINE_string("prompt", None, "The text to continue.")
     flags.DEFINE_string("sampler", "smc", f"One of {', '.join(SAMPLERS)}.")
-    flags.DEFINE_integer("num_particles", 16, "N; for ancestral the number of samples.")
+    flags.DEFINE_integer(
+        "num_particles", 16, "N; for mh the number of chains, for ancestral of samples."
+    )
     flags.DEFINE_float("alpha", 4.0, "Exponent of the power distribution, at least 1.")
     flags.DEFINE_float("temperature", 1.0, "For ancestral: 0 is greedy.")
     flags.DEFINE_integer("ramp_tokens", 0, "For smc, swor: tokens over which the exponent rises.")
