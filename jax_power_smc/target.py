@@ -70,7 +70,7 @@ class PowerTarget:
         eos_ids = tuple(eos_ids)
         if not all(_is_integer(i) for i in eos_ids):
             raise ValueError(f"eos_ids is {eos_ids!r}; every id must be an integer.")
-        eos_ids = tuple(int(i) for i in eos_ids)
+        eos_ids = tuple(sorted({int(i) for i in eos_ids}))
         object.__setattr__(self, "eos_ids", eos_ids)
         if self.length not in LENGTHS:
             raise ValueError(f"length is {self.length!r}; allowed are {', '.join(LENGTHS)}.")

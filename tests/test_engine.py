@@ -10,6 +10,8 @@ import pytest
 import jax_power_smc as psmc
 from jax_power_smc import Ancestral, PowerSMC, PowerTarget, TableLM, engine, programs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MODEL = TableLM(vocab_size=5, order=2)
 PARAMS = MODEL.init(jax.random.key(4), scale=1.0)
 # Ends are made rarer, so that lengths vary up to the cap.

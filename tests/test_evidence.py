@@ -35,6 +35,8 @@ from jax_power_smc.evidence import (
 )
 from jax_power_smc.models.table import TableParams
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 INF = np.inf
 MODEL = TableLM(vocab_size=4, order=2)
 CAP = 4

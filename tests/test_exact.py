@@ -7,6 +7,8 @@ import pytest
 
 from jax_power_smc import PowerTarget, TableLM, exact
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MODEL = TableLM(vocab_size=3, order=2)
 CAP = 3
 PROMPT = (2, 0)

@@ -16,6 +16,8 @@ from jax_power_smc.theory import (
     weight_moments,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GRID = np.concatenate([np.linspace(0.05, 0.95, 19), [1.0, 1.3, 2.0, 5.0, 50.0]])
 
 

@@ -57,11 +57,11 @@ def generate(options: Options) -> dict[str, Any]:
     checks.integer("max_new_tokens", options.max_new_tokens, at_least=1)
     # All are made, so that a value that cannot be is refused whichever of them runs.
     samplers: dict[str, Sampler] = {
+        "swor": WithoutReplacement(options.num_particles, ramp_tokens=options.ramp_tokens),
+        "smc": PowerSMC(options.num_particles, ramp_tokens=options.ramp_tokens),
         "mh": MetropolisHastings(
             min(NUM_BLOCKS, options.max_new_tokens), num_chains=options.num_particles
         ),
-        "swor": WithoutReplacement(options.num_particles, ramp_tokens=options.ramp_tokens),
-        "smc": PowerSMC(options.num_particles, ramp_tokens=options.ramp_tokens),
         "ancestral": Ancestral(options.temperature, options.num_particles),
     }
     # Within 31 bits: JAX drops the upper bits of a seed without a word.

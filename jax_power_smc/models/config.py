@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import math
 import os
+import sys
 from typing import Any
 
 # family name -> (architecture class, has biases on q, k and v)
@@ -211,7 +211,12 @@ def _refuse_unimplemented(
     # Settings by kind of layer; read as one set they would silently mean theta 10000.
     nested = any(isinstance(value, dict) for rope in ropes for value in rope.values())
     rotated = [r.get("partial_rotary_factor") for r in (*ropes, raw)]
-    windows = {str(kind) for kind in raw.get("layer_types") or []} - {"full_attention"}
+    kinds_of_layers = raw.get("layer_types") or []
+    if not isinstance(kinds_of_layers, list):
+        raise CheckpointError(
+            f"{source} has layer_types {kinds_of_layers!r}; it must be a list or null."
+        )
+    windows = {str(kind) for kind in kinds_of_layers} - {"full_attention"}
     activation = raw.get("hidden_act", "silu")
     refusals = {
         f"rope_type {kind!r} (implemented is 'default')": kind != "default",
@@ -239,7 +244,8 @@ def _is_size(value: Any) -> bool:
 
 def _is_positive(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value > 0
+    # An integer beyond every float has no finite value either.
+    return is_number and 0 < value <= sys.float_info.max
 
 
 def _family(raw: dict[str, Any], source: str) -> str:

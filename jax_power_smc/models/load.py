@@ -110,6 +110,8 @@ def _resolve(name: str | os.PathLike[str]) -> pathlib.Path:
     if str(name) in EMBEDDED:
         package = importlib.resources.files("jax_power_smc")
         return pathlib.Path(str(package)) / EMBEDDED[str(name)]
+    if not str(name):
+        raise CheckpointError(f"model is ''; allowed are a directory and {', '.join(EMBEDDED)}.")
     directory = pathlib.Path(name).expanduser()
     if not directory.is_dir():
         raise CheckpointError(

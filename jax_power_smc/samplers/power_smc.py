@@ -42,7 +42,8 @@ class PowerSMC:
       ramp_tokens: R, steps over which the exponent rises from 1 to alpha; 0 for no ramp.
       check_every: the ESS is checked every so many tokens.
       order: "adapted" (weigh, resample, draw) or "published" (draw, weigh, resample).
-      proposal_temperature: None for the optimal 1/a_t; any other needs order="published".
+      proposal_temperature: None for the optimal 1/a_t; any other, at least 1e-6, needs
+        order="published".
 
     Raises:
       ValueError: for a value outside its range.
@@ -64,7 +65,7 @@ class PowerSMC:
         checks.integer("check_every", self.check_every, at_least=1)
         checks.one_of("order", self.order, ORDERS)
         if self.proposal_temperature is not None:
-            checks.number("proposal_temperature", self.proposal_temperature, above=0)
+            checks.number("proposal_temperature", self.proposal_temperature, at_least=1e-6)
             if self.order != "published":
                 raise ValueError(
                     f"proposal_temperature is {self.proposal_temperature!r} with order "

@@ -8,6 +8,8 @@ import pytest
 
 from jax_power_smc.launchers.benchmark import benchmark
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

@@ -24,6 +24,11 @@ PIECES = [b"a", b"b"]  # what the tokens spell, for a stop rule
 
 RESAMPLINGS = ("systematic", "stratified", "residual", "multinomial")
 ORDERS = (("adapted", None), ("published", None), ("published", 0.6))
+# All orders where there is little else to vary; the published ones in the slow tests.
+QUICK_ORDERS = [
+    pytest.param(order, marks=[pytest.mark.slow] * (order[0] == "published"), id=str(order))
+    for order in ORDERS
+]
 RAMPS = (0, 2)
 EOS = ((), (1,))
 LENGTHS = ("stopped", "forced_eos")
@@ -122,7 +127,7 @@ def test_every_valid_option_is_unbiased(x64, resampling, order):
     assert_unbiased([o for o in longer if is_valid(o, LONGER)], horizon=LONGER)
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("order", QUICK_ORDERS)
 def test_support_none_is_unbiased(x64, order):
     assert_unbiased([o for o in options("systematic", order, SUPPORTS_WITH_NONE) if is_valid(o)])
 
@@ -157,7 +162,7 @@ def test_temperature_with_adapted_order_raises():
             declare(option)
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("order", QUICK_ORDERS)
 def test_one_particle_is_unbiased(x64, order):
     assert_unbiased([o for o in options("systematic", order) if is_valid(o)], num_particles=1)
 

@@ -58,8 +58,8 @@ def exactly(num_particles, explicit_children):
     return WithoutReplacement(num_particles, explicit_children, early_stop=0.0)
 
 
-@pytest.mark.parametrize("explicit_children", [1, None])
-@pytest.mark.parametrize("num_particles", [1, 2])
+@pytest.mark.parametrize("explicit_children", [pytest.param(1, marks=pytest.mark.slow), None])
+@pytest.mark.parametrize("num_particles", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_valid_target_is_unbiased(x64, num_particles, explicit_children):
     model = TableLM(2, order=2)
     listed = list(targets(2))
@@ -68,7 +68,7 @@ def test_every_valid_target_is_unbiased(x64, num_particles, explicit_children):
     assert max(errors) < TOLERANCE
 
 
-@pytest.mark.parametrize("num_particles", [1, 2])
+@pytest.mark.parametrize("num_particles", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_three_steps_are_unbiased(x64, num_particles):
     # Now finished sequences meet in the pool, and more leaves compete than there are particles.
     model = TableLM(2, order=3)
@@ -94,7 +94,7 @@ class WrongExplicit(WithoutReplacementRule):
 
 
 @pytest.mark.parametrize("rule", [WithoutReplacementRule, WrongExplicit])
-@pytest.mark.parametrize("eos_ids", [(0,), (1, 2)])
+@pytest.mark.parametrize("eos_ids", [(0,), pytest.param((1, 2), marks=pytest.mark.slow)])
 def test_a_tail_of_several_tokens_is_unbiased(x64, rule, eos_ids):
     # Three tokens, one explicit: the tails hold two, and either may end the sequence.
     model = TableLM(3, order=2)

@@ -15,7 +15,7 @@ from jax_power_smc.launchers.train import FREE_FIELDS
 from jax_power_smc.reasoner import problems
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-COUNT = 16
+COUNT = 8
 
 
 @pytest.fixture(scope="module")
@@ -83,5 +83,5 @@ def test_the_power_distribution_solves_what_greedy_decoding_gets_wrong(lm, asked
         )
 
     # Over 400 problems: greedy 0.2%, Power-SMC with N = 8 about two thirds.
-    assert solved(psmc.Ancestral(0.0)) <= 2
-    assert solved(psmc.PowerSMC(8)) >= 6
+    assert solved(psmc.Ancestral(0.0)) <= 1
+    assert solved(psmc.PowerSMC(8)) >= 3

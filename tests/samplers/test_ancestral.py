@@ -13,6 +13,8 @@ from jax_power_smc import Ancestral, PowerTarget, TableLM
 from jax_power_smc.models.table import TableParams
 from jax_power_smc.samplers.base import start
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MODEL = TableLM(vocab_size=4, order=1)
 # Row v: what follows token v. No row is nearly certain, and their entropies differ.
 ROWS = [

@@ -74,7 +74,7 @@ def test_names():
         ({"check_every": False}, "check_every is False; .*integer"),
         ({"order": "adaptive"}, "order is 'adaptive'; allowed are adapted, published"),
         ({"proposal_temperature": 0.5}, r'temperature is 0\.5 .*order="published"'),
-        ({"proposal_temperature": 0.0, "order": "published"}, "greater than 0"),
+        ({"proposal_temperature": 0.0, "order": "published"}, "at least 1e-06"),
         ({"proposal_temperature": INF, "order": "published"}, "proposal_temperature is inf"),
     ],
     ids=str,
