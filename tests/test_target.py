@@ -142,6 +142,11 @@ def test_bad_values_are_refused_at_the_door(change, message):
         PowerTarget(**{"alpha": 2.0, "eos_ids": (1,), **change})
 
 
+def test_eos_ids_are_a_set():
+    assert PowerTarget(2.0, (2, 1, 2)) == PowerTarget(2.0, (1, 2))
+    assert PowerTarget(2.0, (1, 2)) != PowerTarget(2.0, (1, 3))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -155,6 +155,16 @@ def test_what_would_change_the_result_is_refused_by_name(extra, parts):
     small.assert_one_sentence(error, "there/config.json", *parts)
 
 
+@pytest.mark.parametrize(
+    ("extra", "part"),
+    [({"layer_types": 5}, "layer_types 5"), ({"rope_theta": 10**400}, "rope_theta")],
+)
+def test_values_of_a_wrong_kind_are_refused(extra, part):
+    with pytest.raises(CheckpointError) as error:
+        config_from_hf(LLAMA | extra, "there/config.json")
+    small.assert_one_sentence(error, "there/config.json", part)
+
+
 def test_swish_is_silu_and_full_attention_is_plain():
     extra = {"hidden_act": "swish", "layer_types": ["full_attention"] * 2}
     assert config_from_hf(LLAMA | extra) == config_from_hf(LLAMA)
