@@ -1,4 +1,4 @@
-"""How close each sampler comes to the power distribution; about half an hour on two CPU cores."""
+"""How close each sampler comes to the power distribution, by its evidence."""
 
 import ml_collections
 
