@@ -30,9 +30,9 @@ from jax_power_smc import (
 )
 from jax_power_smc.decode import Request
 from jax_power_smc.samplers import without_replacement
-from jax_power_smc.samplers.power_smc import PowerSMCRule
 from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
 from jax_power_smc.target import TargetArrays
+from tests.proofs.mutations import NoCatchUp, WeightsResetToOne
 
 PROMPT = (1,)
 LEVEL = 1e-4  # of the Holm test over all statistics of one setting
@@ -197,26 +197,6 @@ def _padded(sequences, horizon):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvidenceReset(PowerSMCRule):
-    """A mistake: a resample sets the weights to 1/N and forgets their sum."""
-
-    def _resample(self, numbers, particles, uniforms, due):
-        particles, ess, need, parent = super()._resample(numbers, particles, uniforms, due)
-        forgotten = jnp.where(need, 0.0, particles.log_evidence)
-        return particles._replace(log_evidence=forgotten), ess, need, parent
-
-
-@dataclasses.dataclass(frozen=True)
-class NoCatchUp(PowerSMCRule):
-    """A mistake: ends with the exponent where the ramp happens to be."""
-
-    def finish(self, numbers, target, particles, uniform):
-        return super().finish(
-            numbers, target._replace(alpha=particles.exponent), particles, uniform
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class LeastProbable(WithoutReplacementRule):
     """No mistake: any explicit children will do, also the worst ones."""
 
@@ -295,7 +275,7 @@ def test_quick(order, ramp):
 
 
 @pytest.mark.parametrize("order", ["adapted", "published"])
-@pytest.mark.parametrize("mutation", [EvidenceReset, NoCatchUp])
+@pytest.mark.parametrize("mutation", [WeightsResetToOne, NoCatchUp])
 def test_mutations_are_rejected(order, mutation):
     wrong = Setting(5, 5, 4, order, ramp=3).run(40_000, seed=1, mutation=mutation)
     assert "Z" in dict(wrong.rejected())

@@ -13,8 +13,8 @@ import pytest
 from jax_power_smc import PowerSMC, PowerTarget, StopString, TableLM
 from jax_power_smc import proposal as proposal_module
 from jax_power_smc.samplers.power_smc import PowerSMCRule
-from jax_power_smc.schedule import exponent_at
 from tests.proofs import integrate
+from tests.proofs.mutations import FinishedNotBridged, NoCatchUp, WeightsResetToOne
 
 # V = T = 2; one table and one token buffer serve the cases with T = 3, too.
 HORIZON, LONGER = 2, 3
@@ -181,38 +181,6 @@ def test_two_level_draw_is_unbiased(x64, monkeypatch):
 @dataclasses.dataclass(frozen=True)
 class _OneTokenBlocks(PowerSMCRule):
     """The production rule under another name, so that it is compiled apart."""
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightsResetToOne(PowerSMCRule):
-    """Forgets the sum of the weights at a resample."""
-
-    def _resample(self, numbers, particles, uniforms, due):
-        particles, ess, need, parent = super()._resample(numbers, particles, uniforms, due)
-        forgotten = jnp.where(need, 0.0, particles.log_evidence)
-        return particles._replace(log_evidence=forgotten), ess, need, parent
-
-
-@dataclasses.dataclass(frozen=True)
-class NoCatchUp(PowerSMCRule):
-    """Ends with the exponent where the ramp happens to be."""
-
-    def finish(self, numbers, target, particles, uniform):
-        return super().finish(
-            numbers, target._replace(alpha=particles.exponent), particles, uniform
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class FinishedNotBridged(PowerSMCRule):
-    """Bridges only the particles that are still running."""
-
-    def advance(self, numbers, target, particles, log_p, ends, uniforms, step):
-        exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
-        undo = (exponent - particles.exponent) * particles.log_prob
-        log_weight = jnp.where(particles.ended, particles.log_weight - undo, particles.log_weight)
-        particles = particles._replace(log_weight=log_weight)
-        return super().advance(numbers, target, particles, log_p, ends, uniforms, step)
 
 
 @pytest.mark.parametrize("order", ["adapted", "published"])

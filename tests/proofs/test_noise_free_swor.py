@@ -10,8 +10,8 @@ import pytest
 from jax_power_smc import PowerTarget, StopString, TableLM, WithoutReplacement, selection
 from jax_power_smc.samplers import without_replacement
 from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
-from jax_power_smc.schedule import exponent_at
 from tests.proofs import integrate
+from tests.proofs.mutations import NoCatchUpOfRows, PoolNotBridged
 
 TOLERANCE = 1e-10
 ALPHA = 2.5
@@ -107,28 +107,6 @@ def test_a_tail_of_several_tokens_is_unbiased(x64, rule, eos_ids):
 
 
 @dataclasses.dataclass(frozen=True)
-class NoCatchUp(WithoutReplacementRule):
-    """Ends with the exponent where the ramp happens to be."""
-
-    def finish(self, numbers, target, particles, uniforms):
-        return super().finish(
-            numbers, target._replace(alpha=particles.exponent), particles, uniforms
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class PoolNotBridged(WithoutReplacementRule):
-    """Bridges only the sequences that are still running."""
-
-    def advance(self, numbers, target, particles, log_p, ends, uniforms, step):
-        exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
-        undo = (exponent - particles.exponent) * particles.log_prob
-        log_weight = jnp.where(particles.ended, particles.log_weight - undo, particles.log_weight)
-        particles = particles._replace(log_weight=log_weight)
-        return super().advance(numbers, target, particles, log_p, ends, uniforms, step)
-
-
-@dataclasses.dataclass(frozen=True)
 class SurvivorsKeepTheirWeight(WithoutReplacementRule):
     """Survivors of the systematic pass keep their own weight instead of c."""
 
@@ -137,7 +115,7 @@ def keep_own_weight(log_mass, num_keep, uniform):
     return jnp.where(selection.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf)
 
 
-@pytest.mark.parametrize("mutation", [NoCatchUp, PoolNotBridged, SurvivorsKeepTheirWeight])
+@pytest.mark.parametrize("mutation", [NoCatchUpOfRows, PoolNotBridged, SurvivorsKeepTheirWeight])
 def test_mutations_are_caught(x64, mutation, monkeypatch):
     model, sampler = TableLM(2, order=3), exactly(1, 1)
     target = PowerTarget(ALPHA, (1,), "stopped", 0, 2, 1.0)
