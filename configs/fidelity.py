@@ -8,27 +8,38 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.benchmark = "fidelity"
     config.alpha = 4.0
-    config.runs = 16
+    config.runs = 8
 
     # Second-order Markov tables with exact log Z; entropies in nats per token.
     config.vocab_size = 32
     config.kinds = ("homogeneous", "inhomogeneous")
     config.horizons = (128, 256)
     config.entropies = (0.5, 1.0, 2.0)
-    config.seeds = (0, 1)
+    config.seeds = (0, 1, 2)
 
-    # N of each sampler, and its ramps as shares of T.
+    # N of each sampler, and its ramps as shares of T. "mh" is one chain with the tokens of N.
     config.smc_particles = (16, 64, 256, 512)
     config.smc_ramps = (0.0, 0.25, 0.5)
     config.swor_particles = (4, 16, 64)
     config.swor_ramps = (0.0, 0.25)
+    config.mh_particles = (16, 64)
 
-    # Language models, on problems of the embedded one; without exact log Z. N is limited: the
-    # caches of all runs of a prompt are in memory together.
+    # Language models, without exact log Z: first the embedded one on its own problems, then any
+    # other on beginnings of texts, which it continues for exactly text_max_new_tokens tokens. A
+    # directory that is absent is left out, with a word.
     config.models = ("tiny-reasoner",)
     config.prompts = 16
     config.max_new_tokens = 384
+    config.text_models = ("../shared/models/stories260K",)
+    config.texts = (
+        "Once upon a time, there was a little girl named Lily.",
+        "Tom and his dog went to the park.",
+        "One day, a big bear",
+        "The sun was",
+    )
+    config.text_max_new_tokens = 128
     config.model_runs = 4
     config.model_smc_particles = (16, 64)
-    config.model_swor_particles = (4, 16)
+    config.model_swor_particles = (4, 16, 64)
+    config.model_mh_particles = (16,)
     return config

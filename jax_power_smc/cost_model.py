@@ -63,6 +63,25 @@ def mh_tokens(num_tokens: int, num_blocks: int, moves_per_block: int, edit: Edit
     return num_tokens * per_token + moves_per_block * num_blocks / 2
 
 
+def equal_cost_moves(num_particles: int, num_blocks: int, edit: Edit) -> int:
+    """The M at which a chain costs about as much as ``N`` particles: Lemma 1 = Lemma 2 or 3.
+
+    In the limit of long sequences, ``M = (N - 1) 4/(B + 1)`` for "global" and ``2 (N - 1)`` for
+    "last_block", rounded.
+
+    Args:
+      num_particles: N.
+      num_blocks: B.
+      edit: "global" or "last_block".
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+    _check_integers(1, num_particles=num_particles)
+    _check_moves(num_blocks, 1, edit)
+    return round((num_particles - 1) / (_mh_tokens_per_token(num_blocks, 1, edit) - 1))
+
+
 # --- the corollary: both methods compared ---
 
 

@@ -6,6 +6,8 @@ distribution; inhomogeneous ones have fresh rows at each step and, like text, no
 Letters: V vocabulary, T steps.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,12 +51,25 @@ def make_table(
     return model, TableParams(noise * jnp.float32(scale))
 
 
-def exact_log_evidence(
-    model: TableLM, params: TableParams, prompt: list[int], alpha: float, horizon: int
-) -> float:
-    """Log Z of ``p^alpha`` over sequences of exactly T tokens, by a backward recursion.
+class Exact(NamedTuple):
+    """What is known of ``p^alpha`` on a table.
 
-    ``Z_t(h) = sum_v p(v | h)^alpha Z_{t+1}(h v)``, in float64.
+    Attributes:
+      log_evidence: log Z.
+      mean_log_prob: the mean of log p(y) under the power distribution, ``d log Z / d alpha``.
+    """
+
+    log_evidence: float
+    mean_log_prob: float
+
+
+def exact_moments(
+    model: TableLM, params: TableParams, prompt: list[int], alpha: float, horizon: int
+) -> Exact:
+    """Log Z and the mean log p of ``p^alpha`` over sequences of exactly T tokens, in float64.
+
+    By a backward recursion over histories h, ``Z_t(h) = sum_v p(v | h)^alpha Z_{t+1}(h v)``, whose
+    terms are also the weights of the tokens that follow.
     """
     vocab = model.vocab_size
     base = vocab + 1
@@ -62,12 +77,15 @@ def exact_log_evidence(
     log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     rows = np.arange(base**ORDER)
     following = (rows % base)[:, None] * base + np.arange(vocab)[None, :]  # [rows, V]
-    value = np.zeros(base**ORDER)
+    log_z, mean = np.zeros(base**ORDER), np.zeros(base**ORDER)
     for t in reversed(range(horizon)):
         step = log_p[min(t, len(log_p) - 1)]
-        value = np.logaddexp.reduce(alpha * step + value[following], axis=1)
+        terms = alpha * step + log_z[following]
+        log_z = np.logaddexp.reduce(terms, axis=1)
+        mean = np.sum(np.exp(terms - log_z[:, None]) * (step + mean[following]), axis=1)
     history = ([vocab] * ORDER + list(prompt))[-ORDER:]
-    return float(value[history[0] * base + history[1]])
+    row = history[0] * base + history[1]
+    return Exact(float(log_z[row]), float(mean[row]))
 
 
 def _mean_entropy(logits: np.ndarray) -> float:

@@ -6,6 +6,7 @@ python -m launch.benchmark --config=configs/fidelity.py --workdir=DIR
 import itertools
 import json
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,17 +16,20 @@ from ml_collections import ConfigDict, config_flags
 from jax_power_smc import cost_model
 from jax_power_smc.benchmarks import cost, fidelity, plots, records, tables
 from jax_power_smc.launchers.common import launch
-from jax_power_smc.models.load import load
+from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.reasoner import problems
 from jax_power_smc.samplers import checks
 from jax_power_smc.target import PowerTarget
 
+_SECONDS_BETWEEN_LINES = 15
+
 FIELDS = {
     "fidelity": (
         *("alpha", "runs", "vocab_size", "kinds", "horizons", "entropies", "seeds"),
-        *("smc_particles", "smc_ramps", "swor_particles", "swor_ramps"),
+        *("smc_particles", "smc_ramps", "swor_particles", "swor_ramps", "mh_particles"),
         *("models", "prompts", "max_new_tokens", "model_runs"),
-        *("model_smc_particles", "model_swor_particles"),
+        *("text_models", "texts", "text_max_new_tokens"),
+        *("model_smc_particles", "model_swor_particles", "model_mh_particles"),
     ),
     "cost_model": (
         *("model", "alpha", "max_new_tokens", "num_particles"),
@@ -52,7 +56,7 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     PowerTarget(config.alpha)
     for name in ("runs", "model_runs"):
         checks.integer(f"config.{name}", config[name], at_least=2)
-    for name in ("vocab_size", "prompts", "max_new_tokens"):
+    for name in ("vocab_size", "prompts", "max_new_tokens", "text_max_new_tokens"):
         checks.integer(f"config.{name}", config[name], at_least=1)
     for kind in config.kinds:
         checks.one_of("config.kinds", kind, tables.KINDS)
@@ -62,13 +66,14 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
             config.kinds, config.horizons, config.entropies, config.seeds
         )
     ]
-    on_tables = _settings(config, config.smc_particles, config.swor_particles)
-    on_models = _settings(config, config.model_smc_particles, config.model_swor_particles)
+    on_tables = _settings(config, "")
+    on_models = _settings(config, "model_")
     for setting in (*on_tables, *on_models):
         setting.sampler(8)
-    models = {name: load(name) for name in config.models}
+    asked = _questions(config)
     root.mkdir(parents=True, exist_ok=True)
     path = root / "fidelity.jsonl"
+    report = _Report()
     with open(path, "w", encoding="utf-8") as file:
         write = records.writer(file)
         fidelity.measure_tables(
@@ -78,20 +83,17 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
             alpha=config.alpha,
             runs=config.runs,
             write=write,
-            report=_report,
+            report=report,
         )
-        asked = list(problems.problems("test", config.prompts))
-        for name, lm in models.items():
+        for name, (lm, questions) in asked.items():
             fidelity.measure_model(
                 lm,
-                pathlib.Path(name).name,
-                [lm.encode(problem.question) for problem in asked],
+                name,
+                questions,
                 on_models,
-                alpha=config.alpha,
                 runs=config.model_runs,
-                max_new_tokens=config.max_new_tokens,
                 write=write,
-                report=_report,
+                report=report,
             )
     plots.fidelity(path, root / "fidelity.png")
     print(f"The figures: {path}   the picture: {root / 'fidelity.png'}")
@@ -121,7 +123,7 @@ def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
             alpha=config.alpha,
             repeats=config.repeats,
             write=records.writer(file),
-            report=_report,
+            report=_Report(),
             **sizes,
         )
     for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
@@ -131,17 +133,53 @@ def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _settings(
-    config: ConfigDict, smc: Sequence[int], swor: Sequence[int]
-) -> list[fidelity.Setting]:
+def _settings(config: ConfigDict, prefix: str) -> list[fidelity.Setting]:
+    """All settings of the fields that begin with ``prefix``: of tables, or of models."""
+    smc, swor, mh = (config[f"{prefix}{name}_particles"] for name in ("smc", "swor", "mh"))
     return [
         *(fidelity.Setting("smc", n, ramp) for n in smc for ramp in config.smc_ramps),
         *(fidelity.Setting("swor", n, ramp) for n in swor for ramp in config.swor_ramps),
+        *(fidelity.Setting("mh", n) for n in mh),
     ]
 
 
-def _report(title: str, done: int, total: int) -> None:
-    print(f"{done}/{total}  {title}", flush=True)
+def _questions(config: ConfigDict) -> dict[str, tuple[LoadedModel, fidelity.Questions]]:
+    """name -> the model and what it is asked."""
+    listed = list(problems.problems("test", config.prompts))
+
+    def is_right(index: int, response: str) -> bool:
+        return problems.parse_answer(response) == listed[index].answer
+
+    asked = {}
+    for name in config.models:
+        lm = load(name)
+        target = PowerTarget(config.alpha, lm.eos_ids)
+        texts = [problem.question for problem in listed]
+        questions = fidelity.Questions(texts, target, config.max_new_tokens, is_right)
+        asked[pathlib.Path(name).name] = (lm, questions)
+    for name in config.text_models:
+        if not pathlib.Path(name).is_dir():
+            print(f"{name} is absent and left out.")
+            continue
+        # No end tokens: else the power distribution would end a story at once.
+        questions = fidelity.Questions(
+            config.texts, PowerTarget(config.alpha), config.text_max_new_tokens
+        )
+        asked[pathlib.Path(name).name] = (load(name), questions)
+    return asked
+
+
+class _Report:
+    """Prints what is being measured, when that changes and now and then."""
+
+    def __init__(self) -> None:
+        self._title, self._last = "", 0.0
+
+    def __call__(self, title: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if title != self._title or now - self._last > _SECONDS_BETWEEN_LINES:
+            self._title, self._last = title, now
+            print(f"{done}/{total}  {title}", flush=True)
 
 
 _BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], pathlib.Path]] = {

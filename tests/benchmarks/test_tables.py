@@ -11,16 +11,21 @@ PROMPT, ALPHA = [0], 2.5
 
 
 @pytest.mark.parametrize("kind", tables.KINDS)
-def test_log_evidence_is_that_of_enumeration(kind):
+def test_moments_are_those_of_enumeration(kind):
     model, params = tables.make_table(3, 4, 0.7, kind, seed=1)
     listed = psmc.exact.enumerate(model, params, PROMPT, psmc.PowerTarget(ALPHA), 4)
-    got = tables.exact_log_evidence(model, params, PROMPT, ALPHA, 4)
-    assert got == pytest.approx(listed.log_evidence, abs=1e-5)
+    got = tables.exact_moments(model, params, PROMPT, ALPHA, 4)
+    assert got.log_evidence == pytest.approx(listed.log_evidence, abs=1e-5)
+    weights = np.exp(np.asarray(listed.log_gamma, np.float64) - listed.log_evidence)
+    mean = float(np.sum(weights * np.asarray(listed.log_prob, np.float64)))
+    assert got.mean_log_prob == pytest.approx(mean, abs=1e-5)
 
 
 def test_alpha_one_has_evidence_one():
     model, params = tables.make_table(8, 16, 1.0, "inhomogeneous", seed=0)
-    assert tables.exact_log_evidence(model, params, PROMPT, 1.0, 16) == pytest.approx(0, abs=1e-9)
+    assert tables.exact_moments(model, params, PROMPT, 1.0, 16).log_evidence == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("entropy", [0.5, 2.0])

@@ -27,7 +27,9 @@ def config(**changes):
             "smc_ramps": (0.0, 0.25),
             "swor_particles": (16,),
             "swor_ramps": (0.0,),
+            "mh_particles": (4,),
             "models": (),
+            "text_models": (),
             **changes,
         }
     )
@@ -43,11 +45,59 @@ def figures(tmp_path_factory):
 
 
 def test_every_setting_has_every_figure(figures):
-    settings = [("smc", 4, 0.0), ("smc", 4, 0.25), ("swor", 16, 0.0)]
-    metrics = ["gap", "gap_error", "sd_log_evidence", "mean_log_prob"]
-    got = [(x["name"], x["num_particles"], x["ramp_share"], x["metric"]) for x in figures]
-    assert got == [(*setting, metric) for setting in settings for metric in metrics]
-    assert all(x["unit"] == "nats" and x["device"].startswith("cpu") for x in figures)
+    settings = [("smc", 4, 0.0), ("smc", 4, 0.25), ("swor", 16, 0.0), ("mh", 4, 0.0)]
+    output = ["mean_log_prob", "mean_length", "model_tokens"]
+    evidence = ["gap", "gap_error", "sd_log_evidence"]
+    got = [
+        (x["name"], x["num_particles"], x["ramp_share"], x["metric"])
+        for x in figures
+        if "name" in x
+    ]
+    assert got == [
+        (*setting, metric)
+        for setting in settings
+        for metric in (output if setting[0] == "mh" else evidence + output)
+    ]
+    assert all(x["device"].startswith("cpu") for x in figures)
+
+
+def test_the_table_itself_has_exact_figures(figures):
+    exact = {x["metric"]: x["value"] for x in figures if "name" not in x}
+    assert exact.keys() == {"exact_log_evidence", "exact_mean_log_prob"}
+    # Jensen: alpha log p averages to at least log Z under pi_alpha, whose entropy is not negative.
+    assert exact["exact_log_evidence"] >= 4.0 * exact["exact_mean_log_prob"]
+
+
+def test_the_chain_is_given_about_the_tokens_of_the_particles(figures):
+    tokens = {x["name"]: x["value"] for x in figures if x["metric"] == "model_tokens"}
+    assert tokens["mh"] == pytest.approx(4 * 12, rel=0.25)
+
+
+def test_language_models_have_evidence_and_accuracy(tmp_path):
+    small = {"swor_particles": (), "smc_particles": (), "mh_particles": ()}
+    models = {
+        "models": ("tiny-reasoner",),
+        "text_models": ("nowhere",),
+        "prompts": 2,
+        "max_new_tokens": 8,
+        "model_runs": 2,
+        "smc_ramps": (0.0,),
+        "model_smc_particles": (2,),
+        "model_swor_particles": (2, 4),
+        "model_mh_particles": (2,),
+    }
+    path = benchmark(config(**small, **models), str(tmp_path))
+    lines = [json.loads(line) for line in path.read_text().splitlines() if "model" in line]
+    got = {(x["name"], x["num_particles"], x["metric"]): x["value"] for x in lines if "name" in x}
+    with_evidence = {key[:2] for key in got if key[2] == "mean_log_evidence"}
+    assert with_evidence == {("smc", 2), ("swor", 2), ("swor", 4)}
+    for name, num in with_evidence:
+        assert got[name, num, "accuracy"] == 0.0, "eight tokens are too few for an answer"
+        difference = got["swor", 4, "mean_log_evidence"] - got[name, num, "mean_log_evidence"]
+        gaps = got[name, num, "estimated_gap"] - got["swor", 4, "estimated_gap"]
+        assert gaps == pytest.approx(difference, abs=1e-6)
+    assert got["swor", 4, "estimated_gap"] >= 0, "Jensen"
+    assert ("mh", 2, "mean_log_prob") in got and ("mh", 2, "estimated_gap") not in got
 
 
 def test_without_replacement_spreads_less_and_has_a_small_gap(figures):
