@@ -27,6 +27,7 @@ import numpy as np
 
 from jax_power_smc import decode, programs, randomness
 from jax_power_smc.decode import AnyPrompt, StopArrays
+from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.result import PHASES, SampleInfo, SampleResult
 from jax_power_smc.samplers import metropolis_hastings as mh
@@ -364,23 +365,29 @@ def _collect(
     num, dtype = chains.length.shape[1], chains.log_p.dtype
     proposed, accepted = state.proposed[:count], state.accepted[:count]
     rate = np.where(proposed > 0, accepted / np.maximum(proposed, 1), np.nan)
+    sequences = {
+        "tokens": np.asarray(chains.tokens[:, :, :cap]),
+        "lengths": np.asarray(chains.length),
+        "finished": np.asarray(chains.finished),
+    }
+    log_weights, rows = np.asarray(outcome.log_weight), np.asarray(outcome.rows)
+    parent = np.tile(np.arange(num, dtype=np.int32), (count, cap, 1))
     info = SampleInfo(
         ess=np.full((count, cap), num, dtype),
         resampled=np.zeros((count, cap), bool),
         forks=np.zeros((count, cap), np.int32),
-        parent=np.tile(np.arange(num, dtype=np.int32), (count, cap, 1)),
-        rows=np.asarray(outcome.rows),
+        parent=parent,
+        rows=rows,
+        **diagnose(**sequences, log_weights=log_weights, parent=parent, rows=rows)._asdict(),
         dropped_mass=np.zeros((count,), dtype),
         acceptance_rate=rate,
         model_tokens=np.asarray(state.drawn[:count]),
         seconds=seconds,
     )
     return SampleResult(
-        tokens=jnp.asarray(chains.tokens[:, :, :cap]),
-        lengths=jnp.asarray(chains.length),
-        finished=jnp.asarray(chains.finished),
+        **{name: jnp.asarray(x) for name, x in sequences.items()},
         log_probs=jnp.asarray(np.sum(chains.log_p, axis=2)),
-        log_weights=jnp.asarray(outcome.log_weight),
+        log_weights=jnp.asarray(log_weights),
         log_evidence=jnp.asarray(outcome.log_evidence),
         choice=jnp.asarray(outcome.choice),
         target=target,

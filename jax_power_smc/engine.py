@@ -20,6 +20,7 @@ from jax_power_smc import decode, programs, randomness
 from jax_power_smc.admission import check_request
 from jax_power_smc.chains import run_chains
 from jax_power_smc.decode import Carry, Observed, StopArrays
+from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.result import PHASES, SampleInfo, SampleResult, concatenate
 from jax_power_smc.samplers import MetropolisHastings, Outcome, Rule, Sampler
@@ -220,29 +221,36 @@ class _Batch:
         seen = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), seen, idle)
         rows = np.asarray(outcome.rows[:count])
 
-        def returned(x: np.ndarray, nothing: Any) -> jax.Array:
+        def returned(x: np.ndarray, nothing: Any) -> np.ndarray:
             """The rows [P, N, ...] of the returned particles, out of all rows [P, M, ...]."""
             there = rows.reshape(*rows.shape, *(1,) * (x.ndim - 2))
             taken = np.take_along_axis(x[:count], np.maximum(there, 0), axis=1)
-            return jnp.asarray(np.where(there >= 0, taken, np.asarray(nothing, x.dtype)))
+            return np.where(there >= 0, taken, np.asarray(nothing, x.dtype))
 
+        sequences = {
+            "tokens": returned(tokens[:, :, :cap], decode.PAD_ID),
+            "lengths": returned(particles.length, 0),
+            "finished": returned(particles.finished, False),
+        }
+        log_weights = np.asarray(outcome.log_weight[:count])
         info = SampleInfo(
             ess=seen.ess,
             resampled=seen.resampled,
             forks=seen.forks,
             parent=seen.parent,
             rows=rows,
+            **diagnose(
+                **sequences, log_weights=log_weights, parent=seen.parent, rows=rows
+            )._asdict(),
             dropped_mass=particles.dropped[:count],
             acceptance_rate=np.full((count,), np.nan),
             model_tokens=particles.drawn[:count],
             seconds=dict(self.seconds),
         )
         return SampleResult(
-            tokens=returned(tokens[:, :, :cap], decode.PAD_ID),
-            lengths=returned(particles.length, 0),
-            finished=returned(particles.finished, False),
-            log_probs=returned(particles.log_prob, 0.0),
-            log_weights=jnp.asarray(outcome.log_weight[:count]),
+            **{name: jnp.asarray(x) for name, x in sequences.items()},
+            log_probs=jnp.asarray(returned(particles.log_prob, 0.0)),
+            log_weights=jnp.asarray(log_weights),
             log_evidence=jnp.asarray(outcome.log_evidence[:count]),
             choice=jnp.asarray(outcome.choice[:count]),
             target=target,

@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from scipy import special
 
 from jax_power_smc import engine, randomness
+from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.result import PHASES, SampleInfo, SampleResult
 from jax_power_smc.samplers import checks
@@ -114,23 +115,20 @@ def pool(
     )
     uniform = _uniforms(key, _POOL, len(total), prompt_ids, [0])[:, 0]
 
-    def joined(name: str) -> jax.Array:
-        return jnp.asarray(np.concatenate([np.asarray(getattr(r, name)) for r in results], axis=1))
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([np.asarray(getattr(r, name)) for r in results], axis=1)
 
-    def like(name: str, values: np.ndarray) -> jax.Array:
-        dtype = np.result_type(*[np.asarray(getattr(r, name)).dtype for r in results])
-        return jnp.asarray(values.astype(dtype))
+    def like(name: str, values: np.ndarray) -> np.ndarray:
+        return values.astype(np.result_type(*[np.asarray(getattr(r, name)).dtype for r in results]))
 
+    arrays = {name: joined(name) for name in ("tokens", "lengths", "finished", "log_probs")}
+    arrays["log_weights"] = like("log_weights", log_weights)
+    arrays["log_evidence"] = like("log_evidence", total - math.log(len(results)))
+    arrays["choice"] = _categorical(np.exp(log_weights), uniform)
     return SampleResult(
-        tokens=joined("tokens"),
-        lengths=joined("lengths"),
-        finished=joined("finished"),
-        log_probs=joined("log_probs"),
-        log_weights=like("log_weights", log_weights),
-        log_evidence=like("log_evidence", total - math.log(len(results))),
-        choice=jnp.asarray(_categorical(np.exp(log_weights), uniform)),
+        **{name: jnp.asarray(x) for name, x in arrays.items()},
         target=results[0].target,
-        info=_pooled_info(results, np.exp(log_share)),
+        info=_pooled_info(results, arrays, np.exp(log_share)),
     )
 
 
@@ -348,14 +346,17 @@ def _log_evidence(results: Sequence[SampleResult], at_least: int = 1) -> np.ndar
     return np.stack([np.asarray(result.log_evidence, np.float64) for result in results])
 
 
-def _pooled_info(results: Sequence[SampleResult], shares: np.ndarray) -> SampleInfo:
+def _pooled_info(
+    results: Sequence[SampleResult], arrays: dict[str, np.ndarray], shares: np.ndarray
+) -> SampleInfo:
     """What was observed, of all runs side by side; see ``pool``. shares [R, P]."""
     infos = [result.info for result in results]
     rows_before = np.cumsum([0] + [info.parent.shape[2] for info in infos[:-1]])
-    parent, rows = [], []
+    parents, all_rows = [], []
     for info, before in zip(infos, rows_before.astype(np.int32), strict=True):
-        parent.append(np.asarray(info.parent) + before)
-        rows.append(np.where(info.rows >= 0, info.rows + before, info.rows))
+        parents.append(np.asarray(info.parent) + before)
+        all_rows.append(np.where(info.rows >= 0, info.rows + before, info.rows))
+    parent, rows = np.concatenate(parents, axis=2), np.concatenate(all_rows, axis=1)
 
     def total(name: str) -> np.ndarray:
         parts = np.stack([np.asarray(getattr(info, name)) for info in infos])
@@ -369,8 +370,16 @@ def _pooled_info(results: Sequence[SampleResult], shares: np.ndarray) -> SampleI
         ess=total("ess"),
         resampled=np.any([info.resampled for info in infos], axis=0),
         forks=total("forks"),
-        parent=np.concatenate(parent, axis=2),
-        rows=np.concatenate(rows, axis=1),
+        parent=parent,
+        rows=rows,
+        **diagnose(
+            arrays["tokens"],
+            arrays["lengths"],
+            arrays["finished"],
+            arrays["log_weights"],
+            parent,
+            rows,
+        )._asdict(),
         dropped_mass=_dropped(results, shares).astype(dropped_dtype),
         model_tokens=total("model_tokens"),
         seconds={phase: sum(info.seconds[phase] for info in infos) for phase in PHASES},

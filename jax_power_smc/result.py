@@ -13,12 +13,6 @@ import numpy as np
 from jax_power_smc import stop as stop_rules
 from jax_power_smc.target import PowerTarget
 
-# A tail that repeats one block this often, and over at least this many tokens, is a loop.
-LOOP_REPEATS = 4
-LOOP_TOKENS = 16
-# An output of at most this many tokens is flagged as very short.
-SHORT_TOKENS = 2
-
 PHASES = ("compile", "prefill", "decode")
 
 
@@ -33,6 +27,12 @@ class SampleInfo:
       parent: [P, T, M] int32, whose tokens before t each row continued at t: the genealogy. M is N,
         or more for a sampler that keeps finished sequences apart.
       rows: [P, N] int32, the row of each returned particle; -1 for an unused one.
+      distinct_roots: [P] int32, different first tokens among the particles of positive weight.
+      coalescence: [P] int32, first steps that all final particles of positive weight share; 0 if
+        they still descend from different first tokens' rows. With one particle all steps.
+      unfinished_mass: [P], weight of the particles that reached the cap without ending.
+      loops: [P, N] bool, the output ends in a block of tokens repeated over and over.
+      very_short: [P, N] bool, ended after at most ``diagnostics.SHORT_TOKENS`` tokens.
       dropped_mass: [P], share of the evidence that an early stop may have left out; the bound is
         exact for alpha >= 1, since no continuation can add mass.
       acceptance_rate: [P], share of the Metropolis-Hastings moves that redrew something and were
@@ -46,6 +46,11 @@ class SampleInfo:
     forks: np.ndarray
     parent: np.ndarray
     rows: np.ndarray
+    distinct_roots: np.ndarray
+    coalescence: np.ndarray
+    unfinished_mass: np.ndarray
+    loops: np.ndarray
+    very_short: np.ndarray
     dropped_mass: np.ndarray
     acceptance_rate: np.ndarray
     model_tokens: np.ndarray
@@ -134,43 +139,6 @@ class SampleResult:
             for rows in self.sequences()
         ]
 
-    # --- diagnostics ---
-
-    def unfinished_mass(self) -> np.ndarray:
-        """[P], weight of the particles that reached the cap without ending."""
-        weights = np.exp(np.asarray(self.log_weights, np.float64))
-        return np.sum(np.where(self.finished, 0.0, weights), axis=1)
-
-    def distinct_roots(self) -> np.ndarray:
-        """[P], number of different first tokens among the particles of positive weight."""
-        tokens, alive = np.asarray(self.tokens), np.isfinite(self.log_weights)
-        return np.array(
-            [len(set(rows[keep, 0].tolist())) for rows, keep in zip(tokens, alive, strict=True)]
-        )
-
-    def coalescence(self) -> np.ndarray:
-        """[P], number of first steps that all final particles of positive weight share.
-
-        0 means that they still descend from different first tokens' slots; with one particle it
-        is the number of steps.
-        """
-        return np.array(
-            [
-                _shared_steps(parent, rows[np.isfinite(weight)])
-                for parent, rows, weight in zip(
-                    self.info.parent, self.info.rows, np.asarray(self.log_weights), strict=True
-                )
-            ]
-        )
-
-    def loops(self) -> np.ndarray:
-        """[P, N] bool: the output ends in a block of tokens repeated over and over."""
-        return np.array([[_is_loop(ids) for ids in rows] for rows in self.sequences()])
-
-    def very_short(self) -> np.ndarray:
-        """[P, N] bool: finished after at most ``SHORT_TOKENS`` tokens."""
-        return np.asarray(self.finished) & (np.asarray(self.lengths) <= SHORT_TOKENS)
-
     def failures(self) -> list[str | None]:
         """[P], a sentence for each prompt none of whose particles has positive weight."""
         sentence = (
@@ -220,6 +188,11 @@ _INFO_ARRAYS = (
     "forks",
     "parent",
     "rows",
+    "distinct_roots",
+    "coalescence",
+    "unfinished_mass",
+    "loops",
+    "very_short",
     "dropped_mass",
     "acceptance_rate",
     "model_tokens",
@@ -252,21 +225,3 @@ def _target_from_json(fields: dict[str, Any]) -> PowerTarget:
     if stop is not None:
         stop = getattr(stop_rules, stop.pop("rule"))(**stop)
     return PowerTarget(**fields, stop=stop)
-
-
-def _shared_steps(parent: np.ndarray, slots: np.ndarray) -> int:
-    """First steps common to the given rows: parent [T, M]."""
-    for step in range(parent.shape[0] - 1, -1, -1):
-        if len(np.unique(slots)) <= 1:
-            return step + 1
-        slots = parent[step][slots]
-    return 0
-
-
-def _is_loop(ids: list[int]) -> bool:
-    for period in range(1, max(2, len(ids) // LOOP_REPEATS + 1)):
-        span = max(period * LOOP_REPEATS, LOOP_TOKENS)
-        tail = ids[-span:]
-        if len(tail) == span and tail[period:] == tail[:-period]:
-            return True
-    return False

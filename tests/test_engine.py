@@ -341,5 +341,5 @@ def test_published_genealogy_counts_the_token_that_was_copied():
     from_one = [len(set(parent[1].tolist())) == 1 for parent in result.info.parent]
     assert any(from_one)
     for i in np.flatnonzero(from_one):
-        assert result.distinct_roots()[i] == 1
-        assert result.coalescence()[i] >= 1
+        assert result.info.distinct_roots[i] == 1
+        assert result.info.coalescence[i] >= 1

@@ -26,6 +26,7 @@ from jax_power_smc import (
     engine,
     evidence,
 )
+from jax_power_smc.diagnostics import Diagnostics
 from jax_power_smc.evidence import (
     evidence_interval,
     independent_runs,
@@ -134,12 +135,18 @@ def first(result, count):
     return changed(result, lambda _, x: x[:count], lambda _, x: x[:count])
 
 
+PER_PARTICLE = (
+    *("tokens", "lengths", "finished", "log_probs", "log_weights"),
+    *("rows", "loops", "very_short"),
+)
+
+
 def widened(result):
     """One more particle, unused."""
     fill = {"log_weights": -INF, "rows": -1}
 
     def more(name, x):
-        if name not in ("tokens", "lengths", "finished", "log_probs", "log_weights", "rows"):
+        if name not in PER_PARTICLE:
             return x
         width = [(0, 0), (0, 1), *[(0, 0)] * (x.ndim - 2)]
         return np.pad(x, width, constant_values=fill.get(name, 0))
@@ -314,15 +321,16 @@ def test_the_genealogy_leads_to_the_same_tokens(copies):
 
 def test_runs_share_no_ancestor_unless_one_has_all_the_weight(copies):
     runs = [with_evidence(first(run, 200), np.zeros(200)) for run in copies[:3]]
-    assert not pool(runs, KEY).coalescence().any() and runs[0].coalescence().any()
+    assert not pool(runs, KEY).info.coalescence.any() and runs[0].info.coalescence.any()
     runs[1:] = [with_evidence(run, np.full(200, -INF)) for run in runs[1:]]
-    np.testing.assert_array_equal(pool(runs, KEY).coalescence(), runs[0].coalescence())
+    np.testing.assert_array_equal(pool(runs, KEY).info.coalescence, runs[0].info.coalescence)
 
 
 def test_what_every_field_becomes_was_decided():
     # A new field needs a rule in pool and a test here.
     info = "ess resampled forks parent rows dropped_mass acceptance_rate model_tokens seconds"
-    assert {f.name for f in dataclasses.fields(SampleInfo)} == set(info.split())
+    names = {*info.split(), *Diagnostics._fields}
+    assert {f.name for f in dataclasses.fields(SampleInfo)} == names
     result = "tokens lengths finished log_probs log_weights log_evidence choice target info"
     assert {f.name for f in dataclasses.fields(SampleResult)} == set(result.split())
 
@@ -371,8 +379,8 @@ def test_the_order_of_runs_only_moves_rows(few, order):
         np.asarray(one.log_weights)[:, moved], two.log_weights, rtol=1e-6, atol=1e-6
     )
     assert one.best() == two.best()
-    np.testing.assert_array_equal(one.coalescence(), two.coalescence())
-    np.testing.assert_allclose(one.unfinished_mass(), two.unfinished_mass(), rtol=1e-5)
+    np.testing.assert_array_equal(one.info.coalescence, two.info.coalescence)
+    np.testing.assert_allclose(one.info.unfinished_mass, two.info.unfinished_mass, rtol=1e-5)
 
 
 def test_a_pooled_result_can_be_saved(few, tmp_path):

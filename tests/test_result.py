@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jax_power_smc import PowerTarget, SampleInfo, SampleResult
+from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.result import PHASES, concatenate
 
 INF = -np.inf
@@ -21,10 +22,15 @@ def make(weights=WEIGHTS, *, offset=0, target=None):
         [[2, 1, 0, 0], [0, 0, 0, 0], [2, 3, 1, 0]],
         [[3, 3, 3, 1], [2, 2, 2, 2], [2, 0, 1, 0]],
     ]
+    sequences = {
+        "tokens": np.asarray(tokens, np.int32),
+        "lengths": np.asarray([[2, 4, 3], [4, 4, 3]], np.int32),
+        "finished": np.asarray([[True, False, True], [True, False, True]]),
+    }
+    parent = np.broadcast_to(np.arange(3, dtype=np.int32), (2, 4, 3)).copy()
+    rows = np.array([[0, 1, 2], [0, 1, 2]], np.int32)
     return SampleResult(
-        tokens=jnp.asarray(tokens, jnp.int32),
-        lengths=jnp.asarray([[2, 4, 3], [4, 4, 3]], jnp.int32),
-        finished=jnp.asarray([[True, False, True], [True, False, True]]),
+        **{name: jnp.asarray(x) for name, x in sequences.items()},
         log_probs=jnp.asarray([[-3.0, -2.0, -1.0], [-0.1, -5.0, -4.0]]),
         log_weights=log_weights,
         log_evidence=jnp.asarray([-1.0 + offset, -2.0 + offset]),
@@ -34,8 +40,11 @@ def make(weights=WEIGHTS, *, offset=0, target=None):
             ess=np.full((2, 4), 2.5, np.float32),
             resampled=np.zeros((2, 4), bool),
             forks=np.zeros((2, 4), np.int32),
-            parent=np.broadcast_to(np.arange(3, dtype=np.int32), (2, 4, 3)).copy(),
-            rows=np.array([[0, 1, 2], [0, 1, 2]], np.int32),
+            parent=parent,
+            rows=rows,
+            **diagnose(
+                **sequences, log_weights=np.asarray(log_weights), parent=parent, rows=rows
+            )._asdict(),
             dropped_mass=np.array([0.0, 1e-5], np.float32),
             acceptance_rate=np.array([np.nan, 0.25]),
             model_tokens=np.array([9, 11], np.int32),
@@ -106,63 +115,6 @@ def test_texts_go_through_the_tokenizer_without_special_tokens():
             return "".join("abcd"[i] for i in ids if i != 1)
 
     assert make().texts(Tokenizer()) == [["c", "aaaa", "cd"], ["ddd", "cccc", "ca"]]
-
-
-def test_unfinished_mass_is_a_weight():
-    np.testing.assert_allclose(make().unfinished_mass(), [0.3, 0.6], rtol=1e-6)
-
-
-def test_distinct_roots_count_particles_of_positive_weight():
-    assert make().distinct_roots().tolist() == [2, 1]
-
-
-def with_parents(parent, weights=((0.5, 0.3, 0.2),) * 2):
-    result = make(list(weights))
-    info = dataclasses.replace(result.info, parent=np.asarray(parent, np.int32))
-    return dataclasses.replace(result, info=info)
-
-
-def test_coalescence_counts_the_shared_first_steps():
-    own = [0, 1, 2]
-    never = [own, own, own, own]
-    at_step_two = [own, own, [1, 1, 1], own]
-    assert with_parents([never, at_step_two]).coalescence().tolist() == [0, 2]
-    in_two_moves = [own, [0, 0, 2], own, [2, 1, 1]]
-    at_the_last = [own, own, own, [0, 0, 0]]
-    assert with_parents([in_two_moves, at_the_last]).coalescence().tolist() == [0, 3]
-
-
-def test_coalescence_leaves_out_weight_zero():
-    own = [0, 1, 2]
-    steps = [own, [0, 1, 1], own, own]
-    got = with_parents([steps, steps], [[0.5, 0.3, 0.2], [0.0, 0.6, 0.4]]).coalescence()
-    assert got.tolist() == [0, 1]
-
-
-def test_loops_are_found_at_the_end_only():
-    def flags(ids):
-        result = make()
-        size = max(len(ids), 1)
-        tokens = jnp.broadcast_to(jnp.asarray([ids], jnp.int32), (2, 3, size))
-        lengths = jnp.full((2, 3), len(ids), jnp.int32)
-        found = dataclasses.replace(result, tokens=tokens, lengths=lengths).loops()
-        assert found.shape == (2, 3) and found.all() == found.any()
-        return bool(found.all())
-
-    assert flags([9, 8] + [5] * 16)
-    assert flags([7] + [1, 2, 3] * 6)
-    assert flags([7] + [1, 2, 3, 4, 5] * 4)
-    assert not flags([5] * 15)
-    assert not flags([5] * 30 + [6])
-    assert not flags(list(range(40)))
-    assert not flags([1, 2, 3, 4, 5] * 3)
-
-
-def test_very_short_means_finished_after_two_tokens():
-    result = make()
-    assert result.very_short().tolist() == [[True, False, False], [False] * 3]
-    unfinished = dataclasses.replace(result, finished=jnp.zeros((2, 3), bool))
-    assert not unfinished.very_short().any()
 
 
 def test_failures_name_prompts_without_any_weight():

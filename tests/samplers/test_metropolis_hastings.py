@@ -272,7 +272,7 @@ def test_chains_converge_to_the_enumerated_target(name):
     assert chi_square(result, exact) > 1e-4
     assert np.all((rate > 0.2) & (rate < 1)) and np.isfinite(result.log_weights).all()
     if target.length == "forced_eos":
-        assert np.all(result.finished) and not result.unfinished_mass().any()
+        assert np.all(result.finished) and not result.info.unfinished_mass.any()
     # Without moves it is low-temperature sampling, and the test can tell.
     plain, rate = run(MetropolisHastings(2, 0, num_chains=MANY), target, seed=2)
     dead = np.isneginf(plain.log_weights)
@@ -380,7 +380,7 @@ def test_shapes_weights_and_info(four):
     np.testing.assert_array_equal(info.parent, np.tile(np.arange(4), (4, 10, 1)))
     np.testing.assert_array_equal(info.rows, np.tile(np.arange(4), (4, 1)))
     assert set(info.seconds) == {"compile", "prefill", "decode"} and min(info.seconds.values()) >= 0
-    assert result.failures() == [None] * 4 and (result.coalescence() == 0).all()
+    assert result.failures() == [None] * 4 and (result.info.coalescence == 0).all()
 
 
 def test_the_choice_is_uniform_over_chains_of_positive_density():

@@ -277,7 +277,7 @@ def test_coalescence_is_the_common_prefix():
         while all(len(row) > shared and row[shared] == rows[0][shared] for row in rows):
             shared += 1
         lengths.append(CAP if len(rows) == 1 else shared)
-    assert result.coalescence().tolist() == lengths
+    assert result.info.coalescence.tolist() == lengths
     assert len(set(lengths)) > 1
 
 
@@ -298,7 +298,7 @@ def test_unused_rows_are_nothing():
     weights = np.exp(np.asarray(result.log_weights, np.float64))
     ess = weights.sum(axis=1) ** 2 / (weights**2).sum(axis=1)
     np.testing.assert_allclose(result.info.ess[:, -1], ess, rtol=1e-4)
-    assert (result.distinct_roots() == VOCAB).all()
+    assert (result.info.distinct_roots == VOCAB).all()
     # An unused row would be the empty sequence, and answer to nothing.
     answers = [[tuple(row) for row in rows] for rows in result.sequences()]
     heaviest = np.argmax(weights, axis=1)
