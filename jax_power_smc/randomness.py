@@ -5,6 +5,7 @@ prompts of its batch nor on the slot it sits in. The decode step takes its numbe
 the proofs in ``tests`` replace them by the midpoints of every interval that matters.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,12 @@ class StepUniforms(NamedTuple):
 
     resample: jax.Array
     token: jax.Array
+
+
+def prompt_id(name: str) -> int:
+    """A prompt id from the name of an item: the same wherever and with whomever it is sampled."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") & LARGEST_PROMPT_ID
 
 
 def prompt_keys(key: jax.Array, prompt_ids: Sequence[int], run: int = 0) -> jax.Array:

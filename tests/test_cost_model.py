@@ -15,6 +15,7 @@ from jax_power_smc.cost_model import (
     Device,
     ModelCost,
     batched_gain,
+    equal_cost_moves,
     mh_tokens,
     smc_seconds,
     smc_tokens,
@@ -326,3 +327,23 @@ def test_contexts_must_not_be_negative(value):
         step_seconds(1, MODEL, DEVICE, value)
     with pytest.raises(ValueError, match=r"^shared_context is .* of at least 0\.$"):
         batched_gain(1, MODEL, DEVICE, 0, value)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("num_blocks", [1, 4, 16])
+def test_equal_cost_moves_are_the_nearest_to_n_times_t(edit, num_blocks):
+    horizon, num = 16_000_000, 40
+    moves = equal_cost_moves(num, num_blocks, edit)
+
+    def off(m):
+        return abs(mh_tokens(horizon, num_blocks, m, edit) / horizon - num)
+
+    assert off(moves) <= min(off(moves - 1), off(moves + 1))
+    assert equal_cost_moves(1, num_blocks, edit) == 0
+
+
+def test_equal_cost_moves_refuse_what_cannot_be():
+    with pytest.raises(ValueError, match="num_particles is 0"):
+        equal_cost_moves(0, 4, "global")
+    with pytest.raises(ValueError, match="edit is 'local'"):
+        equal_cost_moves(4, 4, "local")

@@ -67,3 +67,12 @@ def test_numbers_are_uniform_and_uncorrelated():
     np.testing.assert_allclose(columns.mean(axis=1), 0.5, atol=0.01)
     np.testing.assert_allclose(columns.var(axis=1), 1 / 12, atol=0.003)
     np.testing.assert_allclose(np.corrcoef(columns), np.eye(3), atol=0.03)
+
+
+def test_a_name_gives_one_id_that_is_allowed():
+    names = ["a", "b", "ab", "", "ä", "x" * 1000]
+    ids = [randomness.prompt_id(name) for name in names]
+    assert len(set(ids)) == len(names)
+    assert all(0 <= i <= randomness.LARGEST_PROMPT_ID for i in ids)
+    # A published record can be made again only if this never changes.
+    assert randomness.prompt_id("147*23+38*64") == 4176377511624629692

@@ -19,13 +19,11 @@ import numpy as np
 from jax_power_smc import cost_model, engine
 from jax_power_smc.benchmarks import tables
 from jax_power_smc.benchmarks.records import Write
+from jax_power_smc.evaluation.methods import NUM_BLOCKS
 from jax_power_smc.models.load import LoadedModel
 from jax_power_smc.result import SampleResult
 from jax_power_smc.samplers import MetropolisHastings, PowerSMC, Sampler, WithoutReplacement
 from jax_power_smc.target import PowerTarget
-
-# Blocks of Metropolis-Hastings, as in its paper.
-NUM_BLOCKS = 16
 
 
 @dataclasses.dataclass(frozen=True)

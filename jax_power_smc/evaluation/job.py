@@ -19,6 +19,7 @@ from jax_power_smc import engine
 from jax_power_smc.evaluation.intervals import wilson
 from jax_power_smc.evaluation.methods import Row, Run
 from jax_power_smc.models.load import LoadedModel
+from jax_power_smc.randomness import prompt_id
 from jax_power_smc.result import PHASES, SampleResult
 from jax_power_smc.samplers import checks
 from jax_power_smc.target import PowerTarget
@@ -32,11 +33,14 @@ class Task:
     """Problems with a way to read and judge an answer.
 
     Attributes:
+      ids: a name for each problem, all different. The randomness of a problem follows from it, so
+        its answers depend neither on its place in the list nor on the other problems.
       prompts: texts.
       answers: the right answer of each.
       parse: the answer in a response, or None.
     """
 
+    ids: Sequence[str]
     prompts: Sequence[str]
     answers: Sequence[Any]
     parse: Callable[[str], Any]
@@ -103,6 +107,11 @@ def evaluate(
     """
     if not task.prompts:
         raise ValueError("there is nothing to evaluate: no problems.")
+    if len(set(task.ids)) < len(task.prompts):
+        raise ValueError(
+            f"the task has {len(task.prompts)} problems and {len(set(task.ids))} different ids; "
+            "every problem needs one of its own."
+        )
     check_seeds(seeds)
     prompts = [lm.encode(text) for text in task.prompts]
     _check_lengths(prompts, max_new_tokens, lm.model.max_positions)
@@ -174,7 +183,7 @@ def _evaluate_run(
                 target=target,
                 sampler=run.sampler,
                 max_new_tokens=max_new_tokens,
-                prompt_ids=batch.tolist(),
+                prompt_ids=[prompt_id(task.ids[i]) for i in batch],
                 prompts_per_batch=len(batches[0]),  # the largest; one program serves all
             )
             texts = result.texts(lm.tokenizer)
@@ -189,6 +198,7 @@ def _evaluate_run(
                         "num_particles": run.sampler.num_particles,
                         "seed": seed,
                         "problem": index,
+                        "id": task.ids[index],
                         "prompt": task.prompts[index],
                         "gold": task.answers[index],
                         **answer,
@@ -224,7 +234,21 @@ def _evaluate_run(
 def _read(
     result: SampleResult, texts: list[list[str]], row: Row, parse: Callable[[str], Any]
 ) -> list[dict[str, Any]]:
-    """The answer of each prompt of a batch, read off its particles."""
+    """The answer of each prompt of a batch, read off its particles.
+
+    A prompt none of whose particles has a weight has no answer, and says why.
+    """
+    answers = _answers(result, texts, row, parse)
+    for answer, failure in zip(answers, result.failures(), strict=True):
+        answer["failure"] = failure
+        if failure is not None:
+            answer.update(response=None, parsed=None)
+    return answers
+
+
+def _answers(
+    result: SampleResult, texts: list[list[str]], row: Row, parse: Callable[[str], Any]
+) -> list[dict[str, Any]]:
     log_probs = np.asarray(result.log_probs, np.float64)
     if row.reading == "vote":
         answers = [[parse(text) for text in row_texts] for row_texts in texts]

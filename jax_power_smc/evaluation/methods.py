@@ -3,7 +3,17 @@
 import dataclasses
 from typing import Literal
 
-from jax_power_smc.samplers import Ancestral, PowerSMC, Sampler, WithoutReplacement
+from jax_power_smc.cost_model import equal_cost_moves
+from jax_power_smc.samplers import (
+    Ancestral,
+    MetropolisHastings,
+    PowerSMC,
+    Sampler,
+    WithoutReplacement,
+)
+
+# Blocks of Metropolis-Hastings, as in its paper.
+NUM_BLOCKS = 16
 
 Reading = Literal["draw", "best", "vote"]
 
@@ -37,17 +47,23 @@ class Run:
     temperature: float
 
 
-def standard_runs(alpha: float, num_particles: int, ramp_tokens: int) -> list[Run]:
-    """Plain decoding, its usual remedies at equal N, Power-SMC without and with a ramp, and
-    without-replacement SMC.
+def standard_runs(
+    alpha: float, num_particles: int, ramp_tokens: int, max_new_tokens: int
+) -> list[Run]:
+    """Plain decoding, its usual remedies at equal N, Metropolis-Hastings at about equal tokens,
+    Power-SMC without and with a ramp, and without-replacement SMC.
 
     Args:
       alpha: exponent of the target.
-      num_particles: N, of Power-SMC and of the samples that best-of-N and the vote choose from.
+      num_particles: N, of the particle samplers and of the samples that best-of-N and the vote
+        choose from; one chain of Metropolis-Hastings gets the moves that N particles cost.
       ramp_tokens: length of the ramp in the row that has one; 0 leaves that row out.
+      max_new_tokens: the cap, which bounds the number of blocks.
     """
     n = num_particles
     low = f"temperature 1/{alpha:g}"
+    blocks = min(NUM_BLOCKS, max_new_tokens)
+    moves = equal_cost_moves(n, blocks, "global")
     runs = [
         Run(Ancestral(1.0), (Row("temperature 1", "draw"),), 1.0),
         Run(Ancestral(1 / alpha), (Row(low, "draw"),), 1 / alpha),
@@ -56,6 +72,11 @@ def standard_runs(alpha: float, num_particles: int, ramp_tokens: int) -> list[Ru
             Ancestral(1.0, num_samples=n),
             (Row("best of N by log p", "best"), Row("majority vote", "vote")),
             1.0,
+        ),
+        Run(
+            MetropolisHastings(blocks, moves),
+            (Row("Metropolis-Hastings", "draw"),),
+            1 / alpha,
         ),
         Run(PowerSMC(n), (Row("Power-SMC", "draw"),), 1 / alpha),
     ]

@@ -1,4 +1,4 @@
-"""Evaluates plain decoding, its remedies and Power-SMC on the same problems.
+"""Evaluates plain decoding, its remedies and the samplers on the same problems.
 
     python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=DIR
 
@@ -24,7 +24,7 @@ from jax_power_smc.evaluation.methods import standard_runs
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.reasoner import problems
-from jax_power_smc.samplers import Ancestral, checks
+from jax_power_smc.samplers import PowerSMC, WithoutReplacement, checks
 from jax_power_smc.target import PowerTarget
 
 FIELDS = (
@@ -57,11 +57,14 @@ def evaluate(config: ConfigDict, workdir: str) -> list[job.Scores]:
       OSError: if the workdir cannot be written.
     """
     _check(config)
-    runs = standard_runs(config.alpha, config.num_particles, config.ramp_tokens)
+    runs = standard_runs(
+        config.alpha, config.num_particles, config.ramp_tokens, config.max_new_tokens
+    )
     lm = load(config.model)
     target = PowerTarget(alpha=config.alpha, eos_ids=lm.eos_ids)
     listed = list(problems.problems(config.split, config.limit, config.problem_seed))
     task = job.Task(
+        ids=[problem.key for problem in listed],
         prompts=[problem.question for problem in listed],
         answers=[problem.answer for problem in listed],
         parse=problems.parse_answer,
@@ -105,17 +108,17 @@ def _check(config: ConfigDict) -> None:
 
 
 def compare(scores: Sequence[job.Scores]) -> list[dict[str, object]]:
-    """Paired differences of every sampler of the power distribution over every decoder."""
+    """Paired differences of every sampler with particles over every other method."""
 
-    def samples_target(s: job.Scores) -> bool:
-        return not isinstance(s.run.sampler, Ancestral)
+    def has_particles(s: job.Scores) -> bool:
+        return isinstance(s.run.sampler, PowerSMC | WithoutReplacement)
 
     pairs = []
     for ours in scores:
-        if not samples_target(ours):
+        if not has_particles(ours):
             continue
         for theirs in scores:
-            if samples_target(theirs):
+            if has_particles(theirs):
                 continue
             difference, low, high = paired_bootstrap(ours.correct, theirs.correct)
             pairs.append(

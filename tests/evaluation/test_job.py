@@ -13,6 +13,7 @@ import jax_power_smc as psmc
 from jax_power_smc.evaluation import job
 from jax_power_smc.evaluation.intervals import wilson
 from jax_power_smc.evaluation.methods import Row, Run
+from jax_power_smc.randomness import prompt_id
 from jax_power_smc.reasoner import problems
 from tests.evaluation import tiny
 
@@ -54,7 +55,7 @@ def questions(known):
 
 @pytest.fixture(scope="module")
 def task(questions):
-    return job.Task(questions[: len(GOLD)], GOLD, problems.parse_answer)
+    return job.Task(tuple("abcd"), questions[: len(GOLD)], GOLD, problems.parse_answer)
 
 
 def run(lm, task, workdir, runs=(PLAIN,), seeds=(0,), report=lambda *state: None):
@@ -125,8 +126,9 @@ def test_a_record_says_what_was_asked_and_how_it_was_judged(finished, task):
     for record in finished.records:
         assert set(record) == {
             *("method", "num_particles", "seed", "problem", "prompt", "gold"),
-            *("response", "parsed", "log_prob", "correct"),
+            *("id", "response", "parsed", "log_prob", "failure", "correct"),
         }
+        assert record["id"] == task.ids[record["problem"]] and record["failure"] is None
         assert record["prompt"] == task.prompts[record["problem"]]
         assert record["gold"] == GOLD[record["problem"]]
         assert record["num_particles"] == (1 if record["method"] in ("plain", "greedy") else N)
@@ -154,6 +156,7 @@ def test_best_and_vote_are_read_off_the_same_samples(finished, known, task):
             target=psmc.PowerTarget(ALPHA, known.eos_ids),
             sampler=MANY.sampler,
             max_new_tokens=CAP,
+            prompt_ids=[prompt_id(name) for name in task.ids],
         )
         texts = result.texts(known.tokenizer)
         answers = [[int(text.removeprefix("answer ")) for text in row] for row in texts]
@@ -197,7 +200,7 @@ def test_answers_belong_to_their_prompts(random, task, tmp_path):
 
 
 def test_batches_change_nothing(random, questions, tmp_path, monkeypatch):
-    task = job.Task(questions, tuple(range(12)), len)
+    task = job.Task(tuple("abcdefghijkl"), questions, tuple(range(12)), len)
     calls = {3: [], 4: []}
     for largest, seen in calls.items():
         monkeypatch.setattr(job, "LARGEST_BATCH", largest)
@@ -213,6 +216,48 @@ def test_batches_change_nothing(random, questions, tmp_path, monkeypatch):
     assert [r["problem"] for r in by_problem(records)] == list(range(12))
     # Every problem has randomness of its own, also across batches.
     assert len({r["response"] for r in records}) > 6
+
+
+def test_an_answer_follows_its_id_wherever_the_problem_stands(random, questions, tmp_path):
+    ids = tuple("abcd")
+    forwards = job.Task(ids, questions[:4], range(4), len)
+    backwards = job.Task(ids[::-1], questions[:4][::-1], range(4), len)
+    answers = []
+    for name, task in (("forwards", forwards), ("backwards", backwards)):
+        run(random, task, tmp_path / name, [POWER])
+        answers.append({r["id"]: r["response"] for r in read(tmp_path / name)})
+    assert answers[0] == answers[1] and len(set(answers[0].values())) == 4
+
+
+def test_equal_problems_of_different_ids_have_randomness_of_their_own(random, questions, tmp_path):
+    task = job.Task(tuple("abcdefgh"), [questions[0]] * 8, range(8), len)
+    run(random, task, tmp_path, [PLAIN])
+    assert len({r["response"] for r in read(tmp_path)}) > 4
+
+
+def test_ids_that_are_not_different_are_refused(known, questions, tmp_path):
+    task = job.Task(("a", "b", "a"), questions[:3], GOLD[:3], problems.parse_answer)
+    with pytest.raises(ValueError, match="3 problems and 2 different ids"):
+        run(known, task, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_prompt_without_any_weight_says_so_and_stops_no_other(known, task, tmp_path, monkeypatch):
+    sample = job.engine.sample
+
+    def one_dead(*args, **kwargs):
+        result = sample(*args, **kwargs)
+        return dataclasses.replace(result, log_weights=result.log_weights.at[0].set(-jax.numpy.inf))
+
+    monkeypatch.setattr(job.engine, "sample", one_dead)
+    run(known, task, tmp_path, [POWER, MANY])
+    records = read(tmp_path)
+    dead = [r for r in records if r["failure"] is not None]
+    assert [r["method"] for r in dead] == ["power", "best", "vote"]
+    for r in dead:
+        assert "weight zero" in r["failure"]
+        assert (r["response"], r["parsed"], r["correct"]) == (None, None, False)
+    assert all(r["parsed"] in tiny.DIGITS for r in records if r["failure"] is None)
 
 
 # --- Scores -----------------------------------------------------------------------------------
@@ -399,7 +444,7 @@ def test_seeds_that_cannot_be(known, task, tmp_path, seeds, message):
     ],
 )
 def test_prompts_that_cannot_be(known, tmp_path, prompts, message):
-    task = job.Task(prompts, tuple(range(len(prompts))), problems.parse_answer)
+    task = job.Task("abcd"[: len(prompts)], prompts, range(len(prompts)), problems.parse_answer)
     with pytest.raises(ValueError, match=message):
         run(known, task, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -407,7 +452,7 @@ def test_prompts_that_cannot_be(known, tmp_path, prompts, message):
 
 def test_the_longest_prompt_that_fits_is_taken(known, tmp_path):
     # 248 tokens with the newline; nothing is run, so that nothing is compiled for this length.
-    task = job.Task(["3" * 247], (3,), problems.parse_answer)
+    task = job.Task(("a",), ["3" * 247], (3,), problems.parse_answer)
     assert run(known, task, tmp_path, runs=[]) == []
     assert read(tmp_path) == []
 

@@ -113,7 +113,7 @@ def finished(model, tmp_path_factory):
 
 
 def test_the_rows_are_those_of_the_standard_runs(finished):
-    runs = standard_runs(4.0, N, RAMP)
+    runs = standard_runs(4.0, N, RAMP, 8)
     rows = finished.summary()["rows"]
     assert [row["method"] for row in rows] == [row.name for run in runs for row in run.rows]
     assert [(row["sampler"], row["num_particles"], row["temperature"]) for row in rows] == [
@@ -411,7 +411,7 @@ def test_the_command_prints_the_table_and_writes_both_files(model, tmp_path):
     code, out, err = call("evaluate", *arguments)
     assert (code, err) == ("0", "")
     summary = strictly((tmp_path / "new/summary.json").read_text())
-    methods = [row.name for run in standard_runs(4.0, N, 0) for row in run.rows]
+    methods = [row.name for run in standard_runs(4.0, N, 0, 8) for row in run.rows]
     assert [row["method"] for row in summary["rows"]] == methods
     table = [line for line in out.splitlines() if line.startswith("│")]
     assert [line.split("│")[1].strip() for line in table] == methods
