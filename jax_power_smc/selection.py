@@ -32,7 +32,9 @@ def log_threshold(log_mass: jax.Array, num_keep: int) -> jax.Array:
     """
     bound = min(num_keep, log_mass.shape[0])
     ordered = -jnp.sort(-log_mass)
-    others = jax.lax.cumlogsumexp(ordered, reverse=True)[:bound]
+    # Only sums that begin within the first N are asked for: what is beyond is one term of all.
+    heads = ordered[:bound].at[bound - 1].set(jax.nn.logsumexp(ordered[bound - 1 :]))
+    others = jax.lax.cumlogsumexp(heads, reverse=True)
     log_points = jnp.log(num_keep - jnp.arange(bound, dtype=log_mass.dtype))
     fits = ordered[:bound] + log_points <= others
     # With one point left it always fits, whatever rounding says of a sum of one term.
