@@ -1,5 +1,6 @@
 """One measured figure as one JSON line."""
 
+import datetime
 import json
 import math
 import os
@@ -16,13 +17,15 @@ Write = Callable[..., None]
 def writer(file: TextIO) -> Write:
     """A function that appends one line per figure and echoes nothing.
 
-    Every line holds metric, value (null if not finite), unit, the device, and the settings.
+    Every line holds metric, value (null if not finite), unit, the device, the date (of the start)
+    and the settings.
     """
-    device = device_name()
+    device, date = device_name(), datetime.date.today().isoformat()
 
     def write(metric: str, value: float, unit: str, **settings: Any) -> None:
         number = float(value) if math.isfinite(value) else None
-        line = {"metric": metric, "value": number, "unit": unit, "device": device, **settings}
+        about = {"device": device, "date": date, **settings}
+        line = {"metric": metric, "value": number, "unit": unit, **about}
         file.write(json.dumps(line) + "\n")
         file.flush()
 
