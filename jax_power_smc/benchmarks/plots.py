@@ -5,7 +5,13 @@ import pathlib
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
+
 from jax_power_smc.benchmarks import summary
+
+_TEMPERATURE_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
+# In nats; below it a step's token is not named in a picture.
+_SMALLEST_NAMED_COST = 0.3
 
 
 def fidelity(figures: pathlib.Path, picture: pathlib.Path) -> None:
@@ -17,12 +23,7 @@ def fidelity(figures: pathlib.Path, picture: pathlib.Path) -> None:
       figures: the JSON lines of the fidelity benchmark; without tables nothing is drawn.
       picture: the .png to write.
     """
-    # Imported here: only this module needs it, and without a display.
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = _pyplot()
     lines = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
     settings = {summary.setting_name(x): x for x in lines if "kind" in x and "name" in x}
     if not settings:
@@ -85,3 +86,141 @@ def _style(label: str) -> dict[str, str]:
         "marker": markers[name],
         "linestyle": lines.get(ramp, ":"),
     }
+
+
+def theorem(figures: pathlib.Path, picture: pathlib.Path) -> None:
+    """The variance of the weight against the proposal's temperature, its minimum at 1/alpha marked.
+
+    The axes are logarithmic; a figure that is zero is drawn on the lower edge, as a star.
+
+    Args:
+      figures: the JSON lines of the theory benchmark.
+      picture: the .png to write.
+    """
+    plt = _pyplot()
+    lines = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
+    (alpha,) = {x["alpha"] for x in lines}
+    panels = {
+        "Var(w) / E[w]$^2$ of one step": {
+            "max_relative_variance": "largest of all steps",
+            "mean_relative_variance": "mean over steps",
+        },
+        "log(1 + Var(w) / E[w]$^2$) summed over a sequence, nats": {
+            "log_second_moment": "mean over sequences"
+        },
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6))
+    for axis, (title, metrics) in zip(axes, panels.items(), strict=True):
+        series = {
+            label: [
+                (x["temperature"], x["value"])
+                for x in lines
+                if x["metric"] == metric and x["value"] is not None
+            ]
+            for metric, label in metrics.items()
+        }
+        _log_lines(axis, series)
+        axis.axvline(1 / alpha, color="black", linewidth=0.8, linestyle=":")
+        axis.set_title(title)
+        axis.set_xlabel(f"temperature of the proposal (dotted: 1/alpha = {1 / alpha:.3g})")
+        # Below: lines may go anywhere.
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+def step_costs(figures: pathlib.Path, picture: pathlib.Path, count: int) -> None:
+    """log S_t against the step, one panel per drawn sequence.
+
+    The dearest tokens are named where the names do not overlap.
+
+    Args:
+      figures: the JSON lines of the theory benchmark.
+      picture: the .png to write.
+      count: how many sequences to draw, the first ones.
+    """
+    plt = _pyplot()
+    lines = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
+    steps: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    summed: dict[int, dict[str, float]] = defaultdict(dict)
+    for x in lines:
+        if x["metric"] == "step_cost" and x["prompt"] < count:
+            steps[x["prompt"]].append(x)
+        elif x["metric"] in ("sequence_cost", "dearest_share") and x["prompt"] < count:
+            summed[x["prompt"]][x["metric"]] = x["value"]
+    figure, axes = plt.subplots(
+        len(steps), 1, figsize=(10, 2.1 * len(steps) + 0.6), squeeze=False, sharex=True, sharey=True
+    )
+    longest = max(map(len, steps.values()))
+    for axis, (prompt, found) in zip(axes[:, 0], steps.items(), strict=True):
+        axis.vlines([x["step"] for x in found], [-x["value"] for x in found], 0, linewidth=1.5)
+        axis.hlines(0, 0, len(found), linewidth=1.5)  # as long as the sequence
+        _name_dearest(axis, found, apart=longest / 40)
+        total, share = summed[prompt]["sequence_cost"], summed[prompt]["dearest_share"]
+        part = "" if share is None else f", {share:.1%} of it in the dearest tenth of the steps"
+        title = f"problem {prompt}: {len(found)} steps, together {-total:.1f} nats{part}"
+        axis.set_title(title, fontsize=10)
+        axis.set_ylabel("log S$_t$, nats")
+        axis.grid(alpha=0.3)
+    dearest = max(x["value"] for found in steps.values() for x in found)
+    axes[0, 0].set_ylim(-1.3 * dearest, 0.1 * dearest)  # room for the names below
+    axes[-1, 0].set_xlabel("step t (text: the token drawn there)")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+def _name_dearest(axis: Any, steps: list[dict[str, Any]], apart: float) -> None:
+    """Writes tokens below their steps, the dearest first, none closer than ``apart`` to another."""
+    named: list[int] = []
+    for x in sorted(steps, key=lambda x: -x["value"])[: -(-len(steps) // 10)]:
+        near = any(abs(x["step"] - other) < apart for other in named)
+        if near or x["value"] < _SMALLEST_NAMED_COST:
+            continue
+        named.append(x["step"])
+        axis.annotate(
+            # Line breaks as \n; no mathtext, whatever the token.
+            x["token"].replace("\n", r"\n").replace("$", r"\$"),
+            (x["step"], -x["value"]),
+            (0, -5),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            family="monospace",
+            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "0.7"},
+        )
+
+
+def _log_lines(axis: Any, series: dict[str, list[tuple[float, float]]]) -> None:
+    """Lines on two log axes; zeros are stars on the lower edge, joined by dotted lines."""
+    positive = [y for points in series.values() for _, y in points if y > 0]
+    floor = 10.0 ** (np.floor(np.log10(min(positive))) - 1) if positive else 1e-3
+    zeros = set()
+    for label, points in series.items():
+        x, y = (np.asarray(column) for column in zip(*sorted(points), strict=True))
+        seen = np.maximum(y, floor)
+        (line,) = axis.plot(x, seen, linewidth=0.8, linestyle=":")
+        axis.plot(x, np.where(y > 0, y, np.nan), "o-", color=line.get_color(), label=label)
+        zeros.update(x[y == 0].tolist())
+    if zeros:
+        at = sorted(zeros)
+        axis.plot(at, [floor] * len(at), "k*", markersize=14, clip_on=False, label="exactly 0")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_ylim(bottom=floor)
+    found = [x for points in series.values() for x, _ in points]
+    ticks = [t for t in _TEMPERATURE_TICKS if min(found) <= t <= max(found)]
+    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+
+
+def _pyplot() -> Any:
+    """Imported here: only this module needs it, and without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

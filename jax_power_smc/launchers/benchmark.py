@@ -6,15 +6,17 @@ python -m launch.benchmark --config=configs/fidelity.py --workdir=DIR
 import itertools
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
+from rich.console import Console, RenderableType
 
 from jax_power_smc import cost_model
-from jax_power_smc.benchmarks import cost, fidelity, plots, records, tables
+from jax_power_smc.benchmarks import cost, fidelity, plots, records, summary, tables, theorem
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.reasoner import problems
@@ -22,6 +24,8 @@ from jax_power_smc.samplers import checks
 from jax_power_smc.target import PowerTarget
 
 _SECONDS_BETWEEN_LINES = 15
+# Columns of tables that go into a file or a pipe.
+_FILE_WIDTH = 110
 
 FIELDS = {
     "fidelity": (
@@ -34,6 +38,10 @@ FIELDS = {
     "cost_model": (
         *("model", "alpha", "max_new_tokens", "num_particles"),
         *("num_blocks", "moves_per_block", "repeats"),
+    ),
+    "theory": (
+        *("model", "alpha", "prompts", "num_particles", "max_new_tokens"),
+        *("temperatures", "num_traces", "num_dearest"),
     ),
 }
 
@@ -95,6 +103,7 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
                 write=write,
                 report=report,
             )
+    _print(summary.fidelity(_lines(path)))
     plots.fidelity(path, root / "fidelity.png")
     print(f"The figures: {path}   the picture: {root / 'fidelity.png'}")
     return path
@@ -126,11 +135,72 @@ def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
             report=_Report(),
             **sizes,
         )
-    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+    for line in _lines(path):
         value = "none" if line["value"] is None else f"{line['value']:.4g}"
         print(f"{line['metric']:22s} {line.get('method', ''):16s} {value:>10s} {line['unit']}")
     print(f"The figures: {path}")
     return path
+
+
+def _theory(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
+    PowerTarget(config.alpha)
+    # At alpha = 1 every weight is 1 and no step costs anything.
+    checks.number("config.alpha", config.alpha, above=1)
+    for name in ("prompts", "num_particles", "max_new_tokens", "num_traces", "num_dearest"):
+        checks.integer(f"config.{name}", config[name], at_least=1)
+    for temperature in _listed("config.temperatures", config.temperatures):
+        checks.number("config.temperatures", temperature, at_least=1e-6)
+    lm = load(config.model)
+    prompts = [lm.encode(x.question) for x in problems.problems("test", config.prompts)]
+    _check_positions(lm, prompts, config.max_new_tokens)
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "theory.jsonl"
+    with open(path, "w", encoding="utf-8") as file:
+        theorem.measure(
+            lm,
+            prompts,
+            alpha=config.alpha,
+            num_particles=config.num_particles,
+            max_new_tokens=config.max_new_tokens,
+            temperatures=config.temperatures,
+            num_dearest=config.num_dearest,
+            write=records.writer(file),
+            report=_Report(),
+        )
+    _print(theorem.tables(_lines(path)))
+    pictures = root / "theorem.png", root / "step_costs.png"
+    plots.theorem(path, pictures[0])
+    plots.step_costs(path, pictures[1], config.num_traces)
+    print(f"The figures: {path}   the pictures: {pictures[0]} and {pictures[1]}")
+    return path
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The figures of a file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _print(tables: Sequence[RenderableType]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    for table in tables:
+        console.print(table)
+
+
+def _listed(name: str, value: Any) -> Sequence[Any]:
+    """Raises ValueError unless the value is a tuple or a list."""
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"{name} is {value!r}; it must be a tuple of numbers.")
+    return value
+
+
+def _check_positions(lm: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+    """Raises ValueError if prompt and continuation do not fit the model's context."""
+    longest, limit = max(map(len, prompts)), lm.model.max_positions
+    if longest + new_tokens > limit:
+        raise ValueError(
+            f"config.max_new_tokens is {new_tokens}; with prompts of up to {longest} tokens it "
+            f"must be at most {limit - longest}, since the model has {limit} positions."
+        )
 
 
 def _settings(config: ConfigDict, prefix: str) -> list[fidelity.Setting]:
@@ -185,6 +255,7 @@ class _Report:
 _BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], pathlib.Path]] = {
     "fidelity": _fidelity,
     "cost_model": _cost_model,
+    "theory": _theory,
 }
 
 
