@@ -155,7 +155,7 @@ class _Batch:
         )
         jax.block_until_ready(carry)
         began = self._book("prefill", began)
-        history = [jax.tree.map(lambda x: x[None], observed)]
+        history = [jax.tree.map(lambda x: x[:, None], observed)]
         earlier_running = None
         for first in range(1, max_new_tokens, CHUNK):
             carry, observed, running = self._call(
@@ -202,8 +202,8 @@ class _Batch:
             (carry.particles, carry.tokens, outcome, history)
         )
         num = self.rule.num_particles
-        # [steps, P, ...] -> [P, T, ...]; steps that never ran count as idle ones.
-        seen = jax.tree.map(lambda *parts: np.concatenate(parts).swapaxes(0, 1), *history)
+        # [P, T, ...]; steps that never ran count as idle ones.
+        seen = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *history)
         own = np.arange(self.rule.num_rows, dtype=np.int32)
         if self.rule.draws_first:
             # The parents of step t were chosen after its token: they say whose tokens 0..t a slot

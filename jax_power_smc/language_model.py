@@ -31,7 +31,10 @@ class LanguageModel(Protocol):
         """
 
     def init_cache(self, params: Any, num_particles: int, capacity: int) -> Any:
-        """An empty cache for ``capacity`` tokens: a pytree whose leaves lead with N."""
+        """An empty cache for ``capacity`` tokens: a pytree whose leaves lead with N.
+
+        With one particle nothing is ever moved, and leaves may have any shape.
+        """
 
     def decode(
         self,
@@ -57,6 +60,8 @@ def take_ancestors(cache: Any, ancestors: jax.Array) -> Any:
 
 def move_cache(model: LanguageModel, cache: Any, ancestors: jax.Array) -> Any:
     """The model's own cache move if it has one, else ``copy_dead_rows``."""
+    if ancestors.shape[0] == 1:
+        return cache  # a single particle descends from itself
     move = getattr(model, "move", None)
     return copy_dead_rows(cache, ancestors) if move is None else move(cache, ancestors)
 

@@ -111,25 +111,27 @@ def run_chunk(
     """Steps first .. first + num_steps - 1 of P prompts, or nothing if all are done.
 
     Returns:
-      The carry; what was observed, [steps, P, ...]; and whether any prompt still runs [].
+      The carry; what was observed, [P, steps, ...]; and whether any prompt still runs [].
     """
 
-    def one(any_prompt, params, request, carry, clock):  # type: ignore[no-untyped-def]
-        uniforms = randomness.step_uniforms(
-            request.key, carry.step, rule.num_rows, carry.particles.log_weight.dtype
-        )
-        return decode.decode_step(model, rule, params, request, carry, uniforms, clock, any_prompt)
+    # The loop is inside the vmap, so that a batch of one has no axis of size 1 in its carry.
+    def one(any_prompt, params, request, carry, first):  # type: ignore[no-untyped-def]
+        def body(carry: Carry, index: jax.Array) -> tuple[Carry, Observed]:
+            uniforms = randomness.step_uniforms(
+                request.key, carry.step, rule.num_rows, carry.particles.log_weight.dtype
+            )
+            return decode.decode_step(
+                model, rule, params, request, carry, uniforms, index - 1, any_prompt
+            )
 
-    step = over_prompts(one, (None, REQUEST_AXES, 0, None))
-
-    def body(carry: Carry, index: jax.Array) -> tuple[Carry, Observed]:
-        return step(params, request, carry, index - 1)
-
-    def go(carry: Carry) -> tuple[Carry, Observed]:
         return jax.lax.scan(body, carry, first + jnp.arange(num_steps, dtype=jnp.int32))
 
+    def go(carry: Carry) -> tuple[Carry, Observed]:
+        chunk = over_prompts(one, (None, REQUEST_AXES, 0, None))
+        return chunk(params, request, carry, first)
+
     def idle(carry: Carry) -> tuple[Carry, Observed]:
-        shape, num = (num_steps, carry.step.shape[0]), rule.num_particles
+        shape, num = (carry.step.shape[0], num_steps), rule.num_particles
         return carry, Observed(
             ess=jnp.full(shape, num, carry.particles.log_weight.dtype),
             resampled=jnp.zeros(shape, bool),

@@ -37,6 +37,10 @@ class PromptContext(NamedTuple):
 class ParticleCache(NamedTuple):
     """Keys and values of the generated tokens, one row per particle.
 
+    Axes N and K are left out where they have size 1: under vmap XLA would copy such a cache
+    several times a step instead of writing to it in place (tiny-reasoner, 96 prompts with N = 1,
+    T = 384, CPU: 26 ms a step against 13). A cache without N is never moved.
+
     Attributes:
       keys: one [N, K, H, T] array per layer.
       values: one [N, K, T, H] array per layer.
@@ -174,7 +178,7 @@ class Transformer(nnx.Module):
         clock: jax.Array,
     ) -> tuple[jax.Array, ParticleCache]:
         """One new token per particle: token [N] -> logits [N, V] and the cache with it added."""
-        capacity = cache.keys[0].shape[3]
+        capacity = cache.keys[0].shape[-1]
         prompt_valid = jnp.arange(context.keys[0].shape[0], dtype=jnp.int32) < context.length
         # The generated half is a ring: entry j was written (clock - j) mod capacity steps ago,
         # and is this sequence's own if that is at most its own age.
@@ -187,14 +191,16 @@ class Transformer(nnx.Module):
         keys, values = [], []
         for i, layer in enumerate(self.layers):
             q, k, v = layer.attention.project(layer.attention_norm(x), positions)
-            k_cache = jax.lax.dynamic_update_slice_in_dim(
-                cache.keys[i], k[:, :, :, None], slot, axis=3
-            )
-            v_cache = jax.lax.dynamic_update_slice_in_dim(
-                cache.values[i], v[:, :, None, :], slot, axis=2
-            )
+            k_cache = _write(cache.keys[i], k[:, :, :, None], slot, axis=-1)
+            v_cache = _write(cache.values[i], v[:, :, None, :], slot, axis=-2)
             attended = attention.shared_prompt_attention(
-                q, context.keys[i], context.values[i], prompt_valid, k_cache, v_cache, valid
+                q,
+                context.keys[i],
+                context.values[i],
+                prompt_valid,
+                k_cache.reshape(*k.shape, capacity),
+                v_cache.reshape(*v.shape[:2], capacity, v.shape[2]),
+                valid,
             )
             x = layer.finish(x, attended)
             keys.append(k_cache)
@@ -264,9 +270,10 @@ class TransformerLM:
         """An empty cache of ``capacity`` generated tokens for each of N particles."""
         layers, heads = range(self.config.num_layers), self.config.num_kv_heads
         dim = self.config.head_dim
+        lead = [size for size in (num_particles, heads) if size > 1]
         return ParticleCache(
-            tuple(jnp.zeros((num_particles, heads, dim, capacity), self.dtype) for _ in layers),
-            tuple(jnp.zeros((num_particles, heads, capacity, dim), self.dtype) for _ in layers),
+            tuple(jnp.zeros((*lead, dim, capacity), self.dtype) for _ in layers),
+            tuple(jnp.zeros((*lead, capacity, dim), self.dtype) for _ in layers),
         )
 
     def decode(
@@ -283,6 +290,12 @@ class TransformerLM:
 
     def _module(self, params: nnx.State) -> Transformer:
         return nnx.merge(_graph(self), params)
+
+
+def _write(leaf: jax.Array, entry: jax.Array, slot: jax.Array, axis: int) -> jax.Array:
+    """The leaf with an entry [N, K, ., .] at a place of the time axis, -1 or -2."""
+    entry = entry.reshape(*leaf.shape[:-2], *entry.shape[-2:])
+    return jax.lax.dynamic_update_slice_in_dim(leaf, entry, slot, axis=leaf.ndim + axis)
 
 
 @functools.lru_cache(maxsize=64)

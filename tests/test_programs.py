@@ -1,0 +1,69 @@
+"""The compiled chunk of steps of a transformer: its cache is written in place, whatever is 1."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_power_smc as psmc
+from jax_power_smc import programs, randomness
+from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
+
+CAPACITY = 96  # a size that nothing else has
+
+
+def compiled_chunk(sampler, num_prompts, num_kv_heads):
+    config = psmc.TransformerConfig(
+        vocab_size=40,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=num_kv_heads,
+        head_dim=8,
+        mlp_size=32,
+        tied_embeddings=True,
+        max_positions=256,
+    )
+    model = psmc.TransformerLM(config)
+    params = model.init(jax.random.key(0))
+    target = psmc.PowerTarget(4.0, (1,)).arrays(40, CAPACITY)
+    targets = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (num_prompts, *x.shape)), target)
+    rule, numbers = sampler.rule(), sampler.numbers()
+    request, carry, _ = jax.eval_shape(
+        lambda params, keys: programs.start(
+            params,
+            jnp.ones((num_prompts, 16), jnp.int32),
+            jnp.full((num_prompts,), 5, jnp.int32),
+            targets,
+            numbers,
+            keys,
+            model=model,
+            rule=rule,
+            capacity=CAPACITY,
+        ),
+        params,
+        randomness.prompt_keys(jax.random.key(0), range(num_prompts)),
+    )
+    first = jax.ShapeDtypeStruct((), jnp.int32)
+    lowered = programs.run_chunk.lower(
+        params, request, carry, first, model=model, rule=rule, num_steps=4
+    )
+    cache = jax.tree.leaves(carry.cache)
+    return lowered.compile(), cache[0].size, sum(leaf.size * 4 for leaf in cache)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+@pytest.mark.parametrize("num_prompts", [1, 3])
+@pytest.mark.parametrize(
+    "sampler",
+    [Ancestral(1.0), PowerSMC(4), WithoutReplacement(4)],
+    ids=["ancestral-1", "smc-4", "swor-4"],
+)
+def test_no_step_copies_the_cache(sampler, num_prompts, num_kv_heads):
+    compiled, leaf, cache_bytes = compiled_chunk(sampler, num_prompts, num_kv_heads)
+    copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", compiled.as_text())
+    sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in copies]
+    assert len(sizes) > 0 and leaf not in sizes
+    assert compiled.memory_analysis().temp_size_in_bytes < cache_bytes
