@@ -1,6 +1,6 @@
 """What is refused at the door of the engine: one sentence with the value and what is allowed."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from jax_power_smc import randomness
 from jax_power_smc.language_model import LanguageModel
-from jax_power_smc.samplers import MetropolisHastings, Sampler
+from jax_power_smc.samplers import MetropolisHastings, Sampler, checks
 from jax_power_smc.target import PowerTarget
 
 
@@ -31,12 +31,9 @@ def check_request(
             f"sampler is {sampler!r}; allowed are WithoutReplacement, PowerSMC, "
             "MetropolisHastings and Ancestral."
         )
-    for name, value in (
-        ("max_new_tokens", max_new_tokens),
-        ("prompts_per_batch", 1 if prompts_per_batch is None else prompts_per_batch),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1.")
+    checks.integer("max_new_tokens", max_new_tokens, at_least=1)
+    if prompts_per_batch is not None:
+        checks.integer("prompts_per_batch", prompts_per_batch, at_least=1)
     is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not is_key or key.shape != ():
         got = f"an array {key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else repr(key)
@@ -72,15 +69,22 @@ def check_request(
                 f"prompt {index} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}; "
                 f"together they must not exceed the model's {limit} positions."
             )
+    return check_prompt_ids(prompt_ids, len(prompts))
+
+
+def check_prompt_ids(prompt_ids: Sequence[int] | None, num_prompts: int) -> list[int]:
+    """Raises ValueError unless every prompt has an id; returns the ids, or the list indices."""
     if prompt_ids is None:
-        return list(range(len(prompts)))
-    prompt_ids = list(prompt_ids)
-    if len(prompt_ids) != len(prompts):
+        return list(range(num_prompts))
+    if isinstance(prompt_ids, str) or not isinstance(prompt_ids, Iterable):
+        raise ValueError(f"prompt_ids is {prompt_ids!r}; it must be a list of integers.")
+    ids = list(prompt_ids)
+    if len(ids) != num_prompts:
         raise ValueError(
-            f"prompt_ids has {len(prompt_ids)} entries for {len(prompts)} prompts; give one each."
+            f"prompt_ids has {len(ids)} entries for {num_prompts} prompts; give one each."
         )
-    for index in prompt_ids:
+    for index in ids:
         is_integer = isinstance(index, int | np.integer) and not isinstance(index, bool)
         if not is_integer or not 0 <= index <= randomness.LARGEST_PROMPT_ID:
             raise ValueError(f"prompt_ids has {index!r}; ids are integers in [0, 2^63).")
-    return prompt_ids
+    return ids

@@ -61,6 +61,7 @@ class State(NamedTuple):
       drawn: [] int32, tokens drawn by all chains: the model's work in tokens.
       proposed: [] int32, moves of all chains that drew at least one token; growths do not count.
       accepted: [] int32, those that were accepted.
+      bad_logits: [] bool, the model gave a NaN, +inf or only -inf.
     """
 
     chains: Chains
@@ -68,6 +69,7 @@ class State(NamedTuple):
     drawn: jax.Array
     proposed: jax.Array
     accepted: jax.Array
+    bad_logits: jax.Array
 
 
 class MoveUniforms(NamedTuple):
@@ -100,14 +102,15 @@ def begin(
     zero = jnp.zeros((), jnp.int32)
     chains = mh.start(num_chains, capacity, decode.weight_dtype(logits))
     cache = model.init_cache(params, num_chains, capacity)
-    return State(chains, cache, drawn=zero, proposed=zero, accepted=zero)
+    sound = jnp.zeros((), bool)
+    return State(chains, cache, drawn=zero, proposed=zero, accepted=zero, bad_logits=sound)
 
 
 class _Proposal(NamedTuple):
     """What evolves within a move: ``State`` without what is counted over moves.
 
     Attributes:
-      chains, cache, drawn: as in ``State``.
+      chains, cache, drawn, bad_logits: as in ``State``.
       going: [N] bool, chains that still draw.
       step: [] int32, t, unbatched.
       any_going: [] bool, over all prompts of the batch, unbatched.
@@ -116,6 +119,7 @@ class _Proposal(NamedTuple):
     chains: Chains
     cache: Any
     drawn: jax.Array
+    bad_logits: jax.Array
     going: jax.Array
     step: jax.Array
     any_going: jax.Array
@@ -175,6 +179,7 @@ def move(
             chains=chains,
             cache=cache,
             drawn=now.drawn + jnp.sum(drew, dtype=jnp.int32),
+            bad_logits=now.bad_logits | (jnp.any(now.going) & decode.is_bad(log_p)),
             going=going,
             step=now.step + 1,
             any_going=any_prompt(jnp.any(going)),
@@ -183,7 +188,15 @@ def move(
     new = jax.lax.while_loop(
         lambda now: now.any_going & (now.step < entry.horizon),
         body,
-        _Proposal(prefix, state.cache, state.drawn, going, cut, any_prompt(jnp.any(going))),
+        _Proposal(
+            chains=prefix,
+            cache=state.cache,
+            drawn=state.drawn,
+            bad_logits=state.bad_logits,
+            going=going,
+            step=cut,
+            any_going=any_prompt(jnp.any(going)),
+        ),
     )
     accept = entry.grow | mh.accepts(state.chains, new.chains, cut, uniforms.accept)
     chains, cache = mh.choose(accept, (new.chains, new.cache), (state.chains, state.cache))
@@ -192,6 +205,7 @@ def move(
         chains=chains,
         cache=cache,
         drawn=new.drawn,
+        bad_logits=new.bad_logits,
         proposed=state.proposed + jnp.sum(counts, dtype=jnp.int32),
         accepted=state.accepted + jnp.sum(counts & accept, dtype=jnp.int32),
     )
@@ -379,6 +393,7 @@ def _collect(
         parent=parent,
         rows=rows,
         **diagnose(**sequences, log_weights=log_weights, parent=parent, rows=rows)._asdict(),
+        bad_logits=np.asarray(state.bad_logits[:count]),
         dropped_mass=np.zeros((count,), dtype),
         acceptance_rate=rate,
         model_tokens=np.asarray(state.drawn[:count]),

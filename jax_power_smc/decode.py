@@ -86,12 +86,14 @@ class Observed(NamedTuple):
       resampled: [] bool.
       forks: [] int32, running rows that took over another one's past.
       parent: [M] int32.
+      bad_logits: [] bool, the model gave a NaN, +inf or only -inf.
     """
 
     ess: jax.Array
     resampled: jax.Array
     forks: jax.Array
     parent: jax.Array
+    bad_logits: jax.Array
 
 
 # Says whether a predicate [] holds for any prompt of the batch. Under vmap it must give an
@@ -172,6 +174,12 @@ def weight_dtype(logits: jax.Array) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
 
 
+def is_bad(log_p: jax.Array) -> jax.Array:
+    """[] bool: some row of log_p [N, V] comes from logits that are no log probabilities."""
+    # The sum over a row makes all of it NaN, so one column tells.
+    return jnp.any(jnp.isnan(log_p[:, 0]))
+
+
 def is_running(particles: Particles, target: TargetArrays, step: jax.Array) -> jax.Array:
     """[] bool: some particle of positive weight has a token to draw at this step."""
     alive = particles.log_weight > -jnp.inf
@@ -200,6 +208,7 @@ def _propagate(
     )
     # A prompt that is done is frozen: what its neighbours still need must not change it.
     running = is_running(carry.particles, request.target, step)
+    bad = running & is_bad(log_p)
     chosen = _freeze_unless(running, carry, chosen)
 
     moves = chosen.parent != jnp.arange(rule.num_rows, dtype=jnp.int32)
@@ -222,7 +231,7 @@ def _propagate(
         request.stop, carry.stop_state[chosen.parent], token, chosen.active
     )
     carry = Carry(chosen.particles, tokens, token[:num], cache, stop_state, step + 1)
-    return carry, Observed(chosen.ess, chosen.resampled, forks, chosen.parent)
+    return carry, Observed(chosen.ess, chosen.resampled, forks, chosen.parent, bad)
 
 
 def stop_arrays(rule: StopRule | None, tokenizer: Any, vocab_size: int) -> StopArrays | None:

@@ -217,6 +217,7 @@ class _Batch:
             resampled=np.zeros((count, missing), bool),
             forks=np.zeros((count, missing), np.int32),
             parent=np.broadcast_to(own, (count, missing, len(own))),
+            bad_logits=np.zeros((count, missing), bool),
         )
         seen = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), seen, idle)
         rows = np.asarray(outcome.rows[:count])
@@ -242,6 +243,7 @@ class _Batch:
             **diagnose(
                 **sequences, log_weights=log_weights, parent=seen.parent, rows=rows
             )._asdict(),
+            bad_logits=np.any(seen.bad_logits, axis=1),
             dropped_mass=particles.dropped[:count],
             acceptance_rate=np.full((count,), np.nan),
             model_tokens=particles.drawn[:count],

@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from scipy import special
 
 from jax_power_smc import engine, randomness
+from jax_power_smc.admission import check_prompt_ids
 from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.result import PHASES, SampleInfo, SampleResult
@@ -87,7 +88,7 @@ def pool(
     * ess, forks, model_tokens, seconds: sums over runs. The sum of the ESS is that of the runs on
       their own; the ESS of the pooled population is at most that, and follows at the end from
       ``log_weights``.
-    * resampled: whether any run was.
+    * resampled, bad_logits: whether any run was, or had them.
     * dropped_mass: share of the pooled evidence.
 
     Args:
@@ -164,11 +165,12 @@ def evidence_interval(results: Sequence[SampleResult], *, level: float = 0.95) -
     is: the delta method alone would claim to know log Z to a few nats whatever happened. What an
     early stop may have left out is added to the upper end.
 
-    Read ``sd`` first. Below about 0.3 nats the interval keeps its level; with an sd of 1 or more it
-    covers less than it says, and log Z is likely to lie above it. For long sequences log Z_hat is
-    about normal around log Z - sd^2/2 (Bérard, Del Moral and Doucet 2014), so sd^2/2 is about what
-    a run lacks on average. A small sd is no proof: a mode that no run has found shows in none of
-    these numbers.
+    Read ``sd`` first. Where log Z_hat is about normal over runs, as it is for long sequences
+    (around log Z - sd^2/2; Bérard, Del Moral and Doucet 2014), the interval keeps its level below
+    an sd of about 0.3 nats; with 1 or more it covers less than it says, and log Z is likely to lie
+    above it. Where a rare run carries much of the mass, as with few particles on a small tree, it
+    covers less at any sd; runs that are all equal give it no width. A small sd is no proof: a mode
+    that no run has found shows in none of these numbers.
 
     Args:
       results: at least two independent runs, as in ``pool``.
@@ -380,6 +382,7 @@ def _pooled_info(
             parent,
             rows,
         )._asdict(),
+        bad_logits=np.any([info.bad_logits for info in infos], axis=0),
         dropped_mass=_dropped(results, shares).astype(dropped_dtype),
         model_tokens=total("model_tokens"),
         seconds={phase: sum(info.seconds[phase] for info in infos) for phase in PHASES},
@@ -413,11 +416,7 @@ def _uniforms(
 ) -> np.ndarray:
     """[P, R] numbers in [0, 1) in float64, each from (key, purpose, prompt id, run) only."""
     _check_key(key)
-    ids = range(num_prompts) if prompt_ids is None else list(prompt_ids)
-    if len(ids) != num_prompts:
-        raise ValueError(
-            f"prompt_ids has {len(ids)} entries for {num_prompts} prompts; give one each."
-        )
+    ids = check_prompt_ids(prompt_ids, num_prompts)
     folded = jax.random.fold_in(key, purpose)
     keys = jnp.stack([randomness.prompt_keys(folded, ids, run) for run in runs], axis=1)
     words = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32)))

@@ -139,6 +139,7 @@ def run_chunk(
             parent=jnp.broadcast_to(
                 jnp.arange(rule.num_rows, dtype=jnp.int32), (*shape, rule.num_rows)
             ),
+            bad_logits=jnp.zeros(shape, bool),
         )
 
     def any_running(carry: Carry) -> jax.Array:

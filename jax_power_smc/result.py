@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ class SampleInfo:
       unfinished_mass: [P], weight of the particles that reached the cap without ending.
       loops: [P, N] bool, the output ends in a block of tokens repeated over and over.
       very_short: [P, N] bool, ended after at most ``diagnostics.SHORT_TOKENS`` tokens.
+      bad_logits: [P] bool, the model gave a NaN, +inf or only -inf at some step.
       dropped_mass: [P], share of the evidence that an early stop may have left out; the bound is
         exact for alpha >= 1, since no continuation can add mass.
       acceptance_rate: [P], share of the Metropolis-Hastings moves that redrew something and were
@@ -51,6 +53,7 @@ class SampleInfo:
     unfinished_mass: np.ndarray
     loops: np.ndarray
     very_short: np.ndarray
+    bad_logits: np.ndarray
     dropped_mass: np.ndarray
     acceptance_rate: np.ndarray
     model_tokens: np.ndarray
@@ -140,13 +143,21 @@ class SampleResult:
         ]
 
     def failures(self) -> list[str | None]:
-        """[P], a sentence for each prompt none of whose particles has positive weight."""
-        sentence = (
+        """[P], a sentence for each prompt whose result means nothing: its model is broken, or none
+        of its particles has positive weight."""
+        broken = (
+            "the model gave logits that are no numbers (NaN, +inf, or -inf for every token): "
+            "look at its parameters and dtype."
+        )
+        nothing = (
             "all particles have weight zero: the declared target leaves no token to continue with "
             "(its top_k, top_p, min_new_tokens and length exclude every sequence that was tried)."
         )
         alive = np.any(np.isfinite(np.asarray(self.log_weights)), axis=1)
-        return [None if ok else sentence for ok in alive.tolist()]
+        return [
+            broken if bad else None if ok else nothing
+            for bad, ok in zip(self.info.bad_logits.tolist(), alive.tolist(), strict=True)
+        ]
 
     # --- files ---
 
@@ -160,8 +171,19 @@ class SampleResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SampleResult":
-        """Reads what ``save`` wrote."""
-        with np.load(path, allow_pickle=False) as file:
+        """Reads what ``save`` wrote.
+
+        Raises:
+          ValueError: for a file that is not a saved result.
+        """
+        try:
+            file = np.load(path, allow_pickle=False)
+            known = {*_ARRAYS, *(f"info_{name}" for name in _INFO_ARRAYS), "meta"} <= set(file)
+        except (ValueError, zipfile.BadZipFile, EOFError, TypeError):
+            known = False
+        if not known:
+            raise ValueError(f"{path} is not a saved SampleResult of this version.")
+        with file:
             meta = json.loads(str(file["meta"]))
             info = SampleInfo(
                 **{name: file[f"info_{name}"] for name in _INFO_ARRAYS}, seconds=meta["seconds"]
@@ -193,6 +215,7 @@ _INFO_ARRAYS = (
     "unfinished_mass",
     "loops",
     "very_short",
+    "bad_logits",
     "dropped_mass",
     "acceptance_rate",
     "model_tokens",

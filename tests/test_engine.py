@@ -343,3 +343,34 @@ def test_published_genealogy_counts_the_token_that_was_copied():
     for i in np.flatnonzero(from_one):
         assert result.info.distinct_roots[i] == 1
         assert result.info.coalescence[i] >= 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        PowerSMC(4),
+        psmc.WithoutReplacement(4),
+        psmc.MetropolisHastings(2, 1, num_chains=2),
+        psmc.Ancestral(1.0, 4),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_logits_that_are_no_numbers_are_reported_for_their_prompt(sampler, bad):
+    model = psmc.TableLM(3, 1)
+    params = model.init(jax.random.key(0))
+    # After token 2 every particle comes to the broken row, after token 1 to none.
+    logits = params.logits.at[0, :, 2].add(50.0).at[0, 1].set(jnp.asarray([-np.inf, 0.0, -np.inf]))
+    params = type(params)(logits.at[0, 2, 0].set(bad))
+    result = psmc.sample(
+        model,
+        params,
+        [[0], [1]],
+        key=jax.random.key(0),
+        target=PowerTarget(1.0),
+        sampler=sampler,
+        max_new_tokens=4,
+    )
+    assert result.info.bad_logits.tolist() == [True, False]
+    first, second = result.failures()
+    assert "logits that are no numbers" in first and second is None

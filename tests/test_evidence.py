@@ -328,7 +328,8 @@ def test_runs_share_no_ancestor_unless_one_has_all_the_weight(copies):
 
 def test_what_every_field_becomes_was_decided():
     # A new field needs a rule in pool and a test here.
-    info = "ess resampled forks parent rows dropped_mass acceptance_rate model_tokens seconds"
+    info = "ess resampled forks parent rows bad_logits dropped_mass acceptance_rate model_tokens "
+    info += "seconds"
     names = {*info.split(), *Diagnostics._fields}
     assert {f.name for f in dataclasses.fields(SampleInfo)} == names
     result = "tokens lengths finished log_probs log_weights log_evidence choice target info"
@@ -744,3 +745,13 @@ def test_keys_and_ids_are_checked(few, read):
 
 def test_pool_is_public():
     assert psmc.pool is evidence.pool and isinstance(evidence, types.ModuleType)
+
+
+@pytest.mark.parametrize(
+    "prompt_ids", [[-1, 0, 1], [0.5, 1, 2], [2**63, 0, 1], ["a", "b", "c"], [0, 1], 5]
+)
+def test_prompt_ids_that_cannot_be_are_refused(few, prompt_ids):
+    with pytest.raises(ValueError, match="prompt_ids"):
+        pool(few, KEY, prompt_ids=prompt_ids)
+    with pytest.raises(ValueError, match="prompt_ids"):
+        pimh(few, KEY, prompt_ids=prompt_ids)

@@ -45,6 +45,7 @@ def make(weights=WEIGHTS, *, offset=0, target=None):
             **diagnose(
                 **sequences, log_weights=np.asarray(log_weights), parent=parent, rows=rows
             )._asdict(),
+            bad_logits=np.array([False, False]),
             dropped_mass=np.array([0.0, 1e-5], np.float32),
             acceptance_rate=np.array([np.nan, 0.25]),
             model_tokens=np.array([9, 11], np.int32),
@@ -122,6 +123,22 @@ def test_failures_name_prompts_without_any_weight():
     first, second = dead.failures()
     assert "all particles have weight zero" in first and second is None
     assert make().failures() == [None, None]
+
+
+def test_failures_name_a_broken_model_whatever_the_weights():
+    info = dataclasses.replace(make().info, bad_logits=np.array([False, True]))
+    first, second = dataclasses.replace(make(), info=info).failures()
+    assert first is None and "logits that are no numbers" in second
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 broken"])
+def test_a_file_that_is_not_a_result_is_refused(tmp_path, content):
+    (tmp_path / "one.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"one\.npz is not a saved SampleResult"):
+        SampleResult.load(tmp_path / "one.npz")
+    np.savez(tmp_path / "two.npz", tokens=np.zeros(3))
+    with pytest.raises(ValueError, match=r"two\.npz is not a saved SampleResult"):
+        SampleResult.load(tmp_path / "two.npz")
 
 
 @pytest.mark.parametrize("suffix", ["npz", "result"])

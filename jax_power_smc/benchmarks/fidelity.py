@@ -6,7 +6,8 @@ Z is exact (``tables``). On language models it is not known, and the gap is an e
 the pooled evidence of a reference setting, which is itself low on average.
 
 Metropolis-Hastings has no evidence; what it can be judged by is the mean log p of its output
-against that of the power distribution, which is exact on the tables.
+against that of the power distribution, which is exact on the tables. Its chains share their cuts
+within a call, so its runs are not quite independent.
 """
 
 import dataclasses
@@ -174,6 +175,7 @@ def measure_model(
             target=questions.target,
             sampler=setting.sampler(questions.max_new_tokens),
             max_new_tokens=questions.max_new_tokens,
+            tokenizer=lm.tokenizer,
         )
         row = {**about, **dataclasses.asdict(setting)}
         if setting.name != "mh":

@@ -96,7 +96,8 @@ def _of_model(model: str, lines: Sequence[dict[str, Any]]) -> Table:
     for metric in columns:
         table.add_column(_MODEL_COLUMNS[metric], justify="right")
     for name, row in cells.items():
-        table.add_row(name, *[f"{row[m]:.2f}" if m in row else "" for m in columns])
+        numbers = [row.get(metric) for metric in columns]
+        table.add_row(name, *["" if x is None else f"{x:.2f}" for x in numbers])
     return table
 
 

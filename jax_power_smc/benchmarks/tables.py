@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.models.table import TableLM, TableParams
+from jax_power_smc.samplers import checks
 
 ORDER = 2
 KINDS = ("homogeneous", "inhomogeneous")
@@ -33,13 +34,7 @@ def make_table(
     Raises:
       ValueError: for another kind, or an entropy that no table has.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; allowed are {', '.join(KINDS)}.")
-    if not 0 < entropy < np.log(vocab_size):
-        raise ValueError(
-            f"entropy is {entropy}; it must lie between 0 and log {vocab_size} = "
-            f"{np.log(vocab_size):.3f} nats."
-        )
+    check(vocab_size, entropy, kind)
     model = TableLM(vocab_size, ORDER)
     steps = 1 if kind == "homogeneous" else horizon
     noise = model.init(jax.random.key(seed), steps=steps).logits
@@ -49,6 +44,17 @@ def make_table(
         scale = (low + high) / 2
         low, high = (scale, high) if _mean_entropy(scale * sample) > entropy else (low, scale)
     return model, TableParams(noise * jnp.float32(scale))
+
+
+def check(vocab_size: int, entropy: float, kind: str) -> None:
+    """Raises ValueError for another kind, or an entropy that no table has."""
+    checks.one_of("kind", kind, KINDS)
+    checks.number("entropy", entropy)
+    if not 0 < entropy < np.log(vocab_size):
+        raise ValueError(
+            f"entropy is {entropy}; it must lie between 0 and log {vocab_size} = "
+            f"{np.log(vocab_size):.3f} nats."
+        )
 
 
 class Exact(NamedTuple):

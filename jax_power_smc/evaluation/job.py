@@ -16,8 +16,11 @@ import jax
 import numpy as np
 
 from jax_power_smc import engine
+from jax_power_smc.admission import check_request
+from jax_power_smc.decode import stop_arrays
 from jax_power_smc.evaluation.intervals import wilson
 from jax_power_smc.evaluation.methods import Row, Run
+from jax_power_smc.files import keep_older
 from jax_power_smc.models.load import LoadedModel
 from jax_power_smc.randomness import prompt_id
 from jax_power_smc.result import PHASES, SampleResult
@@ -55,6 +58,8 @@ class Scores:
       correct: [problems], share of the seeds that were right.
       log_prob: mean log p of the chosen outputs (of all N of them for a vote).
       log_evidence: mean log Z_hat, NaN where the sampler has none.
+      failed: problems times seeds of which no particle had a weight; they count as wrong, and are
+        left out of the two means, which are NaN if nothing is left.
       tokens: drawn per problem, over all particles.
       seconds: per problem, without compilation.
       compile_seconds: in all.
@@ -65,6 +70,7 @@ class Scores:
     correct: np.ndarray
     log_prob: float
     log_evidence: float
+    failed: int
     tokens: float
     seconds: float
     compile_seconds: float
@@ -107,17 +113,17 @@ def evaluate(
     """
     if not task.prompts:
         raise ValueError("there is nothing to evaluate: no problems.")
-    if len(set(task.ids)) < len(task.prompts):
-        raise ValueError(
-            f"the task has {len(task.prompts)} problems and {len(set(task.ids))} different ids; "
-            "every problem needs one of its own."
-        )
+    _check_task(task)
     check_seeds(seeds)
     prompts = [lm.encode(text) for text in task.prompts]
     _check_lengths(prompts, max_new_tokens, lm.model.max_positions)
+    for run in runs:
+        key = jax.random.key(0)
+        check_request(lm.model, prompts, None, key, target, run.sampler, max_new_tokens, None)
+    stop_arrays(target.stop, lm.tokenizer, lm.model.vocab_size)
     workdir.mkdir(parents=True, exist_ok=True)
     records = workdir / "records.jsonl"
-    _keep_older(records)
+    keep_older(records)
     scores = []
     with open(records, "w", encoding="utf-8") as file:
         for run in runs:
@@ -137,6 +143,21 @@ def check_seeds(seeds: Sequence[int]) -> None:
     if len(set(seeds)) < len(seeds):
         raise ValueError(
             f"seeds is {tuple(seeds)}; they must differ, because equal seeds give equal results."
+        )
+
+
+def _check_task(task: Task) -> None:
+    """Raises ValueError unless every problem has an answer and an id of its own."""
+    count = len(task.prompts)
+    if len(task.answers) != count or len(task.ids) != count:
+        raise ValueError(
+            f"the task has {count} problems, {len(task.answers)} answers and {len(task.ids)} ids; "
+            "every problem needs one of each."
+        )
+    if len(set(task.ids)) < count:
+        raise ValueError(
+            f"the task has {count} problems and {len(set(task.ids))} different ids; "
+            "every problem needs one of its own."
         )
 
 
@@ -171,7 +192,7 @@ def _evaluate_run(
     correct = {row.name: np.zeros(count) for row in run.rows}
     log_probs: dict[str, list[float]] = {row.name: [] for row in run.rows}
     evidence: list[float] = []
-    tokens, done, seconds = 0, 0, dict.fromkeys(PHASES, 0.0)
+    tokens, done, failed, seconds = 0, 0, 0, dict.fromkeys(PHASES, 0.0)
     began, compiling = time.monotonic(), 0.0
     for seed in seeds:
         for batch in batches:
@@ -185,6 +206,7 @@ def _evaluate_run(
                 max_new_tokens=max_new_tokens,
                 prompt_ids=[prompt_id(task.ids[i]) for i in batch],
                 prompts_per_batch=len(batches[0]),  # the largest; one program serves all
+                tokenizer=lm.tokenizer,
             )
             texts = result.texts(lm.tokenizer)
             for row in run.rows:
@@ -192,7 +214,8 @@ def _evaluate_run(
                     index = int(batch[place])
                     right = answer["parsed"] == task.answers[index]
                     correct[row.name][index] += right / len(seeds)
-                    log_probs[row.name].append(answer["log_prob"])
+                    if answer["failure"] is None:
+                        log_probs[row.name].append(answer["log_prob"])
                     record = {
                         "method": row.name,
                         "num_particles": run.sampler.num_particles,
@@ -206,7 +229,9 @@ def _evaluate_run(
                     }
                     file.write(json.dumps(record) + "\n")
             file.flush()
-            evidence += np.asarray(result.log_evidence).tolist()
+            worked = np.array([failure is None for failure in result.failures()])
+            evidence += np.asarray(result.log_evidence)[worked].tolist()
+            failed += int(np.sum(~worked))
             tokens += int(result.info.model_tokens.sum())
             seconds = {name: seconds[name] + result.info.seconds[name] for name in PHASES}
             done += len(batch)
@@ -221,8 +246,9 @@ def _evaluate_run(
             run=run,
             row=row,
             correct=correct[row.name],
-            log_prob=float(np.mean(log_probs[row.name])),
-            log_evidence=float(np.mean(evidence)),
+            log_prob=_mean(log_probs[row.name]),
+            log_evidence=_mean(evidence),
+            failed=failed,
             tokens=tokens / problems,
             seconds=(seconds["prefill"] + seconds["decode"]) / problems,
             compile_seconds=seconds["compile"],
@@ -242,7 +268,7 @@ def _read(
     for answer, failure in zip(answers, result.failures(), strict=True):
         answer["failure"] = failure
         if failure is not None:
-            answer.update(response=None, parsed=None)
+            answer.update(response=None, parsed=None, log_prob=None)
     return answers
 
 
@@ -287,6 +313,7 @@ def summarize(
                 "ci95": list(wilson(s.accuracy, count)),
                 "mean_log_prob": _finite(s.log_prob),
                 "log_evidence": _finite(s.log_evidence),
+                "failed": s.failed,
                 "tokens_per_problem": s.tokens,
                 "seconds_per_problem": s.seconds,
                 "multiple": s.seconds / base,
@@ -298,15 +325,11 @@ def summarize(
     }
 
 
+def _mean(values: Sequence[float]) -> float:
+    """The mean, NaN of nothing."""
+    return float(np.mean(values)) if values else math.nan
+
+
 def _finite(value: float) -> float | None:
     """The value, or None where JSON has no way to write it."""
     return value if math.isfinite(value) else None
-
-
-def _keep_older(path: pathlib.Path) -> None:
-    if not path.exists():
-        return
-    number = 1
-    while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    path.rename(older)

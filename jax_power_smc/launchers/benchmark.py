@@ -17,6 +17,8 @@ from rich.console import Console, RenderableType
 
 from jax_power_smc import cost_model
 from jax_power_smc.benchmarks import cost, fidelity, plots, records, summary, tables, theorem
+from jax_power_smc.evaluation.job import check_seeds
+from jax_power_smc.files import keep_older
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.reasoner import problems
@@ -61,32 +63,21 @@ def benchmark(config: ConfigDict, workdir: str) -> pathlib.Path:
 
 
 def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
-    PowerTarget(config.alpha)
-    for name in ("runs", "model_runs"):
-        checks.integer(f"config.{name}", config[name], at_least=2)
-    for name in ("vocab_size", "prompts", "max_new_tokens", "text_max_new_tokens"):
-        checks.integer(f"config.{name}", config[name], at_least=1)
-    for kind in config.kinds:
-        checks.one_of("config.kinds", kind, tables.KINDS)
+    _check_fidelity(config)
     grid = [
         {"kind": kind, "horizon": horizon, "entropy": entropy, "seed": seed}
         for kind, horizon, entropy, seed in itertools.product(
             config.kinds, config.horizons, config.entropies, config.seeds
         )
     ]
-    on_tables = _settings(config, "")
-    on_models = _settings(config, "model_")
-    for setting in (*on_tables, *on_models):
-        setting.sampler(8)
     asked = _questions(config)
-    root.mkdir(parents=True, exist_ok=True)
-    path = root / "fidelity.jsonl"
+    path = _new_file(root, "fidelity.jsonl")
     report = _Report()
     with open(path, "w", encoding="utf-8") as file:
         write = records.writer(file)
         fidelity.measure_tables(
             grid,
-            on_tables,
+            _settings(config, ""),
             vocab_size=config.vocab_size,
             alpha=config.alpha,
             runs=config.runs,
@@ -98,15 +89,47 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
                 lm,
                 name,
                 questions,
-                on_models,
+                _settings(config, "model_"),
                 runs=config.model_runs,
                 write=write,
                 report=report,
             )
+    print(f"The figures: {path}")
     _print(summary.fidelity(_lines(path)))
-    plots.fidelity(path, root / "fidelity.png")
-    print(f"The figures: {path}   the picture: {root / 'fidelity.png'}")
+    if grid:
+        plots.fidelity(path, root / "fidelity.png")
+        print(f"The picture: {root / 'fidelity.png'}")
     return path
+
+
+def _check_fidelity(config: ConfigDict) -> None:
+    """Raises ValueError for a value that cannot be, before anything is loaded or written."""
+    PowerTarget(config.alpha)
+    for name in ("runs", "model_runs"):
+        checks.integer(f"config.{name}", config[name], at_least=2)
+    for name in ("vocab_size", "prompts", "max_new_tokens", "text_max_new_tokens"):
+        checks.integer(f"config.{name}", config[name], at_least=1)
+    for name in ("kinds", "horizons", "entropies", "seeds", "smc_ramps", "swor_ramps"):
+        _listed(f"config.{name}", config[name])
+    for name in ("models", "text_models", "texts"):
+        for value in _listed(f"config.{name}", config[name]):
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"config.{name} has {value!r}; it must be some text.")
+    if config.text_models and not config.texts:
+        raise ValueError("config.texts is empty; config.text_models needs texts to continue.")
+    for kind, entropy in itertools.product(config.kinds, config.entropies):
+        tables.check(config.vocab_size, entropy, kind)
+    for horizon in config.horizons:
+        checks.integer("config.horizons", horizon, at_least=1)
+    check_seeds(config.seeds)
+    for ramp in (*config.smc_ramps, *config.swor_ramps):
+        checks.number("a ramp, as a share of T,", ramp, at_least=0, at_most=1)
+    for prefix in ("", "model_"):
+        for name in ("smc", "swor", "mh"):
+            for num in _listed(
+                f"config.{prefix}{name}_particles", config[f"{prefix}{name}_particles"]
+            ):
+                checks.integer(f"config.{prefix}{name}_particles", num, at_least=1)
 
 
 def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
@@ -123,12 +146,13 @@ def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     cost_model.mh_tokens(config.max_new_tokens, config.num_blocks, config.moves_per_block, "global")
     lm = load(config.model)
     (problem,) = problems.problems("test", 1)
-    root.mkdir(parents=True, exist_ok=True)
-    path = root / "cost_model.jsonl"
+    prompt = lm.encode(problem.question)
+    _check_positions("config.max_new_tokens", lm, [prompt], config.max_new_tokens)
+    path = _new_file(root, "cost_model.jsonl")
     with open(path, "w", encoding="utf-8") as file:
         cost.measure(
             lm,
-            lm.encode(problem.question),
+            prompt,
             alpha=config.alpha,
             repeats=config.repeats,
             write=records.writer(file),
@@ -152,9 +176,8 @@ def _theory(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
         checks.number("config.temperatures", temperature, at_least=1e-6)
     lm = load(config.model)
     prompts = [lm.encode(x.question) for x in problems.problems("test", config.prompts)]
-    _check_positions(lm, prompts, config.max_new_tokens)
-    root.mkdir(parents=True, exist_ok=True)
-    path = root / "theory.jsonl"
+    _check_positions("config.max_new_tokens", lm, prompts, config.max_new_tokens)
+    path = _new_file(root, "theory.jsonl")
     with open(path, "w", encoding="utf-8") as file:
         theorem.measure(
             lm,
@@ -175,6 +198,13 @@ def _theory(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def _new_file(root: pathlib.Path, name: str) -> pathlib.Path:
+    """A file that does not exist, in a directory that does; an older one gets another name."""
+    root.mkdir(parents=True, exist_ok=True)
+    keep_older(root / name)
+    return root / name
+
+
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """The figures of a file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -189,17 +219,19 @@ def _print(tables: Sequence[RenderableType]) -> None:
 def _listed(name: str, value: Any) -> Sequence[Any]:
     """Raises ValueError unless the value is a tuple or a list."""
     if not isinstance(value, tuple | list):
-        raise ValueError(f"{name} is {value!r}; it must be a tuple of numbers.")
+        raise ValueError(f"{name} is {value!r}; it must be a tuple.")
     return value
 
 
-def _check_positions(lm: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+def _check_positions(
+    name: str, lm: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> None:
     """Raises ValueError if prompt and continuation do not fit the model's context."""
     longest, limit = max(map(len, prompts)), lm.model.max_positions
     if longest + new_tokens > limit:
         raise ValueError(
-            f"config.max_new_tokens is {new_tokens}; with prompts of up to {longest} tokens it "
-            f"must be at most {limit - longest}, since the model has {limit} positions."
+            f"{name} is {new_tokens}; with prompts of up to {longest} tokens it must be at most "
+            f"{limit - longest}, since the model has {limit} positions."
         )
 
 
@@ -226,6 +258,8 @@ def _questions(config: ConfigDict) -> dict[str, tuple[LoadedModel, fidelity.Ques
         target = PowerTarget(config.alpha, lm.eos_ids)
         texts = [problem.question for problem in listed]
         questions = fidelity.Questions(texts, target, config.max_new_tokens, is_right)
+        prompts = [lm.encode(text) for text in texts]
+        _check_positions("config.max_new_tokens", lm, prompts, config.max_new_tokens)
         asked[pathlib.Path(name).name] = (lm, questions)
     for name in config.text_models:
         if not pathlib.Path(name).is_dir():
@@ -235,7 +269,10 @@ def _questions(config: ConfigDict) -> dict[str, tuple[LoadedModel, fidelity.Ques
         questions = fidelity.Questions(
             config.texts, PowerTarget(config.alpha), config.text_max_new_tokens
         )
-        asked[pathlib.Path(name).name] = (load(name), questions)
+        lm = load(name)
+        prompts = [lm.encode(text) for text in config.texts]
+        _check_positions("config.text_max_new_tokens", lm, prompts, config.text_max_new_tokens)
+        asked[pathlib.Path(name).name] = (lm, questions)
     return asked
 
 

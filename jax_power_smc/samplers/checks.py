@@ -43,7 +43,8 @@ def number(
         or (above is not None and value <= above)
         or (at_most is not None and value > at_most)
     ):
-        raise ValueError(f"{name} is {value!r}; it must be a finite number {' and '.join(bounds)}.")
+        allowed = " ".join(["a finite number", " and ".join(bounds)]).strip()
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}.")
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:

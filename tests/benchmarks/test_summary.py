@@ -57,6 +57,7 @@ def test_the_tables_show_what_was_measured():
         {"metric": "mean_log_evidence", "value": -12.5, **MODEL, "ramp_share": 0.0},
         {"metric": "accuracy", "value": 0.75, **MODEL, "ramp_share": 0.0},
         {"metric": "accuracy", "value": 0.5, **MODEL, "ramp_share": 0.5},
+        {"metric": "mean_log_evidence", "value": None, **MODEL, "ramp_share": 0.5},
     ]
     text = printed([*LINES, *model])
     assert "E[log Z_hat], nats" in text and "H 0.5" in text

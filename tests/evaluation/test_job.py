@@ -250,14 +250,68 @@ def test_a_prompt_without_any_weight_says_so_and_stops_no_other(known, task, tmp
         return dataclasses.replace(result, log_weights=result.log_weights.at[0].set(-jax.numpy.inf))
 
     monkeypatch.setattr(job.engine, "sample", one_dead)
-    run(known, task, tmp_path, [POWER, MANY])
+    scores = run(known, task, tmp_path, [POWER, MANY])
     records = read(tmp_path)
     dead = [r for r in records if r["failure"] is not None]
     assert [r["method"] for r in dead] == ["power", "best", "vote"]
     for r in dead:
         assert "weight zero" in r["failure"]
         assert (r["response"], r["parsed"], r["correct"]) == (None, None, False)
+        assert r["log_prob"] is None
     assert all(r["parsed"] in tiny.DIGITS for r in records if r["failure"] is None)
+    # They are wrong answers, but no values to average.
+    power = scores[0]
+    kept = [r["log_prob"] for r in records if r["method"] == "power" and r["failure"] is None]
+    assert len(kept) == len(GOLD) - 1 and power.log_prob == pytest.approx(statistics.mean(kept))
+    assert power.log_evidence == pytest.approx(EVIDENCE, abs=1e-3) and power.failed == 1
+    summary = job.summarize(scores, ALPHA, [])
+    assert [row["failed"] for row in summary["rows"]] == [1, 1, 1]
+
+
+def test_nothing_is_averaged_where_every_prompt_failed(known, task, tmp_path):
+    # Two tokens are too few for an end, which the target asks for.
+    target = psmc.PowerTarget(ALPHA, known.eos_ids, top_k=1, length="forced_eos")
+    (scores,) = job.evaluate(known, task, [POWER], target, 2, (0,), tmp_path, lambda *state: None)
+    assert scores.failed == len(GOLD) and scores.accuracy == 0
+    assert math.isnan(scores.log_prob) and math.isnan(scores.log_evidence)
+    row = job.summarize([scores], ALPHA, [])["rows"][0]
+    assert row["mean_log_prob"] is None and row["log_evidence"] is None
+
+
+def test_a_stop_rule_ends_the_answers_of_every_method(known, task, tmp_path):
+    target = psmc.PowerTarget(ALPHA, known.eos_ids, stop=psmc.StopString("answer"))
+    job.evaluate(known, task, RUNS, target, CAP, (0,), tmp_path, lambda *state: None)
+    assert {r["response"] for r in read(tmp_path) if r["method"] != "vote"} == {"answer"}
+
+
+@pytest.mark.parametrize(
+    ("target", "runs", "message"),
+    [
+        ({"min_new_tokens": CAP + 1}, [PLAIN], "min_new_tokens is 9"),
+        ({"eos_ids": (10**6,)}, [PLAIN], "eos_ids"),
+        (
+            {},
+            [PLAIN, Run(psmc.MetropolisHastings(CAP + 1), (Row("mh", "draw"),), 1.0)],
+            "num_blocks",
+        ),
+    ],
+)
+def test_targets_and_samplers_that_cannot_be_leave_older_records_in_place(
+    known, task, tmp_path, target, runs, message
+):
+    (tmp_path / "records.jsonl").write_text("older\n")
+    target = psmc.PowerTarget(**{"alpha": ALPHA, "eos_ids": known.eos_ids, **target})
+    with pytest.raises(ValueError, match=message):
+        job.evaluate(known, task, runs, target, CAP, (0,), tmp_path, lambda *state: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
+
+
+@pytest.mark.parametrize("field", ["ids", "answers"])
+def test_a_task_needs_an_id_and_an_answer_for_every_problem(known, task, tmp_path, field):
+    for values in (getattr(task, field)[:-1], (*getattr(task, field), "more")):
+        with pytest.raises(ValueError, match="needs one of each"):
+            run(known, dataclasses.replace(task, **{field: values}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 # --- Scores -----------------------------------------------------------------------------------
@@ -390,6 +444,7 @@ def test_the_summary_holds_every_row(finished):
             "ci95": list(wilson(score.accuracy, len(GOLD))),
             "mean_log_prob": score.log_prob,
             "log_evidence": score.log_evidence if score.row.name == "power" else None,
+            "failed": 0,
             "tokens_per_problem": score.tokens,
             "seconds_per_problem": score.seconds,
             "multiple": score.seconds / finished.scores[0].seconds,

@@ -117,12 +117,39 @@ def test_without_replacement_spreads_less_and_has_a_small_gap(figures):
         ({"benchmark": "speed"}, "config.benchmark is 'speed'; allowed are fidelity"),
         ({"alpha": 0.5}, "alpha is 0.5"),
         ({"runs": 1}, "config.runs is 1"),
-        ({"kinds": ("odd",)}, "config.kinds is 'odd'"),
-        ({"swor_particles": (0,)}, "num_particles is 0"),
+        ({"kinds": ("odd",)}, "kind is 'odd'"),
+        ({"swor_particles": (0,)}, "config.swor_particles is 0"),
+        ({"entropies": (0.5, 9.0)}, "entropy is 9.0; it must lie between"),
+        ({"entropies": ("x",)}, "entropy is 'x'; it must be a finite number"),
+        ({"horizons": (12, 0)}, "config.horizons is 0"),
+        ({"horizons": (8.0,)}, "config.horizons is 8.0"),
+        ({"seeds": ("a",)}, r"seeds\[0\] is 'a'"),
+        ({"seeds": (0, 0)}, "they must differ"),
+        ({"seeds": (2**32,)}, "at most"),
+        ({"smc_ramps": (-0.05,)}, "a ramp, as a share of T, is -0.05"),
+        ({"smc_ramps": ("a",)}, "a ramp, as a share of T, is 'a'"),
+        ({"swor_ramps": (float("inf"),)}, "a ramp, as a share of T, is inf"),
         ({"models": ("nowhere",)}, "'nowhere' is neither a directory"),
+        ({"models": (3,)}, "config.models has 3; it must be some text"),
+        ({"texts": ("fine", " ")}, "config.texts has ' '"),
+        ({"texts": (), "text_models": ("nowhere",)}, "config.texts is empty"),
+        ({"models": ("tiny-reasoner",), "max_new_tokens": 10**6}, "the model has .* positions"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         benchmark(config(**changes), str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+def test_an_older_file_is_kept(tmp_path):
+    (tmp_path / "fidelity.jsonl").write_text("older\n")
+    with pytest.raises(ValueError, match="entropy"):
+        benchmark(config(entropies=(9.0,)), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["fidelity.jsonl"]
+    nothing = config(horizons=())
+    benchmark(nothing, str(tmp_path))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "fidelity.1.jsonl": "older\n",
+        "fidelity.jsonl": "",
+    }

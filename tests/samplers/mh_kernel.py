@@ -127,7 +127,7 @@ class Kernel:
                 ),
                 (rows, token, accept),
             )
-            state = chains.State(*part[0], zero, zero, zero)
+            state = chains.State(*part[0], zero, zero, zero, jnp.zeros((), bool))
             state = _move(
                 self.model, self.params, self.stop, self.prompt, state, entry, part[1].T, part[2]
             )
