@@ -16,7 +16,7 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/demo \
-		--config.limit=100 --config.num_particles=8
+		--config.limit=80 --config.num_particles=8
 	@echo
 	@echo "Try next:"
 	@echo '  $(BIN)/python -m launch.generate --prompt="Mia packs 147 boxes with 23 pens each. Then Mia buys 38 more bags with 64 each. How many pens is that?"'

@@ -10,10 +10,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = "tiny-reasoner"
     config.alpha = 4.0
     # Sequences that never end, as the lemmas assume; num_blocks divides max_new_tokens.
-    config.max_new_tokens = 128
+    config.max_new_tokens = 256
     config.num_particles = 16
-    config.num_blocks = 8
-    config.moves_per_block = 4
+    config.num_blocks = 16
+    config.moves_per_block = 10
     # Each repetition runs every method once, in turn; the medians are reported.
     config.repeats = 5
     return config
