@@ -170,6 +170,11 @@ def compiled_count() -> int:
     return len(_EXECUTABLES)
 
 
+def forget() -> None:
+    """Drops every executable; what is needed again is compiled again."""
+    _EXECUTABLES.clear()
+
+
 def executable(function: Any, static: dict[str, Any], args: Any) -> tuple[Any, float]:
     """The compiled form of ``function`` for these shapes, and the seconds it took to make."""
     leaves, structure = jax.tree.flatten(args)

@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 
+from jax_power_smc import programs
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -39,3 +41,12 @@ def quick_compilation():
 def stories():
     """Directory of the stories260K checkpoint; its tests are marked ``needs_stories``."""
     return STORIES
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs of a module go with it: the maps of memory that a process may hold (65530
+    on Linux) are used up by some thousand of them, and the compiler then aborts."""
+    yield
+    jax.clear_caches()
+    programs.forget()

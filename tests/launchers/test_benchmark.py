@@ -73,6 +73,7 @@ def test_the_chain_is_given_about_the_tokens_of_the_particles(figures):
     assert tokens["mh"] == pytest.approx(4 * 12, rel=0.25)
 
 
+@pytest.mark.slow
 def test_language_models_have_evidence_and_accuracy(tmp_path):
     small = {"swor_particles": (), "smc_particles": (), "mh_particles": ()}
     models = {

@@ -177,7 +177,7 @@ def test_compare_pairs_the_problems():
     def scores(name, *correct):
         sampler = PowerSMC(2) if name == "Power-SMC" else Ancestral()
         run = Run(sampler, (Row(name, "draw"),), 1.0)
-        return Scores(run, run.rows[0], np.array(correct), -1.0, np.nan, 4.0, 0.1, 1.0)
+        return Scores(run, run.rows[0], np.array(correct), -1.0, np.nan, 0, 4.0, 0.1, 1.0)
 
     pairs = evaluate.compare(
         [
@@ -406,6 +406,7 @@ def test_bad_input_is_one_sentence(name, refusals):
     assert not (root / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_writes_both_files(model, tmp_path):
     arguments = flags(model, tmp_path / "new", config=CONFIG, split="test", ramp_tokens=0)
     code, out, err = call("evaluate", *arguments)

@@ -114,6 +114,7 @@ def finished(tmp_path_factory):
 # --- Continuing -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_terminated_process_continues_to_the_same_parameters(tmp_path):
     changes = {"steps": 60, "log_every": 1, "valid_every": 1000, "checkpoint_every": 1000}
     workdir = tmp_path / "stopped"

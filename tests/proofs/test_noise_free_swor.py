@@ -68,7 +68,7 @@ def test_every_valid_target_is_unbiased(x64, num_particles, explicit_children):
     assert max(errors) < TOLERANCE
 
 
-@pytest.mark.parametrize("num_particles", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("num_particles", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_three_steps_are_unbiased(x64, num_particles):
     # Now finished sequences meet in the pool, and more leaves compete than there are particles.
     model = TableLM(2, order=3)
@@ -76,7 +76,7 @@ def test_three_steps_are_unbiased(x64, num_particles):
     assert max(errors_of(model, exactly(num_particles, 1), listed, 3)) < TOLERANCE
 
 
-@pytest.mark.parametrize("num_particles", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("num_particles", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stop_rule_is_unbiased(x64, num_particles):
     model, rule = TableLM(2, order=3), StopString("ab")
     listed = [dataclasses.replace(target, stop=rule) for target in targets(3, supports=((2, 1.0),))]
@@ -115,7 +115,14 @@ def keep_own_weight(log_mass, num_keep, uniform):
     return jnp.where(selection.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf)
 
 
-@pytest.mark.parametrize("mutation", [NoCatchUpOfRows, PoolNotBridged, SurvivorsKeepTheirWeight])
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        pytest.param(NoCatchUpOfRows, marks=pytest.mark.slow),
+        pytest.param(PoolNotBridged, marks=pytest.mark.slow),
+        SurvivorsKeepTheirWeight,
+    ],
+)
 def test_mutations_are_caught(x64, mutation, monkeypatch):
     model, sampler = TableLM(2, order=3), exactly(1, 1)
     target = PowerTarget(ALPHA, (1,), "stopped", 0, 2, 1.0)
