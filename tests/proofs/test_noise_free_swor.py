@@ -93,7 +93,9 @@ class WrongExplicit(WithoutReplacementRule):
         return super().explicit(-mass)
 
 
-@pytest.mark.parametrize("rule", [WithoutReplacementRule, WrongExplicit])
+@pytest.mark.parametrize(
+    "rule", [pytest.param(WithoutReplacementRule, marks=pytest.mark.slow), WrongExplicit]
+)
 @pytest.mark.parametrize("eos_ids", [(0,), pytest.param((1, 2), marks=pytest.mark.slow)])
 def test_a_tail_of_several_tokens_is_unbiased(x64, rule, eos_ids):
     # Three tokens, one explicit: the tails hold two, and either may end the sequence.

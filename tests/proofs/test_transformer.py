@@ -87,8 +87,10 @@ def test_as_many_particles_as_leaves_are_exact(params, listed):
 
 @pytest.mark.parametrize(
     "sampler",
-    [PowerSMC(8, ess_threshold=1.0), WithoutReplacement(4, 1, early_stop=0.0)],
-    ids=["power smc", "without replacement"],
+    [
+        pytest.param(PowerSMC(8, ess_threshold=1.0), id="power smc", marks=pytest.mark.slow),
+        pytest.param(WithoutReplacement(4, 1, early_stop=0.0), id="without replacement"),
+    ],
 )
 def test_evidence_is_unbiased(params, listed, sampler):
     count = 1024

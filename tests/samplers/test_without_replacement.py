@@ -185,7 +185,10 @@ def test_fewer_particles_have_noise():
 # --- Every step -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("num_particles", "explicit_children"), [(3, 1), (5, None)])
+@pytest.mark.parametrize(
+    ("num_particles", "explicit_children"),
+    [(3, 1), pytest.param(5, None, marks=pytest.mark.slow)],
+)
 def test_no_two_rows_are_ever_equal(num_particles, explicit_children):
     carry, seen, outcome = walked(exactly(num_particles, explicit_children))
     full = 0
