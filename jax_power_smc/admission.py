@@ -34,10 +34,7 @@ def check_request(
     checks.integer("max_new_tokens", max_new_tokens, at_least=1)
     if prompts_per_batch is not None:
         checks.integer("prompts_per_batch", prompts_per_batch, at_least=1)
-    is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not is_key or key.shape != ():
-        got = f"an array {key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else repr(key)
-        raise ValueError(f"key is {got}; it must be a single key made by jax.random.key(seed).")
+    check_key(key)
     if isinstance(prompts, str) or not isinstance(prompts, Sized):
         raise ValueError(f"prompts is {prompts!r}; it must be a list of lists of token ids.")
     if len(prompts) == 0:
@@ -70,6 +67,14 @@ def check_request(
                 f"together they must not exceed the model's {limit} positions."
             )
     return check_prompt_ids(prompt_ids, len(prompts))
+
+
+def check_key(key: Any) -> None:
+    """Raises ValueError unless it is one key of ``jax.random.key``."""
+    is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not is_key or key.shape != ():
+        got = f"an array {key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else repr(key)
+        raise ValueError(f"key is {got}; it must be a single key made by jax.random.key(seed).")
 
 
 def check_prompt_ids(prompt_ids: Sequence[int] | None, num_prompts: int) -> list[int]:

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from scipy import special
 
 from jax_power_smc import engine, randomness
-from jax_power_smc.admission import check_prompt_ids
+from jax_power_smc.admission import check_key, check_prompt_ids
 from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.result import PHASES, SampleInfo, SampleResult
@@ -65,7 +65,7 @@ def independent_runs(
     """
     checks.integer("num_runs", num_runs, at_least=1)
     checks.integer("first_run", first_run, at_least=0)
-    _check_key(key)
+    check_key(key)
     return [
         engine.sample(model, params, prompts, key=jax.random.fold_in(key, run), **options)
         for run in range(first_run, first_run + num_runs)
@@ -415,7 +415,7 @@ def _uniforms(
     runs: Sequence[int],
 ) -> np.ndarray:
     """[P, R] numbers in [0, 1) in float64, each from (key, purpose, prompt id, run) only."""
-    _check_key(key)
+    check_key(key)
     ids = check_prompt_ids(prompt_ids, num_prompts)
     folded = jax.random.fold_in(key, purpose)
     keys = jnp.stack([randomness.prompt_keys(folded, ids, run) for run in runs], axis=1)
@@ -432,9 +432,3 @@ def _categorical(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     index = np.sum(cdf <= (uniform * cdf[:, -1])[:, None], axis=1)
     last = np.max(np.where(weights > 0, np.arange(weights.shape[1]), 0), axis=1)
     return np.minimum(index, last).astype(np.int32)
-
-
-def _check_key(key: Any) -> None:
-    is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not is_key or key.shape != ():
-        raise ValueError(f"key is {key!r}; it must be a single key made by jax.random.key(seed).")
