@@ -16,8 +16,16 @@ class LanguageModel(Protocol):
     A model is a static argument of jitted functions: it must be hashable, and two equal models
     must compute the same function.
 
-    Two optional members are used where present: ``max_positions: int``, the longest prompt plus
-    generated tokens, and ``move(cache, ancestors)``, which replaces the default cache move.
+    Optional members, used where present:
+
+    * ``max_positions: int``, the longest prompt plus generated tokens;
+    * ``move(cache, source, destination, step, clock) -> cache``, in place of the default move:
+      row ``destination[i]`` receives row ``source[i]``, both [N] int32. No row that is written is
+      a source of another one. ``step`` and ``clock`` are those of the last ``decode``, which say
+      what of the cache is in use.
+    * ``grow(cache, capacity, clock) -> cache``, the same entries in a cache of another capacity
+      that still holds all in use; ``clock`` is that of the last ``decode``. Without it the cache
+      has room for all tokens from the beginning.
     """
 
     @property
@@ -27,7 +35,9 @@ class LanguageModel(Protocol):
     def prefill(self, params: Any, prompt: jax.Array, length: jax.Array) -> tuple[jax.Array, Any]:
         """prompt [S] int32 of which ``length`` [] tokens count -> (logits [V], context).
 
-        The logits are those of the first generated token; the context is what particles share.
+        The logits are those of the first generated token; the context is what particles share. A
+        longer padded prompt may only append to its leaves, and what it appends is never looked at:
+        the engine does the same with zeros.
         """
 
     def init_cache(self, params: Any, num_particles: int, capacity: int) -> Any:
@@ -58,12 +68,20 @@ def take_ancestors(cache: Any, ancestors: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: jnp.take(leaf, ancestors, axis=0, mode="clip"), cache)
 
 
-def move_cache(model: LanguageModel, cache: Any, ancestors: jax.Array) -> Any:
-    """The model's own cache move if it has one, else ``copy_dead_rows``."""
-    if ancestors.shape[0] == 1:
-        return cache  # a single particle descends from itself
+def move_cache(
+    model: LanguageModel, cache: Any, ancestors: jax.Array, step: jax.Array, clock: jax.Array
+) -> Any:
+    """The cache follows the ancestors [N], which are in place (``resampling.in_place``).
+
+    ``step`` and ``clock`` [] are those of the last ``decode``.
+    """
+    num = ancestors.shape[0]
+    if cache is None or num == 1:
+        return cache  # nothing is there yet, or a single particle descends from itself
     move = getattr(model, "move", None)
-    return copy_dead_rows(cache, ancestors) if move is None else move(cache, ancestors)
+    if move is None:
+        return copy_dead_rows(cache, ancestors)
+    return move(cache, ancestors, jnp.arange(num, dtype=jnp.int32), step, clock)
 
 
 @jax.custom_batching.custom_vmap

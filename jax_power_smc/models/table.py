@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc.models import ring
+
 
 class TableParams(NamedTuple):
     """Logits of a table model.
@@ -77,9 +79,7 @@ class TableLM:
     ) -> tuple[jax.Array, jax.Array]:
         """token [N] at index ``step`` -> (logits [N, V], cache)."""
         size = jnp.int32(cache.shape[1])
-        cache = jax.lax.dynamic_update_slice_in_dim(
-            cache, token[:, None], jnp.mod(clock, size), axis=1
-        )
+        cache = ring.write(cache, token[:, None], jnp.mod(clock, size), axis=-1)
         # The history, oldest first: entry i was written age[i] steps ago, if there was a step.
         age = jnp.arange(self.order, dtype=jnp.int32)[::-1]
         generated = cache[:, jnp.mod(clock - age, size)]
@@ -88,6 +88,10 @@ class TableLM:
         shifted = jnp.roll(context, -(step + 1))
         history = jnp.where((age <= step)[None, :], generated, shifted[None, :])
         return self._logits(params, history, step + 1), cache
+
+    def grow(self, cache: jax.Array, capacity: int, clock: jax.Array) -> jax.Array:
+        """The ring with room for ``capacity`` tokens."""
+        return ring.resize(cache, 1, max(capacity, self.order), clock)
 
     def _logits(self, params: TableParams, history: jax.Array, step: jax.Array) -> jax.Array:
         """history [N, order] -> [N, V]."""

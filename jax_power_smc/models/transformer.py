@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_power_smc.models import attention
+from jax_power_smc.models import attention, ring
 from jax_power_smc.models.config import TransformerConfig
 
 # Not float64: products and norms are computed in float32.
@@ -25,7 +25,8 @@ class PromptContext(NamedTuple):
     """What the particles of one prompt share.
 
     Attributes:
-      keys, values: one [S, K, H] array per layer.
+      keys: one [K, H, S] array per layer.
+      values: one [K, S, H] array per layer.
       length: [] int32, number of prompt tokens that are not padding.
     """
 
@@ -179,12 +180,10 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, ParticleCache]:
         """One new token per particle: token [N] -> logits [N, V] and the cache with it added."""
         capacity = cache.keys[0].shape[-1]
-        prompt_valid = jnp.arange(context.keys[0].shape[0], dtype=jnp.int32) < context.length
-        # The generated half is a ring: entry j was written (clock - j) mod capacity steps ago,
-        # and is this sequence's own if that is at most its own age.
-        age = jnp.mod(clock - jnp.arange(capacity, dtype=jnp.int32), jnp.int32(capacity))
-        valid = age <= step
-        slot = jnp.mod(clock, jnp.int32(capacity))
+        prompt_valid = jnp.arange(context.keys[0].shape[-1], dtype=jnp.int32) < context.length
+        # An entry is this sequence's own if it is not older than the sequence.
+        valid = ring.ages(clock, capacity) <= step
+        slot = ring.entry(clock, capacity)
         positions = jnp.full(token.shape, context.length + step, jnp.int32)
 
         x = self.embedding[...][token]
@@ -263,7 +262,11 @@ class TransformerLM:
         module = self._module(params)
         x, keys, values = module.encode(prompt[None])
         last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=0)
-        context = PromptContext(tuple(k[0] for k in keys), tuple(v[0] for v in values), length)
+        context = PromptContext(
+            tuple(k[0].transpose(1, 2, 0) for k in keys),
+            tuple(v[0].transpose(1, 0, 2) for v in values),
+            length,
+        )
         return module.logits(last)[0], context
 
     def init_cache(self, params: nnx.State, num_particles: int, capacity: int) -> ParticleCache:
@@ -288,6 +291,28 @@ class TransformerLM:
         """token [N] int32 at generated index ``step`` [] -> (logits [N, V], cache)."""
         return self._module(params).decode(context, cache, token, step, clock)
 
+    def move(
+        self,
+        cache: ParticleCache,
+        source: jax.Array,
+        destination: jax.Array,
+        step: jax.Array,
+        clock: jax.Array,
+    ) -> ParticleCache:
+        """Row ``destination[i]`` receives row ``source[i]`` [N], see ``ring.move_rows``."""
+        leaves, structure = jax.tree.flatten(cache)
+        moved = ring.move_rows(leaves, _time_axes(cache), source, destination, step, clock)
+        return jax.tree.unflatten(structure, moved)
+
+    def grow(self, cache: ParticleCache, capacity: int, clock: jax.Array) -> ParticleCache:
+        """The cache with room for ``capacity`` tokens."""
+        leaves, structure = jax.tree.flatten(cache)
+        resized = [
+            ring.resize(leaf, leaf.ndim + axis, capacity, clock)
+            for leaf, axis in zip(leaves, _time_axes(cache), strict=True)
+        ]
+        return jax.tree.unflatten(structure, resized)
+
     def _module(self, params: nnx.State) -> Transformer:
         return nnx.merge(_graph(self), params)
 
@@ -295,7 +320,12 @@ class TransformerLM:
 def _write(leaf: jax.Array, entry: jax.Array, slot: jax.Array, axis: int) -> jax.Array:
     """The leaf with an entry [N, K, ., .] at a place of the time axis, -1 or -2."""
     entry = entry.reshape(*leaf.shape[:-2], *entry.shape[-2:])
-    return jax.lax.dynamic_update_slice_in_dim(leaf, entry, slot, axis=leaf.ndim + axis)
+    return ring.write(leaf, entry, slot, axis)
+
+
+def _time_axes(cache: ParticleCache) -> list[int]:
+    """The time axis of every leaf, in the order of ``jax.tree.leaves``."""
+    return [-1] * len(cache.keys) + [-2] * len(cache.values)
 
 
 @functools.lru_cache(maxsize=64)

@@ -125,7 +125,7 @@ def test_moved_particles_decode_like_their_ancestors_tokens(built, name, ancesto
     cache = model.init_cache(params, 3, 6)
     for t in range(3):
         _, cache = decode(model, params, context, cache, first[:, t], t, t)
-    cache = move_cache(model, cache, jnp.asarray(ancestors, jnp.int32))
+    cache = move_cache(model, cache, jnp.asarray(ancestors, jnp.int32), jnp.int32(2), jnp.int32(2))
     for t in range(3, 6):
         logits, cache = decode(model, params, context, cache, second[:, t - 3], t, t)
         np.testing.assert_allclose(logits, expected[:, len(PROMPT) + t], **TOLERANCE)

@@ -1,0 +1,247 @@
+"""A cache of generated tokens as a ring, addressed by a clock that all prompts share.
+
+The token decoded at clock c lies in entry ``c mod capacity``. A sequence whose own step is t has
+written the last t + 1 entries, and nothing else of the ring is looked at:
+
+    clock 9, capacity 8, step 3      entries  0 1 2 3 4 5 6 7
+                                     ages     1 0 7 6 5 4 3 2     ages 0 .. 3 are its own
+
+So sequences that began at different times share one write index, and a step writes one column.
+
+Letters: P prompts, N particles, T capacity.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Entries that are copied at a time; what a young sequence has not yet written is not copied.
+BLOCK = 128
+# Of all rows, the share that one gather and scatter moves, on devices where loops are dear.
+_MOVED_SHARES = (8, 4, 2, 1)
+
+
+def entry(clock: jax.Array, capacity: int) -> jax.Array:
+    """[] int32, where the token decoded at this clock is written."""
+    return jnp.mod(clock, jnp.int32(capacity))
+
+
+def ages(clock: jax.Array, capacity: int) -> jax.Array:
+    """[T] int32, how many steps ago each entry was written."""
+    return jnp.mod(clock - jnp.arange(capacity, dtype=jnp.int32), jnp.int32(capacity))
+
+
+def write(leaf: jax.Array, column: jax.Array, place: jax.Array, axis: int) -> jax.Array:
+    """The leaf with a column, of size 1 on the time axis, at entry ``place`` []; in place.
+
+    ``axis`` counts from the end. Under vmap with one place for all prompts this stays one
+    ``dynamic_update_slice``. JAX's own rule makes a scatter of it, for which XLA's TPU compiler
+    copies the whole cache in every step.
+    """
+    return _writer(axis)(leaf, column, place)
+
+
+@functools.lru_cache(maxsize=256)
+def _writer(axis: int) -> Callable[..., jax.Array]:
+    def update(leaf: jax.Array, column: jax.Array, place: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(leaf, column, place, leaf.ndim + axis)
+
+    write = jax.custom_batching.custom_vmap(update)
+
+    @write.def_vmap
+    def _(size, batched, leaf, column, place):  # type: ignore[no-untyped-def]
+        if batched[2]:
+            axes = tuple(0 if there else None for there in batched)
+            return jax.vmap(update, in_axes=axes)(leaf, column, place), True
+        if not batched[0]:
+            leaf = jnp.broadcast_to(leaf[None], (size, *leaf.shape))
+        if not batched[1]:
+            column = jnp.broadcast_to(column[None], (size, *column.shape))
+        return write(leaf, column, place), True
+
+    return write
+
+
+def resize(leaf: jax.Array, axis: int, capacity: int, clock: jax.Array) -> jax.Array:
+    """The ring on one axis with another capacity; every age that fits both stays what it is."""
+    old = entry(clock - ages(clock, capacity), leaf.shape[axis])
+    return jnp.take(leaf, old, axis=axis, mode="clip")
+
+
+def move_rows(
+    leaves: Sequence[jax.Array],
+    time_axes: Sequence[int],
+    source: jax.Array,
+    destination: jax.Array,
+    step: jax.Array,
+    clock: jax.Array,
+) -> list[jax.Array]:
+    """Row ``destination[i]`` of every leaf receives row ``source[i]``, in the leaf's own memory.
+
+    Rows that stay cost nothing, and of those that move only what has been written is copied. Under
+    vmap the moves of all prompts are one list: a loop per prompt would run as often as the prompt
+    with the most moves needs, for all of them.
+
+    Args:
+      leaves: arrays that lead with N and are rings of equal capacity on one axis.
+      time_axes: that axis of each leaf, counted from the end (negative).
+      source, destination: [N] int32; a pair of equal indices moves nothing, and no other
+        destination is also a source.
+      step, clock: [] int32, of the last token written.
+    """
+    mover = _mover(tuple(time_axes))
+    return mover(list(leaves), source, destination, step, clock)
+
+
+@functools.lru_cache(maxsize=256)
+def _mover(time_axes: tuple[int, ...]) -> Callable[..., list[jax.Array]]:
+    @jax.custom_batching.custom_vmap
+    def move(
+        leaves: list[jax.Array],
+        source: jax.Array,
+        destination: jax.Array,
+        step: jax.Array,
+        clock: jax.Array,
+    ) -> list[jax.Array]:
+        steps = jnp.broadcast_to(step, source.shape)
+        return _move(leaves, time_axes, source, destination, steps, clock)
+
+    @move.def_vmap
+    def _(size, batched, leaves, source, destination, step, clock):  # type: ignore[no-untyped-def]
+        def all_prompts(x: jax.Array, there: bool) -> jax.Array:
+            return x if there else jnp.broadcast_to(x[None], (size, *x.shape))
+
+        if batched[4]:
+            raise NotImplementedError("the clock is the same for all prompts.")
+        leaves = jax.tree.map(all_prompts, leaves, batched[0])
+        source = all_prompts(source, batched[1])
+        destination = all_prompts(destination, batched[2])
+        step = all_prompts(step, batched[3])
+        num = source.shape[1]
+        first = num * jnp.arange(size, dtype=jnp.int32)[:, None]
+        flat = [x.reshape(size * num, *x.shape[2:]) for x in leaves]
+        steps = jnp.broadcast_to(step[:, None], (size, num))
+        moved = _move(
+            flat,
+            time_axes,
+            (source + first).reshape(-1),
+            (destination + first).reshape(-1),
+            steps.reshape(-1),
+            clock,
+        )
+        return [x.reshape(y.shape) for x, y in zip(moved, leaves, strict=True)], [True] * len(moved)
+
+    return move
+
+
+def _move(
+    leaves: list[jax.Array],
+    time_axes: tuple[int, ...],
+    source: jax.Array,
+    destination: jax.Array,
+    steps: jax.Array,
+    clock: jax.Array,
+) -> list[jax.Array]:
+    """Leaves [R, ...], R rows of all prompts; source, destination, steps [R]."""
+    moves = source != destination
+    count = jnp.sum(moves, dtype=jnp.int32)
+    # The pairs that move first.
+    pairs = jnp.nonzero(moves, size=moves.shape[0], fill_value=0)[0].astype(jnp.int32)
+    lists = (source[pairs], destination[pairs], steps[pairs])
+    return jax.lax.platform_dependent(
+        leaves,
+        *lists,
+        count,
+        clock,
+        cpu=functools.partial(move_blocks, time_axes),
+        default=move_gathered,
+    )
+
+
+def move_blocks(
+    time_axes: tuple[int, ...],
+    leaves: list[jax.Array],
+    source: jax.Array,
+    destination: jax.Array,
+    steps: jax.Array,
+    count: jax.Array,
+    clock: jax.Array,
+) -> list[jax.Array]:
+    """The first ``count`` pairs, one after the other, in blocks of time."""
+    capacity = leaves[0].shape[time_axes[0]]
+    block = block_size(capacity)
+    num_blocks = capacity // block
+
+    def copy_pair(index: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
+        start = entry(clock - steps[index], capacity)
+        used = jnp.minimum(
+            (start % block + steps[index]) // block + 1, jnp.int32(num_blocks)
+        )  # blocks from the oldest entry to the newest, around the end if need be
+
+        def copy_block(offset: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
+            time = (start // block + offset) % num_blocks * block
+            return [
+                _copy(leaf, axis, block, source[index], destination[index], time)
+                for leaf, axis in zip(leaves, time_axes, strict=True)
+            ]
+
+        return jax.lax.fori_loop(0, used, copy_block, leaves)
+
+    return jax.lax.fori_loop(0, count, copy_pair, leaves)
+
+
+def move_gathered(
+    leaves: list[jax.Array],
+    source: jax.Array,
+    destination: jax.Array,
+    steps: jax.Array,
+    count: jax.Array,
+    clock: jax.Array,
+) -> list[jax.Array]:
+    """The same as one gather and one scatter of whole rows per leaf.
+
+    For devices on which every turn of a loop is a launch. The number of rows is rounded up to one
+    of a few shares of all, each with a program of its own.
+    """
+    del steps, clock
+    rows = source.shape[0]
+    sizes = sorted({-(-rows // share) for share in _MOVED_SHARES})
+    there = jnp.arange(rows, dtype=jnp.int32) < count
+    to = jnp.where(there, destination, jnp.int32(rows))  # beyond the end: dropped
+
+    def moving(size: int) -> Callable[[list[jax.Array]], list[jax.Array]]:
+        return lambda leaves: [
+            leaf.at[to[:size]].set(leaf[source[:size]], mode="drop") for leaf in leaves
+        ]
+
+    enough = jnp.asarray(sizes, jnp.int32) >= count
+    return jax.lax.switch(jnp.argmax(enough), [moving(size) for size in sizes], leaves)
+
+
+def block_size(capacity: int) -> int:
+    """The largest power of two up to ``BLOCK`` that divides the capacity."""
+    return min(BLOCK, capacity & -capacity)
+
+
+def _copy(
+    leaf: jax.Array,
+    axis: int,
+    block: int,
+    source: jax.Array,
+    destination: jax.Array,
+    time: jax.Array,
+) -> jax.Array:
+    """One block of one row."""
+    axis = leaf.ndim + axis
+    shape = [1, *leaf.shape[1:]]
+    shape[axis] = block
+    starts: list[Any] = [jnp.zeros((), jnp.int32)] * leaf.ndim
+
+    def at(row: jax.Array) -> list[Any]:
+        return [row, *starts[1:axis], time, *starts[axis + 1 :]]
+
+    piece = jax.lax.dynamic_slice(leaf, at(source), shape)
+    return jax.lax.dynamic_update_slice(leaf, piece, at(destination))
