@@ -26,17 +26,26 @@ def invert(mass: jax.Array, uniforms: jax.Array) -> jax.Array:
     Returns:
       [n] int32 indices of positive mass.
     """
-    cdf = cumulative(mass)
-    points = uniforms * cdf[-1]
-    index = jnp.sum(cdf[None, :] <= points[:, None], axis=1, dtype=jnp.int32)
-    return jnp.minimum(index, last_positive(mass))
+    cdf = jnp.cumsum(mass)
+    return _first_beyond(cdf[None, :], mass[None, :], uniforms * cdf[-1])
 
 
 def invert_rows(mass: jax.Array, uniforms: jax.Array) -> jax.Array:
     """The same for one uniform number per row: mass [N, M], uniforms [N] -> [N] int32."""
-    cdf = cumulative(mass)
-    points = uniforms * cdf[:, -1]
-    index = jnp.sum(cdf <= points[:, None], axis=1, dtype=jnp.int32)
+    cdf = jnp.cumsum(mass, axis=-1)
+    return _first_beyond(cdf, mass, uniforms * cdf[:, -1])
+
+
+def _first_beyond(cdf: jax.Array, mass: jax.Array, points: jax.Array) -> jax.Array:
+    """First index of positive mass whose running sum exceeds each point: [n or 1, M], [n] -> [n].
+
+    It does not mind a running sum that rounding made fall here and there: the index still grows
+    with the point. ``cumulative`` would cost a second scan, most of all when it is compiled.
+    """
+    size = mass.shape[-1]
+    positions = jnp.arange(size, dtype=jnp.int32)[None, :]
+    beyond = (mass > 0) & (cdf > points[:, None])
+    index = jnp.min(jnp.where(beyond, positions, jnp.int32(size)), axis=-1)
     return jnp.minimum(index, last_positive(mass))
 
 

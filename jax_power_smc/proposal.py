@@ -7,8 +7,19 @@ Theorem 1 of the paper: among proposals that see only the prefix, ``q* ∝ p^a``
 Draws use a two-level inverse CDF: a block of the vocabulary by its mass, then a token within the
 block, one uniform number per level. Only the chosen block's prefix sum is ever formed, and the
 second number gives back the resolution that one float32 number lacks at V = 152k.
+
+At V = 152k the step must not write arrays of the logits' size: they cost more than the sums
+over them. So nothing is kept per token. The sums are maxima and exponentials of the logits, which
+a compiler fuses; the masses of the one block that is drawn from are computed again. Two
+formulations matter for that on CPU, where XLA leaves such reductions to a kernel library:
+
+* the support is a bound of +-inf, ``min(logit, bound)``: a select would not be fused;
+* logits are reshaped into blocks *before* anything is computed from them (3x faster).
+
+Letters: N particles, V vocabulary, B blocks of b tokens.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,47 +27,121 @@ import jax.numpy as jnp
 
 from jax_power_smc import inverse_cdf
 
+# The largest block. Smaller ones cost nothing, but see ``block_of``.
 BLOCK_SIZE = 512
+_SMALLEST_BLOCK = 64
+
+
+class Normaliser(NamedTuple):
+    """What makes logits into log p = logit - top - log_sum, over the *whole* vocabulary.
+
+    Attributes:
+      top: [N], the largest logit.
+      log_sum: [N], ``log sum_v exp(logit - top)``; not finite where the logits are bad, that is
+        hold a NaN or +inf, or nothing but -inf.
+    """
+
+    top: jax.Array
+    log_sum: jax.Array
+
+    @property
+    def is_bad(self) -> jax.Array:
+        """[N] bool: these logits are no log probabilities."""
+        # The maximum of a row with a NaN need not be NaN (CPU), the sum is.
+        return ~(jnp.isfinite(self.top) & jnp.isfinite(self.log_sum))
+
+
+def normalise(logits: jax.Array) -> Normaliser:
+    """The normaliser of logits [N, V]."""
+    top = jnp.max(logits, axis=-1)
+    return Normaliser(top, jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)))
+
+
+def log_prob(
+    logits: jax.Array, normaliser: Normaliser, rows: jax.Array, tokens: jax.Array
+) -> jax.Array:
+    """log p of tokens at temperature 1: logits [N, V], rows and tokens of one shape -> that."""
+    return (logits[rows, tokens] - normaliser.top[rows]) - normaliser.log_sum[rows]
+
+
+def share_support(logits: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same restriction with one support [1, V] for all rows.
+
+    A support [N, V] of each row's own (a stop rule, top-k, top-p) is written into the logits. That
+    is one array of their size; to carry the bounds of N rows to the sums would take two.
+    """
+    if allowed.shape[0] == 1:
+        return logits, allowed
+    return jnp.where(allowed, logits, -jnp.inf), jnp.ones((1, allowed.shape[1]), bool)
+
+
+def at(table: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """``table[rows, columns]`` of a table [N, ...], or of [1, ...] that holds for every row."""
+    return table[rows if table.shape[0] > 1 else jnp.zeros_like(rows), columns]
 
 
 class PowerProposal(NamedTuple):
     """N categorical distributions over V tokens, cut into B blocks of b tokens.
 
     Attributes:
-      mass: [N, B, b], unnormalised probabilities scaled so that each row's largest is 1.
-      block_mass: [N, B], their sums.
+      logits: [N, B, b], padded with -inf; -inf, too, where a row's own support excludes a token.
+      allowed: [1, B, b] bool, the support of all rows, padded with False.
+      exponent: [].
+      top: [N], the largest logit of the support; 0 where it is empty.
+      block_mass: [N, B], masses of the blocks; the token of logit ``top`` has mass 1.
       log_sum: [N], ``log sum_v p(v)^a`` over the support; -inf for an empty support.
     """
 
-    mass: jax.Array
+    logits: jax.Array
+    allowed: jax.Array
+    exponent: jax.Array
+    top: jax.Array
     block_mass: jax.Array
     log_sum: jax.Array
 
+    @property
+    def mass(self) -> jax.Array:
+        """[N, B, b], the masses of all tokens. For tests: the step itself never forms them."""
+        mass = _mass(self.logits, self.allowed, self.top[:, None, None], self.exponent)
+        return jnp.where((self.log_sum > -jnp.inf)[:, None, None], mass, jnp.zeros_like(mass))
+
 
 def power_proposal(
-    log_p: jax.Array, allowed: jax.Array, exponent: jax.Array, block_size: int = BLOCK_SIZE
+    logits: jax.Array,
+    allowed: jax.Array,
+    exponent: jax.Array,
+    block_size: int | None = None,
+    *,
+    normaliser: Normaliser | None = None,
 ) -> PowerProposal:
     """Builds q ∝ p^exponent on the allowed tokens.
 
     Args:
-      log_p: [N, V] log probabilities of the base model at temperature 1.
-      allowed: [N, V] bool, the step's support.
+      logits: [N, V] of the base model, or log p, at temperature 1.
+      allowed: [N, V] bool, the step's support; or [1, V], the same for all rows, which is faster.
       exponent: [] a_t, at least 0.
-      block_size: b; not larger than V is needed.
+      block_size: b; not larger than V is needed. None for what suits V.
+      normaliser: that of the base model's logits, if it is known. ``logits`` may then lack tokens
+        that are not allowed anyway.
     """
-    num, vocab = log_p.shape
-    # p = 0 stays impossible under any exponent, also 0 (where 0 * -inf would be NaN).
-    possible = allowed & (log_p > -jnp.inf)
-    scaled = jnp.where(possible, exponent * jnp.where(possible, log_p, 0), -jnp.inf)
-    top = jnp.max(scaled, axis=-1, keepdims=True)
-    top = jnp.where(top > -jnp.inf, top, jnp.zeros_like(top))
-    mass = jnp.exp(scaled - top)
-    block = min(block_size, vocab)
-    blocks = -(-vocab // block)
-    mass = jnp.pad(mass, ((0, 0), (0, blocks * block - vocab))).reshape(num, blocks, block)
-    block_mass = jnp.sum(mass, axis=-1)
-    log_sum = top[:, 0] + jnp.log(jnp.sum(block_mass, axis=-1))
-    return PowerProposal(mass, block_mass, log_sum)
+    vocab = logits.shape[1]
+    if normaliser is None:
+        normaliser = normalise(logits)
+    block = block_of(vocab) if block_size is None else min(block_size, vocab)
+    logits, allowed = share_support(logits, allowed)
+    # The support's own maximum: its masses may all be tiny beside those of other tokens.
+    top = jnp.max(jnp.minimum(logits, bound(allowed, logits.dtype)), axis=-1)
+    logits, allowed = _blocks(logits, block, -jnp.inf), _blocks(allowed, block, False)
+    possible = ~normaliser.is_bad & (top > -jnp.inf)
+    top = jnp.where(possible, top, jnp.zeros_like(top))
+    # One exponent per row, so that two proposals of one step share no large operand.
+    exponents = jnp.where(possible, exponent, jnp.ones_like(top))[:, None, None]
+    block_mass = jnp.sum(_mass(logits, allowed, top[:, None, None], exponents), axis=-1)
+    block_mass = jnp.where(possible[:, None], block_mass, jnp.zeros_like(block_mass))
+    # Differences of logits first: a product with the exponent would lose their digits.
+    log_top = exponent * ((top - normaliser.top) - normaliser.log_sum)
+    log_sum = jnp.where(possible, log_top + jnp.log(jnp.sum(block_mass, axis=-1)), -jnp.inf)
+    return PowerProposal(logits, allowed, exponent, top, block_mass, log_sum)
 
 
 def draw(proposal: PowerProposal, rows: jax.Array, uniforms: jax.Array) -> jax.Array:
@@ -72,5 +157,47 @@ def draw(proposal: PowerProposal, rows: jax.Array, uniforms: jax.Array) -> jax.A
       [N] int32 tokens of positive probability (token 0 where a support is empty).
     """
     block = inverse_cdf.invert_rows(proposal.block_mass[rows], uniforms[:, 0])
-    within = inverse_cdf.invert_rows(proposal.mass[rows, block], uniforms[:, 1])
-    return block * proposal.mass.shape[-1] + within
+    logits, allowed = proposal.logits[rows, block], proposal.allowed[0, block]
+    # Relative to the block's own maximum: a block that was drawn has a token to draw, however
+    # exponentials close to underflow were rounded in its sum.
+    top = jnp.max(jnp.where(allowed, logits, -jnp.inf), axis=-1, keepdims=True)
+    top = jnp.where(top > -jnp.inf, top, jnp.zeros_like(top))
+    mass = _mass(logits, allowed, top, proposal.exponent)
+    within = inverse_cdf.invert_rows(mass, uniforms[:, 1])
+    token = block * proposal.logits.shape[-1] + within
+    return jnp.where(proposal.log_sum[rows] > -jnp.inf, token, jnp.int32(0))
+
+
+def block_of(vocab: int) -> int:
+    """b for a vocabulary of V tokens.
+
+    One block if it is small. Else a divisor of V, the one nearest to its square root: padding
+    would copy the logits. If there is none of a suitable size, the largest block.
+    """
+    if vocab <= BLOCK_SIZE:
+        return vocab
+    divisors = [b for b in range(_SMALLEST_BLOCK, BLOCK_SIZE + 1) if vocab % b == 0]
+    return min(divisors, key=lambda b: abs(b - math.sqrt(vocab)), default=BLOCK_SIZE)
+
+
+def _blocks(x: jax.Array, block: int, fill: float | bool) -> jax.Array:
+    """[N, V] -> [N, B, b]."""
+    num, vocab = x.shape
+    blocks = -(-vocab // block)
+    if blocks * block > vocab:
+        x = jnp.pad(x, ((0, 0), (0, blocks * block - vocab)), constant_values=fill)
+    return x.reshape(num, blocks, block)
+
+
+def bound(allowed: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """+inf where a token is allowed, else -inf; ``min(logit, bound)`` restricts logits."""
+    infinity = jnp.asarray(jnp.inf, dtype)
+    return jnp.where(allowed, infinity, -infinity)
+
+
+def _mass(logits: jax.Array, allowed: jax.Array, top: jax.Array, exponent: jax.Array) -> jax.Array:
+    """(p / p_top)^a where allowed, else 0."""
+    # p = 0 stays impossible under any exponent, also 0 (where 0 * -inf would be NaN).
+    exponent = jnp.maximum(exponent, jnp.finfo(logits.dtype).tiny)
+    # Not ``min(logit, bound) - top``: what a sum and the maximum share would be written out.
+    return jnp.exp(exponent * jnp.minimum(logits - top, bound(allowed, logits.dtype)))

@@ -151,39 +151,42 @@ class TargetArrays(NamedTuple):
     top_p: jax.Array | None
 
 
-def support(log_p: jax.Array, target: TargetArrays, ends: jax.Array, step: jax.Array) -> jax.Array:
+def support(logits: jax.Array, target: TargetArrays, ends: jax.Array, step: jax.Array) -> jax.Array:
     """The tokens that the target allows at one step.
 
     Args:
-      log_p: [N, V] unmasked log probabilities of the base model.
+      logits: [N, V] of the base model, or log p, unmasked.
       target: the target of this prompt.
-      ends: [N, V] bool, tokens that would end each sequence.
+      ends: [N, V] bool, tokens that would end each sequence; or [1, V], the same for all.
       step: [] int32, t.
 
     Returns:
-      [N, V] bool.
+      [N, V] bool; [1, V] if it is the same for all rows, because ``ends`` is and there is neither
+      top-k nor top-p.
     """
     too_early = (step < target.min_new_tokens) & ends
     too_late = target.forced & (step == target.cap - 1) & ~ends
     allowed = ~(too_early | too_late)
     if target.top_k is not None or target.top_p is not None:
-        allowed = allowed & _most_probable(log_p, target.top_k, target.top_p)
+        allowed = allowed & _most_probable(logits, target.top_k, target.top_p)
     return allowed
 
 
-def _most_probable(log_p: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None) -> jax.Array:
+def _most_probable(
+    logits: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None
+) -> jax.Array:
     """[N, V] bool: inside the top-k and the top-p set of each row, ties by id."""
-    order = jnp.argsort(-log_p, axis=-1, stable=True)
+    order = jnp.argsort(-logits, axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1).astype(jnp.int32)
-    inside = jnp.ones(log_p.shape, bool)
+    inside = jnp.ones(logits.shape, bool)
     if top_k is not None:
         inside = inside & (rank < top_k)
     if top_p is not None:
-        p = jnp.exp(jnp.take_along_axis(log_p, order, axis=-1))
+        p = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
         before = jnp.cumsum(p, axis=-1) - p  # mass ranked above
         reached = (before >= top_p) & (top_p < 1)
         # The first is always inside, whatever rounding says of an empty sum.
-        reached = reached & (jnp.arange(log_p.shape[-1], dtype=jnp.int32)[None, :] > 0)
+        reached = reached & (jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] > 0)
         inside = inside & ~jnp.take_along_axis(reached, rank, axis=-1)
     return inside
 

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc.proposal import BLOCK_SIZE, draw, power_proposal
+from jax_power_smc.proposal import (
+    BLOCK_SIZE,
+    block_of,
+    draw,
+    log_prob,
+    normalise,
+    power_proposal,
+)
 
 JUST_BELOW_ONE = np.float32(1 - 2**-24)
 
@@ -172,3 +179,122 @@ def test_draws_are_the_same_under_jit_with_a_traced_exponent():
         expected = run(jnp.float32(exponent))
         np.testing.assert_array_equal(compiled(jnp.float32(exponent)), expected)
     assert len(traces) == 3 + 1
+
+
+# --- Large vocabularies -----------------------------------------------------------------------
+
+# With a block that divides it, and without any (a prime).
+LARGE = [2**15, 2**15 + 3]
+
+
+def large_logits(vocab, rows=3):
+    return np.random.default_rng(vocab).normal(scale=4, size=(rows, vocab)).astype(np.float32)
+
+
+def exact_log_p(logits):
+    logits = logits.astype(np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+
+
+def supports(vocab, rows=3):
+    """One for all rows, and one of each row's own."""
+    rng = np.random.default_rng(1)
+    return rng.random((1, vocab)) < 0.5, rng.random((rows, vocab)) < 0.5
+
+
+def test_blocks_divide_the_vocabulary_where_they_can():
+    assert [block_of(v) for v in (1, 512, 151936, 128256, 32000)] == [1, 512, 128, 334, 160]
+    assert block_of(2**15 + 3) == BLOCK_SIZE
+
+
+@pytest.mark.parametrize("vocab", LARGE)
+def test_large_vocabulary_agrees_with_float64(vocab):
+    logits = large_logits(vocab) + 100  # unnormalised
+    log_p, own = exact_log_p(logits), jnp.arange(3, dtype=jnp.int32)
+    normaliser = normalise(jnp.asarray(logits))
+    tokens = jnp.asarray(logits.argmax(axis=1), jnp.int32)
+    np.testing.assert_allclose(
+        log_prob(jnp.asarray(logits), normaliser, own, tokens), log_p.max(axis=1), atol=2e-5
+    )
+    for allowed in supports(vocab):
+        proposal = power_proposal(jnp.asarray(logits), jnp.asarray(allowed), jnp.float32(3))
+        power = np.where(allowed, np.exp(3 * log_p), 0)
+        np.testing.assert_allclose(proposal.log_sum, np.log(power.sum(axis=1)), atol=1e-4)
+        # Draws: as many tokens before each as its numbers say.
+        uniforms = np.random.default_rng(2).random((999, 2)).astype(np.float32)
+        rows = np.arange(999) % 3
+        token = np.asarray(draw(proposal, jnp.asarray(rows), jnp.asarray(uniforms)))
+        assert (np.broadcast_to(allowed, logits.shape)[rows, token]).all()
+        size = proposal.logits.shape[-1]
+        blocks = np.pad(power, ((0, 0), (0, -vocab % size))).reshape(3, -1, size)
+        edges = [np.cumsum(blocks.sum(axis=2), axis=1), np.cumsum(blocks, axis=2)]
+        for row, t, u in zip(rows, token, uniforms, strict=True):
+            for cdf, index, number in (
+                (edges[0][row], t // size, u[0]),
+                (edges[1][row, t // size], t % size, u[1]),
+            ):
+                below = cdf[index - 1] if index else 0.0
+                assert below / cdf[-1] - 1e-5 <= number <= cdf[index] / cdf[-1] + 1e-5
+
+
+@pytest.mark.parametrize("vocab", [40, *LARGE])
+def test_a_tiny_tail_survives(vocab):
+    logits = large_logits(vocab)
+    logits[:, 7] += 100 * np.log(10)  # all else has 1e-100 of its mass, at exponent 1
+    allowed = np.arange(vocab)[None] != 7
+    truth = np.logaddexp.reduce(np.where(allowed, exact_log_p(logits) * 4, -np.inf), axis=1)
+    assert (truth < -800).all()
+    for support in (allowed, np.repeat(allowed, 3, axis=0)):
+        proposal = power_proposal(jnp.asarray(logits), jnp.asarray(support), jnp.float32(4))
+        np.testing.assert_allclose(proposal.log_sum, truth, rtol=1e-6)
+        uniforms = jnp.asarray(np.random.default_rng(2).random((300, 2)), jnp.float32)
+        token = np.asarray(draw(proposal, jnp.arange(300) % 3, uniforms))
+        assert (token != 7).all() and len(set(token.tolist())) > 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("vocab", [40, *LARGE])
+def test_bad_logits_stay_in_their_row(vocab, bad):
+    logits, own = large_logits(vocab), jnp.arange(3, dtype=jnp.int32)
+    allowed, uniforms = jnp.ones((1, vocab), bool), jnp.full((3, 2), 0.7, jnp.float32)
+
+    def run(logits):
+        proposal = power_proposal(jnp.asarray(logits), allowed, jnp.float32(2))
+        return (
+            normalise(jnp.asarray(logits)).is_bad,
+            proposal.log_sum,
+            draw(proposal, own, uniforms),
+        )
+
+    good = run(logits)
+    logits[1, 5 : (vocab if bad == -np.inf else 6)] = bad
+    logits[1, :5] = bad if bad == -np.inf else logits[1, :5]
+    is_bad, log_sum, token = (np.asarray(x) for x in run(logits))
+    assert is_bad.tolist() == [False, True, False] and not good[0].any()
+    assert log_sum[1] == -np.inf and token[1] == 0
+    for row in (0, 2):
+        assert log_sum[row] == good[1][row] and token[row] == good[2][row]
+
+
+# Arrays of the logits' size that are written: none if blocks divide V; padding costs two.
+@pytest.mark.parametrize(("vocab", "arrays"), [(2**17, 0), (2**15 + 3, 2)])
+def test_what_sampling_writes(vocab, arrays):
+    num = 16
+
+    def step(logits, ends, exponent, rows, uniforms):
+        normaliser = normalise(logits)
+        proposal = power_proposal(logits, ~ends, exponent, normaliser=normaliser)
+        token = draw(proposal, rows, uniforms)
+        return token, log_prob(logits, normaliser, rows, token), proposal.log_sum
+
+    shapes = (
+        jax.ShapeDtypeStruct((num, vocab), jnp.float32),
+        jax.ShapeDtypeStruct((1, vocab), bool),
+        jax.ShapeDtypeStruct((), jnp.float32),
+        jax.ShapeDtypeStruct((num,), jnp.int32),
+        jax.ShapeDtypeStruct((num, 2), jnp.float32),
+    )
+    compiled = jax.jit(step).lower(*shapes).compile()
+    # What else there is: two rows of bounds and the masses of the blocks.
+    size = num * vocab * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < (arrays + 0.3) * size

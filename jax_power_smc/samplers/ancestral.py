@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc import inverse_cdf, weights
-from jax_power_smc.proposal import draw, power_proposal
+from jax_power_smc.proposal import at, draw, log_prob, normalise, power_proposal
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers import checks
 from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend, start
@@ -82,28 +82,32 @@ class AncestralRule:
         numbers: AncestralNumbers,
         target: TargetArrays,
         particles: Particles,
-        log_p: jax.Array,
+        logits: jax.Array,
         ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> Selection:
-        """Draws one token per sequence; log_p [N, V] at temperature 1."""
+        """Draws one token per sequence; logits [N, V] at temperature 1."""
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
-        allowed = support(log_p, target, ends, step)
+        allowed = support(logits, target, ends, step)
+        normaliser = normalise(logits)
         greedy = numbers.temperature == 0
         exponent = 1 / jnp.where(greedy, jnp.ones_like(numbers.temperature), numbers.temperature)
-        proposal = power_proposal(log_p, allowed, exponent)
-        best = jnp.argmax(jnp.where(allowed, log_p, -jnp.inf), axis=-1).astype(jnp.int32)
+        proposal = power_proposal(logits, allowed, exponent, normaliser=normaliser)
+        best = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32)
         token = jnp.where(greedy, best, draw(proposal, own, uniforms.token))
         stuck = proposal.log_sum == -jnp.inf
         particles = particles._replace(
             ended=particles.ended | stuck,
             log_weight=jnp.where(
-                stuck & ~particles.ended, jnp.full_like(log_p[:, 0], -jnp.inf), particles.log_weight
+                stuck & ~particles.ended,
+                jnp.full_like(particles.log_weight, -jnp.inf),
+                particles.log_weight,
             ),
         )
         active = ~particles.ended
-        particles = extend(particles, own, token, log_p[own, token], active, ends[own, token])
+        token_log_p = log_prob(logits, normaliser, own, token)
+        particles = extend(particles, own, token, token_log_p, active, at(ends, own, token))
         ess = weights.effective_sample_size(particles.log_weight)
         return Selection(particles, own, token, active, ess, jnp.zeros((), bool))
 

@@ -102,15 +102,16 @@ class Rule(Protocol):
         numbers: Any,
         target: TargetArrays,
         particles: Particles,
-        log_p: jax.Array,
+        logits: jax.Array,
         ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> Selection:
         """One step: who continues with what.
 
-        log_p [N, V] of the next token of every running row, and whether it would end the row's
-        sequence, ends [N, V] bool.
+        logits [N, V] of the next token of every running row at temperature 1, in the dtype of the
+        weights, and whether it would end the row's sequence, ends [N, V] bool, or [1, V] if that
+        is the same for all rows.
         """
 
     def finish(

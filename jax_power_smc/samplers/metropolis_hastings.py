@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc import inverse_cdf, weights
-from jax_power_smc.proposal import draw, power_proposal
+from jax_power_smc.proposal import at, draw, log_prob, normalise, power_proposal
 from jax_power_smc.samplers import checks
 from jax_power_smc.samplers.base import Outcome
 from jax_power_smc.target import TargetArrays, support
@@ -194,7 +194,7 @@ def extend(
     target: TargetArrays,
     chains: Chains,
     going: jax.Array,
-    log_p: jax.Array,
+    logits: jax.Array,
     ends: jax.Array,
     uniforms: jax.Array,
     step: jax.Array,
@@ -205,8 +205,8 @@ def extend(
       target: the prompt's target.
       chains: prefixes of ``step`` tokens where going.
       going: [N] bool.
-      log_p: [N, V] of the next token at temperature 1.
-      ends: [N, V] bool, tokens that would end each sequence.
+      logits: [N, V] of the next token at temperature 1, in the dtype of the chains' log p.
+      ends: [N, V] bool, tokens that would end each sequence; or [1, V], the same for all.
       uniforms: [N, 2] in [0, 1), for the token.
       step: [] int32, t.
 
@@ -215,17 +215,19 @@ def extend(
       Whoever drew one and is not finished goes on.
     """
     own = jnp.arange(going.shape[0], dtype=jnp.int32)
-    proposal = power_proposal(log_p, support(log_p, target, ends, step), target.alpha)
+    normaliser, allowed = normalise(logits), support(logits, target, ends, step)
+    proposal = power_proposal(logits, allowed, target.alpha, normaliser=normaliser)
     drew = going & (proposal.log_sum > -jnp.inf)
     token = jnp.where(drew, draw(proposal, own, uniforms), jnp.int32(0))
-    token_log_p = jnp.where(drew, log_p[own, token], jnp.zeros_like(proposal.log_sum))
+    token_log_p = log_prob(logits, normaliser, own, token)
+    token_log_p = jnp.where(drew, token_log_p, jnp.zeros_like(proposal.log_sum))
     log_s = jnp.where(going, proposal.log_sum, jnp.zeros_like(proposal.log_sum))
     chains = chains._replace(
         tokens=_write(chains.tokens, going, token, step),
         log_p=_write(chains.log_p, going, token_log_p, step),
         log_s=_write(chains.log_s, going, log_s, step),
         length=chains.length + drew.astype(jnp.int32),
-        finished=chains.finished | (drew & ends[own, token]),
+        finished=chains.finished | (drew & at(ends, own, token)),
     )
     return chains, token, drew
 

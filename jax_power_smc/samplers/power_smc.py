@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc import inverse_cdf, resampling, weights
-from jax_power_smc.proposal import draw, power_proposal
+from jax_power_smc.proposal import at, draw, log_prob, normalise, power_proposal
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers import checks
 from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend, start
@@ -125,12 +125,12 @@ class PowerSMCRule:
         numbers: PowerSMCNumbers,
         target: TargetArrays,
         particles: Particles,
-        log_p: jax.Array,
+        logits: jax.Array,
         ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> Selection:
-        """One step of Algorithm 1; log_p [N, V] at temperature 1."""
+        """One step of Algorithm 1; logits [N, V] at temperature 1."""
         exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
         particles = particles._replace(
             log_weight=bridge(
@@ -138,8 +138,9 @@ class PowerSMCRule:
             ),
             exponent=exponent,
         )
-        allowed = support(log_p, target, ends, step)
-        proposal = power_proposal(log_p, allowed, exponent)
+        allowed = support(logits, target, ends, step)
+        normaliser = normalise(logits)
+        proposal = power_proposal(logits, allowed, exponent, normaliser=normaliser)
         # A sequence without a possible continuation has weight zero and stops here.
         particles = particles._replace(
             ended=particles.ended | (proposal.log_sum == -jnp.inf),
@@ -152,8 +153,9 @@ class PowerSMCRule:
             particles, ess, resampled, parent = self._resample(numbers, particles, uniforms, due)
             token = draw(proposal, parent, uniforms.token)
             active = ~particles.ended[parent]
+            token_log_p = log_prob(logits, normaliser, parent, token)
             particles = extend(
-                particles, parent, token, log_p[parent, token], active, ends[parent, token]
+                particles, parent, token, token_log_p, active, at(ends, parent, token)
             )
             return Selection(particles, parent, token, active, ess, resampled)
 
@@ -161,18 +163,21 @@ class PowerSMCRule:
         active = ~particles.ended
         if numbers.proposal_temperature is None:
             token = draw(proposal, own, uniforms.token)
+            token_log_p = log_prob(logits, normaliser, own, token)
         else:
-            tempered = power_proposal(log_p, allowed, 1 / numbers.proposal_temperature)
+            inverse = 1 / numbers.proposal_temperature
+            tempered = power_proposal(logits, allowed, inverse, normaliser=normaliser)
             token = draw(tempered, own, uniforms.token)
+            token_log_p = log_prob(logits, normaliser, own, token)
             # log p^a/q instead of log S: add what the token's own weight differs by.
-            log_q = log_p[own, token] / numbers.proposal_temperature - tempered.log_sum
-            correction = exponent * log_p[own, token] - log_q - proposal.log_sum
+            log_q = token_log_p * inverse - tempered.log_sum
+            correction = exponent * token_log_p - log_q - proposal.log_sum
             particles = particles._replace(
                 log_weight=jnp.where(
                     active, particles.log_weight + correction, particles.log_weight
                 )
             )
-        particles = extend(particles, own, token, log_p[own, token], active, ends[own, token])
+        particles = extend(particles, own, token, token_log_p, active, at(ends, own, token))
         due = due & (step < target.cap - 1)
         particles, ess, resampled, parent = self._resample(numbers, particles, uniforms, due)
         stay = jnp.zeros_like(active)

@@ -32,7 +32,18 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc import inverse_cdf, weights
-from jax_power_smc.proposal import PowerProposal, draw, power_proposal
+from jax_power_smc.proposal import (
+    Normaliser,
+    PowerProposal,
+    at,
+    block_of,
+    bound,
+    draw,
+    log_prob,
+    normalise,
+    power_proposal,
+    share_support,
+)
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers import checks
 from jax_power_smc.samplers.base import Outcome, Particles, Selection, start
@@ -93,16 +104,20 @@ class Children(NamedTuple):
 
     Attributes:
       token: [N, K] int32, tokens of the explicit children.
+      log_p: [N, K], their log p at temperature 1; read where their mass is positive.
       going: [N, C] log mass ``log p(v)^a`` of those that do not end the sequence, else -inf.
       ending: [N, C] the same of those that end it.
       going_tail, ending_tail: what the token of a selected tail child is drawn from.
+      rest: [N, V], the logits without those of the explicit children.
     """
 
     token: jax.Array
+    log_p: jax.Array
     going: jax.Array
     ending: jax.Array
     going_tail: PowerProposal
     ending_tail: PowerProposal
+    rest: jax.Array
 
 
 class Candidates(NamedTuple):
@@ -147,16 +162,17 @@ class WithoutReplacementRule:
         numbers: WithoutReplacementNumbers,
         target: TargetArrays,
         particles: Particles,
-        log_p: jax.Array,
+        logits: jax.Array,
         ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> Selection:
-        """One step; log_p [N, V] of the running rows at temperature 1."""
+        """One step; logits [N, V] of the running rows at temperature 1."""
         n = self.num_particles
         exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
-        children = self.children(log_p, target, ends, exponent, step)
+        normaliser = normalise(logits)
+        children = self.children(logits, normaliser, target, ends, exponent, step)
         candidates = self.candidates(log_weight, children)
         # Both systematic passes have a uniform number of their own.
         running = select(candidates.running, n, uniforms.resample[0])
@@ -175,11 +191,14 @@ class WithoutReplacementRule:
         rests = place(own, kept.at[:n].set(False))
         arrives = rests >= n  # a child that has just ended
 
-        goes_row, goes_token = self._who(goes, children, children.going_tail, uniforms.token[:n])
-        rests_row, rests_token = self._who(
+        goes_row, goes_token, goes_log_p = self._who(
+            goes, children, children.going_tail, normaliser, uniforms.token[:n]
+        )
+        rests_row, rests_token, rests_log_p = self._who(
             jnp.where(arrives, rests - n, jnp.int32(-1)),
             children,
             children.ending_tail,
+            normaliser,
             uniforms.token[n:],
         )
         parent = jnp.concatenate(
@@ -189,13 +208,13 @@ class WithoutReplacementRule:
         active = jnp.concatenate([goes >= 0, arrives])
         new_weight = jnp.concatenate([_at(running, goes), _at(pool, rests)])
 
-        log_prob = particles.log_prob[parent]
-        drawn_log_prob = log_p[jnp.where(active, parent, 0), token]
+        before = particles.log_prob[parent]
+        drawn_log_prob = jnp.concatenate([goes_log_p, rests_log_p])
         log_weight, log_evidence = weights.renormalize(new_weight, particles.log_evidence)
         particles = particles._replace(
             log_weight=log_weight,
             log_evidence=log_evidence,
-            log_prob=jnp.where(active, log_prob + drawn_log_prob, log_prob),
+            log_prob=jnp.where(active, before + drawn_log_prob, before),
             exponent=exponent,
             length=particles.length[parent] + active.astype(jnp.int32),
             drawn=particles.drawn + jnp.sum(active, dtype=jnp.int32),
@@ -229,39 +248,51 @@ class WithoutReplacementRule:
 
     def children(
         self,
-        log_p: jax.Array,
+        logits: jax.Array,
+        normaliser: Normaliser,
         target: TargetArrays,
         ends: jax.Array,
         exponent: jax.Array,
         step: jax.Array,
     ) -> Children:
-        """All children of the running rows; log_p, ends [N, V]."""
-        allowed = support(log_p, target, ends, step)
-        possible = allowed & (log_p > -jnp.inf)
-        mass = jnp.where(possible, exponent * jnp.where(possible, log_p, 0), -jnp.inf)
-        token = self.explicit(mass)
-        explicit = jnp.take_along_axis(mass, token, axis=1)
-        explicit_ends = jnp.take_along_axis(ends, token, axis=1)
-        rows = jnp.arange(self.num_particles, dtype=jnp.int32)[:, None]
-        rest = allowed.at[rows, token].set(False)
-        going_tail = power_proposal(log_p, rest & ~ends, exponent)
-        ending_tail = power_proposal(log_p, rest & ends, exponent)
+        """All children of the running rows; logits [N, V], ends [N or 1, V]."""
+        allowed = support(logits, target, ends, step)
+        token = self.explicit(logits, allowed)
+        rows = jnp.broadcast_to(
+            jnp.arange(self.num_particles, dtype=jnp.int32)[:, None], token.shape
+        )
+        possible = at(allowed, rows, token) & (logits[rows, token] > -jnp.inf)
+        possible = possible & ~normaliser.is_bad[:, None]
+        log_p = jnp.where(possible, log_prob(logits, normaliser, rows, token), 0)
+        explicit = jnp.where(possible, exponent * log_p, -jnp.inf)
+        explicit_ends = at(ends, rows, token)
+        # Tokens without mass need not be taken out. That the others wait for all that is read of
+        # the logits lets the compiler take them out in place.
+        out = jnp.where(possible, token, jnp.int32(logits.shape[1]))
+        rest = logits.at[rows, out].set(-jnp.inf, mode="drop")
+        going_tail = power_proposal(rest, allowed & ~ends, exponent, normaliser=normaliser)
+        ending_tail = power_proposal(rest, allowed & ends, exponent, normaliser=normaliser)
         none = jnp.full_like(explicit, -jnp.inf)
         going = jnp.where(explicit_ends, none, explicit)
         ending = jnp.where(explicit_ends, explicit, none)
         return Children(
             token,
+            log_p,
             jnp.concatenate([going, going_tail.log_sum[:, None]], axis=1),
             jnp.concatenate([ending, ending_tail.log_sum[:, None]], axis=1),
             going_tail,
             ending_tail,
+            rest,
         )
 
-    def explicit(self, mass: jax.Array) -> jax.Array:
-        """[N, K] int32, different tokens of each row, by log mass [N, V]: the largest."""
-        vocab = mass.shape[1]
+    def explicit(self, logits: jax.Array, allowed: jax.Array) -> jax.Array:
+        """[N, K] int32, different tokens of each row: the most probable ones of the support.
+
+        logits [N, V], allowed [N or 1, V]. Where the support has less than K, others are among
+        them.
+        """
         asked = self.num_particles if self.explicit_children is None else self.explicit_children
-        return jax.lax.top_k(mass, min(asked, vocab))[1].astype(jnp.int32)
+        return _largest(logits, allowed, min(asked, logits.shape[1]))
 
     def candidates(self, log_weight: jax.Array, children: Children) -> Candidates:
         """What is selected from; log_weight [M]."""
@@ -274,14 +305,22 @@ class WithoutReplacementRule:
         )
 
     def _who(
-        self, child: jax.Array, children: Children, tail: PowerProposal, uniforms: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Row and token of each child [N], given by its index row * C + column (or -1)."""
+        self,
+        child: jax.Array,
+        children: Children,
+        tail: PowerProposal,
+        normaliser: Normaliser,
+        uniforms: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Row, token and log p of each child [N], given by its index row * C + column (or -1)."""
         width = children.going.shape[1]
         row = jnp.maximum(child, 0) // width
         column = jnp.maximum(child, 0) % width
-        explicit = children.token[row, jnp.minimum(column, width - 2)]
-        return row, jnp.where(column < width - 1, explicit, draw(tail, row, uniforms))
+        is_tail, column = column == width - 1, jnp.minimum(column, width - 2)
+        drawn = draw(tail, row, uniforms)
+        token = jnp.where(is_tail, drawn, children.token[row, column])
+        drawn_log_p = log_prob(children.rest, normaliser, row, drawn)
+        return row, token, jnp.where(is_tail, drawn_log_p, children.log_p[row, column])
 
     def _stop_early(
         self, numbers: WithoutReplacementNumbers, target: TargetArrays, particles: Particles
@@ -316,3 +355,26 @@ def _at(log_weight: jax.Array, index: jax.Array) -> jax.Array:
     """Log weights at the indices; -inf where the index is -1."""
     there = log_weight[jnp.maximum(index, 0)]
     return jnp.where(index >= 0, there, jnp.full_like(there, -jnp.inf))
+
+
+def _largest(x: jax.Array, allowed: jax.Array, count: int) -> jax.Array:
+    """[N, K] int32: where the K largest of x [N, V] are, those allowed [N or 1, V] first.
+
+    The K blocks of the largest maxima hold them (a value outside has K maxima above it). Where
+    that leaves out most of a large vocabulary, it is twice as fast as searching all of it. Ties
+    may then be broken in any way.
+    """
+    num, vocab = x.shape
+    block = block_of(vocab)
+    blocks = vocab // block
+    if blocks * block != vocab or blocks < 4 * count:
+        return jax.lax.top_k(jnp.where(allowed, x, -jnp.inf), count)[1].astype(jnp.int32)
+    x, allowed = share_support(x, allowed)
+    x, allowed = x.reshape(num, blocks, block), allowed.reshape(blocks, block)
+    rows = jnp.arange(num, dtype=jnp.int32)[:, None]
+    highest = jnp.max(jnp.minimum(x, bound(allowed[None], x.dtype)), axis=-1)
+    chosen = jax.lax.top_k(highest, count)[1].astype(jnp.int32)
+    # The same values once more: what two operations share would be written out.
+    inside = jnp.where(allowed[chosen], x[rows, chosen], -jnp.inf)
+    found = jax.lax.top_k(inside.reshape(num, count * block), count)[1].astype(jnp.int32)
+    return chosen[rows, found // block] * block + found % block

@@ -19,7 +19,7 @@ import numpy as np
 
 from jax_power_smc import decode, exact, selection
 from jax_power_smc.decode import Request
-from jax_power_smc.proposal import power_proposal
+from jax_power_smc.proposal import normalise, power_proposal
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
 from jax_power_smc.schedule import bridge, exponent_at
@@ -243,7 +243,7 @@ def _selections(model, rule):
         exponent = exponent_at(carry.step, target.alpha, numbers.ramp_tokens)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
         ends = decode.ending_tokens(target, request.stop, carry.stop_state[: rule.num_particles])
-        children = rule.children(log_p, target, ends, exponent, carry.step)
+        children = rule.children(log_p, normalise(log_p), target, ends, exponent, carry.step)
         candidates = rule.candidates(log_weight, children)
         tails = (children.going_tail.mass, children.ending_tail.mass)
         return (

@@ -20,12 +20,12 @@ class _EndsWhereTheRampIs:
 class _BridgesOnlyTheRunning:
     """Bridges only the sequences that are still running."""
 
-    def advance(self, numbers, target, particles, log_p, ends, uniforms, step):
+    def advance(self, numbers, target, particles, logits, ends, uniforms, step):
         exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
         undo = (exponent - particles.exponent) * particles.log_prob
         log_weight = jnp.where(particles.ended, particles.log_weight - undo, particles.log_weight)
         particles = particles._replace(log_weight=log_weight)
-        return super().advance(numbers, target, particles, log_p, ends, uniforms, step)
+        return super().advance(numbers, target, particles, logits, ends, uniforms, step)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -200,8 +200,8 @@ def _padded(sequences, horizon):
 class LeastProbable(WithoutReplacementRule):
     """No mistake: any explicit children will do, also the worst ones."""
 
-    def explicit(self, mass):
-        return super().explicit(-mass)
+    def explicit(self, logits, allowed):
+        return super().explicit(-logits, allowed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,8 +89,8 @@ def test_a_stop_rule_is_unbiased(x64, num_particles):
 class WrongExplicit(WithoutReplacementRule):
     """Takes the least probable tokens for its explicit children."""
 
-    def explicit(self, mass):
-        return super().explicit(-mass)
+    def explicit(self, logits, allowed):
+        return super().explicit(-logits, allowed)
 
 
 @pytest.mark.parametrize(

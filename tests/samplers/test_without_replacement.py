@@ -13,6 +13,7 @@ import scipy.stats
 import jax_power_smc as psmc
 from jax_power_smc import PowerTarget, TableLM, WithoutReplacement, decode, engine, randomness
 from jax_power_smc.decode import Request
+from jax_power_smc.proposal import normalise
 from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
 from tests.models.small import assert_one_sentence
 
@@ -41,8 +42,8 @@ def short_chunks():
 class LeastProbableRule(WithoutReplacementRule):
     """The worst explicit children: those of the least mass."""
 
-    def explicit(self, mass):
-        return super().explicit(-mass)
+    def explicit(self, logits, allowed):
+        return super().explicit(-logits, allowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -458,8 +459,14 @@ def test_tail_masses_of_a_large_vocabulary():
     ends = np.zeros((rows, vocab), bool)
     ends[:, ::50] = True
     target = PowerTarget(4.0, (0,)).arrays(vocab, 8)
+    logits = jnp.asarray(log_p)
     children = jax.jit(WithoutReplacementRule(rows, explicit).children)(
-        jnp.asarray(log_p), target, jnp.asarray(ends), jnp.float32(4), jnp.int32(0)
+        jnp.asarray(log_p),
+        normalise(jnp.asarray(log_p)),
+        target,
+        jnp.asarray(ends),
+        jnp.float32(4),
+        jnp.int32(0),
     )
     exact = 4 * log_p.astype(np.float64)
     token = np.asarray(children.token)
@@ -482,6 +489,23 @@ def test_tail_masses_of_a_large_vocabulary():
     assert (np.sort(token, axis=1) == np.sort(largest, axis=1)).all()
     both = np.concatenate([children.going, children.ending], axis=1)
     assert np.isfinite(both).sum() == rows * (explicit + 2)
+
+
+@pytest.mark.parametrize("own_supports", [False, True])
+def test_explicit_children_of_a_large_vocabulary_are_the_largest(own_supports):
+    # 64 blocks of 64 tokens: enough to look for the 16 largest in a few blocks only.
+    rows, vocab, explicit = 3, 4096, 16
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(rows, vocab)).astype(np.float32)
+    logits[0, 1000:1100] += 10  # many of them in one block
+    logits[1] = np.round(logits[1])  # ties
+    allowed = rng.random((rows if own_supports else 1, vocab)) < 0.5
+    rule = WithoutReplacementRule(rows, explicit)
+    token = np.asarray(rule.explicit(jnp.asarray(logits), jnp.asarray(allowed)))
+    inside = np.where(allowed, logits, -np.inf)
+    found = np.take_along_axis(inside, token, axis=1)
+    np.testing.assert_array_equal(-np.sort(-found), -np.sort(-inside)[:, :explicit])
+    assert all(len(set(row)) == explicit for row in token.tolist())
 
 
 # --- Company, arguments -----------------------------------------------------------------------
@@ -547,9 +571,9 @@ def test_defaults_and_the_largest_values():
     assert WithoutReplacement(5) == WithoutReplacement(5, None, 0, 1e-4)
     WithoutReplacement(1, explicit_children=10**6, ramp_tokens=0, early_stop=1)
     # More explicit children than tokens are all of them.
-    mass = jnp.array([[-3.0, -1.0, -2.0]] * 4)
-    assert WithoutReplacementRule(4, 50).explicit(mass).tolist() == [[1, 2, 0]] * 4
-    assert WithoutReplacementRule(2, None).explicit(mass).tolist() == [[1, 2]] * 4
+    logits, allowed = jnp.array([[-3.0, -1.0, -2.0]] * 4), jnp.ones((1, 3), bool)
+    assert WithoutReplacementRule(4, 50).explicit(logits, allowed).tolist() == [[1, 2, 0]] * 4
+    assert WithoutReplacementRule(2, None).explicit(logits, allowed).tolist() == [[1, 2]] * 4
 
 
 def test_a_target_that_excludes_everything_is_a_failure():
