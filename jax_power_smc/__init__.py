@@ -16,11 +16,14 @@ from jax_power_smc.models.transformer import TransformerLM
 from jax_power_smc.result import SampleInfo, SampleResult
 from jax_power_smc.samplers import Ancestral, MetropolisHastings, PowerSMC, WithoutReplacement
 from jax_power_smc.stop import StopBoxed, StopRegex, StopString
+from jax_power_smc.streaming import Engine, Finished, Stream, StreamRequest, stream
 from jax_power_smc.target import PowerTarget
 
 __all__ = [
     "Ancestral",
     "CheckpointError",
+    "Engine",
+    "Finished",
     "LanguageModel",
     "LoadedModel",
     "MetropolisHastings",
@@ -31,6 +34,8 @@ __all__ = [
     "StopBoxed",
     "StopRegex",
     "StopString",
+    "Stream",
+    "StreamRequest",
     "TableLM",
     "TransformerConfig",
     "TransformerLM",
@@ -40,4 +45,5 @@ __all__ = [
     "load",
     "pool",
     "sample",
+    "stream",
 ]

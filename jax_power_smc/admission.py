@@ -24,13 +24,8 @@ def check_request(
     prompts_per_batch: int | None,
 ) -> list[int]:
     """Raises ValueError for what cannot be, and returns the prompts' ids."""
-    if not isinstance(target, PowerTarget):
-        raise ValueError(f"target is {target!r}; it must be a PowerTarget.")
-    if not isinstance(sampler, Sampler):
-        raise ValueError(
-            f"sampler is {sampler!r}; allowed are WithoutReplacement, PowerSMC, "
-            "MetropolisHastings and Ancestral."
-        )
+    check_target(target)
+    check_sampler(sampler)
     checks.integer("max_new_tokens", max_new_tokens, at_least=1)
     if prompts_per_batch is not None:
         checks.integer("prompts_per_batch", prompts_per_batch, at_least=1)
@@ -42,31 +37,51 @@ def check_request(
     target.check(model.vocab_size, max_new_tokens)
     if isinstance(sampler, MetropolisHastings):
         sampler.check(max_new_tokens)
-    limit = getattr(model, "max_positions", None)
     for index, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            raise ValueError(f"prompt {index} is a string; prompts are lists of token ids.")
-        if not isinstance(prompt, Sized):
-            raise ValueError(f"prompt {index} is {prompt!r}; a prompt is a list of integers.")
-        if len(prompt) == 0:
-            raise ValueError(f"prompt {index} is empty; at least one token is needed.")
-        try:
-            ids = np.asarray(prompt)
-        except ValueError:  # rows of unequal length
-            ids = np.zeros((0, 0))
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"prompt {index} is {prompt!r}; a prompt is a list of integers.")
-        if ids.min() < 0 or ids.max() >= model.vocab_size:
-            bad = int(ids[(ids < 0) | (ids >= model.vocab_size)][0])
-            raise ValueError(
-                f"prompt {index} has token id {bad}; ids must lie in [0, {model.vocab_size})."
-            )
-        if limit is not None and len(prompt) + max_new_tokens > limit:
-            raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}; "
-                f"together they must not exceed the model's {limit} positions."
-            )
+        check_prompt(index, prompt, model, max_new_tokens)
     return check_prompt_ids(prompt_ids, len(prompts))
+
+
+def check_target(target: Any) -> None:
+    """Raises ValueError unless it is a target."""
+    if not isinstance(target, PowerTarget):
+        raise ValueError(f"target is {target!r}; it must be a PowerTarget.")
+
+
+def check_sampler(sampler: Any) -> None:
+    """Raises ValueError unless it is a sampler."""
+    if not isinstance(sampler, Sampler):
+        raise ValueError(
+            f"sampler is {sampler!r}; allowed are WithoutReplacement, PowerSMC, "
+            "MetropolisHastings and Ancestral."
+        )
+
+
+def check_prompt(index: int, prompt: Any, model: LanguageModel, max_new_tokens: int) -> None:
+    """Raises ValueError unless it is a list of the model's token ids that leaves room for more."""
+    if isinstance(prompt, str):
+        raise ValueError(f"prompt {index} is a string; prompts are lists of token ids.")
+    if not isinstance(prompt, Sized):
+        raise ValueError(f"prompt {index} is {prompt!r}; a prompt is a list of integers.")
+    if len(prompt) == 0:
+        raise ValueError(f"prompt {index} is empty; at least one token is needed.")
+    try:
+        ids = np.asarray(prompt)
+    except ValueError:  # rows of unequal length
+        ids = np.zeros((0, 0))
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"prompt {index} is {prompt!r}; a prompt is a list of integers.")
+    if ids.min() < 0 or ids.max() >= model.vocab_size:
+        bad = int(ids[(ids < 0) | (ids >= model.vocab_size)][0])
+        raise ValueError(
+            f"prompt {index} has token id {bad}; ids must lie in [0, {model.vocab_size})."
+        )
+    limit = getattr(model, "max_positions", None)
+    if limit is not None and len(prompt) + max_new_tokens > limit:
+        raise ValueError(
+            f"prompt {index} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}; "
+            f"together they must not exceed the model's {limit} positions."
+        )
 
 
 def check_key(key: Any) -> None:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc import decode, programs, randomness
+from jax_power_smc.buckets import pad_prompts
 from jax_power_smc.decode import AnyPrompt, StopArrays
 from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
@@ -161,12 +162,14 @@ def move(
         token = jax.lax.dynamic_slice_in_dim(now.chains.tokens, last, 1, axis=1)[:, 0]
         logits, cache = model.decode(params, prompt.context, now.cache, token, last, last)
         logits = jnp.where(now.step == 0, prompt.logits[None, :], logits)
-        log_p = jax.nn.log_softmax(logits.astype(now.chains.log_s.dtype), axis=-1)
+        logits = logits.astype(now.chains.log_s.dtype)
 
         before = jax.lax.dynamic_slice_in_dim(now.chains.stop_state, now.step, 1, axis=1)[:, 0]
         ends = decode.ending_tokens(target, stop, before)
+        if stop is None:
+            ends = ends[:1]  # the same for all rows
         chains, token, drew = mh.extend(
-            target, now.chains, now.going, log_p, ends, uniforms.token(now.step), now.step
+            target, now.chains, now.going, logits, ends, uniforms.token(now.step), now.step
         )
         after = decode.next_stop_state(stop, before, token, drew)
         chains = chains._replace(
@@ -179,7 +182,7 @@ def move(
             chains=chains,
             cache=cache,
             drawn=now.drawn + jnp.sum(drew, dtype=jnp.int32),
-            bad_logits=now.bad_logits | (jnp.any(now.going) & decode.is_bad(log_p)),
+            bad_logits=now.bad_logits | (jnp.any(now.going) & decode.is_bad(logits)),
             going=going,
             step=now.step + 1,
             any_going=any_prompt(jnp.any(going)),
@@ -352,10 +355,7 @@ def _pad(
 ) -> tuple[jax.Array, jax.Array, TargetArrays, jax.Array]:
     """Prompts [P, S], their lengths [P], targets and keys; rows without a prompt have cap 0."""
     idle = width - len(prompts)
-    tokens = np.zeros((width, bucket), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=False):
-        row[: len(prompt)] = prompt
-    lengths = np.array([len(prompt) for prompt in prompts] + [1] * idle, np.int32)
+    tokens, lengths = pad_prompts(prompts, width, bucket)
     caps = np.array([max_new_tokens] * len(prompts) + [0] * idle, np.int32)
     targets = jax.tree.map(
         lambda x: jnp.broadcast_to(x[None], (width, *x.shape)),

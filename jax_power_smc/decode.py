@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.language_model import LanguageModel, move_cache, take_ancestors
+from jax_power_smc.proposal import normalise
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers.base import Outcome, Particles, Rule, Selection
 from jax_power_smc.stop import StopRule, compile_stop
@@ -36,7 +37,7 @@ class Request(NamedTuple):
       numbers: the sampler's traced scalars.
       key: the prompt's key (``randomness.prompt_keys``); the engine makes each step's uniform
         numbers from it, the step itself takes them as an argument.
-      stop: the table of the stop rule, shared by all prompts; None without one.
+      stop: the stop rule; None if no prompt has one.
     """
 
     context: Any
@@ -50,11 +51,14 @@ class StopArrays(NamedTuple):
     """A stop rule as the step looks it up (``stop.StopTable``).
 
     Attributes:
-      next_state: [states, V] int16, the state after a token; state 0 is the start.
-      final: [] int16, the state in which the match is complete.
+      next_state: [states, V] int16, the state after a token; one table for all prompts, in which
+        each rule has states of its own.
+      start: [] int32, the state before the first token.
+      final: [] int16, the state in which the match is complete; -1 if there is no rule.
     """
 
     next_state: jax.Array
+    start: jax.Array
     final: jax.Array
 
 
@@ -128,12 +132,18 @@ def begin(
         particles=rule.start(dtype),
         tokens=jnp.full((rule.num_rows, capacity), PAD_ID, jnp.int32),
         token=jnp.full((num,), PAD_ID, jnp.int32),
-        cache=model.init_cache(params, num, capacity),
-        stop_state=jnp.zeros((rule.num_rows,), jnp.int32),
+        cache=None,
+        stop_state=jnp.broadcast_to(
+            jnp.int32(0) if request.stop is None else request.stop.start, (rule.num_rows,)
+        ),
         step=jnp.zeros((), jnp.int32),
     )
     logits = jnp.broadcast_to(logits[None, :], (num, logits.shape[0]))
-    return _propagate(model, rule, request, carry, carry.cache, logits, uniforms, any_prompt)
+    clock = jnp.zeros((), jnp.int32)
+    carry, observed = _propagate(
+        model, rule, request, carry, None, logits, uniforms, clock, any_prompt
+    )
+    return carry._replace(cache=model.init_cache(params, num, capacity)), observed
 
 
 def decode_step(
@@ -160,7 +170,7 @@ def decode_step(
     logits, cache = model.decode(
         params, request.context, carry.cache, carry.token, carry.step - 1, clock
     )
-    return _propagate(model, rule, request, carry, cache, logits, uniforms, any_prompt)
+    return _propagate(model, rule, request, carry, cache, logits, uniforms, clock, any_prompt)
 
 
 def finish(rule: Rule, request: Request, carry: Carry, uniforms: jax.Array) -> Outcome:
@@ -174,10 +184,10 @@ def weight_dtype(logits: jax.Array) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
 
 
-def is_bad(log_p: jax.Array) -> jax.Array:
-    """[] bool: some row of log_p [N, V] comes from logits that are no log probabilities."""
-    # The sum over a row makes all of it NaN, so one column tells.
-    return jnp.any(jnp.isnan(log_p[:, 0]))
+def is_bad(logits: jax.Array) -> jax.Array:
+    """[] bool: some row of logits [N, V] makes no log probabilities."""
+    # The sampler asks for the same normaliser, so it is computed once.
+    return jnp.any(normalise(logits).is_bad)
 
 
 def is_running(particles: Particles, target: TargetArrays, step: jax.Array) -> jax.Array:
@@ -194,21 +204,24 @@ def _propagate(
     cache: Any,
     logits: jax.Array,
     uniforms: StepUniforms,
+    clock: jax.Array,
     any_prompt: AnyPrompt,
 ) -> tuple[Carry, Observed]:
-    """From the logits [N, V] of the next token to the next carry."""
+    """From the logits [N, V] of the next token to the next carry; no cache (None) at step 0."""
     num, step = rule.num_particles, carry.step
     chex.assert_shape(logits, (num, None))
     dtype = carry.particles.log_weight.dtype
-    log_p = jax.nn.log_softmax(logits.astype(dtype), axis=-1)
+    logits = logits.astype(dtype)
     request = _with_dtype(request, dtype)
     ends = ending_tokens(request.target, request.stop, carry.stop_state[:num])
+    if request.stop is None:
+        ends = ends[:1]  # the same for all rows
     chosen = rule.advance(
-        request.numbers, request.target, carry.particles, log_p, ends, uniforms, step
+        request.numbers, request.target, carry.particles, logits, ends, uniforms, step
     )
     # A prompt that is done is frozen: what its neighbours still need must not change it.
     running = is_running(carry.particles, request.target, step)
-    bad = running & is_bad(log_p)
+    bad = running & is_bad(logits)
     chosen = _freeze_unless(running, carry, chosen)
 
     moves = chosen.parent != jnp.arange(rule.num_rows, dtype=jnp.int32)
@@ -216,7 +229,7 @@ def _propagate(
     cache, tokens = jax.lax.cond(
         any_prompt(jnp.any(moves)),
         lambda: (
-            move_cache(model, cache, chosen.parent[:num]),
+            move_cache(model, cache, chosen.parent[:num], step - 1, clock),
             take_ancestors(carry.tokens, chosen.parent),
         ),
         lambda: (cache, carry.tokens),
@@ -251,7 +264,11 @@ def stop_arrays(rule: StopRule | None, tokenizer: Any, vocab_size: int) -> StopA
         raise ValueError(f"the target has stop={rule!r}; pass tokenizer= to say what tokens spell.")
     table = compile_stop(rule, tokenizer, vocab_size)
     (final,) = np.flatnonzero(table.accepting)
-    return StopArrays(jnp.asarray(table.next_state), jnp.asarray(final, table.next_state.dtype))
+    return StopArrays(
+        jnp.asarray(table.next_state),
+        start=jnp.zeros((), jnp.int32),
+        final=jnp.asarray(final, table.next_state.dtype),
+    )
 
 
 def ending_tokens(target: TargetArrays, stop: StopArrays | None, state: jax.Array) -> jax.Array:

@@ -1,16 +1,18 @@
-"""The engine's three programs on a batch of prompts, and the cache of their compiled forms.
+"""The engine's programs on its prompt slots, and the cache of their compiled forms.
 
-    start       prefill and step 0
-    run_chunk   a number of decode steps, or nothing if all prompts are done
-    finish      final weights and choices
+    enter       prefill and step 0 of a group of prompts
+    insert      puts them into free slots
+    run_chunk   a number of decode steps of all slots, or nothing if all are done
+    harvest     final weights and choices of a group of slots
+    retire      ends prompts that are not wanted any more
 
-Letters: P prompts, S padded prompt length.
+Letters: P slots, R prompts that enter or leave together, S padded prompt length.
 """
 
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +20,28 @@ import jax.numpy as jnp
 from jax_power_smc import decode, randomness
 from jax_power_smc.decode import Carry, Observed, Request, StopArrays
 from jax_power_smc.language_model import LanguageModel
-from jax_power_smc.samplers import Outcome, Rule
+from jax_power_smc.samplers import Outcome, Particles, Rule
 from jax_power_smc.target import TargetArrays
 
-REQUEST_AXES: Any = Request(context=0, target=0, numbers=None, key=0, stop=None)  # type: ignore[arg-type]
+
+class Harvest(NamedTuple):
+    """What R prompts leave behind.
+
+    Attributes:
+      outcome: final weights and choices, [R, N].
+      particles: the populations, [R, M].
+      tokens: [R, M, T] int32.
+    """
+
+    outcome: Outcome
+    particles: Particles
+    tokens: jax.Array
+
+
+def request_axes(stop: StopArrays | None) -> Any:
+    """Which parts of a ``Request`` belong to a prompt (0) and which to all (None)."""
+    shared_table = None if stop is None else StopArrays(next_state=None, start=0, final=0)  # type: ignore[arg-type]
+    return Request(context=0, target=0, numbers=None, key=0, stop=shared_table)  # type: ignore[arg-type]
 
 
 def over_prompts(function: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
@@ -31,39 +51,28 @@ def over_prompts(function: Callable[..., Any], in_axes: tuple[Any, ...]) -> Call
     """
 
     def batched(*args: Any) -> Any:
-        size = next(
-            jax.tree.leaves(arg.key if isinstance(arg, Request) else arg)[0].shape[0]
-            for axis, arg in zip(in_axes, args, strict=True)
-            if axis is not None
-        )
-        if size > 1:
+        sizes: list[int] = []
+        _per_prompt(lambda x: sizes.append(x.shape[0]), args, in_axes)
+        if sizes[0] > 1:
             mapped = functools.partial(function, decode.any_in_batch)
             return jax.vmap(mapped, in_axes=in_axes, axis_name="prompts")(*args)
-        return _expand(function(decode.this_prompt, *_squeeze(args, in_axes)))
+        alone = _per_prompt(lambda x: x[0], args, in_axes)
+        return jax.tree.map(lambda x: x[None], function(decode.this_prompt, *alone))
 
     return batched
 
 
-def _squeeze(args: tuple[Any, ...], in_axes: tuple[Any, ...]) -> list[Any]:
-    def first(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x[0], tree)
+def _per_prompt(function: Callable[[jax.Array], Any], args: Any, axes: Any) -> Any:
+    """The function applied to the arrays that have an axis of prompts."""
 
-    out = []
-    for arg, axis in zip(args, in_axes, strict=True):
-        if isinstance(arg, Request):
-            shared = {"numbers": arg.numbers, "stop": arg.stop}
-            out.append(first(arg._replace(numbers=None, stop=None))._replace(**shared))
-        else:
-            out.append(arg if axis is None else first(arg))
-    return out
+    def below(axis: int | None, tree: Any) -> Any:
+        return tree if axis is None else jax.tree.map(function, tree)
 
-
-def _expand(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x[None], tree)
+    return jax.tree.map(below, axes, args, is_leaf=lambda x: x is None)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rule", "capacity"))
-def start(
+def enter(
     params: Any,
     prompts: jax.Array,
     lengths: jax.Array,
@@ -76,23 +85,44 @@ def start(
     rule: Rule,
     capacity: int,
 ) -> tuple[Request, Carry, Observed]:
-    """Prefill and step 0: prompts [P, S], lengths [P]."""
+    """Prefill and step 0: prompts [R, S], lengths [R]; the carries have no cache yet.
 
-    def one(any_prompt, params, prompt, length, target, numbers, key):  # type: ignore[no-untyped-def]
+    ``capacity`` is that of the token buffers.
+    """
+
+    def one(any_prompt, params, request, prompt, length):  # type: ignore[no-untyped-def]
         logits, context = model.prefill(params, prompt, length)
-        request = Request(context, target, numbers, key, stop)
+        request = request._replace(context=context)
         uniforms = randomness.step_uniforms(
-            key, jnp.zeros((), jnp.int32), rule.num_rows, decode.weight_dtype(logits)
+            request.key, jnp.zeros((), jnp.int32), rule.num_rows, decode.weight_dtype(logits)
         )
         carry, observed = decode.begin(
             model, rule, capacity, params, request, logits, uniforms, any_prompt
         )
-        return context, carry, observed
+        return context, carry._replace(cache=None), observed
 
-    contexts, carry, observed = over_prompts(one, (None, 0, 0, 0, None, 0))(
-        params, prompts, lengths, targets, numbers, keys
+    request = Request(None, targets, numbers, keys, stop)
+    axes = request_axes(stop)._replace(context=None)
+    contexts, carry, observed = over_prompts(one, (None, axes, 0, 0))(
+        params, request, prompts, lengths
     )
-    return Request(contexts, targets, numbers, keys, stop), carry, observed
+    return request._replace(context=contexts), carry, observed
+
+
+def empty_cache(
+    model: LanguageModel, params: Any, num_prompts: int, num_particles: int, capacity: int
+) -> Any:
+    """The caches of P prompts before the first token, leaves [P, N, ...]."""
+    shapes = jax.eval_shape(
+        functools.partial(model.init_cache, num_particles=num_particles, capacity=capacity), params
+    )
+    return jax.tree.map(lambda x: jnp.zeros((num_prompts, *x.shape), x.dtype), shapes)
+
+
+@functools.partial(jax.jit, donate_argnames=("slots",))
+def insert(slots: Any, entered: Any, index: jax.Array) -> Any:
+    """The slots [P, ...] with those of ``index`` [R] int32 replaced; P and beyond is nobody."""
+    return jax.tree.map(lambda x, y: x.at[index].set(y, mode="drop"), slots, entered)
 
 
 @functools.partial(
@@ -102,33 +132,33 @@ def run_chunk(
     params: Any,
     request: Request,
     carry: Carry,
-    first: jax.Array,
+    clock: jax.Array,
     *,
     model: LanguageModel,
     rule: Rule,
     num_steps: int,
 ) -> tuple[Carry, Observed, jax.Array]:
-    """Steps first .. first + num_steps - 1 of P prompts, or nothing if all are done.
+    """``num_steps`` steps of P prompts, the first at ``clock`` [] int32; nothing if all are done.
 
     Returns:
-      The carry; what was observed, [P, steps, ...]; and whether any prompt still runs [].
+      The carry; what was observed, [P, steps, ...]; and whether each prompt still runs [P].
     """
 
     # The loop is inside the vmap, so that a batch of one has no axis of size 1 in its carry.
-    def one(any_prompt, params, request, carry, first):  # type: ignore[no-untyped-def]
-        def body(carry: Carry, index: jax.Array) -> tuple[Carry, Observed]:
+    def one(any_prompt, params, request, carry, clock):  # type: ignore[no-untyped-def]
+        def body(carry: Carry, clock: jax.Array) -> tuple[Carry, Observed]:
             uniforms = randomness.step_uniforms(
                 request.key, carry.step, rule.num_rows, carry.particles.log_weight.dtype
             )
             return decode.decode_step(
-                model, rule, params, request, carry, uniforms, index - 1, any_prompt
+                model, rule, params, request, carry, uniforms, clock, any_prompt
             )
 
-        return jax.lax.scan(body, carry, first + jnp.arange(num_steps, dtype=jnp.int32))
+        return jax.lax.scan(body, carry, clock + jnp.arange(num_steps, dtype=jnp.int32))
 
     def go(carry: Carry) -> tuple[Carry, Observed]:
-        chunk = over_prompts(one, (None, REQUEST_AXES, 0, None))
-        return chunk(params, request, carry, first)
+        chunk = over_prompts(one, (None, request_axes(request.stop), 0, None))
+        return chunk(params, request, carry, clock)
 
     def idle(carry: Carry) -> tuple[Carry, Observed]:
         shape, num = (carry.step.shape[0], num_steps), rule.num_particles
@@ -142,22 +172,38 @@ def run_chunk(
             bad_logits=jnp.zeros(shape, bool),
         )
 
-    def any_running(carry: Carry) -> jax.Array:
-        return jnp.any(jax.vmap(decode.is_running)(carry.particles, request.target, carry.step))
+    def running(carry: Carry) -> jax.Array:
+        return jax.vmap(decode.is_running)(carry.particles, request.target, carry.step)
 
-    carry, observed = jax.lax.cond(any_running(carry), go, idle, carry)
-    return carry, observed, any_running(carry)
+    carry, observed = jax.lax.cond(jnp.any(running(carry)), go, idle, carry)
+    return carry, observed, running(carry)
 
 
 @functools.partial(jax.jit, static_argnames=("rule",))
-def finish(request: Request, carry: Carry, *, rule: Rule) -> Outcome:
-    """Final weights and choices of P prompts."""
+def harvest(request: Request, carry: Carry, index: jax.Array, *, rule: Rule) -> Harvest:
+    """Final weights, choices and sequences of the slots ``index`` [R] int32; no cache is read."""
+    axes = request_axes(request.stop)._replace(context=None)
+    carry = jax.tree.map(lambda x: x[index], carry._replace(cache=None))
+    chosen = _per_prompt(lambda x: x[index], request._replace(context=None), axes)
 
     def one(request: Request, carry: Carry) -> Outcome:
         uniforms = randomness.final_uniforms(request.key, carry.particles.log_weight.dtype)
         return decode.finish(rule, request, carry, uniforms)
 
-    return jax.vmap(one, in_axes=(REQUEST_AXES, 0))(request, carry)
+    outcome = jax.vmap(one, in_axes=(axes, 0))(chosen, carry)
+    return Harvest(outcome, carry.particles, carry.tokens)
+
+
+@jax.jit
+def retire(cap: jax.Array, unwanted: jax.Array) -> jax.Array:
+    """The caps [P] with those of unwanted prompts [P] bool at 0: they take no further step."""
+    return jnp.where(unwanted, jnp.zeros_like(cap), cap)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capacity"))
+def grow(cache: Any, clock: jax.Array, *, model: Any, capacity: int) -> Any:
+    """The caches of P prompts with another capacity; ``clock`` [] is that of the last step."""
+    return jax.vmap(lambda cache: model.grow(cache, capacity, clock))(cache)
 
 
 # --- Compilation ------------------------------------------------------------------------------

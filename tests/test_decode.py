@@ -47,8 +47,9 @@ class BigCache:
 class MovesItself(BigCache):
     """The same with a move of its own, which leaves a trace in a spare column."""
 
-    def move(self, cache, ancestors):
-        own, big = take_ancestors(cache, ancestors)
+    def move(self, cache, source, destination, step, clock):
+        assert step.shape == clock.shape == ()
+        own, big = take_ancestors(cache, jnp.zeros_like(source).at[destination].set(source))
         return own, big.at[:, LEAF[0] - 1, 0].add(100.0)
 
 
@@ -65,7 +66,7 @@ def begin(model, caps, *, eos_ids=(1,)):
     prompts = jnp.asarray([[(2 * i) % 4, (i + 1) % 4] for i in range(count)], jnp.int32)
     keys = randomness.prompt_keys(jax.random.key(0), range(count))
     lengths = jnp.full((count,), 2, jnp.int32)
-    return programs.start(
+    request, carry, observed = programs.enter(
         PARAMS,
         prompts,
         lengths,
@@ -76,6 +77,8 @@ def begin(model, caps, *, eos_ids=(1,)):
         rule=SAMPLER.rule(),
         capacity=CAPACITY,
     )
+    cache = programs.empty_cache(model, PARAMS, count, NUM, CAPACITY)
+    return request, carry._replace(cache=cache), observed
 
 
 def one_step(model, any_prompt, *, alone=False):
@@ -89,8 +92,8 @@ def one_step(model, any_prompt, *, alone=False):
 
     if alone:
         return one
-    axes = decode.Request(context=0, target=0, numbers=None, key=0)
-    return jax.vmap(one, in_axes=(axes, 0, None), axis_name="prompts")
+    axes = programs.request_axes(None), 0, None
+    return jax.vmap(one, in_axes=axes, axis_name="prompts")
 
 
 @functools.cache
@@ -266,7 +269,8 @@ def test_a_model_moves_its_own_cache():
 
 def test_default_move_takes_the_rows_of_the_ancestors():
     cache = (jnp.arange(3, dtype=jnp.int32), jnp.arange(6, dtype=jnp.int32).reshape(3, 2))
-    moved = move_cache(TABLE, cache, jnp.array([2, 1, 2], jnp.int32))
+    zero = jnp.int32(0)
+    moved = move_cache(TABLE, cache, jnp.array([2, 1, 2], jnp.int32), zero, zero)
     assert moved[0].tolist() == [2, 1, 2] and moved[1].tolist() == [[4, 5], [2, 3], [4, 5]]
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc import Ancestral, PowerSMC, PowerTarget, TableLM, engine, programs
+from jax_power_smc import Ancestral, PowerSMC, PowerTarget, TableLM, buckets, engine, programs
+from jax_power_smc.slots import Slots
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -121,7 +122,7 @@ def test_the_length_of_chunks_does_not_matter(four, monkeypatch):
 
 
 def test_the_padding_of_prompts_does_not_matter(four, monkeypatch):
-    monkeypatch.setattr(engine, "SMALLEST_PROMPT_BUCKET", 4)
+    monkeypatch.setattr(buckets, "SMALLEST_PROMPT_BUCKET", 4)
     assert_same(four, sample())
 
 
@@ -137,15 +138,15 @@ def test_prompts_of_several_buckets_come_back_in_order(four):
 
 def test_an_early_end_stops_the_chunks_and_fills_in_idle_steps(monkeypatch):
     calls = []
-    original = engine._Batch._call
+    original = Slots._call
 
-    def counted(self, function, static, args):
+    def counted(self, function, static, *args):
         calls.append(function)
-        return original(self, function, static, args)
+        return original(self, function, static, *args)
 
     sure = PARAMS._replace(logits=PARAMS.logits.at[..., 1].add(30.0))
     monkeypatch.setattr(engine, "CHUNK", 3)
-    monkeypatch.setattr(engine._Batch, "_call", counted)
+    monkeypatch.setattr(Slots, "_call", counted)
     result = sample(params=sure, max_new_tokens=30)
     assert calls.count(programs.run_chunk) <= 2
     assert np.asarray(result.lengths).tolist() == [[1] * 4] * 4

@@ -32,7 +32,7 @@ def compiled_chunk(sampler, num_prompts, num_kv_heads):
     targets = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (num_prompts, *x.shape)), target)
     rule, numbers = sampler.rule(), sampler.numbers()
     request, carry, _ = jax.eval_shape(
-        lambda params, keys: programs.start(
+        lambda params, keys: programs.enter(
             params,
             jnp.ones((num_prompts, 16), jnp.int32),
             jnp.full((num_prompts,), 5, jnp.int32),
@@ -45,6 +45,11 @@ def compiled_chunk(sampler, num_prompts, num_kv_heads):
         ),
         params,
         randomness.prompt_keys(jax.random.key(0), range(num_prompts)),
+    )
+    carry = carry._replace(
+        cache=jax.eval_shape(
+            lambda: programs.empty_cache(model, params, num_prompts, rule.num_particles, CAPACITY)
+        )
     )
     first = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = programs.run_chunk.lower(

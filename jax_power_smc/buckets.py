@@ -1,0 +1,89 @@
+"""The shapes that are compiled: lengths rounded up to buckets, so that there are few."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+SMALLEST_PROMPT_BUCKET = 64
+# Shorter caches are not grown: what it saves does not pay for compiling another program.
+SMALLEST_CACHE_BUCKET = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The shapes of a set of slots.
+
+    Attributes:
+      slots: P.
+      group: R, prompts that enter or leave together, at most P.
+      prompt_tokens: S, of the longest prompt that may come.
+      new_tokens: T, the largest cap that may come.
+      chunk: steps between two looks of the host.
+      grows: whether caches begin small; else they have the capacity of the longest at once.
+    """
+
+    slots: int
+    group: int
+    prompt_tokens: int
+    new_tokens: int
+    chunk: int
+    grows: bool = True
+
+    @property
+    def token_capacity(self) -> int:
+        """Columns of the token buffers."""
+        return _round_up(self.new_tokens, self.chunk)
+
+    def prompt_bucket(self, length: int) -> int:
+        """The padded length of a prompt."""
+        return max(length, min(power_of_two(max(length, SMALLEST_PROMPT_BUCKET)), self.longest))
+
+    @property
+    def longest(self) -> int:
+        """The padded length of the longest prompt."""
+        return power_of_two(max(self.prompt_tokens, SMALLEST_PROMPT_BUCKET))
+
+    def cache_bucket(self, entries: int) -> int:
+        """The capacity of a cache that holds this many tokens."""
+        if not self.grows:
+            return self.token_capacity
+        return min(power_of_two(max(entries, SMALLEST_CACHE_BUCKET)), self.token_capacity)
+
+    def prompt_buckets(self) -> list[int]:
+        """All padded lengths."""
+        return _doubling(SMALLEST_PROMPT_BUCKET, self.longest)
+
+    def cache_buckets(self) -> list[int]:
+        """All capacities."""
+        if not self.grows:
+            return [self.token_capacity]
+        return _doubling(min(SMALLEST_CACHE_BUCKET, self.token_capacity), self.token_capacity)
+
+
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], rows: int, columns: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [rows, columns] and lengths [rows], both int32; missing prompts have one token 0."""
+    tokens = np.zeros((rows, columns), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=False):
+        row[: len(prompt)] = prompt
+    lengths = [len(prompt) for prompt in prompts] + [1] * (rows - len(prompts))
+    return tokens, np.array(lengths, np.int32)
+
+
+def power_of_two(value: int) -> int:
+    """The smallest one that is not below ``value``."""
+    return 1 << (value - 1).bit_length()
+
+
+def _doubling(first: int, last: int) -> list[int]:
+    """first, 2 first, ... up to last, which is always there."""
+    steps = [first]
+    while steps[-1] < last:
+        steps.append(min(2 * steps[-1], last))
+    return steps
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

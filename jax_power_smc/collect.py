@@ -1,0 +1,99 @@
+"""From what one prompt left on the device to its ``SampleResult``. On the host, in numpy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_power_smc import decode
+from jax_power_smc.decode import Observed
+from jax_power_smc.diagnostics import diagnose
+from jax_power_smc.programs import Harvest
+from jax_power_smc.result import SampleInfo, SampleResult
+from jax_power_smc.samplers import Rule
+from jax_power_smc.target import PowerTarget
+
+
+def collect(
+    rule: Rule,
+    target: PowerTarget,
+    cap: int,
+    lefts: Sequence[Harvest],
+    seens: Sequence[Observed],
+    seconds: dict[str, float],
+) -> SampleResult:
+    """The result of P prompts with the same target and cap.
+
+    Args:
+      rule: the sampler's algorithm.
+      target: the declared target.
+      cap: T.
+      lefts: what each left behind, [1, ...], in host memory.
+      seens: the first steps of each, [1, steps, ...]; those beyond T are dropped, and missing ones
+        count as steps that did not run.
+      seconds: by phase.
+    """
+    left: Any = jax.tree.map(lambda *xs: np.concatenate(xs), *lefts)
+    seen = _observed(rule, seens, cap)
+    outcome, particles = left.outcome, left.particles
+    rows = np.asarray(outcome.rows)
+
+    def returned(x: np.ndarray, nothing: Any) -> np.ndarray:
+        """The rows [P, N, ...] of the returned particles, out of all rows [P, M, ...]."""
+        there = rows.reshape(*rows.shape, *(1,) * (x.ndim - 2))
+        taken = np.take_along_axis(np.asarray(x), np.maximum(there, 0), axis=1)
+        return np.where(there >= 0, taken, np.asarray(nothing, x.dtype))
+
+    sequences = {
+        "tokens": returned(np.asarray(left.tokens)[:, :, :cap], decode.PAD_ID),
+        "lengths": returned(particles.length, 0),
+        "finished": returned(particles.finished, False),
+    }
+    log_weights = np.asarray(outcome.log_weight)
+    info = SampleInfo(
+        ess=seen.ess,
+        resampled=seen.resampled,
+        forks=seen.forks,
+        parent=seen.parent,
+        rows=rows,
+        **diagnose(**sequences, log_weights=log_weights, parent=seen.parent, rows=rows)._asdict(),
+        bad_logits=np.any(seen.bad_logits, axis=1),
+        dropped_mass=np.asarray(particles.dropped),
+        acceptance_rate=np.full((len(rows),), np.nan),
+        model_tokens=np.asarray(particles.drawn),
+        seconds=dict(seconds),
+    )
+    return SampleResult(
+        **{name: jnp.asarray(x) for name, x in sequences.items()},
+        log_probs=jnp.asarray(returned(particles.log_prob, 0.0)),
+        log_weights=jnp.asarray(log_weights),
+        log_evidence=jnp.asarray(outcome.log_evidence),
+        choice=jnp.asarray(outcome.choice),
+        target=target,
+        info=info,
+    )
+
+
+def _observed(rule: Rule, seens: Sequence[Any], cap: int) -> Any:
+    """``Observed`` [P, T, ...] in numpy: what every prompt's steps were seen to do."""
+    count, own = len(seens), np.arange(rule.num_rows, dtype=np.int32)
+    numpy_observed: Any = Observed
+    seen = numpy_observed(
+        ess=np.full((count, cap), rule.num_particles, seens[0].ess.dtype),
+        resampled=np.zeros((count, cap), bool),
+        forks=np.zeros((count, cap), np.int32),
+        parent=np.tile(own, (count, cap, 1)),
+        bad_logits=np.zeros((count, cap), bool),
+    )
+    for row, one in enumerate(seens):
+        for whole, part in zip(seen, one, strict=True):
+            steps = min(cap, part.shape[1])
+            whole[row, :steps] = part[0, :steps]
+    if rule.draws_first:
+        # The parents of step t were chosen after its token: they say whose tokens 0..t a slot
+        # holds, which in the genealogy is the parent at t + 1.
+        seen.parent[:, 1:] = seen.parent[:, :-1].copy()
+        seen.parent[:, 0] = own
+    return seen

@@ -1,0 +1,432 @@
+"""P prompt slots on the device, and the host's loop that keeps them full.
+
+A chunk of steps runs for all slots; prompts that are done are harvested; waiting ones are
+prefilled, take step 0 and are inserted where a slot is free. Prompts that entered at different
+times share the clock that says where their caches are written (``models.ring``).
+
+The host never waits for the chunk that it has just handed out: it looks at the one before, while
+this one runs. So a prompt that ends leaves its slot at most one chunk late, and the device always
+has something to do.
+
+What grows on the way: the prompt half of the slots to the longest bucket seen, the generated half
+to the oldest sequence that still runs, both in powers of two, so that few programs are compiled.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_power_smc import programs, randomness
+from jax_power_smc.buckets import Sizes, pad_prompts
+from jax_power_smc.decode import Carry, Observed, Request
+from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.mixed_targets import MixedTargets
+from jax_power_smc.programs import Harvest
+from jax_power_smc.result import PHASES
+from jax_power_smc.samplers import Rule
+from jax_power_smc.target import PowerTarget
+
+
+@dataclasses.dataclass(eq=False)
+class Work:
+    """One prompt on its way through the slots.
+
+    Attributes:
+      prompt: token ids.
+      prompt_id: for the randomness.
+      target: what to sample from.
+      cap: T.
+      cancelled: nobody wants the result any more; may be set at any time.
+      error: why there is none; set beforehand it keeps the prompt out of the slots.
+      left: what it left behind, leaves [1, ...] in host memory; None until it is through.
+      seen: what was observed, leaves [1, steps, ...].
+    """
+
+    prompt: Sequence[int]
+    prompt_id: int
+    target: PowerTarget
+    cap: int
+    cancelled: bool = False
+    error: Exception | None = None
+    left: Harvest | None = None
+    seen: Observed | None = None
+    # While it runs: the clock of its step 1, and what was seen, with its row there.
+    clock: int = 0
+    parts: list[tuple["_Seen", int]] = dataclasses.field(default_factory=list)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is something to decode."""
+        return not self.cancelled and self.error is None
+
+
+class _Seen:
+    """What was observed of some prompts [rows, steps, ...], on its way to the host."""
+
+    def __init__(self, observed: Observed) -> None:
+        self._observed = observed
+        _copy_to_host(observed)
+
+    def of(self, row: int) -> Observed:
+        self._observed = jax.device_get(self._observed)
+        return jax.tree.map(lambda x: x[row : row + 1], self._observed)
+
+
+class Slots:
+    """Decodes prompts as they come; see the module's docstring.
+
+    Args:
+      model, params: the language model.
+      rule, numbers: the sampler.
+      key: the key of the run.
+      sizes: shapes.
+      tokenizer: for stop rules.
+      looks_late: chunks that are handed out beyond the one that is looked at.
+
+    Attributes:
+      seconds: by phase, since the beginning. What enters while others decode counts as decoding.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        params: Any,
+        rule: Rule,
+        numbers: Any,
+        key: jax.Array,
+        sizes: Sizes,
+        tokenizer: Any = None,
+        looks_late: int = 1,
+    ) -> None:
+        self.model, self.params, self.rule, self.numbers = model, params, rule, numbers
+        self.key, self.sizes, self.looks_late = key, sizes, looks_late
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._targets = MixedTargets(model.vocab_size, tokenizer)
+        self._compiling = 0.0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._occupants: list[Work | None] = [None] * self.sizes.slots
+        self._request: Request | None = None
+        self._carry: Carry | None = None
+        self._clock = 0
+        # Chunks that were handed out and not looked at: who ran in them, and who still does.
+        self._unseen: collections.deque[tuple[list[Work | None], jax.Array]] = collections.deque()
+        self._leaving: collections.deque[tuple[list[Work], Harvest]] = collections.deque()
+
+    def warmup(self) -> float:
+        """Compiles what prompts of all sizes need, if no target has a truncation or a stop rule.
+
+        Returns:
+          Seconds of compiling.
+        """
+        before, sizes = self.seconds["compile"], self.sizes
+        plain = Work([0], 0, PowerTarget(1.0), 1)
+        index = jax.ShapeDtypeStruct((sizes.group,), jnp.int32)
+        clock = jax.ShapeDtypeStruct((), jnp.int32)
+        step = {"model": self.model, "rule": self.rule, "num_steps": sizes.chunk}
+        caches = {
+            capacity: jax.eval_shape(lambda capacity=capacity: self._empty_cache(capacity))
+            for capacity in sorted({self._cache_capacity(c) for c in sizes.cache_buckets()})
+        }
+        for bucket in sizes.prompt_buckets():
+            static, args = self._entering([plain], bucket)
+            self._compile(programs.enter, static, *args)
+            request, carry, _ = jax.eval_shape(functools.partial(programs.enter, **static), *args)
+            entered = _own(request), carry
+            slots = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((sizes.slots, *x.shape[1:]), x.dtype), entered
+            )
+            self._compile(programs.insert, {}, slots, entered, index)
+            request, carry = _with_shared(slots[0], request), slots[1]
+            for cache in caches.values():
+                args = self.params, request, carry._replace(cache=cache), clock
+                self._compile(programs.run_chunk, step, *args)
+        self._compile(
+            programs.harvest, {"rule": self.rule}, request._replace(context=None), carry, index
+        )
+        for small, large in itertools.pairwise(caches):
+            static = {"model": self.model, "capacity": large}
+            self._compile(programs.grow, static, caches[small], clock)
+        return self.seconds["compile"] - before
+
+    # --- The host's loop ---
+
+    def run(self, waiting: Iterable[Work | None]) -> Iterator[Work]:
+        """Yields every prompt when it is through, whatever became of it.
+
+        ``waiting`` is read when slots are free; a None there says that nothing waits at the
+        moment. If reading it raises, all that has entered is finished and yielded before the error
+        is raised again.
+        """
+        queue: Iterator[Work | None] = iter(waiting)
+        broken: Exception | None = None
+        open_end = True
+        while open_end or any(self._occupants) or self._leaving:
+            arrivals: list[Work] = []
+            try:
+                while open_end and len(arrivals) < self._occupants.count(None):
+                    work = next(queue, _END)
+                    open_end = work is not _END
+                    if work is _END or work is None:
+                        break
+                    arrivals.append(work)
+            except Exception as error:
+                broken, open_end = error, False
+            if not arrivals and not any(self._occupants) and not self._leaving and open_end:
+                time.sleep(_NOTHING_WAITS)
+            yield from self._turn(arrivals)
+        if broken is not None:
+            raise broken
+
+    def _turn(self, arrivals: list[Work]) -> list[Work]:
+        """One round: enter, hand out a chunk, look at an earlier one. Returns who is through."""
+        began, self._compiling = time.perf_counter(), 0.0
+        through = [work for work in arrivals if not work.is_wanted]
+        entering = [work for work in arrivals if work.is_wanted]
+        try:
+            idle = not any(self._occupants)
+            for first in range(0, len(entering), self.sizes.group):
+                self._enter(entering[first : first + self.sizes.group])
+            if idle and entering:
+                jax.block_until_ready(self._carry)
+                began = self._book("prefill", began)
+            through += self._drop_cancelled()
+            if any(self._occupants):
+                self._hand_out()
+            # The harvest of a round ago lies behind the chunk of a round ago.
+            ready = len(self._leaving)
+            self._look()
+            for _ in range(ready if self.looks_late else len(self._leaving)):
+                through += self._receive(*self._leaving[0])
+                self._leaving.popleft()
+        except jax.errors.JaxRuntimeError as error:
+            # The slots are lost with the program that failed, and who was in them. Who waits is
+            # not: the next one enters empty slots.
+            lost = [*filter(None, self._occupants), *(w for ws, _ in self._leaving for w in ws)]
+            for work in dict.fromkeys([*lost, *entering]):
+                if work not in through:
+                    work.error = error
+                    through.append(work)
+            self._clear()
+        self._book("decode", began)
+        return through
+
+    def _book(self, phase: str, began: float) -> float:
+        """Books the time since ``began``, less that of compiling, and returns the time now."""
+        now = time.perf_counter()
+        self.seconds[phase] += now - began - self._compiling
+        self._compiling = 0.0
+        return now
+
+    def _call(self, function: Any, static: dict[str, Any], *args: Any) -> Any:
+        """Calls an executable; the seconds of compiling it are kept apart."""
+        return self._compile(function, static, *args)(*args)
+
+    def _compile(self, function: Any, static: dict[str, Any], *args: Any) -> Any:
+        executable, compile_seconds = programs.executable(function, static, args)
+        self.seconds["compile"] += compile_seconds
+        self._compiling += compile_seconds
+        return executable
+
+    # --- One round ---
+
+    def _enter(self, works: list[Work]) -> None:
+        """Prefills a group of prompts and puts them into free slots."""
+        longest = max(len(work.prompt) for work in works)
+        static, args = self._entering(works, self.sizes.prompt_bucket(longest))
+        request, carry, observed = self._call(programs.enter, static, *args)
+        free = [slot for slot, work in enumerate(self._occupants) if work is None]
+        self._insert(request, carry, free[: len(works)])
+        seen = _Seen(jax.tree.map(lambda x: x[:, None], observed))
+        for row, (slot, work) in enumerate(zip(free, works, strict=False)):
+            self._occupants[slot] = work
+            work.clock, work.parts = self._clock, [(seen, row)]
+
+    def _entering(self, works: list[Work], bucket: int) -> tuple[dict[str, Any], tuple[Any, ...]]:
+        """The arguments of ``programs.enter``, static and traced."""
+        size = self.sizes.group
+        tokens, lengths = pad_prompts([work.prompt for work in works], size, bucket)
+        ids = [work.prompt_id for work in works] + [0] * (size - len(works))
+        targets, stop = self._targets.arrays([(work.target, work.cap) for work in works], size)
+        return (
+            {"model": self.model, "rule": self.rule, "capacity": self.sizes.token_capacity},
+            (
+                self.params,
+                jnp.asarray(tokens),
+                jnp.asarray(lengths),
+                targets,
+                self.numbers,
+                randomness.prompt_keys(self.key, ids),
+                stop,
+            ),
+        )
+
+    def _insert(self, request: Request, carry: Carry, free: list[int]) -> None:
+        """Puts what has entered into free slots; makes or widens the slots if need be."""
+        entered = _own(request), carry
+        if self._request is None or self._carry is None:
+            slots = jax.tree.map(lambda x: _idle(x, self.sizes.slots), entered)
+            self._capacity = self._cache_capacity(1)
+            cache = self._empty_cache(self._capacity)
+        else:
+            slots = _own(self._targets.widen(self._request)), self._carry._replace(cache=None)
+            cache = self._carry.cache
+        widest = jax.tree.map(
+            lambda x, y: tuple(map(max, x.shape[1:], y.shape[1:])), slots, entered
+        )
+        slots, entered = (jax.tree.map(_fit, tree, widest) for tree in (slots, entered))
+        places = np.full((self.sizes.group,), self.sizes.slots, np.int32)
+        places[: len(free)] = free
+        own, carry = self._call(programs.insert, {}, slots, entered, jnp.asarray(places))
+        self._request = _with_shared(own, request)
+        self._carry = carry._replace(cache=cache)
+
+    def _hand_out(self) -> None:
+        """Hands a chunk of steps to the device."""
+        assert self._request is not None and self._carry is not None
+        self._fit_cache()
+        self._carry, observed, running = self._call(
+            programs.run_chunk,
+            {"model": self.model, "rule": self.rule, "num_steps": self.sizes.chunk},
+            self.params,
+            self._request,
+            self._carry,
+            jnp.asarray(self._clock, jnp.int32),
+        )
+        self._clock += self.sizes.chunk
+        _copy_to_host(running)
+        self._unseen.append((list(self._occupants), running))
+        seen = _Seen(observed)
+        for slot, work in enumerate(self._occupants):
+            if work is not None:
+                work.parts.append((seen, slot))
+
+    def _fit_cache(self) -> None:
+        """Gives the cache room for the next chunk of the oldest sequence, and not much more."""
+        assert self._carry is not None
+        end = self._clock + self.sizes.chunk
+        entries = max(min(end - w.clock, w.cap - 1) for w in self._occupants if w is not None)
+        capacity = self._cache_capacity(entries)
+        if capacity != self._capacity:
+            cache = self._call(
+                programs.grow,
+                {"model": self.model, "capacity": capacity},
+                self._carry.cache,
+                jnp.asarray(self._clock - 1, jnp.int32),
+            )
+            self._carry, self._capacity = self._carry._replace(cache=cache), capacity
+
+    def _empty_cache(self, capacity: int) -> Any:
+        sizes = self.sizes.slots, self.rule.num_particles, capacity
+        return programs.empty_cache(self.model, self.params, *sizes)
+
+    def _cache_capacity(self, entries: int) -> int:
+        if not hasattr(self.model, "grow"):
+            return self.sizes.token_capacity
+        return self.sizes.cache_bucket(entries)
+
+    def _look(self) -> None:
+        """Harvests the slots whose prompts are known to be done."""
+        done: list[int] = []
+        while len(self._unseen) > self.looks_late:
+            occupants, running = self._unseen.popleft()
+            for slot, still in enumerate(np.asarray(running).tolist()):
+                work = occupants[slot]
+                if work is not None and work is self._occupants[slot] and not still:
+                    done.append(slot)
+        # The cap needs no look: the chunk that reaches it has been handed out.
+        for slot, work in enumerate(self._occupants):
+            if work is not None and self._clock - work.clock >= work.cap - 1:
+                done.append(slot)
+        done = sorted(set(done))
+        for first in range(0, len(done), self.sizes.group):
+            self._harvest(done[first : first + self.sizes.group])
+
+    def _harvest(self, done: list[int]) -> None:
+        assert self._request is not None and self._carry is not None
+        index = np.full((self.sizes.group,), done[0], np.int32)
+        index[: len(done)] = done
+        left = self._call(
+            programs.harvest,
+            {"rule": self.rule},
+            self._request._replace(context=None),
+            self._carry._replace(cache=None),
+            jnp.asarray(index),
+        )
+        _copy_to_host(left)
+        works = []
+        for slot in done:
+            works += [work for work in [self._occupants[slot]] if work is not None]
+            self._occupants[slot] = None
+        self._leaving.append((works, left))
+
+    def _receive(self, works: list[Work], left: Harvest) -> list[Work]:
+        """Waits for what the prompts left behind."""
+        left = jax.device_get(left)
+        for row, work in enumerate(works):
+            work.left = jax.tree.map(lambda x, row=row: x[row : row + 1], left)
+            parts = [seen.of(place) for seen, place in work.parts]
+            work.seen = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
+            work.parts = []
+        return works
+
+    def _drop_cancelled(self) -> list[Work]:
+        """Frees the slots of prompts that nobody wants any more."""
+        unwanted = np.array([w is not None and w.cancelled for w in self._occupants])
+        if not unwanted.any():
+            return []
+        assert self._request is not None
+        target = self._request.target
+        cap = self._call(programs.retire, {}, target.cap, jnp.asarray(unwanted))
+        self._request = self._request._replace(target=target._replace(cap=cap))
+        dropped = [w for w in self._occupants if w is not None and w.cancelled]
+        self._occupants = [None if w is None or w.cancelled else w for w in self._occupants]
+        return dropped
+
+
+_END: Any = object()
+# Seconds until an empty engine asks again for prompts.
+_NOTHING_WAITS = 1e-3
+
+
+def _own(request: Request) -> Request:
+    """The part of a request that each prompt has of its own."""
+    stop = None if request.stop is None else request.stop._replace(next_state=None)  # type: ignore[arg-type]
+    return request._replace(numbers=None, stop=stop)
+
+
+def _with_shared(own: Request, request: Request) -> Request:
+    """``own`` with what ``request`` shares among all prompts."""
+    stop = None if request.stop is None else own.stop._replace(next_state=request.stop.next_state)  # type: ignore[union-attr]
+    return own._replace(numbers=request.numbers, stop=stop)
+
+
+def _idle(entered: jax.Array, slots: int) -> jax.Array:
+    """[P, ...] that nobody is in: all zero, so that no token may be drawn (cap 0)."""
+    if jnp.issubdtype(entered.dtype, jax.dtypes.prng_key):
+        data = _idle(jax.random.key_data(entered), slots)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(entered))
+    return jnp.zeros((slots, *entered.shape[1:]), entered.dtype)
+
+
+def _fit(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """x [rows, ...] with zeros appended up to [rows, *shape]."""
+    if x.shape[1:] == shape:
+        return x
+    missing = [(0, 0), *((0, want - have) for want, have in zip(shape, x.shape[1:], strict=True))]
+    return jnp.pad(x, missing)
+
+
+def _copy_to_host(tree: Any) -> None:
+    """Starts the transfer; whoever needs it waits for it then."""
+    for x in jax.tree.leaves(tree):
+        x.copy_to_host_async()
