@@ -1,0 +1,236 @@
+"""Streams: every request is answered, with what ``sample`` gives, whoever its neighbours are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_power_smc as psmc
+from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM, engine
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+MODEL = TableLM(vocab_size=5, order=2)
+PARAMS = MODEL.init(jax.random.key(4), scale=1.0)
+PARAMS = PARAMS._replace(logits=PARAMS.logits.at[..., 1].add(-1.0))
+SAMPLER = PowerSMC(4, ess_threshold=0.9)
+KEY = jax.random.key(3)
+PIECES = [b"a", b"", b"b", b"c", b"d"]
+TARGETS = [
+    PowerTarget(2.0, (1,)),
+    PowerTarget(3.0, (0, 1), min_new_tokens=2),
+    PowerTarget(2.0, (1,), top_k=2),
+    PowerTarget(1.5, (1,), top_p=0.8),
+    PowerTarget(2.0, (1,), stop=psmc.StopString("bc")),
+    PowerTarget(2.0, (1,), stop=psmc.StopString("ddd")),
+]
+ARRAYS = ("tokens", "lengths", "finished", "log_probs", "log_weights", "log_evidence", "choice")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_chunks():
+    """Many rounds within few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "CHUNK", 3)
+        yield
+
+
+def request(i, **changes):
+    fields = {
+        "prompt": [i % 5, (2 * i + 1) % 5][: 1 + i % 2],
+        "target": TARGETS[i % len(TARGETS)],
+        "max_new_tokens": 3 + (4 * i) % 9,
+        "tag": f"tag {i}",
+    }
+    return StreamRequest(**{**fields, **changes})
+
+
+def make(**options):
+    sizes = {"max_prompt_tokens": 4, "max_new_tokens": 12, "slots": 3, "tokenizer": PIECES}
+    return psmc.Engine(MODEL, PARAMS, sampler=SAMPLER, **{**sizes, **options})
+
+
+def alone(index, asked):
+    """The same request through ``sample``."""
+    return psmc.sample(
+        MODEL,
+        PARAMS,
+        [asked.prompt],
+        key=KEY,
+        target=asked.target,
+        sampler=SAMPLER,
+        max_new_tokens=asked.max_new_tokens,
+        prompt_ids=[index],
+        tokenizer=PIECES,
+    )
+
+
+def assert_as_alone(done):
+    expected = alone(done.index, done.request)
+    for name in ARRAYS:
+        np.testing.assert_allclose(
+            getattr(done.result, name), getattr(expected, name), atol=1e-5, err_msg=name
+        )
+    np.testing.assert_array_equal(done.result.info.parent, expected.info.parent)
+    assert done.result.target == done.request.target
+
+
+def test_prompts_of_different_targets_get_what_they_get_alone():
+    asked = [request(i) for i in range(14)]
+    done = list(make().stream(iter(asked), key=KEY))
+    assert sorted(one.index for one in done) == list(range(14))
+    assert [one.index for one in done] != list(range(14))  # as they finish
+    for one in done:
+        assert one.error is None and one.request is asked[one.index]
+    for one in sorted(done, key=lambda one: one.index)[::2]:
+        assert_as_alone(one)
+
+
+def test_what_cannot_be_served_is_refused_one_by_one():
+    asked = [
+        request(0),
+        request(1, prompt=[9]),
+        "text",
+        request(3, max_new_tokens=99),
+        request(4, prompt=[0] * 5),
+        request(5, target=4.0),
+        request(6, prompt_id=-1),
+        request(7),
+    ]
+    done = sorted(psmc.stream(asked, MODEL, PARAMS, key=KEY, sampler=SAMPLER, slots=2,
+                              max_prompt_tokens=4, max_new_tokens=12, tokenizer=PIECES),
+                  key=lambda one: one.index)  # fmt: skip
+    sentences = [
+        None,
+        "prompt 1 has token id 9",
+        "request 2 is 'text'; it must be a StreamRequest.",
+        "max_new_tokens is 99; this engine was made for at most 12.",
+        "prompt 4 has 5 tokens; this engine was made for at most 4 (max_prompt_tokens).",
+        "target is 4.0; it must be a PowerTarget.",
+        "prompt_ids has -1",
+        None,
+    ]
+    for one, sentence in zip(done, sentences, strict=True):
+        assert (one.error is None) == (sentence is None) == (one.result is not None)
+        assert sentence is None or one.error.startswith(sentence)
+
+
+def test_a_cancelled_request_stops_no_other():
+    stream = make(slots=2).stream([request(0, max_new_tokens=12) for _ in range(6)], key=KEY)
+    stream.cancel(4)
+    done = [next(stream)]
+    running = min({0, 1, 2, 3, 5} - {one.index for one in done} - {4})
+    stream.cancel(running)
+    done += list(stream)
+    assert sorted(one.index for one in done) == list(range(6))
+    errors = {one.index: one.error for one in done}
+    assert errors[4] == "cancelled." and set(errors.values()) <= {None, "cancelled."}
+    assert sum(error is None for error in errors.values()) >= 4
+    for one in done:
+        if one.error is None:
+            assert_as_alone(one)
+
+
+def test_requests_that_raise_leave_what_was_read_and_a_usable_engine():
+    def broken():
+        yield from (request(i) for i in range(5))
+        raise OSError("the queue is gone")
+
+    made = make()
+    stream, done = made.stream(broken(), key=KEY), []
+    with pytest.raises(OSError, match="the queue is gone"):
+        for one in stream:
+            done.append(one)
+    assert sorted(one.index for one in done) == list(range(5))
+    assert all(one.error is None for one in done)
+    again = list(made.stream([request(0)], key=KEY))
+    assert_as_alone(again[0])
+
+
+def test_a_request_may_say_that_nothing_waits():
+    asked = [request(0), None, None, request(1), None]
+    done = list(make().stream(iter(asked), key=KEY))
+    assert sorted(one.index for one in done) == [0, 1]
+
+
+def test_one_stream_at_a_time_until_it_is_closed():
+    made = make()
+    stream = made.stream([request(i) for i in range(6)], key=KEY)
+    next(stream)
+    with pytest.raises(ValueError, match="another stream of this engine runs"):
+        made.stream([request(0)], key=KEY)
+    stream.close()
+    assert_as_alone(next(made.stream([request(0)], key=KEY)))
+
+
+class Failing(TableLM):
+    """A table whose decode fails on the device while it is told to."""
+
+    broken = False
+
+    def decode(self, params, context, cache, token, step, clock):
+        def check(token):
+            if Failing.broken:
+                raise RuntimeError("the device has failed")
+            return token
+
+        token = jax.pure_callback(check, token, token, vmap_method="expand_dims")
+        return super().decode(params, context, cache, token, step, clock)
+
+
+def test_a_failure_of_the_device_is_reported_and_the_next_ones_are_served():
+    model = Failing(5, 2)
+    made = psmc.Engine(
+        model, PARAMS, sampler=SAMPLER, max_prompt_tokens=4, max_new_tokens=12, slots=2
+    )
+    plain = PowerTarget(2.0)
+
+    def asked():
+        Failing.broken = True
+        yield request(0, target=plain, max_new_tokens=12)
+        yield request(1, target=plain, max_new_tokens=12)
+        Failing.broken = False
+        yield request(2, target=plain, max_new_tokens=12)
+
+    done = {one.index: one for one in made.stream(asked(), key=KEY)}
+    assert sorted(done) == [0, 1, 2]
+    assert "the device has failed" in done[0].error and done[1].error is not None
+    assert done[2].error is None and jnp.isfinite(done[2].result.log_evidence).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slots": 0}, "slots is 0"),
+        ({"max_prompt_tokens": 0}, "max_prompt_tokens is 0"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
+        ({"memory_limit": 10}, "10 bytes"),
+        ({"memory_limit": 200_000, "slots": 512}, "512 prompts at a time are too many"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_metropolis_hastings_and_wrong_keys_are_refused():
+    with pytest.raises(ValueError, match=r"use psmc\.sample"):
+        psmc.Engine(
+            MODEL,
+            PARAMS,
+            sampler=psmc.MetropolisHastings(2, 1),
+            max_prompt_tokens=4,
+            max_new_tokens=4,
+        )
+    with pytest.raises(ValueError, match="key is 0"):
+        make().stream([], key=0)
+    with pytest.raises(ValueError, match="pass max_prompt_tokens and max_new_tokens"):
+        psmc.stream(iter([]), MODEL, PARAMS, key=KEY, sampler=SAMPLER)
+
+
+def test_warmup_compiles_all_that_plain_targets_need():
+    made = make(slots=5)  # as no other test
+    assert made.warmup() > 0
+    stream = made.stream([request(i, target=TARGETS[i % 2]) for i in range(8)], key=KEY)
+    assert all(one.error is None for one in stream)
+    assert stream.seconds["compile"] == 0.0
