@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SMALLEST_PROMPT_BUCKET = 64
-# Shorter caches are not grown: what it saves does not pay for compiling another program.
+# Shorter caches are not grown: each size is another program to compile.
 SMALLEST_CACHE_BUCKET = 256
 
 
@@ -20,6 +20,7 @@ class Sizes:
       prompt_tokens: S, of the longest prompt that may come.
       new_tokens: T, the largest cap that may come.
       chunk: steps between two looks of the host.
+      most_positions: no prompt is padded beyond them, if the model has a limit.
       grows: whether caches begin small; else they have the capacity of the longest at once.
     """
 
@@ -28,6 +29,7 @@ class Sizes:
     prompt_tokens: int
     new_tokens: int
     chunk: int
+    most_positions: int | None = None
     grows: bool = True
 
     @property
@@ -37,12 +39,13 @@ class Sizes:
 
     def prompt_bucket(self, length: int) -> int:
         """The padded length of a prompt."""
-        return max(length, min(power_of_two(max(length, SMALLEST_PROMPT_BUCKET)), self.longest))
+        bucket = power_of_two(max(length, SMALLEST_PROMPT_BUCKET))
+        return bucket if self.most_positions is None else min(bucket, self.most_positions)
 
     @property
     def longest(self) -> int:
         """The padded length of the longest prompt."""
-        return power_of_two(max(self.prompt_tokens, SMALLEST_PROMPT_BUCKET))
+        return self.prompt_bucket(self.prompt_tokens)
 
     def cache_bucket(self, entries: int) -> int:
         """The capacity of a cache that holds this many tokens."""
@@ -52,7 +55,7 @@ class Sizes:
 
     def prompt_buckets(self) -> list[int]:
         """All padded lengths."""
-        return _doubling(SMALLEST_PROMPT_BUCKET, self.longest)
+        return _doubling(min(SMALLEST_PROMPT_BUCKET, self.longest), self.longest)
 
     def cache_buckets(self) -> list[int]:
         """All capacities."""

@@ -79,14 +79,14 @@ def collect(
 def _observed(rule: Rule, seens: Sequence[Any], cap: int) -> Any:
     """``Observed`` [P, T, ...] in numpy: what every prompt's steps were seen to do."""
     count, own = len(seens), np.arange(rule.num_rows, dtype=np.int32)
-    numpy_observed: Any = Observed
-    seen = numpy_observed(
-        ess=np.full((count, cap), rule.num_particles, seens[0].ess.dtype),
-        resampled=np.zeros((count, cap), bool),
-        forks=np.zeros((count, cap), np.int32),
-        parent=np.tile(own, (count, cap, 1)),
-        bad_logits=np.zeros((count, cap), bool),
-    )
+    fields: dict[str, Any] = {
+        "ess": np.full((count, cap), rule.num_particles, seens[0].ess.dtype),
+        "resampled": np.zeros((count, cap), bool),
+        "forks": np.zeros((count, cap), np.int32),
+        "parent": np.tile(own, (count, cap, 1)),
+        "bad_logits": np.zeros((count, cap), bool),
+    }
+    seen: Any = Observed(**fields)
     for row, one in enumerate(seens):
         for whole, part in zip(seen, one, strict=True):
             steps = min(cap, part.shape[1])

@@ -25,8 +25,8 @@ from jax_power_smc.target import PowerTarget
 CHUNK = 32
 # Particles of all slots together; more fill the machine no better and cost memory.
 MAX_ROWS = 512
-# A free slot is filled within a quarter of the slots: prefilling more at a time would often
-# prefill nothing in the rest, fewer would call the device more often.
+# Prompts enter in groups of this share of the slots: larger groups would often be half empty,
+# smaller ones mean more calls.
 GROUPS = 4
 
 
@@ -71,7 +71,6 @@ def sample(
     ids = check_request(
         model, prompts, prompt_ids, key, target, sampler, max_new_tokens, prompts_per_batch
     )
-    stop = decode.stop_arrays(target.stop, tokenizer, model.vocab_size)
     longest = max(len(prompt) for prompt in prompts)
     sizes, _ = plan_slots(
         model,
@@ -79,19 +78,21 @@ def sample(
         sampler,
         prompt_tokens=longest,
         new_tokens=max_new_tokens,
-        wanted=prompts_per_batch or power_of_two(len(prompts)),
+        wanted=power_of_two(len(prompts)),
         slots=prompts_per_batch,
         memory_limit=memory_limit,
     )
     # Short prompts first: the prompt half of the slots then grows no earlier than it must.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     if isinstance(sampler, MetropolisHastings):
+        stop = decode.stop_arrays(target.stop, tokenizer, model.vocab_size)
         return _sample_chains(
             model, params, prompts, ids, order, key, target, sampler, max_new_tokens, sizes, stop
         )
     works = [Work(prompts[i], ids[i], target, max_new_tokens) for i in order]
     rule = sampler.rule()
     slots = Slots(model, params, rule, sampler.numbers(), key, sizes, tokenizer)
+    slots.admit(target)
     for work in slots.run(works):
         if work.error is not None:
             raise work.error
@@ -160,7 +161,8 @@ def plan_slots(
     """
     num = sampler.num_particles
     count = slots or min(max(1, MAX_ROWS // num), wanted)
-    sizes = Sizes(count, max(1, count // GROUPS), prompt_tokens, new_tokens, CHUNK)
+    limit = getattr(model, "max_positions", None)
+    sizes = Sizes(count, max(1, count // GROUPS), prompt_tokens, new_tokens, CHUNK, limit)
     plan = memory.plan(
         model,
         params,

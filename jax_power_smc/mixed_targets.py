@@ -38,7 +38,7 @@ class MixedTargets:
     ) -> tuple[TargetArrays, StopArrays | None]:
         """Targets with their caps, [rows, ...]; missing rows have cap 0: they are done."""
         for target, _ in asked:
-            self._admit(target)
+            self.admit(target)
         filled = [*asked, *[(asked[0][0], 0)] * (rows - len(asked))]
         one_each = [self._known[target] for target, _ in filled]
         stacked: TargetArrays = jax.tree.map(
@@ -69,7 +69,13 @@ class MixedTargets:
             stop = StopArrays(self._table, jnp.zeros((rows,), jnp.int32), nowhere)
         return request._replace(target=target._replace(**widened), stop=stop)
 
-    def _admit(self, target: PowerTarget) -> None:
+    def admit(self, target: PowerTarget) -> None:
+        """Makes room for a target that will come.
+
+        Raises:
+          ValueError: for a stop rule without a tokenizer that says what tokens spell, or one too
+            many.
+        """
         if target in self._known:
             return
         if target.stop is not None and target.stop not in self._rules:

@@ -71,6 +71,34 @@ def _per_prompt(function: Callable[[jax.Array], Any], args: Any, axes: Any) -> A
     return jax.tree.map(below, axes, args, is_leaf=lambda x: x is None)
 
 
+def own_part(request: Request) -> Request:
+    """The part of a request that each prompt has of its own."""
+    stop = None if request.stop is None else request.stop._replace(next_state=None)  # type: ignore[arg-type]
+    return request._replace(numbers=None, stop=stop)
+
+
+def with_shared(own: Request, request: Request) -> Request:
+    """``own`` with what ``request`` shares among all prompts."""
+    stop = None if request.stop is None else own.stop._replace(next_state=request.stop.next_state)  # type: ignore[union-attr]
+    return own._replace(numbers=request.numbers, stop=stop)
+
+
+def idle(entered: jax.Array, slots: int) -> jax.Array:
+    """[P, ...] that nobody is in: all zero, so that no token may be drawn (cap 0)."""
+    if jnp.issubdtype(entered.dtype, jax.dtypes.prng_key):
+        data = idle(jax.random.key_data(entered), slots)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(entered))
+    return jnp.zeros((slots, *entered.shape[1:]), entered.dtype)
+
+
+def fit(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """x [rows, ...] with zeros appended up to [rows, *shape]."""
+    if x.shape[1:] == shape:
+        return x
+    missing = [(0, 0), *((0, want - have) for want, have in zip(shape, x.shape[1:], strict=True))]
+    return jnp.pad(x, missing)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "rule", "capacity"))
 def enter(
     params: Any,

@@ -122,6 +122,10 @@ class Slots:
         self._unseen: collections.deque[tuple[list[Work | None], jax.Array]] = collections.deque()
         self._leaving: collections.deque[tuple[list[Work], Harvest]] = collections.deque()
 
+    def admit(self, target: PowerTarget) -> None:
+        """Makes room for a target that will come; ValueError if it cannot, see ``MixedTargets``."""
+        self._targets.admit(target)
+
     def warmup(self) -> float:
         """Compiles what prompts of all sizes need, if no target has a truncation or a stop rule.
 
@@ -141,12 +145,12 @@ class Slots:
             static, args = self._entering([plain], bucket)
             self._compile(programs.enter, static, *args)
             request, carry, _ = jax.eval_shape(functools.partial(programs.enter, **static), *args)
-            entered = _own(request), carry
+            entered = programs.own_part(request), carry
             slots = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct((sizes.slots, *x.shape[1:]), x.dtype), entered
             )
             self._compile(programs.insert, {}, slots, entered, index)
-            request, carry = _with_shared(slots[0], request), slots[1]
+            request, carry = programs.with_shared(slots[0], request), slots[1]
             for cache in caches.values():
                 args = self.params, request, carry._replace(cache=cache), clock
                 self._compile(programs.run_chunk, step, *args)
@@ -272,22 +276,23 @@ class Slots:
 
     def _insert(self, request: Request, carry: Carry, free: list[int]) -> None:
         """Puts what has entered into free slots; makes or widens the slots if need be."""
-        entered = _own(request), carry
+        entered = programs.own_part(request), carry
         if self._request is None or self._carry is None:
-            slots = jax.tree.map(lambda x: _idle(x, self.sizes.slots), entered)
+            slots = jax.tree.map(lambda x: programs.idle(x, self.sizes.slots), entered)
             self._capacity = self._cache_capacity(1)
             cache = self._empty_cache(self._capacity)
         else:
-            slots = _own(self._targets.widen(self._request)), self._carry._replace(cache=None)
+            widened = self._targets.widen(self._request)
+            slots = programs.own_part(widened), self._carry._replace(cache=None)
             cache = self._carry.cache
         widest = jax.tree.map(
             lambda x, y: tuple(map(max, x.shape[1:], y.shape[1:])), slots, entered
         )
-        slots, entered = (jax.tree.map(_fit, tree, widest) for tree in (slots, entered))
+        slots, entered = (jax.tree.map(programs.fit, tree, widest) for tree in (slots, entered))
         places = np.full((self.sizes.group,), self.sizes.slots, np.int32)
         places[: len(free)] = free
         own, carry = self._call(programs.insert, {}, slots, entered, jnp.asarray(places))
-        self._request = _with_shared(own, request)
+        self._request = programs.with_shared(own, request)
         self._carry = carry._replace(cache=cache)
 
     def _hand_out(self) -> None:
@@ -336,25 +341,26 @@ class Slots:
 
     def _look(self) -> None:
         """Harvests the slots whose prompts are known to be done."""
-        done: list[int] = []
+        done: dict[int, Work] = {}
         while len(self._unseen) > self.looks_late:
             occupants, running = self._unseen.popleft()
             for slot, still in enumerate(np.asarray(running).tolist()):
                 work = occupants[slot]
                 if work is not None and work is self._occupants[slot] and not still:
-                    done.append(slot)
+                    done[slot] = work
         # The cap needs no look: the chunk that reaches it has been handed out.
         for slot, work in enumerate(self._occupants):
             if work is not None and self._clock - work.clock >= work.cap - 1:
-                done.append(slot)
-        done = sorted(set(done))
-        for first in range(0, len(done), self.sizes.group):
-            self._harvest(done[first : first + self.sizes.group])
+                done[slot] = work
+        places, size = sorted(done), self.sizes.group
+        for first in range(0, len(places), size):
+            self._harvest({slot: done[slot] for slot in places[first : first + size]})
 
-    def _harvest(self, done: list[int]) -> None:
+    def _harvest(self, done: dict[int, Work]) -> None:
         assert self._request is not None and self._carry is not None
-        index = np.full((self.sizes.group,), done[0], np.int32)
-        index[: len(done)] = done
+        places = list(done)
+        index = np.full((self.sizes.group,), places[0], np.int32)
+        index[: len(places)] = places
         left = self._call(
             programs.harvest,
             {"rule": self.rule},
@@ -363,11 +369,9 @@ class Slots:
             jnp.asarray(index),
         )
         _copy_to_host(left)
-        works = []
         for slot in done:
-            works += [work for work in [self._occupants[slot]] if work is not None]
             self._occupants[slot] = None
-        self._leaving.append((works, left))
+        self._leaving.append((list(done.values()), left))
 
     def _receive(self, works: list[Work], left: Harvest) -> list[Work]:
         """Waits for what the prompts left behind."""
@@ -396,34 +400,6 @@ class Slots:
 _END: Any = object()
 # Seconds until an empty engine asks again for prompts.
 _NOTHING_WAITS = 1e-3
-
-
-def _own(request: Request) -> Request:
-    """The part of a request that each prompt has of its own."""
-    stop = None if request.stop is None else request.stop._replace(next_state=None)  # type: ignore[arg-type]
-    return request._replace(numbers=None, stop=stop)
-
-
-def _with_shared(own: Request, request: Request) -> Request:
-    """``own`` with what ``request`` shares among all prompts."""
-    stop = None if request.stop is None else own.stop._replace(next_state=request.stop.next_state)  # type: ignore[union-attr]
-    return own._replace(numbers=request.numbers, stop=stop)
-
-
-def _idle(entered: jax.Array, slots: int) -> jax.Array:
-    """[P, ...] that nobody is in: all zero, so that no token may be drawn (cap 0)."""
-    if jnp.issubdtype(entered.dtype, jax.dtypes.prng_key):
-        data = _idle(jax.random.key_data(entered), slots)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(entered))
-    return jnp.zeros((slots, *entered.shape[1:]), entered.dtype)
-
-
-def _fit(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """x [rows, ...] with zeros appended up to [rows, *shape]."""
-    if x.shape[1:] == shape:
-        return x
-    missing = [(0, 0), *((0, want - have) for want, have in zip(shape, x.shape[1:], strict=True))]
-    return jnp.pad(x, missing)
 
 
 def _copy_to_host(tree: Any) -> None:

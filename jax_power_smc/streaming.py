@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from jax_power_smc import decode, engine
+from jax_power_smc import engine
 from jax_power_smc.admission import (
     check_key,
     check_prompt,
@@ -110,8 +110,6 @@ class Engine:
         checks.integer("max_new_tokens", max_new_tokens, at_least=1)
         if slots is not None:
             checks.integer("slots", slots, at_least=1)
-        if memory_limit is not None:
-            checks.number("memory_limit", memory_limit, at_least=1)
         self.model, self.params, self.sampler = model, params, sampler
         self.tokenizer = tokenizer
         self._sizes, self.plan = engine.plan_slots(
@@ -177,14 +175,12 @@ class Engine:
             self.tokenizer,
         )
 
-    def _work(self, index: int, request: Any) -> Work:
-        """The request as the slots take it, or with the sentence that refuses it."""
-        try:
-            return self._checked(index, request)
-        except ValueError as error:
-            return Work([], index, PowerTarget(1.0), 0, error=error)
+    def work(self, index: int, request: Any) -> Work:
+        """The request as slots take it.
 
-    def _checked(self, index: int, request: Any) -> Work:
+        Raises:
+          ValueError: for a request that this engine cannot serve.
+        """
         if not isinstance(request, StreamRequest):
             raise ValueError(f"request {index} is {request!r}; it must be a StreamRequest.")
         cap, sizes = request.max_new_tokens, self._sizes
@@ -203,7 +199,6 @@ class Engine:
             )
         prompt_id = index if request.prompt_id is None else request.prompt_id
         check_prompt_ids([prompt_id], 1)
-        decode.stop_arrays(request.target.stop, self.tokenizer, self.model.vocab_size)
         return Work(request.prompt, prompt_id, request.target, cap)
 
 
@@ -264,7 +259,11 @@ class Stream:
             if request is None:
                 yield None
                 continue
-            work = self._engine._work(index, request)
+            try:
+                work = self._engine.work(index, request)
+                self._slots.admit(work.target)
+            except ValueError as error:
+                work = Work([], index, PowerTarget(1.0), 0, error=error)
             work.cancelled = index in self._cancelled
             self._known[index], self._index[work] = (work, request), index
             index += 1

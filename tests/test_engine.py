@@ -229,6 +229,10 @@ class ShortTable(TableLM):
 
     max_positions: int = 16
 
+    def prefill(self, params, prompt, length):
+        assert prompt.shape[0] <= self.max_positions  # padding included
+        return super().prefill(params, prompt, length)
+
 
 def refused(message, *args, **options):
     before = programs.compiled_count()

@@ -38,8 +38,8 @@ def write(leaf: jax.Array, column: jax.Array, place: jax.Array, axis: int) -> ja
     """The leaf with a column, of size 1 on the time axis, at entry ``place`` []; in place.
 
     ``axis`` counts from the end. Under vmap with one place for all prompts this stays one
-    ``dynamic_update_slice``. JAX's own rule makes a scatter of it, for which XLA's TPU compiler
-    copies the whole cache in every step.
+    ``dynamic_update_slice``. JAX's own rule makes a scatter of it; compiled for a TPU v5e, that
+    copied the whole cache in every step.
     """
     return _writer(axis)(leaf, column, place)
 
@@ -115,7 +115,7 @@ def _mover(time_axes: tuple[int, ...]) -> Callable[..., list[jax.Array]]:
             return x if there else jnp.broadcast_to(x[None], (size, *x.shape))
 
         if batched[4]:
-            raise NotImplementedError("the clock is the same for all prompts.")
+            raise ValueError("the clock must be the same for all prompts.")
         leaves = jax.tree.map(all_prompts, leaves, batched[0])
         source = all_prompts(source, batched[1])
         destination = all_prompts(destination, batched[2])

@@ -76,7 +76,8 @@ def test_three_steps_are_unbiased(x64, num_particles):
     assert max(errors_of(model, exactly(num_particles, 1), listed, 3)) < TOLERANCE
 
 
-@pytest.mark.parametrize("num_particles", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_particles", [1, 2])
 def test_a_stop_rule_is_unbiased(x64, num_particles):
     model, rule = TableLM(2, order=3), StopString("ab")
     listed = [dataclasses.replace(target, stop=rule) for target in targets(3, supports=((2, 1.0),))]
