@@ -283,7 +283,11 @@ def test_mutations_are_rejected(order, mutation):
 
 @pytest.mark.parametrize(
     ("num_particles", "explicit_children", "ramp"),
-    [(2, 1, 3), pytest.param(4, None, 0, marks=pytest.mark.slow), pytest.param(4, None, 3, marks=pytest.mark.slow)],
+    [
+        (2, 1, 3),
+        pytest.param(4, None, 0, marks=pytest.mark.slow),
+        pytest.param(4, None, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_quick_without_replacement(num_particles, explicit_children, ramp):
     setting = WithoutReplacementSetting(5, 5, num_particles, explicit_children, ramp)
