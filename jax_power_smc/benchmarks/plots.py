@@ -130,6 +130,52 @@ def theorem(figures: pathlib.Path, picture: pathlib.Path) -> None:
     plt.close(figure)
 
 
+def step_multiples(figures: pathlib.Path, picture: pathlib.Path) -> None:
+    """Step time against N as a multiple of decoding one sequence, one column per model.
+
+    Args:
+      figures: the JSON lines of the speed benchmark, with its section "steps".
+      picture: the .png to write.
+    """
+    plt = _pyplot()
+    lines = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
+    steps = [x for x in lines if x["metric"] == "step_multiple" and x["sampler"] != "ancestral"]
+    models = list(dict.fromkeys(x["model"] for x in steps))
+    lengths = sorted({x["max_new_tokens"] for x in steps})
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(4.2 * len(models), 4), squeeze=False, sharey=True
+    )
+    for axis, model in zip(axes[0], models, strict=True):
+        for sampler, color in (("smc", "tab:blue"), ("swor", "tab:red")):
+            for length, style in zip(lengths, ("-", "--", ":", "-."), strict=False):
+                points = sorted(
+                    (x["num_particles"], x["value"])
+                    for x in steps
+                    if (x["model"], x["sampler"], x["max_new_tokens"]) == (model, sampler, length)
+                )
+                axis.plot(
+                    *zip(*points, strict=True),
+                    marker="o",
+                    color=color,
+                    linestyle=style,
+                    label=f"{sampler}, T = {length}",
+                )
+        ticks = sorted({x["num_particles"] for x in steps if x["model"] == model})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.set_title(f"{model} parameters")
+        axis.set_xlabel("N, particles")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("step time over that of one sequence")
+    axes[0][0].legend(frameon=False)
+    figure.suptitle(f"One prompt on {steps[0]['device']}")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=150)
+    plt.close(figure)
+
+
 def step_costs(figures: pathlib.Path, picture: pathlib.Path, count: int) -> None:
     """log S_t against the step, one panel per drawn sequence.
 

@@ -4,30 +4,22 @@ python -m launch.benchmark --config=configs/fidelity.py --workdir=DIR
 """
 
 import itertools
-import json
 import pathlib
-import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
-from rich.console import Console, RenderableType
 
 from jax_power_smc import cost_model
 from jax_power_smc.benchmarks import cost, fidelity, plots, records, summary, tables, theorem
 from jax_power_smc.evaluation.job import check_seeds
-from jax_power_smc.files import keep_older
+from jax_power_smc.launchers import benchmark_speed, figures
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.reasoner import problems
 from jax_power_smc.samplers import checks
 from jax_power_smc.target import PowerTarget
-
-_SECONDS_BETWEEN_LINES = 15
-# Columns of tables that go into a file or a pipe.
-_FILE_WIDTH = 110
 
 FIELDS = {
     "fidelity": (
@@ -45,6 +37,7 @@ FIELDS = {
         *("model", "alpha", "prompts", "num_particles", "max_new_tokens"),
         *("temperatures", "num_traces", "num_dearest"),
     ),
+    "speed": benchmark_speed.FIELDS,
 }
 
 
@@ -71,8 +64,8 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
         )
     ]
     asked = _questions(config)
-    path = _new_file(root, "fidelity.jsonl")
-    report = _Report()
+    path = figures.new_file(root, "fidelity.jsonl")
+    report = figures.Report()
     with open(path, "w", encoding="utf-8") as file:
         write = records.writer(file)
         fidelity.measure_tables(
@@ -95,7 +88,7 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
                 report=report,
             )
     print(f"The figures: {path}")
-    _print(summary.fidelity(_lines(path)))
+    figures.show(summary.fidelity(figures.read(path)))
     if grid:
         plots.fidelity(path, root / "fidelity.png")
         print(f"The picture: {root / 'fidelity.png'}")
@@ -110,9 +103,9 @@ def _check_fidelity(config: ConfigDict) -> None:
     for name in ("vocab_size", "prompts", "max_new_tokens", "text_max_new_tokens"):
         checks.integer(f"config.{name}", config[name], at_least=1)
     for name in ("kinds", "horizons", "entropies", "seeds", "smc_ramps", "swor_ramps"):
-        _listed(f"config.{name}", config[name])
+        figures.listed(f"config.{name}", config[name])
     for name in ("models", "text_models", "texts"):
-        for value in _listed(f"config.{name}", config[name]):
+        for value in figures.listed(f"config.{name}", config[name]):
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"config.{name} has {value!r}; it must be some text.")
     if config.text_models and not config.texts:
@@ -126,7 +119,7 @@ def _check_fidelity(config: ConfigDict) -> None:
         checks.number("a ramp, as a share of T,", ramp, at_least=0, at_most=1)
     for prefix in ("", "model_"):
         for name in ("smc", "swor", "mh"):
-            for num in _listed(
+            for num in figures.listed(
                 f"config.{prefix}{name}_particles", config[f"{prefix}{name}_particles"]
             ):
                 checks.integer(f"config.{prefix}{name}_particles", num, at_least=1)
@@ -148,7 +141,7 @@ def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     (problem,) = problems.problems("test", 1)
     prompt = lm.encode(problem.question)
     _check_positions("config.max_new_tokens", lm, [prompt], config.max_new_tokens)
-    path = _new_file(root, "cost_model.jsonl")
+    path = figures.new_file(root, "cost_model.jsonl")
     with open(path, "w", encoding="utf-8") as file:
         cost.measure(
             lm,
@@ -156,10 +149,10 @@ def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
             alpha=config.alpha,
             repeats=config.repeats,
             write=records.writer(file),
-            report=_Report(),
+            report=figures.Report(),
             **sizes,
         )
-    for line in _lines(path):
+    for line in figures.read(path):
         value = "none" if line["value"] is None else f"{line['value']:.4g}"
         print(f"{line['metric']:22s} {line.get('method', ''):16s} {value:>10s} {line['unit']}")
     print(f"The figures: {path}")
@@ -172,12 +165,12 @@ def _theory(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     checks.number("config.alpha", config.alpha, above=1)
     for name in ("prompts", "num_particles", "max_new_tokens", "num_traces", "num_dearest"):
         checks.integer(f"config.{name}", config[name], at_least=1)
-    for temperature in _listed("config.temperatures", config.temperatures):
+    for temperature in figures.listed("config.temperatures", config.temperatures):
         checks.number("config.temperatures", temperature, at_least=1e-6)
     lm = load(config.model)
     prompts = [lm.encode(x.question) for x in problems.problems("test", config.prompts)]
     _check_positions("config.max_new_tokens", lm, prompts, config.max_new_tokens)
-    path = _new_file(root, "theory.jsonl")
+    path = figures.new_file(root, "theory.jsonl")
     with open(path, "w", encoding="utf-8") as file:
         theorem.measure(
             lm,
@@ -188,39 +181,14 @@ def _theory(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
             temperatures=config.temperatures,
             num_dearest=config.num_dearest,
             write=records.writer(file),
-            report=_Report(),
+            report=figures.Report(),
         )
-    _print(theorem.tables(_lines(path)))
+    figures.show(theorem.tables(figures.read(path)))
     pictures = root / "theorem.png", root / "step_costs.png"
     plots.theorem(path, pictures[0])
     plots.step_costs(path, pictures[1], config.num_traces)
     print(f"The figures: {path}   the pictures: {pictures[0]} and {pictures[1]}")
     return path
-
-
-def _new_file(root: pathlib.Path, name: str) -> pathlib.Path:
-    """A file that does not exist, in a directory that does; an older one gets another name."""
-    root.mkdir(parents=True, exist_ok=True)
-    keep_older(root / name)
-    return root / name
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The figures of a file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _print(tables: Sequence[RenderableType]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
-    for table in tables:
-        console.print(table)
-
-
-def _listed(name: str, value: Any) -> Sequence[Any]:
-    """Raises ValueError unless the value is a tuple or a list."""
-    if not isinstance(value, tuple | list):
-        raise ValueError(f"{name} is {value!r}; it must be a tuple.")
-    return value
 
 
 def _check_positions(
@@ -276,23 +244,11 @@ def _questions(config: ConfigDict) -> dict[str, tuple[LoadedModel, fidelity.Ques
     return asked
 
 
-class _Report:
-    """Prints what is being measured, when that changes and now and then."""
-
-    def __init__(self) -> None:
-        self._title, self._last = "", 0.0
-
-    def __call__(self, title: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if title != self._title or now - self._last > _SECONDS_BETWEEN_LINES:
-            self._title, self._last = title, now
-            print(f"{done}/{total}  {title}", flush=True)
-
-
 _BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], pathlib.Path]] = {
     "fidelity": _fidelity,
     "cost_model": _cost_model,
     "theory": _theory,
+    "speed": benchmark_speed.run,
 }
 
 

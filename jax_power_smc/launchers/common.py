@@ -1,27 +1,41 @@
-"""What the launchers share: errors as one sentence, and stopping when asked to."""
+"""What the launchers share: errors as one sentence, compiled programs, stopping when asked to."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+import jax
 from absl import app, flags, logging
+from etils import epath
 
 BAD_INPUT = 2
+# Of the compiled programs that are kept from run to run; the least used go first.
+COMPILATION_CACHE_BYTES = 2**31
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def launch(main: Callable[[Sequence[str]], Any]) -> None:
     """Parses the flags and runs ``main``; what is refused is one sentence and exit code 2.
 
-    Only warnings are logged, unless ``--verbosity`` asks for more.
+    Only warnings are logged, unless ``--verbosity`` asks for more. Compiled programs are kept, see
+    ``keep_compiled_programs``.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         with plain_errors():
+            keep_compiled_programs(flags.FLAGS.compilation_cache)
             main(argv)
 
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Directory for compiled programs, which the next run then need not compile; 'off' for "
+        f"none. Default: {_CACHE_VARIABLE}, or jax_power_smc in the user's cache directory.",
+    )
     app.run(guarded, flags_parser=_parse_flags)
 
 
@@ -47,6 +61,37 @@ def sentence(error: Exception) -> str:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror}."
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def keep_compiled_programs(directory: str | None) -> None:
+    """Lets JAX find compiled programs of earlier runs, however small, and keep those of this one.
+
+    Args:
+      directory: where, local or remote (gs://); "off" for nowhere; None for the environment's
+        ``JAX_COMPILATION_CACHE_DIR`` or else the user's cache directory.
+
+    Raises:
+      OSError: if the named directory cannot be made. Without a name there is then no cache.
+    """
+    if directory == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    chosen = directory or os.environ.get(_CACHE_VARIABLE)
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = epath.Path(chosen or f"{base}/jax_power_smc").expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if chosen:
+            raise
+        logging.info("No compilation cache: %s", sentence(error))
+        return
+    jax.config.update("jax_compilation_cache_dir", os.fspath(path))
+    # By default JAX keeps only what took a second to compile, and small models never do.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if "://" not in os.fspath(path):  # JAX can count only what is local
+        jax.config.update("jax_compilation_cache_max_size", COMPILATION_CACHE_BYTES)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -146,19 +146,23 @@ def _move(
     clock: jax.Array,
 ) -> list[jax.Array]:
     """Leaves [R, ...], R rows of all prompts; source, destination, steps [R]."""
-    moves = source != destination
-    count = jnp.sum(moves, dtype=jnp.int32)
-    # The pairs that move first.
-    pairs = jnp.nonzero(moves, size=moves.shape[0], fill_value=0)[0].astype(jnp.int32)
-    lists = (source[pairs], destination[pairs], steps[pairs])
+    lists = pairs(source, destination, steps)
     return jax.lax.platform_dependent(
         leaves,
         *lists,
-        count,
         clock,
         cpu=functools.partial(move_blocks, time_axes),
         default=move_gathered,
     )
+
+
+def pairs(
+    source: jax.Array, destination: jax.Array, steps: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The same lists [R] with the pairs that move something first, and how many those are []."""
+    moves = source != destination
+    first = jnp.nonzero(moves, size=moves.shape[0], fill_value=0)[0].astype(jnp.int32)
+    return source[first], destination[first], steps[first], jnp.sum(moves, dtype=jnp.int32)
 
 
 def move_blocks(

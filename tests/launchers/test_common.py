@@ -8,11 +8,17 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import app, flags
 
 from jax_power_smc.launchers import progress
-from jax_power_smc.launchers.common import plain_errors, sentence, stop_on_signals
+from jax_power_smc.launchers.common import (
+    keep_compiled_programs,
+    plain_errors,
+    sentence,
+    stop_on_signals,
+)
 
 # Imports once and runs every case in a process of its own.
 PROGRAM = """
@@ -31,6 +37,14 @@ def main(argv):
         open("no/such/file")
     if flags.FLAGS.size == 9:
         raise KeyError("a bug")
+    if flags.FLAGS.size == 2:
+        import jax
+        hits = []
+        jax.monitoring.register_event_listener(
+            lambda event, **_: hits.append("hits" in event.rsplit("/")[-1])
+        )
+        jax.block_until_ready(jax.jit(lambda x: x * 3)(2))
+        print(sum(hits), "hits")
     print("done", argv[1:])
 
 for number, arguments in enumerate(json.loads(sys.argv[1])):
@@ -52,6 +66,10 @@ CASES = {
     "bug": ["--size=9"],
     "unknown flag": ["--sise=3"],
     "bad flag": ["--size=three"],
+    "compiles": ["--size=2", "--compilation_cache=programs"],
+    "compiles again": ["--size=2", "--compilation_cache=programs"],
+    "keeps nothing": ["--size=2", "--compilation_cache=off"],
+    "bad cache": ["--compilation_cache=0.out/programs"],
 }
 
 
@@ -105,6 +123,29 @@ def test_the_traceback_is_there_for_those_who_ask(outcomes):
 def test_a_bug_keeps_its_traceback(outcomes):
     code, _, err = outcomes["bug"]
     assert code == "1" and "Traceback" in err and "a bug" in err
+
+
+def test_compiled_programs_are_kept_for_the_next_run(outcomes):
+    hits = {
+        name: outcomes[name][1].split()[0]
+        for name in ("compiles", "compiles again", "keeps nothing")
+    }
+    assert hits["compiles"] == hits["keeps nothing"] == "0"
+    assert int(hits["compiles again"]) > 0
+
+
+def test_a_cache_that_cannot_be_made_is_refused_only_if_it_was_asked_for(
+    outcomes, tmp_path, monkeypatch
+):
+    code, _, err = outcomes["bad cache"]
+    assert code == "2" and err.startswith("error: ") and "0.out" in err
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    before = jax.config.jax_compilation_cache_dir
+    keep_compiled_programs(None)
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 @pytest.mark.parametrize(

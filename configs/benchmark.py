@@ -1,0 +1,111 @@
+"""Step time, its parts, the cost of resampling, throughput, and the same work in PyTorch."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Every value can be overridden: --config.sections="('steps',)" --config.repeats=9.
+
+    PyTorch is needed for the section "torch" only: pip install -e '.[torch]'.
+    """
+    config = ml_collections.ConfigDict()
+    config.benchmark = "speed"
+    config.sections = (
+        "steps",
+        "parts",
+        "resampling",
+        "forks",
+        "moves",
+        "throughput",
+        "torch",
+    )
+    # Of logits that were multiplied by this, particles of random weights fork as those of language
+    # models do; see the section "forks".
+    config.logit_scale = 4.0
+    config.alpha = 4.0
+    # Every round runs all variants once, in turn; medians are reported.
+    config.repeats = 3
+    # Bytes of the array whose copying tells the bandwidth of the machine.
+    config.bandwidth_bytes = 2**28
+    config.dtype = "float32"
+    # Random weights in these shapes, as in config.json of a Llama.
+    config.models = ml_collections.ConfigDict(
+        {
+            "5M": _shape(hidden=256, layers=4, heads=8, kv_heads=8, mlp=688, vocab=8192),
+            "23M": _shape(hidden=512, layers=6, heads=8, kv_heads=8, mlp=1376, vocab=8192),
+            "50M": _shape(hidden=768, layers=6, heads=12, kv_heads=4, mlp=2304, vocab=8192),
+            "98M": _shape(hidden=1024, layers=8, heads=16, kv_heads=4, mlp=2816, vocab=8192),
+        }
+    )
+    config.steps = ml_collections.ConfigDict(
+        {
+            "models": ("5M", "50M"),
+            "particles": (1, 4, 8, 16, 32, 64),
+            "prompt_tokens": 32,
+            "max_new_tokens": (128, 512),
+        }
+    )
+    config.parts = ml_collections.ConfigDict(
+        {"models": ("5M", "50M"), "particles": (16, 64), "prompt_tokens": 32, "max_new_tokens": 128}
+    )
+    config.resampling = ml_collections.ConfigDict(
+        {
+            "models": ("5M",),
+            "particles": (8, 16, 64),
+            "periods": (8, 1),
+            "prompt_tokens": 32,
+            "max_new_tokens": 512,
+        }
+    )
+    config.forks = ml_collections.ConfigDict(
+        {
+            "models": ("5M", "50M"),
+            "particles": (16,),
+            "scales": (1.0, 2.0, 4.0, 8.0),
+            "prompt_tokens": 32,
+            "max_new_tokens": 256,
+        }
+    )
+    config.moves = ml_collections.ConfigDict(
+        {
+            "models": ("5M",),
+            "particles": (8, 16, 64),
+            "capacities": (256, 1024, 2048),
+            "moved_shares": (0.05, 0.25),
+        }
+    )
+    config.throughput = ml_collections.ConfigDict(
+        {
+            "models": ("5M",),
+            "num_particles": 16,
+            "slots": 8,
+            "prompts": 64,
+            "longest_prompt": 256,
+            "max_new_tokens": 256,
+        }
+    )
+    config.torch = ml_collections.ConfigDict(
+        {
+            "models": ("5M", "23M", "50M", "98M"),
+            "particles": (8, 64),
+            "prompt_tokens": (32, 512),
+            "max_new_tokens": 128,
+        }
+    )
+    return config
+
+
+def _shape(
+    *, hidden: int, layers: int, heads: int, kv_heads: int, mlp: int, vocab: int
+) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "hidden_size": hidden,
+            "num_layers": layers,
+            "num_heads": heads,
+            "num_kv_heads": kv_heads,
+            "head_dim": hidden // heads,
+            "mlp_size": mlp,
+            "vocab_size": vocab,
+        }
+    )

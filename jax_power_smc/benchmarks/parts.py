@@ -1,0 +1,197 @@
+"""Programs that differ from the engine's by one part, so that the part can be timed or set.
+
+What they compute is of no use; what they cost tells what the part costs.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_power_smc.randomness import StepUniforms
+from jax_power_smc.samplers.base import Outcome, Particles, Selection
+from jax_power_smc.samplers.power_smc import PowerSMC, PowerSMCNumbers, PowerSMCRule
+from jax_power_smc.target import TargetArrays
+
+# Different logits that a model which does not run gives in turn.
+REPLAYED = 64
+# ESS / N = exp(-sigma^2) for weights exp(sigma z): 0.66 N.
+SPREAD = 0.645
+
+
+class AlteredParams(NamedTuple):
+    """Parameters of ``Altered``.
+
+    Attributes:
+      params: of the model.
+      scale: [], what its logits are multiplied by.
+      table: [REPLAYED, V], logits of a model that does not run.
+    """
+
+    params: Any
+    scale: jax.Array
+    table: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Altered:
+    """A language model without some of its parts.
+
+    Attributes:
+      model: the whole one. It must have ``move`` and ``grow``.
+      runs: else its logits are looked up in a table by the token.
+      moves: else its cache stays where it is when particles fork.
+    """
+
+    model: Any
+    runs: bool = True
+    moves: bool = True
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return int(self.model.vocab_size)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Of the model."""
+        return getattr(self.model, "max_positions", None)
+
+    def params(self, params: Any, prompt: jax.Array, scale: float = 1.0) -> AlteredParams:
+        """Parameters; the replayed logits follow the first tokens of a prompt [S]."""
+        single = jax.jit(self.model.prefill)
+        one = jnp.ones((), jnp.int32)
+        tokens = jnp.resize(prompt, (REPLAYED,))
+        table = jnp.stack([single(params, tokens[i : i + 1], one)[0] for i in range(REPLAYED)])
+        return AlteredParams(params, jnp.asarray(scale, table.dtype), table)
+
+    def prefill(
+        self, params: AlteredParams, prompt: jax.Array, length: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """As of the model."""
+        logits, context = self.model.prefill(params.params, prompt, length)
+        return logits * params.scale, context
+
+    def init_cache(self, params: AlteredParams, num_particles: int, capacity: int) -> Any:
+        """As of the model."""
+        return self.model.init_cache(params.params, num_particles, capacity)
+
+    def decode(
+        self,
+        params: AlteredParams,
+        context: Any,
+        cache: Any,
+        token: jax.Array,
+        step: jax.Array,
+        clock: jax.Array,
+    ) -> tuple[jax.Array, Any]:
+        """As of the model, or looked up."""
+        if self.runs:
+            logits, cache = self.model.decode(params.params, context, cache, token, step, clock)
+        else:
+            logits = params.table[jnp.mod(token + step, REPLAYED)]
+        return logits * params.scale, cache
+
+    def move(
+        self,
+        cache: Any,
+        source: jax.Array,
+        destination: jax.Array,
+        step: jax.Array,
+        clock: jax.Array,
+    ) -> Any:
+        """As of the model, or not at all."""
+        return self.model.move(cache, source, destination, step, clock) if self.moves else cache
+
+    def grow(self, cache: Any, capacity: int, clock: jax.Array) -> Any:
+        """As of the model."""
+        return self.model.grow(cache, capacity, clock)
+
+
+class ForcedNumbers(NamedTuple):
+    """Traced scalars of ``Forced``: those of Power-SMC, and the spread [] of a step's noise."""
+
+    inner: PowerSMCNumbers
+    spread: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Forced:
+    """Power-SMC with random weights, so that it resamples when it is told to.
+
+    Attributes:
+      rule: the algorithm.
+    """
+
+    rule: PowerSMCRule
+
+    @classmethod
+    def every(cls, num_particles: int, period: int | None) -> tuple["Forced", ForcedNumbers]:
+        """Resamples at every ``period``-th step at an ESS of about 0.66 N, or never (None)."""
+        sampler = PowerSMC(
+            num_particles, ess_threshold=1.0 if period else 0.0, check_every=period or 1
+        )
+        spread = jnp.asarray(SPREAD * (period or 1) ** -0.5, jnp.float32)
+        return cls(sampler.rule()), ForcedNumbers(sampler.numbers(), spread)
+
+    @property
+    def num_particles(self) -> int:
+        """N."""
+        return self.rule.num_particles
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return self.rule.num_rows
+
+    @property
+    def draws_first(self) -> bool:
+        """As of the algorithm."""
+        return self.rule.draws_first
+
+    def start(self, dtype: jnp.dtype) -> Particles:
+        """As of the algorithm."""
+        return self.rule.start(dtype)
+
+    def advance(
+        self,
+        numbers: ForcedNumbers,
+        target: TargetArrays,
+        particles: Particles,
+        logits: jax.Array,
+        ends: jax.Array,
+        uniforms: StepUniforms,
+        step: jax.Array,
+    ) -> Selection:
+        """A step after the weights have been multiplied by noise."""
+        noise = jax.scipy.special.ndtri(jnp.clip(uniforms.token[:, 1], 1e-6, 1 - 1e-6))
+        noisy = particles._replace(log_weight=particles.log_weight + numbers.spread * noise)
+        return self.rule.advance(numbers.inner, target, noisy, logits, ends, uniforms, step)
+
+    def finish(
+        self,
+        numbers: ForcedNumbers,
+        target: TargetArrays,
+        particles: Particles,
+        uniforms: jax.Array,
+    ) -> Outcome:
+        """As of the algorithm."""
+        return self.rule.finish(numbers.inner, target, particles, uniforms)
+
+
+def step_bytes(model: Any, params: Any, prompt_tokens: int, own_tokens: float, num: int) -> float:
+    """Bytes that a step of one prompt must read and write, whatever the program.
+
+    All weights once (of the embedding, if it is not the head too, only a few rows), the prompt's
+    keys and values once, those of every particle's own tokens, and what is appended.
+    """
+
+    def size(tree: Any) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    weights = size(params)
+    if not model.config.tied_embeddings:
+        weights -= size(params["embedding"])
+    cache = size(jax.eval_shape(lambda p: model.init_cache(p, 1, 1), params))
+    return weights + cache * (prompt_tokens + num * (own_tokens + 1))

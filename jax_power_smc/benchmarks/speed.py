@@ -1,0 +1,408 @@
+"""Step time, its parts, and throughput, with all that is compared run in turn.
+
+Every section writes figures and the ratios that its claim is about; a figure that is a ratio is a
+metric of its own. Models have random weights: what they say does not change what they cost.
+
+Letters: S prompt length, N particles, T generated tokens.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_power_smc.benchmarks import peers, timing
+from jax_power_smc.benchmarks.parts import Altered, Forced, step_bytes
+from jax_power_smc.benchmarks.records import Write
+from jax_power_smc.benchmarks.timing import Decoded, Report, in_turn
+from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.models.transformer import TransformerLM
+from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
+from jax_power_smc.slots import Work
+from jax_power_smc.target import PowerTarget
+
+# Those that run in slots.
+Sampler = Ancestral | PowerSMC | WithoutReplacement
+SAMPLERS: Mapping[str, Callable[[int], Sampler]] = {
+    "smc": PowerSMC,
+    "swor": WithoutReplacement,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model that is measured.
+
+    Attributes:
+      name: in the figures.
+      model, params: the model.
+    """
+
+    name: str
+    model: TransformerLM
+    params: Any
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For the figures."""
+        weights = jax.tree.leaves(self.params)
+        num, dtype = sum(leaf.size for leaf in weights), weights[0].dtype.name
+        return {"model": self.name, "parameters": num, "dtype": dtype}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What all sections share.
+
+    Attributes:
+      alpha: exponent.
+      repeats: rounds that count.
+      write, report: receive figures, and what is being measured.
+    """
+
+    alpha: float
+    repeats: int
+    write: Write
+    report: Report
+
+    def turns(self, title: str, variants: Mapping[str, Callable[[], float]]) -> timing.Seconds:
+        """The variants in turn."""
+        return in_turn(title, variants, self.repeats, self.report)
+
+    def works(
+        self, vocab_size: int, prompt_tokens: int, new_tokens: int, alpha: float | None = None
+    ) -> list[Work]:
+        """One prompt of random tokens that runs to its cap."""
+        target = PowerTarget(self.alpha if alpha is None else alpha)
+        return [Work(_random_prompt(vocab_size, prompt_tokens), 0, target, new_tokens)]
+
+
+def steps(
+    bench: Bench,
+    subject: Subject,
+    particles: Sequence[int],
+    prompt_tokens: int,
+    new_tokens: int,
+    bandwidth: float,
+) -> None:
+    """Step time of every sampler and N, as a multiple of decoding one sequence."""
+    variants: dict[str, Callable[[], float]] = {}
+    forks: dict[str, float] = {}
+
+    def add(name: str, sampler: Sampler) -> None:
+        def run() -> float:
+            done = _decode(bench, subject.model, subject.params, sampler, prompt_tokens, new_tokens)
+            forks[name] = done.fork_share
+            return done.seconds / (new_tokens - 1)
+
+        variants[name] = run
+
+    add("ancestral 1", Ancestral(1 / bench.alpha))
+    for name, make in SAMPLERS.items():
+        for num in particles:
+            add(f"{name} {num}", make(num))
+    seconds = bench.turns(f"steps, {subject.name}, T = {new_tokens}", variants)
+    for variant in variants:
+        name, number = variant.split()
+        num = int(number)
+        about = {
+            **subject.about,
+            "sampler": name,
+            "num_particles": num,
+            "prompt_tokens": prompt_tokens,
+            "max_new_tokens": new_tokens,
+        }
+        moved = step_bytes(subject.model, subject.params, prompt_tokens, new_tokens / 2, num)
+        step = seconds.median(variant)
+        bench.write("step_time", step, "s", **about)
+        bench.write("step_multiple", seconds.ratio(variant, "ancestral 1"), "ratio", **about)
+        bench.write("step_bytes", moved, "bytes", **about)
+        bench.write("roofline_share", moved / bandwidth / step, "ratio", **about)
+        bench.write("fork_share", forks[variant], "ratio", **about)
+
+
+def parts(
+    bench: Bench, subject: Subject, num: int, prompt_tokens: int, new_tokens: int, scale: float
+) -> None:
+    """Where a step's time goes: differences of programs that leave one part out.
+
+    ``scale`` multiplies the logits: random weights alone give flat distributions, of which no
+    language model's particles would be resampled.
+    """
+    prompt = jnp.asarray(_random_prompt(subject.model.vocab_size, prompt_tokens), jnp.int32)
+    whole = Altered(subject.model)
+    params = whole.params(subject.params, prompt, scale)
+    replayed = dataclasses.replace(whole, runs=False)
+    still = dataclasses.replace(replayed, moves=False)
+    sampled: Sampler = Ancestral(1 / bench.alpha, num)
+    for name, make in SAMPLERS.items():
+        programs: dict[str, tuple[Altered, Sampler]] = {
+            "whole": (whole, make(num)),
+            "no model": (replayed, make(num)),
+            "no moves": (still, make(num)),
+            "no selection": (still, sampled),
+        }
+        shares: dict[str, float] = {}
+
+        def run(
+            key: str,
+            programs: dict[str, tuple[Altered, Sampler]] = programs,
+            shares: dict[str, float] = shares,
+        ) -> float:
+            model, sampler = programs[key]
+            done = _decode(bench, model, params, sampler, prompt_tokens, new_tokens)
+            shares[key] = done.fork_share
+            return done.seconds / (new_tokens - 1)
+
+        variants = {key: functools.partial(run, key) for key in programs}
+        seconds = bench.turns(f"parts, {subject.name}, {name}", variants)
+        about = {
+            **subject.about,
+            "sampler": name,
+            "num_particles": num,
+            "prompt_tokens": prompt_tokens,
+            "max_new_tokens": new_tokens,
+            "logit_scale": scale,
+        }
+        cost = [seconds.median(key) for key in programs] + [0.0]
+        labels = ("model", "cache moves", "selection", "sampling")
+        for label, more, less in zip(labels, cost, cost[1:], strict=False):
+            bench.write("part_share", (more - less) / cost[0], "ratio", part=label, **about)
+        bench.write("step_time", cost[0], "s", **about)
+        bench.write("fork_share", shares["whole"], "ratio", **about)
+
+
+def resampling(
+    bench: Bench,
+    subject: Subject,
+    particles: Sequence[int],
+    periods: Sequence[int],
+    prompt_tokens: int,
+    new_tokens: int,
+) -> None:
+    """The cost of resampling at every so many steps, and of the branch that is never taken.
+
+    Weights are noise of an ESS of 0.66 N; "none" is plain sampling, in which nobody ever moves.
+    """
+    for num in particles:
+        rules: dict[str, tuple[Any, Any]] = {"none": _parts(Ancestral(1 / bench.alpha, num))}
+        rules["never"] = Forced.every(num, None)
+        rules |= {f"every {period}": Forced.every(num, period) for period in periods}
+        seen: dict[str, Decoded] = {}
+
+        def run(
+            name: str,
+            num: int = num,
+            rules: dict[str, tuple[Any, Any]] = rules,
+            seen: dict[str, Decoded] = seen,
+        ) -> float:
+            # At alpha = 1 all weights come from the noise.
+            works = bench.works(subject.model.vocab_size, prompt_tokens, new_tokens, alpha=1.0)
+            done = timing.decode(subject.model, subject.params, *rules[name], works)
+            seen[name] = done
+            return done.seconds / (new_tokens - 1)
+
+        variants = {name: functools.partial(run, name) for name in rules}
+        seconds = bench.turns(f"resampling, {subject.name}, N = {num}", variants)
+        for name in rules:
+            about = {
+                **subject.about,
+                "resampled": name,
+                "num_particles": num,
+                "prompt_tokens": prompt_tokens,
+                "max_new_tokens": new_tokens,
+                "ess_share": seen[name].ess_share if name.startswith("every") else None,
+                "fork_share": seen[name].fork_share,
+            }
+            bench.write("step_time", seconds.median(name), "s", **about)
+            bench.write("resampling_ratio", seconds.ratio(name, "never"), "ratio", **about)
+
+
+def forks(
+    bench: Bench,
+    subject: Subject,
+    particles: Sequence[int],
+    scales: Sequence[float],
+    prompt_tokens: int,
+    new_tokens: int,
+) -> None:
+    """swor's step time over smc's, against the share of rows that fork."""
+    model = Altered(subject.model)
+    prompt = jnp.asarray(_random_prompt(subject.model.vocab_size, prompt_tokens), jnp.int32)
+    first = model.params(subject.params, prompt)
+    for num in particles:
+        variants: dict[str, Callable[[], float]] = {}
+        shares: dict[str, float] = {}
+
+        def run(
+            name: str, scale: float, num: int = num, shares: dict[str, float] = shares
+        ) -> float:
+            params = first._replace(scale=jnp.asarray(scale, first.scale.dtype))
+            sampler = SAMPLERS[name](num)
+            done = _decode(bench, model, params, sampler, prompt_tokens, new_tokens)
+            shares[f"{name} {scale}"] = done.fork_share
+            return done.seconds / (new_tokens - 1)
+
+        for scale in scales:
+            for name in SAMPLERS:
+                variants[f"{name} {scale}"] = functools.partial(run, name, scale)
+        seconds = bench.turns(f"forks, {subject.name}, N = {num}", variants)
+        for scale in scales:
+            bench.write(
+                "swor_over_smc",
+                seconds.ratio(f"swor {scale}", f"smc {scale}"),
+                "ratio",
+                **subject.about,
+                num_particles=num,
+                prompt_tokens=prompt_tokens,
+                max_new_tokens=new_tokens,
+                logit_scale=scale,
+                swor_fork_share=shares[f"swor {scale}"],
+                smc_fork_share=shares[f"smc {scale}"],
+            )
+
+
+def throughput(
+    bench: Bench,
+    subject: Subject,
+    num: int,
+    slots: int,
+    prompts: int,
+    longest_prompt: int,
+    new_tokens: int,
+) -> None:
+    """Ragged prompts through slots that are refilled, against batches that wait for their last.
+
+    Lengths of prompts and caps are log-uniform, from a sixteenth of the longest.
+    """
+    random = np.random.default_rng(0)
+
+    def lengths(longest: int) -> list[int]:
+        low = max(1, longest // 16)
+        drawn = np.exp(random.uniform(math.log(low), math.log(longest + 1), prompts))
+        return [int(x) for x in drawn]
+
+    sizes = list(zip(lengths(longest_prompt), lengths(new_tokens), strict=True))
+    target = PowerTarget(bench.alpha)
+    rule, numbers = _parts(PowerSMC(num))
+
+    def works(first: int, last: int) -> list[Work]:
+        return [
+            Work(_random_prompt(subject.model.vocab_size, s), first + i, target, t)
+            for i, (s, t) in enumerate(sizes[first:last])
+        ]
+
+    def run(asked: Sequence[list[Work]], looks_late: int = 1) -> float:
+        sums = 0.0
+        for some in asked:
+            done = timing.decode(
+                subject.model,
+                subject.params,
+                rule,
+                numbers,
+                some,
+                slots=slots,
+                looks_late=looks_late,
+                longest=(longest_prompt, new_tokens),
+            )
+            sums += done.total
+        return sums
+
+    seconds = bench.turns(
+        f"throughput, {subject.name}",
+        {
+            "slots": lambda: run([works(0, prompts)]),
+            "slots, looking at once": lambda: run([works(0, prompts)], looks_late=0),
+            "batches": lambda: run([works(i, i + slots) for i in range(0, prompts, slots)]),
+        },
+    )
+    tokens = num * sum(t for _, t in sizes)
+    about = {
+        **subject.about,
+        "sampler": "smc",
+        "num_particles": num,
+        "slots": slots,
+        "prompts": prompts,
+        "longest_prompt": longest_prompt,
+        "max_new_tokens": new_tokens,
+    }
+    for name in ("slots", "slots, looking at once", "batches"):
+        bench.write("throughput", tokens / seconds.median(name), "tokens/s", method=name, **about)
+        bench.write(
+            "throughput_ratio", seconds.ratio("batches", name), "ratio", method=name, **about
+        )
+
+
+def against_torch(
+    bench: Bench,
+    subject: Subject,
+    particles: Sequence[int],
+    prompt_lengths: Sequence[int],
+    new_tokens: int,
+) -> None:
+    """The same weights and token counts in torch: ``generate``, and Power-SMC in a loop."""
+    theirs = peers.to_torch(subject.model, subject.params)
+    versions = peers.describe()
+    for prompt_tokens in prompt_lengths:
+        prompt = _random_prompt(subject.model.vocab_size, prompt_tokens)
+        variants: dict[str, Callable[[], float]] = {}
+
+        def ours(sampler: Sampler, prompt_tokens: int = prompt_tokens) -> float:
+            done = _decode(bench, subject.model, subject.params, sampler, prompt_tokens, new_tokens)
+            return done.seconds / (new_tokens - 1)
+
+        def generated(num: int, prompt: list[int] = prompt) -> float:
+            return peers.generate(theirs, prompt, num, new_tokens).timing.per_token
+
+        def looped(num: int, prompt: list[int] = prompt) -> float:
+            return peers.power_smc(theirs, prompt, num, bench.alpha, new_tokens).timing.per_token
+
+        pairs: list[tuple[str, str, str, int]] = []
+        for num in sorted({1, *particles}):
+            plain = f"plain {num}", f"generate {num}"
+            variants[plain[0]] = functools.partial(ours, Ancestral(1.0, num))
+            variants[plain[1]] = functools.partial(generated, num)
+            pairs.append((*plain, "transformers generate", num))
+            if num > 1:
+                power = f"smc {num}", f"torch smc {num}"
+                variants[power[0]] = functools.partial(ours, PowerSMC(num))
+                variants[power[1]] = functools.partial(looped, num)
+                pairs.append((*power, "Power-SMC in a Python loop", num))
+        seconds = bench.turns(f"torch, {subject.name}, S = {prompt_tokens}", variants)
+        for mine, other, peer, num in pairs:
+            about = {
+                **subject.about,
+                "peer": peer,
+                "num_particles": num,
+                "prompt_tokens": prompt_tokens,
+                "max_new_tokens": new_tokens,
+                **versions,
+            }
+            bench.write("step_time", seconds.median(mine), "s", **about)
+            bench.write("peer_step_time", seconds.median(other), "s", **about)
+            bench.write("speedup", seconds.ratio(other, mine), "ratio", **about)
+
+
+def _decode(
+    bench: Bench,
+    model: LanguageModel,
+    params: Any,
+    sampler: Sampler,
+    prompt_tokens: int,
+    new_tokens: int,
+) -> Decoded:
+    works = bench.works(model.vocab_size, prompt_tokens, new_tokens)
+    return timing.decode(model, params, *_parts(sampler), works)
+
+
+def _parts(sampler: Sampler) -> tuple[Any, Any]:
+    return sampler.rule(), sampler.numbers()
+
+
+def _random_prompt(vocab_size: int, length: int) -> list[int]:
+    return np.random.default_rng(length).integers(0, vocab_size, length).tolist()

@@ -1,0 +1,138 @@
+"""How the speed benchmark times: variants in turn, medians, and nothing of compilation."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_power_smc.buckets import Sizes
+from jax_power_smc.engine import CHUNK, GROUPS
+from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.samplers import Rule
+from jax_power_smc.slots import Slots, Work
+
+# (what is measured, rounds done, rounds in all)
+Report = Callable[[str, int, int], None]
+
+
+class Seconds:
+    """Seconds of every variant in every round.
+
+    Rounds are compared pair by pair: what else the machine does changes slowly, so the two members
+    of a pair suffer alike.
+    """
+
+    def __init__(self, rounds: Mapping[str, list[float]]) -> None:
+        self._rounds = rounds
+
+    def median(self, name: str) -> float:
+        """Of one variant."""
+        return statistics.median(self._rounds[name])
+
+    def ratio(self, name: str, against: str) -> float:
+        """The median over rounds of one variant's time over another's."""
+        pairs = zip(self._rounds[name], self._rounds[against], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+
+def in_turn(
+    title: str, variants: Mapping[str, Callable[[], float]], repeats: int, report: Report
+) -> Seconds:
+    """Every variant once per round, after a first round that compiles and is not counted.
+
+    Args:
+      title: for the report.
+      variants: name -> runs it and returns its seconds.
+      repeats: rounds that count.
+      report: called before every run.
+    """
+    rounds: dict[str, list[float]] = {name: [] for name in variants}
+    total = (repeats + 1) * len(variants)
+    for number in range(total):
+        name = list(variants)[number % len(variants)]
+        report(title, number, total)
+        seconds = variants[name]()
+        if number >= len(variants):
+            rounds[name].append(seconds)
+    return Seconds(rounds)
+
+
+def copy_bandwidth(num_bytes: int, repeats: int) -> float:
+    """Bytes per second that are read and written by a large elementwise operation."""
+    x = jnp.zeros((num_bytes // 4,), jnp.float32)
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jax.block_until_ready(add(x))
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        x = jax.block_until_ready(add(x))
+        seconds.append(time.perf_counter() - began)
+    return 2 * x.nbytes / statistics.median(seconds)
+
+
+class Decoded(NamedTuple):
+    """What a run through the slots took and did.
+
+    Attributes:
+      seconds: of decoding.
+      total: with the prefills of the first prompts; neither has compilation in it.
+      works: the prompts, with what was observed.
+    """
+
+    seconds: float
+    total: float
+    works: list[Work]
+
+    @property
+    def fork_share(self) -> float:
+        """The share of running rows that took over another one's past, over all steps."""
+        forks = [np.asarray(w.seen.forks, float) for w in self.works if w.seen is not None]
+        rows = self.works[0].left.outcome.rows.shape[-1]  # type: ignore[union-attr]
+        return float(np.mean(np.concatenate(forks, axis=1)) / rows)
+
+    @property
+    def ess_share(self) -> float:
+        """The mean of ESS / N at the steps that resampled; NaN if none did."""
+        ess, resampled = (
+            np.concatenate([getattr(w.seen, name) for w in self.works], axis=1)
+            for name in ("ess", "resampled")
+        )
+        rows = self.works[0].left.outcome.rows.shape[-1]  # type: ignore[union-attr]
+        return float(ess[resampled].mean() / rows) if resampled.any() else float("nan")
+
+
+def decode(
+    model: LanguageModel,
+    params: Any,
+    rule: Rule,
+    numbers: Any,
+    works: Sequence[Work],
+    *,
+    slots: int = 1,
+    chunk: int = CHUNK,
+    looks_late: int = 1,
+    longest: tuple[int, int] | None = None,
+) -> Decoded:
+    """Sends prompts through slots as the engine does; a ``Work`` is used up by it.
+
+    ``longest`` is the longest prompt and the largest cap that there is room for, if they are not
+    those of ``works``.
+    """
+    prompt_tokens, new_tokens = longest or (
+        max(len(work.prompt) for work in works),
+        max(work.cap for work in works),
+    )
+    limit = getattr(model, "max_positions", None)
+    sizes = Sizes(slots, max(1, slots // GROUPS), prompt_tokens, new_tokens, chunk, limit)
+    queue = Slots(model, params, rule, numbers, jax.random.key(0), sizes, looks_late=looks_late)
+    for work in works:
+        queue.admit(work.target)
+    for work in queue.run(works):
+        if work.error is not None:
+            raise work.error
+    decode = queue.seconds["decode"]
+    return Decoded(decode, decode + queue.seconds["prefill"], list(works))

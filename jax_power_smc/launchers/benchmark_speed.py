@@ -1,0 +1,175 @@
+"""The part of the benchmark launcher that measures speed (``configs/benchmark.py``)."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jax_power_smc.benchmarks import moves, peers, plots, records, speed, speed_tables, timing
+from jax_power_smc.benchmarks.speed import Bench, Subject
+from jax_power_smc.launchers import figures
+from jax_power_smc.models.config import TransformerConfig
+from jax_power_smc.models.transformer import DTYPES, TransformerLM
+from jax_power_smc.samplers import checks
+from jax_power_smc.target import PowerTarget
+
+# section -> its fields besides "models"
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "steps": ("particles", "prompt_tokens", "max_new_tokens"),
+    "parts": ("particles", "prompt_tokens", "max_new_tokens"),
+    "resampling": ("particles", "periods", "prompt_tokens", "max_new_tokens"),
+    "forks": ("particles", "scales", "prompt_tokens", "max_new_tokens"),
+    "moves": ("particles", "capacities", "moved_shares"),
+    "throughput": ("num_particles", "slots", "prompts", "longest_prompt", "max_new_tokens"),
+    "torch": ("particles", "prompt_tokens", "max_new_tokens"),
+}
+# Lists in some section; every field is one number elsewhere.
+_LISTS = {
+    *(("steps", "max_new_tokens"), ("torch", "prompt_tokens")),
+    *((section, "particles") for section in SECTIONS),
+    *(("resampling", "periods"), ("forks", "scales")),
+    *(("moves", "capacities"), ("moves", "moved_shares")),
+}
+FIELDS = (
+    *("sections", "alpha", "repeats", "logit_scale", "bandwidth_bytes", "dtype", "models"),
+    *SECTIONS,
+)
+
+
+def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
+    """Measures the sections that the config names; returns the file with the figures."""
+    shapes = _check(config)
+    wanted = list(config.sections)
+    if "torch" in wanted and not peers.available():
+        print("PyTorch is absent; the section torch is left out.")
+        wanted.remove("torch")
+    path = figures.new_file(root, "speed.jsonl")
+    with open(path, "w", encoding="utf-8") as file:
+        write = records.writer(file)
+        bench = Bench(config.alpha, config.repeats, write, figures.Report())
+        bandwidth = timing.copy_bandwidth(config.bandwidth_bytes, 2 * config.repeats + 1)
+        write("copy_bandwidth", bandwidth, "bytes/s", array_bytes=config.bandwidth_bytes)
+        subjects: dict[str, Subject] = {}
+        for section in wanted:
+            for name in config[section].models:
+                if name not in subjects:
+                    model = TransformerLM(shapes[name], config.dtype)
+                    subjects[name] = Subject(name, model, model.init(jax.random.key(0)))
+                _RUNS[section](bench, subjects[name], config, bandwidth)
+    lines = figures.read(path)
+    figures.show(speed_tables.tables(lines))
+    print(f"The figures: {path}")
+    if "steps" in wanted:
+        plots.step_multiples(path, root / "steps.png")
+        print(f"The picture: {root / 'steps.png'}")
+    return path
+
+
+def _steps(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
+    c = config.steps
+    for new_tokens in c.max_new_tokens:
+        speed.steps(bench, subject, c.particles, c.prompt_tokens, new_tokens, bandwidth)
+
+
+def _parts(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
+    c = config.parts
+    for num in c.particles:
+        speed.parts(bench, subject, num, c.prompt_tokens, c.max_new_tokens, config.logit_scale)
+
+
+def _resampling(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
+    c = config.resampling
+    speed.resampling(bench, subject, c.particles, c.periods, c.prompt_tokens, c.max_new_tokens)
+
+
+def _forks(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
+    c = config.forks
+    speed.forks(bench, subject, c.particles, c.scales, c.prompt_tokens, c.max_new_tokens)
+
+
+def _moves(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
+    c = config.moves
+    moves.measure(bench, subject, c.particles, c.capacities, c.moved_shares)
+
+
+def _throughput(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
+    c = config.throughput
+    speed.throughput(
+        bench,
+        subject,
+        c.num_particles,
+        c.slots,
+        c.prompts,
+        c.longest_prompt,
+        c.max_new_tokens,
+    )
+
+
+def _torch(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
+    c = config.torch
+    speed.against_torch(bench, subject, c.particles, c.prompt_tokens, c.max_new_tokens)
+
+
+_RUNS: dict[str, Callable[[Bench, Subject, ConfigDict, float], None]] = {
+    "steps": _steps,
+    "parts": _parts,
+    "resampling": _resampling,
+    "forks": _forks,
+    "moves": _moves,
+    "throughput": _throughput,
+    "torch": _torch,
+}
+
+
+def _check(config: ConfigDict) -> dict[str, TransformerConfig]:
+    """The models' shapes.
+
+    Raises:
+      ValueError: for a value that cannot be, before anything is made or written.
+    """
+    PowerTarget(config.alpha)
+    checks.integer("config.repeats", config.repeats, at_least=1)
+    checks.integer("config.bandwidth_bytes", config.bandwidth_bytes, at_least=2**12)
+    checks.number("config.logit_scale", config.logit_scale, above=0)
+    checks.one_of("config.dtype", config.dtype, DTYPES)
+    longest = 1
+    for section in figures.listed("config.sections", config.sections):
+        checks.one_of("config.sections", section, SECTIONS)
+        longest = max(longest, _check_section(config, section))
+    made = {}
+    for name, shape in config.models.items():
+        try:
+            made[name] = TransformerConfig(**shape, max_positions=longest)
+        except TypeError as error:
+            raise ValueError(f"config.models.{name} cannot be read: {error}.") from error
+    return made
+
+
+def _check_section(config: ConfigDict, section: str) -> int:
+    """Raises ValueError for a value that cannot be; returns the positions that it needs."""
+    fields = config[section]
+    missing = [name for name in ("models", *SECTIONS[section]) if name not in fields]
+    if missing:
+        raise ValueError(f"config.{section} lacks {', '.join(missing)}.")
+    for name in figures.listed(f"config.{section}.models", fields.models):
+        checks.one_of(f"config.{section}.models", name, config.models)
+    for field in SECTIONS[section]:
+        name, value = f"config.{section}.{field}", fields[field]
+        values: Any = figures.listed(name, value) if (section, field) in _LISTS else (value,)
+        for each in values:
+            if field == "scales":
+                checks.number(name, each, above=0)
+            elif field == "moved_shares":
+                checks.number(name, each, at_least=0, at_most=0.5)
+            else:
+                least = {"max_new_tokens": 2, "capacities": 64}.get(field, 1)
+                checks.integer(name, each, at_least=2 if section == "moves" else least)
+
+    def most(field: str) -> int:
+        value = fields.get(field, 0)
+        return max(value) if isinstance(value, tuple | list) else int(value)
+
+    prompt = most("longest_prompt" if section == "throughput" else "prompt_tokens")
+    return prompt + most("max_new_tokens")
