@@ -6,7 +6,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     """Every value can be overridden: --config.sections="('steps',)" --config.repeats=9.
 
-    PyTorch is needed for the section "torch" only: pip install -e '.[torch]'.
+    The last two sections compare with PyTorch, if it is there: pip install -e '.[torch]'.
     """
     config = ml_collections.ConfigDict()
     config.benchmark = "speed"
@@ -17,11 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
         "forks",
         "moves",
         "throughput",
+        "torch_batch_1",
         "torch",
     )
-    # Of logits that were multiplied by this, particles of random weights fork as those of language
-    # models do; see the section "forks".
-    config.logit_scale = 4.0
     config.alpha = 4.0
     # Every round runs all variants once, in turn; medians are reported.
     config.repeats = 3
@@ -46,7 +44,15 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
     config.parts = ml_collections.ConfigDict(
-        {"models": ("5M", "50M"), "particles": (16, 64), "prompt_tokens": 32, "max_new_tokens": 128}
+        {
+            "models": ("5M", "50M"),
+            "particles": (16, 64),
+            # Random weights give flat distributions; with logits multiplied by this, particles
+            # fork about as often as those of language models. See the section "forks".
+            "logit_scale": 16.0,
+            "prompt_tokens": 32,
+            "max_new_tokens": 128,
+        }
     )
     config.resampling = ml_collections.ConfigDict(
         {
@@ -61,7 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "models": ("5M", "50M"),
             "particles": (16,),
-            "scales": (1.0, 2.0, 4.0, 8.0),
+            "scales": (4.0, 8.0, 16.0, 32.0),
             "prompt_tokens": 32,
             "max_new_tokens": 256,
         }
@@ -84,9 +90,17 @@ def get_config() -> ml_collections.ConfigDict:
             "max_new_tokens": 256,
         }
     )
-    config.torch = ml_collections.ConfigDict(
+    config.torch_batch_1 = ml_collections.ConfigDict(
         {
             "models": ("5M", "23M", "50M", "98M"),
+            "particles": (1,),
+            "prompt_tokens": (32,),
+            "max_new_tokens": 128,
+        }
+    )
+    config.torch = ml_collections.ConfigDict(
+        {
+            "models": ("5M", "50M"),
             "particles": (8, 64),
             "prompt_tokens": (32, 512),
             "max_new_tokens": 128,

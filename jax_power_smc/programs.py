@@ -239,9 +239,9 @@ def grow(cache: Any, clock: jax.Array, *, model: Any, capacity: int) -> Any:
 _EXECUTABLES: dict[Any, Any] = {}
 
 
-def compiled_count() -> int:
-    """Number of executables compiled so far in this process."""
-    return len(_EXECUTABLES)
+def compiled_count(function: Any = None) -> int:
+    """Number of executables compiled so far in this process: of one program, or of all."""
+    return sum(function in (None, key[0]) for key in _EXECUTABLES)
 
 
 def forget() -> None:

@@ -22,6 +22,18 @@ needs_stories = pytest.mark.skipif(
 )
 
 
+def pytest_configure(config):
+    """What a process has compiled, others and later runs need not compile (it is in .pytest_cache).
+
+    Launchers that tests start use the same directory.
+    """
+    directory = os.fspath(config.cache.mkdir("jax"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture
 def x64():
     """Runs a test in float64."""

@@ -220,6 +220,42 @@ def test_other_values_of_a_truncation_compile_nothing():
     assert not np.array_equal(one.log_evidence, two.log_evidence)
 
 
+def test_a_program_is_compiled_once_for_each_bucket():
+    model = psmc.TransformerLM(
+        psmc.TransformerConfig(
+            vocab_size=11,
+            hidden_size=4,
+            num_layers=1,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=2,
+            mlp_size=4,
+        )
+    )
+    params = model.init(jax.random.key(0))
+    made = psmc.Engine(model, params, sampler=SAMPLER, max_prompt_tokens=128, max_new_tokens=300)
+
+    def compiled(prompt_tokens, new_tokens, **target):
+        """How many programs of each kind requests of these lengths make necessary."""
+        names = ("enter", "run_chunk", "grow", "harvest", "insert")
+        before = {name: programs.compiled_count(getattr(programs, name)) for name in names}
+        target = PowerTarget(**{"alpha": 2.0, **target})
+        requests = [psmc.StreamRequest([3] * prompt_tokens, target, new_tokens)]
+        (done,) = made.stream(requests, key=jax.random.key(0))
+        assert done.error is None
+        now = (programs.compiled_count(getattr(programs, name)) for name in names)
+        return [count - before[name] for name, count in zip(names, now, strict=True)]
+
+    assert compiled(3, 20) == [1, 1, 0, 1, 1]
+    # Other lengths in the same buckets, and other numbers.
+    assert compiled(64, 256, alpha=3.0, eos_ids=(1,), min_new_tokens=2) == [0, 0, 0, 0, 0]
+    # A cache of more than 256 tokens; a prompt of more than 64; both at once.
+    assert compiled(5, 300) == [0, 1, 1, 0, 0]
+    assert compiled(65, 20) == [1, 1, 0, 0, 1]
+    assert compiled(128, 300) == [0, 1, 0, 0, 0]
+    assert compiled(100, 290, alpha=1.5) == [0, 0, 0, 0, 0]
+
+
 # --- The door -------------------------------------------------------------------------------
 
 

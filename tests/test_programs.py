@@ -59,7 +59,7 @@ def compiled_chunk(sampler, num_prompts, num_kv_heads):
     return lowered.compile(), cache[0].size, sum(leaf.size * 4 for leaf in cache)
 
 
-@pytest.mark.parametrize(("num_prompts", "num_kv_heads"), [(1, 2), (3, 1)])
+@pytest.mark.parametrize(("num_prompts", "num_kv_heads"), [(1, 2), (2, 2), (3, 1)])
 @pytest.mark.parametrize(
     "sampler",
     [Ancestral(1.0), PowerSMC(4), WithoutReplacement(4)],
@@ -67,7 +67,11 @@ def compiled_chunk(sampler, num_prompts, num_kv_heads):
 )
 def test_no_step_copies_the_cache(sampler, num_prompts, num_kv_heads):
     compiled, leaf, cache_bytes = compiled_chunk(sampler, num_prompts, num_kv_heads)
-    copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", compiled.as_text())
+    text = compiled.as_text()
+    copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", text)
     sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in copies]
     assert len(sizes) > 0 and leaf not in sizes
     assert compiled.memory_analysis().temp_size_in_bytes < cache_bytes
+    # Whether anyone runs, and whether anyone moves: both are branches, not selects of both sides.
+    if not isinstance(sampler, Ancestral):
+        assert len(re.findall(r" conditional\(", text)) == 2

@@ -122,6 +122,9 @@ def to_torch(model: TransformerLM, params: nnx.State) -> Any:
     """
     torch = _import_torch()
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     with tempfile.TemporaryDirectory() as directory:
         checkpoint.save_pretrained(directory, model.config, params, eos_ids=())

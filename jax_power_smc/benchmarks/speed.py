@@ -187,11 +187,12 @@ def resampling(
 ) -> None:
     """The cost of resampling at every so many steps, and of the branch that is never taken.
 
-    Weights are noise of an ESS of 0.66 N; "none" is plain sampling, in which nobody ever moves.
+    Weights are noise of an ESS of 0.66 N; "none" is a program in which no cache row can move.
     """
+    still = Altered(subject.model, moves=False)
+    altered = still.params(subject.params, jnp.ones((1,), jnp.int32))
     for num in particles:
-        rules: dict[str, tuple[Any, Any]] = {"none": _parts(Ancestral(1 / bench.alpha, num))}
-        rules["never"] = Forced.every(num, None)
+        rules = {name: Forced.every(num, None) for name in ("none", "never")}
         rules |= {f"every {period}": Forced.every(num, period) for period in periods}
         seen: dict[str, Decoded] = {}
 
@@ -203,7 +204,10 @@ def resampling(
         ) -> float:
             # At alpha = 1 all weights come from the noise.
             works = bench.works(subject.model.vocab_size, prompt_tokens, new_tokens, alpha=1.0)
-            done = timing.decode(subject.model, subject.params, *rules[name], works)
+            if name == "none":
+                done = timing.decode(still, altered, *rules[name], works)
+            else:
+                done = timing.decode(subject.model, subject.params, *rules[name], works)
             seen[name] = done
             return done.seconds / (new_tokens - 1)
 
@@ -220,7 +224,7 @@ def resampling(
                 "fork_share": seen[name].fork_share,
             }
             bench.write("step_time", seconds.median(name), "s", **about)
-            bench.write("resampling_ratio", seconds.ratio(name, "never"), "ratio", **about)
+            bench.write("resampling_ratio", seconds.ratio(name, "none"), "ratio", **about)
 
 
 def forks(
@@ -363,7 +367,7 @@ def against_torch(
             return peers.power_smc(theirs, prompt, num, bench.alpha, new_tokens).timing.per_token
 
         pairs: list[tuple[str, str, str, int]] = []
-        for num in sorted({1, *particles}):
+        for num in particles:
             plain = f"plain {num}", f"generate {num}"
             variants[plain[0]] = functools.partial(ours, Ancestral(1.0, num))
             variants[plain[1]] = functools.partial(generated, num)

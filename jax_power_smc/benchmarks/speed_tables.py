@@ -32,7 +32,7 @@ def tables(lines: Sequence[Line]) -> list[Table]:
             _percent,
         ),
         _table(
-            "Step time with resampling, over that of never resampling",
+            "Step time over that of a program in which no row can move",
             [x for x in lines if x["metric"] == "resampling_ratio"],
             (*_SIZES, "num_particles"),
             "resampled",

@@ -90,19 +90,24 @@ class Decoded(NamedTuple):
     @property
     def fork_share(self) -> float:
         """The share of running rows that took over another one's past, over all steps."""
-        forks = [np.asarray(w.seen.forks, float) for w in self.works if w.seen is not None]
-        rows = self.works[0].left.outcome.rows.shape[-1]  # type: ignore[union-attr]
-        return float(np.mean(np.concatenate(forks, axis=1)) / rows)
+        return float(np.mean(self._seen("forks")) / self._rows)
 
     @property
     def ess_share(self) -> float:
         """The mean of ESS / N at the steps that resampled; NaN if none did."""
-        ess, resampled = (
-            np.concatenate([getattr(w.seen, name) for w in self.works], axis=1)
-            for name in ("ess", "resampled")
+        ess = self._seen("ess")[self._seen("resampled")]
+        return float(ess.mean() / self._rows) if ess.size else float("nan")
+
+    @property
+    def _rows(self) -> int:
+        (left,) = {work.left.outcome.rows.shape[-1] for work in self.works if work.left}
+        return left
+
+    def _seen(self, name: str) -> np.ndarray:
+        """What was observed at the steps of all prompts; the last chunk may go beyond the cap."""
+        return np.concatenate(
+            [np.asarray(getattr(work.seen, name))[0, : work.cap] for work in self.works]
         )
-        rows = self.works[0].left.outcome.rows.shape[-1]  # type: ignore[union-attr]
-        return float(ess[resampled].mean() / rows) if resampled.any() else float("nan")
 
 
 def decode(

@@ -18,22 +18,24 @@ from jax_power_smc.target import PowerTarget
 # section -> its fields besides "models"
 SECTIONS: dict[str, tuple[str, ...]] = {
     "steps": ("particles", "prompt_tokens", "max_new_tokens"),
-    "parts": ("particles", "prompt_tokens", "max_new_tokens"),
+    "parts": ("particles", "logit_scale", "prompt_tokens", "max_new_tokens"),
     "resampling": ("particles", "periods", "prompt_tokens", "max_new_tokens"),
     "forks": ("particles", "scales", "prompt_tokens", "max_new_tokens"),
     "moves": ("particles", "capacities", "moved_shares"),
     "throughput": ("num_particles", "slots", "prompts", "longest_prompt", "max_new_tokens"),
+    "torch_batch_1": ("particles", "prompt_tokens", "max_new_tokens"),
     "torch": ("particles", "prompt_tokens", "max_new_tokens"),
 }
 # Lists in some section; every field is one number elsewhere.
 _LISTS = {
     *(("steps", "max_new_tokens"), ("torch", "prompt_tokens")),
+    ("torch_batch_1", "prompt_tokens"),
     *((section, "particles") for section in SECTIONS),
     *(("resampling", "periods"), ("forks", "scales")),
     *(("moves", "capacities"), ("moves", "moved_shares")),
 }
 FIELDS = (
-    *("sections", "alpha", "repeats", "logit_scale", "bandwidth_bytes", "dtype", "models"),
+    *("sections", "alpha", "repeats", "bandwidth_bytes", "dtype", "models"),
     *SECTIONS,
 )
 
@@ -42,9 +44,11 @@ def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     """Measures the sections that the config names; returns the file with the figures."""
     shapes = _check(config)
     wanted = list(config.sections)
-    if "torch" in wanted and not peers.available():
-        print("PyTorch is absent; the section torch is left out.")
-        wanted.remove("torch")
+    if not peers.available():
+        absent = [section for section in wanted if _RUNS[section] is _torch]
+        if absent:
+            print(f"PyTorch is absent; left out: {', '.join(absent)}.")
+        wanted = [section for section in wanted if section not in absent]
     path = figures.new_file(root, "speed.jsonl")
     with open(path, "w", encoding="utf-8") as file:
         write = records.writer(file)
@@ -57,7 +61,7 @@ def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
                 if name not in subjects:
                     model = TransformerLM(shapes[name], config.dtype)
                     subjects[name] = Subject(name, model, model.init(jax.random.key(0)))
-                _RUNS[section](bench, subjects[name], config, bandwidth)
+                _RUNS[section](bench, subjects[name], config[section], bandwidth)
     lines = figures.read(path)
     figures.show(speed_tables.tables(lines))
     print(f"The figures: {path}")
@@ -67,35 +71,29 @@ def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _steps(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
-    c = config.steps
+def _steps(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
     for new_tokens in c.max_new_tokens:
         speed.steps(bench, subject, c.particles, c.prompt_tokens, new_tokens, bandwidth)
 
 
-def _parts(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
-    c = config.parts
+def _parts(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
     for num in c.particles:
-        speed.parts(bench, subject, num, c.prompt_tokens, c.max_new_tokens, config.logit_scale)
+        speed.parts(bench, subject, num, c.prompt_tokens, c.max_new_tokens, c.logit_scale)
 
 
-def _resampling(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
-    c = config.resampling
+def _resampling(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
     speed.resampling(bench, subject, c.particles, c.periods, c.prompt_tokens, c.max_new_tokens)
 
 
-def _forks(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
-    c = config.forks
+def _forks(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
     speed.forks(bench, subject, c.particles, c.scales, c.prompt_tokens, c.max_new_tokens)
 
 
-def _moves(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
-    c = config.moves
+def _moves(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
     moves.measure(bench, subject, c.particles, c.capacities, c.moved_shares)
 
 
-def _throughput(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
-    c = config.throughput
+def _throughput(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
     speed.throughput(
         bench,
         subject,
@@ -107,8 +105,7 @@ def _throughput(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: f
     )
 
 
-def _torch(bench: Bench, subject: Subject, config: ConfigDict, bandwidth: float) -> None:
-    c = config.torch
+def _torch(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
     speed.against_torch(bench, subject, c.particles, c.prompt_tokens, c.max_new_tokens)
 
 
@@ -119,6 +116,7 @@ _RUNS: dict[str, Callable[[Bench, Subject, ConfigDict, float], None]] = {
     "forks": _forks,
     "moves": _moves,
     "throughput": _throughput,
+    "torch_batch_1": _torch,
     "torch": _torch,
 }
 
@@ -132,7 +130,6 @@ def _check(config: ConfigDict) -> dict[str, TransformerConfig]:
     PowerTarget(config.alpha)
     checks.integer("config.repeats", config.repeats, at_least=1)
     checks.integer("config.bandwidth_bytes", config.bandwidth_bytes, at_least=2**12)
-    checks.number("config.logit_scale", config.logit_scale, above=0)
     checks.one_of("config.dtype", config.dtype, DTYPES)
     longest = 1
     for section in figures.listed("config.sections", config.sections):
@@ -159,7 +156,7 @@ def _check_section(config: ConfigDict, section: str) -> int:
         name, value = f"config.{section}.{field}", fields[field]
         values: Any = figures.listed(name, value) if (section, field) in _LISTS else (value,)
         for each in values:
-            if field == "scales":
+            if field in ("scales", "logit_scale"):
                 checks.number(name, each, above=0)
             elif field == "moved_shares":
                 checks.number(name, each, at_least=0, at_most=0.5)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,8 @@ from absl import app, flags, logging
 from etils import epath
 
 BAD_INPUT = 2
-# Of the compiled programs that are kept from run to run; the least used go first.
+# Of the compiled programs that are kept from run to run. JAX has a limit too, which it keeps by
+# reading the whole directory for every program that it writes.
 COMPILATION_CACHE_BYTES = 2**31
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -90,8 +92,29 @@ def keep_compiled_programs(directory: str | None) -> None:
     # By default JAX keeps only what took a second to compile, and small models never do.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if "://" not in os.fspath(path):  # JAX can count only what is local
-        jax.config.update("jax_compilation_cache_max_size", COMPILATION_CACHE_BYTES)
+    if "://" not in os.fspath(path):
+        with contextlib.suppress(OSError):  # another run may do the same
+            drop_oldest(pathlib.Path(path), COMPILATION_CACHE_BYTES)
+
+
+def drop_oldest(directory: pathlib.Path, limit: int) -> None:
+    """Removes the oldest files of a directory until those that stay have half of ``limit`` bytes.
+
+    Does nothing if all together have no more than ``limit``.
+    """
+    files = sorted(
+        (entry.stat().st_mtime, entry.stat().st_size, entry.path)
+        for entry in os.scandir(directory)
+        if entry.is_file()
+    )
+    size = sum(each for _, each, _ in files)
+    if size <= limit:
+        return
+    for _, each, path in files:
+        if size <= limit // 2:
+            break
+        pathlib.Path(path).unlink(missing_ok=True)
+        size -= each
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -94,8 +94,12 @@ class AncestralRule:
         greedy = numbers.temperature == 0
         exponent = 1 / jnp.where(greedy, jnp.ones_like(numbers.temperature), numbers.temperature)
         proposal = power_proposal(logits, allowed, exponent, normaliser=normaliser)
-        best = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32)
-        token = jnp.where(greedy, best, draw(proposal, own, uniforms.token))
+        # A branch: on a CPU finding the largest logit costs more than the draw.
+        token = jax.lax.cond(
+            greedy,
+            lambda: jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32),
+            lambda: draw(proposal, own, uniforms.token),
+        )
         stuck = proposal.log_sum == -jnp.inf
         particles = particles._replace(
             ended=particles.ended | stuck,

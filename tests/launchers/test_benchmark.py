@@ -115,7 +115,7 @@ def test_without_replacement_spreads_less_and_has_a_small_gap(figures):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"benchmark": "speed"}, "config.benchmark is 'speed'; allowed are fidelity"),
+        ({"benchmark": "spead"}, "config.benchmark is 'spead'; allowed are fidelity"),
         ({"alpha": 0.5}, "alpha is 0.5"),
         ({"runs": 1}, "config.runs is 1"),
         ({"kinds": ("odd",)}, "kind is 'odd'"),

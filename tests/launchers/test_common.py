@@ -14,6 +14,7 @@ from absl import app, flags
 
 from jax_power_smc.launchers import progress
 from jax_power_smc.launchers.common import (
+    drop_oldest,
     keep_compiled_programs,
     plain_errors,
     sentence,
@@ -132,6 +133,16 @@ def test_compiled_programs_are_kept_for_the_next_run(outcomes):
     }
     assert hits["compiles"] == hits["keeps nothing"] == "0"
     assert int(hits["compiles again"]) > 0
+
+
+def test_the_oldest_programs_are_dropped_when_they_are_too_many(tmp_path):
+    for age, name in enumerate("dcba"):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (0, 1000 - age))
+    drop_oldest(tmp_path, 40)
+    assert len(list(tmp_path.iterdir())) == 4
+    drop_oldest(tmp_path, 39)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d"]
 
 
 def test_a_cache_that_cannot_be_made_is_refused_only_if_it_was_asked_for(

@@ -87,15 +87,15 @@ def test_the_gathered_form_moves_whole_rows(moves):
 
 
 def test_only_what_is_in_use_is_copied():
-    leaves = [leaf[0] for leaf in rings(1, 3, 512)]
+    leaves = [leaf[0] for leaf in rings(1, 3, 4 * ring.BLOCK)]
     source = jnp.array([0, 0, 2], jnp.int32)
-    moved = ring.move_rows(
-        leaves, AXES, source, jnp.arange(3, dtype=jnp.int32), jnp.int32(5), jnp.int32(130)
-    )
-    # Ages 0 .. 5 lie at 125 .. 130: two blocks of 128, and nothing of the other two.
+    own, step, clock = jnp.arange(3, dtype=jnp.int32), jnp.int32(5), jnp.int32(ring.BLOCK + 2)
+    moved = ring.move_rows(leaves, AXES, source, own, step, clock)
+    # Ages 0 .. 5 lie on both sides of a boundary: two blocks, and nothing of the other two.
+    end = 2 * ring.BLOCK
     keys = np.asarray(moved[0])
-    np.testing.assert_array_equal(keys[1, :, :256], np.asarray(leaves[0])[0, :, :256])
-    np.testing.assert_array_equal(keys[1, :, 256:], np.asarray(leaves[0])[1, :, 256:])
+    np.testing.assert_array_equal(keys[1, :, :end], np.asarray(leaves[0])[0, :, :end])
+    np.testing.assert_array_equal(keys[1, :, end:], np.asarray(leaves[0])[1, :, end:])
 
 
 def test_a_column_is_written_in_place_under_vmap():
