@@ -1,11 +1,5 @@
-"""Checkpoints in Hugging Face format: safetensors in, safetensors out.
+"""Checkpoints in Hugging Face format: safetensors in, safetensors out (``tensors`` has the table)."""
 
-One table says which tensor of the file is which parameter of ours. Hugging Face keeps a linear
-layer as [out, in]; ours are [in, out] with the head axes apart, so a linear kernel is the file's
-tensor transposed and reshaped.
-"""
-
-import dataclasses
 import json
 import os
 import pathlib
@@ -13,12 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save
 
 from jax_power_smc.models.config import CheckpointError, TransformerConfig, config_to_hf
+from jax_power_smc.models.tensors import Entry, tensor_table
 from jax_power_smc.models.transformer import TransformerLM
 
 WEIGHTS = "model.safetensors"
@@ -28,76 +22,6 @@ INDEX = "model.safetensors.index.json"
 # checkpoint would convert too, into nonsense.
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One tensor of the checkpoint.
-
-    Attributes:
-      name: its name in the file.
-      path: the path of our parameter.
-      shape: the shape of our parameter.
-      file_shape: its shape in the file.
-      transpose: whether ours is the file's transposed (before the reshape).
-    """
-
-    name: str
-    path: tuple[str | int, ...]
-    shape: tuple[int, ...]
-    file_shape: tuple[int, ...]
-    transpose: bool
-
-    def from_file(self, array: Any) -> Any:
-        """The file's tensor in our orientation."""
-        return (array.T if self.transpose else array).reshape(self.shape)
-
-    def to_file(self, array: Any) -> Any:
-        """Our parameter in the file's orientation."""
-        if not self.transpose:
-            return array.reshape(self.file_shape)
-        return array.reshape(self.file_shape[::-1]).T
-
-
-def tensor_table(config: TransformerConfig) -> list[Entry]:
-    """Every tensor of a Llama or Qwen2 checkpoint, and the parameter that it fills."""
-    d, f, v = config.hidden_size, config.mlp_size, config.vocab_size
-    k, g, h = config.num_kv_heads, config.group_size, config.head_dim
-
-    def plain(name: str, path: tuple[str | int, ...], *shape: int) -> Entry:
-        return Entry(name, path, shape, shape, transpose=False)
-
-    def linear(
-        name: str, path: tuple[str | int, ...], inputs: tuple[int, ...], outputs: tuple[int, ...]
-    ) -> Entry:
-        file_shape = (int(np.prod(outputs)), int(np.prod(inputs)))
-        return Entry(f"{name}.weight", path, inputs + outputs, file_shape, transpose=True)
-
-    table = [
-        plain("model.embed_tokens.weight", ("embedding",), v, d),
-        plain("model.norm.weight", ("norm", "scale"), d),
-    ]
-    if not config.tied_embeddings:
-        table.append(plain("lm_head.weight", ("head",), v, d))
-    for i in range(config.num_layers):
-        file, ours = f"model.layers.{i}", ("layers", i)
-        heads = {"q": ("query", (k, g, h)), "k": ("key", (k, h)), "v": ("value", (k, h))}
-        table += [
-            plain(f"{file}.input_layernorm.weight", (*ours, "attention_norm", "scale"), d),
-            plain(f"{file}.post_attention_layernorm.weight", (*ours, "mlp_norm", "scale"), d),
-            linear(f"{file}.self_attn.o_proj", (*ours, "attention", "out"), (k, g, h), (d,)),
-            linear(f"{file}.mlp.gate_proj", (*ours, "gate"), (d,), (f,)),
-            linear(f"{file}.mlp.up_proj", (*ours, "up"), (d,), (f,)),
-            linear(f"{file}.mlp.down_proj", (*ours, "down"), (f,), (d,)),
-        ]
-        for letter, (name, shape) in heads.items():
-            projection = f"{file}.self_attn.{letter}_proj"
-            table.append(linear(projection, (*ours, "attention", name), (d,), shape))
-            if config.qkv_bias:
-                path = (*ours, "attention", f"{name}_bias")
-                size = (int(np.prod(shape)),)
-                table.append(Entry(f"{projection}.bias", path, shape, size, transpose=False))
-    return table
 
 
 def load_params(
