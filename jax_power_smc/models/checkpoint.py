@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face format: safetensors in, safetensors out (``tensors`` has the table)."""
+"""Checkpoints in Hugging Face format: safetensors in, safetensors out, by the table of ``tensors``."""
 
 import json
 import os

@@ -21,8 +21,7 @@ class Entry:
       name: its name in the file.
       path: the path of our parameter.
       shape: the shape of our parameter.
-      file_shape: the shape that ours has in the file: all of the tensor, or ``file_shape[0]`` rows of
-        it.
+      file_shape: the shape that ours has in the file: that of the tensor, or of a part of its rows.
       transpose: whether ours is the file's transposed (before the reshape).
       first_row: of ours in the file's tensor.
       file_rows: rows of the file's tensor; None if ours is all of it.
