@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face format: safetensors in, safetensors out, by the table of ``tensors``."""
+"""Checkpoints in Hugging Face format: safetensors in and out, by the table of ``tensors``."""
 
 import json
 import os
