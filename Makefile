@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow parity lint clean
 
 install: .venv/installed
 
@@ -28,6 +28,13 @@ test: install
 # The long statistical proofs.
 test-slow: install
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# Compares with PyTorch, live: the reference implementation of every model family, and the peers of
+# the benchmark. (python -m tests.parity.make_golden writes anew what make test compares with.)
+parity: install
+	$(BIN)/pip install --quiet --editable '.[dev,test,torch]'
+	$(BIN)/python -m tests.parity.make_golden --check
+	$(BIN)/python -m pytest -n 2 tests/parity tests/benchmarks/test_peers.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from jax_power_smc.models.config import TransformerConfig
+from jax_power_smc.models.tensors import tensor_table
 
 Edit = Literal["global", "last_block"]
 EDITS: tuple[Edit, ...] = ("global", "last_block")
@@ -209,13 +210,11 @@ class ModelCost:
 
         An embedding that is not also the head is left out: a step reads N of its rows.
         """
-        d, h = config.hidden_size, config.head_dim
-        query, key_value = config.num_heads * h, config.num_kv_heads * h
-        attention = 2 * d * query + 2 * d * key_value
-        biases = query + 2 * key_value if config.qkv_bias else 0
-        norms = 2 * d
-        layer = attention + biases + 3 * d * config.mlp_size + norms
-        parameters = config.num_layers * layer + d + config.vocab_size * d
+        sizes = {entry.path: math.prod(entry.shape) for entry in tensor_table(config)}
+        parameters = sum(sizes.values())
+        if not config.tied_embeddings:
+            parameters -= sizes["embedding",]
+        key_value = config.num_kv_heads * config.head_dim
         size = jnp.dtype(dtype).itemsize
         return cls(
             weight_bytes=float(parameters * size),

@@ -237,6 +237,9 @@ def grow(cache: Any, clock: jax.Array, *, model: Any, capacity: int) -> Any:
 # --- Compilation ------------------------------------------------------------------------------
 
 _EXECUTABLES: dict[Any, Any] = {}
+# A program on a CPU is some 400 maps of memory (Linux); a process may have 65530 of them, and the
+# compiler aborts at the next.
+MOST_ON_CPU = 120
 
 
 def compiled_count(function: Any = None) -> int:
@@ -245,8 +248,12 @@ def compiled_count(function: Any = None) -> int:
 
 
 def forget() -> None:
-    """Drops every executable; what is needed again is compiled again."""
+    """Drops every executable, and JAX's own caches, which would keep them alive.
+
+    What is needed again is compiled again, or found in the persistent compilation cache.
+    """
     _EXECUTABLES.clear()
+    jax.clear_caches()
 
 
 def executable(function: Any, static: dict[str, Any], args: Any) -> tuple[Any, float]:
@@ -256,6 +263,8 @@ def executable(function: Any, static: dict[str, Any], args: Any) -> tuple[Any, f
     cache_key = (function, tuple(sorted(static.items(), key=lambda x: x[0])), structure, shapes)
     if cache_key in _EXECUTABLES:
         return _EXECUTABLES[cache_key], 0.0
+    if len(_EXECUTABLES) >= MOST_ON_CPU and jax.default_backend() == "cpu":
+        forget()
     began = time.perf_counter()
     executable = function.lower(*args, **static).compile()
     _EXECUTABLES[cache_key] = executable

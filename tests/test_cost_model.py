@@ -24,6 +24,7 @@ from jax_power_smc.cost_model import (
     work_ratio,
 )
 from jax_power_smc.models.config import TransformerConfig
+from jax_power_smc.models.families import FAMILIES
 from jax_power_smc.models.transformer import TransformerLM
 
 DEVICE = Device("test", bandwidth_bytes_per_s=1e12, flops_per_s=1e14)
@@ -233,10 +234,11 @@ GROUPED = TransformerConfig(
     head_dim=4,
     mlp_size=40,
 )
-BIASED = dataclasses.replace(GROUPED, family="qwen2", qkv_bias=True, head_dim=8)
 
 
-@pytest.mark.parametrize("config", [GROUPED, BIASED])
+@pytest.mark.parametrize(
+    "config", [dataclasses.replace(GROUPED, family=family, head_dim=8) for family in FAMILIES]
+)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_cost_of_a_config_is_that_of_the_module(config, tied, dtype):

@@ -23,7 +23,6 @@ QWEN_7B = TransformerConfig(
     num_kv_heads=4,
     head_dim=128,
     mlp_size=18_944,
-    qkv_bias=True,
     tied_embeddings=False,
     max_positions=32_768,
     family="qwen2",

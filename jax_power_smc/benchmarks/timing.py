@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_power_smc import programs
 from jax_power_smc.buckets import Sizes
 from jax_power_smc.engine import CHUNK, GROUPS
 from jax_power_smc.language_model import LanguageModel
@@ -58,6 +59,7 @@ def in_turn(
         seconds = variants[name]()
         if number >= len(variants):
             rounds[name].append(seconds)
+    programs.forget()  # no later section needs them
     return Seconds(rounds)
 
 

@@ -12,6 +12,8 @@ Letters: N particles, K key/value heads, G query heads per key/value head, H hea
 S prompt length, T capacity of the generated half.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -25,31 +27,21 @@ _MASKED = attention_pallas.MASKED
 Partial = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding, in the half-split convention of the Hugging Face checkpoints.
-
-    Args:
-      x: [M, ..., H] queries or keys.
-      positions: [M] int32.
-      theta: base of the frequencies.
-
-    Angles are computed in float32: in bfloat16 position 257 is already 256.
-    """
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions.astype(jnp.float32)[:, None] * frequency[None, :]  # [M, H/2]
-    angle = angle.reshape(angle.shape[0], *(1,) * (x.ndim - 2), half)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
-
-
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def causal_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> jax.Array:
     """Causal self-attention of one sequence.
 
     Args:
       q: [S, K, G, H]; k, v: [S, K, H].
+      scale: of the scores; None for H^-1/2.
+      softcap: scores x become ``softcap tanh(x / softcap)``; None for no.
+      window: tokens that each sees, itself included; None for all.
 
     Returns:
       [S, K, G, H], of the dtype of ``v``. Accumulated in float32.
@@ -57,13 +49,14 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     length, heads, group, dim = q.shape
     # One plain matrix product per key/value head, and the division by the softmax's sum after the
     # second product: on CPU 6.7 times the speed of the einsum-and-softmax form (S=160, K=G=2).
-    q = q.transpose(1, 2, 0, 3).reshape(heads, group * length, dim) * jnp.asarray(
-        dim**-0.5, q.dtype
-    )
+    q = _scaled(q, scale).transpose(1, 2, 0, 3).reshape(heads, group * length, dim)
     k, v = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
     scores = jnp.einsum("kmh,kth->kmt", q, k, preferred_element_type=jnp.float32)
-    causal = jnp.tile(jnp.tri(length, dtype=jnp.bool_), (group, 1))
-    scores = jnp.where(causal[None], scores, jnp.float32(_MASKED))
+    seen = jnp.tri(length, dtype=jnp.bool_)
+    if window is not None:
+        seen = seen & ~jnp.tri(length, k=-window, dtype=jnp.bool_)
+    seen = jnp.tile(seen, (group, 1))
+    scores = jnp.where(seen[None], _capped(scores, softcap), jnp.float32(_MASKED))
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
     out = jnp.einsum("kmt,kth->kmh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -79,17 +72,20 @@ def shared_prompt_attention(
     k: jax.Array,
     v: jax.Array,
     valid: jax.Array,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Attention of one new token per particle over the shared prompt and its own tokens.
 
     Args:
       q: [N, K, G, H].
       prompt_k: [K, H, S]; prompt_v: [K, S, H].
-      prompt_valid: [S] bool, False on padding.
+      prompt_valid: [S] bool, False on padding and on what is no longer seen.
       k: [N, K, H, T]; v: [N, K, T, H]. Keys lie with time last, so that the scores are sums over
         whole rows of time: on CPU up to 7 times the speed of keys [N, K, T, H] (N=512 rows, K=2,
         G=2, H=32, T=384), and within 15 % of it at the other shapes that were tried.
-      valid: [T] bool, the entries written so far.
+      valid: [T] bool, the entries written so far that are seen, at least one.
+      scale, softcap: as in ``causal_attention``.
 
     Returns:
       [N, K, G, H], of the dtype of ``v``. Accumulated in float32.
@@ -99,9 +95,9 @@ def shared_prompt_attention(
     chex.assert_shape(prompt_v, (heads, prompt_valid.shape[0], dim))
     chex.assert_shape(k, (n, heads, dim, valid.shape[0]))
     chex.assert_shape(v, (n, heads, valid.shape[0], dim))
-    q = q * jnp.asarray(dim**-0.5, q.dtype)
-    prompt_part, prompt_max, prompt_sum = _prompt_half(q, prompt_k, prompt_v, prompt_valid)
-    own_part, own_max, own_sum = _own_half(q, k, v, valid)
+    q = _scaled(q, scale)
+    prompt_part, prompt_max, prompt_sum = _prompt_half(q, prompt_k, prompt_v, prompt_valid, softcap)
+    own_part, own_max, own_sum = _own_half(q, k, v, valid, softcap)
 
     top = jnp.maximum(prompt_max, own_max)  # [N, K, G, 1]
     prompt_scale, own_scale = jnp.exp(prompt_max - top), jnp.exp(own_max - top)
@@ -110,7 +106,17 @@ def shared_prompt_attention(
     return merged.astype(v.dtype)
 
 
-def _prompt_half(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> Partial:
+def _scaled(q: jax.Array, scale: float | None) -> jax.Array:
+    return q * jnp.asarray(q.shape[-1] ** -0.5 if scale is None else scale, q.dtype)
+
+
+def _capped(scores: jax.Array, softcap: float | None) -> jax.Array:
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+
+
+def _prompt_half(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, softcap: float | None
+) -> Partial:
     """The prompt's half: one product per key/value head for the queries of all particles."""
     n, heads, group, dim = q.shape
     rows = q.transpose(1, 0, 2, 3).reshape(heads, n * group, dim)
@@ -119,26 +125,26 @@ def _prompt_half(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> 
     def per_particle(x: jax.Array) -> jax.Array:
         return x.reshape(heads, n, group, -1).transpose(1, 0, 2, 3)
 
-    part, top, total = _partial(scores, valid, v)
+    part, top, total = _partial(_capped(scores, softcap), valid, v)
     return per_particle(part), per_particle(top), per_particle(total)
 
 
-def _own_half(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> Partial:
+def _own_half(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, softcap: float | None
+) -> Partial:
     """The generated half, in the form that suits the machine: q [N, K, G, H], already scaled."""
-    served = attention_pallas.block_size(k) is not None
+    product = functools.partial(_own_by_product, softcap=softcap)
+    served = softcap is None and attention_pallas.block_size(k) is not None
     return jax.lax.platform_dependent(
-        q,
-        k,
-        v,
-        valid,
-        tpu=attention_pallas.own_half if served else _own_by_product,
-        default=_own_by_product,
+        q, k, v, valid, tpu=attention_pallas.own_half if served else product, default=product
     )
 
 
-def _own_by_product(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> Partial:
+def _own_by_product(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, softcap: float | None
+) -> Partial:
     scores = jnp.einsum("nkgh,nkht->nkgt", q, k, preferred_element_type=jnp.float32)
-    return _partial(scores, valid, v)
+    return _partial(_capped(scores, softcap), valid, v)
 
 
 def _partial(scores: jax.Array, valid: jax.Array, values: jax.Array) -> Partial:

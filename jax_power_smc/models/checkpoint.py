@@ -11,7 +11,8 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save
 
-from jax_power_smc.models.config import CheckpointError, TransformerConfig, config_to_hf
+from jax_power_smc.models.config import CheckpointError, TransformerConfig
+from jax_power_smc.models.hf_config import config_to_hf
 from jax_power_smc.models.tensors import Entry, tensor_table
 from jax_power_smc.models.transformer import TransformerLM
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jax_power_smc.models import checkpoint
-from jax_power_smc.models.config import CheckpointError, TransformerConfig, read_config
+from jax_power_smc.models.config import CheckpointError, TransformerConfig
+from jax_power_smc.models.hf_config import read_config
 from jax_power_smc.models.transformer import TransformerLM
 
 # name -> directory inside the package

@@ -6,11 +6,13 @@ kernels in one tensor, one after the other along "out".
 """
 
 import dataclasses
+import math
 from typing import Any
 
-import numpy as np
-
 from jax_power_smc.models.config import TransformerConfig
+
+# Of a parameter of ours.
+Path = tuple[str | int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Entry:
     """
 
     name: str
-    path: tuple[str | int, ...]
+    path: Path
     shape: tuple[int, ...]
     file_shape: tuple[int, ...]
     transpose: bool
@@ -52,41 +54,77 @@ class Entry:
 
 
 def tensor_table(config: TransformerConfig) -> list[Entry]:
-    """Every tensor of a Llama or Qwen2 checkpoint, and the parameter that it fills."""
+    """Every parameter, and the tensor of a checkpoint that it is, or whose part it is."""
     d, f, v = config.hidden_size, config.mlp_size, config.vocab_size
     k, g, h = config.num_kv_heads, config.group_size, config.head_dim
-
-    def plain(name: str, path: tuple[str | int, ...], *shape: int) -> Entry:
-        return Entry(name, path, shape, shape, transpose=False)
-
-    def linear(
-        name: str, path: tuple[str | int, ...], inputs: tuple[int, ...], outputs: tuple[int, ...]
-    ) -> Entry:
-        file_shape = (int(np.prod(outputs)), int(np.prod(inputs)))
-        return Entry(f"{name}.weight", path, inputs + outputs, file_shape, transpose=True)
-
+    family = config.of_family
     table = [
-        plain("model.embed_tokens.weight", ("embedding",), v, d),
-        plain("model.norm.weight", ("norm", "scale"), d),
+        _plain("model.embed_tokens.weight", ("embedding",), v, d),
+        _plain("model.norm.weight", ("norm", "scale"), d),
     ]
     if not config.tied_embeddings:
-        table.append(plain("lm_head.weight", ("head",), v, d))
+        table.append(_plain("lm_head.weight", ("head",), v, d))
+    heads: dict[str, tuple[int, ...]] = {"query": (k, g, h), "key": (k, h), "value": (k, h)}
     for i in range(config.num_layers):
         file, ours = f"model.layers.{i}", ("layers", i)
-        heads = {"q": ("query", (k, g, h)), "k": ("key", (k, h)), "v": ("value", (k, h))}
+        norms = {
+            "attention_norm": family.norms.attention,
+            "after_attention_norm": family.norms.after_attention,
+            "mlp_norm": family.norms.mlp,
+            "after_mlp_norm": family.norms.after_mlp,
+        }
         table += [
-            plain(f"{file}.input_layernorm.weight", (*ours, "attention_norm", "scale"), d),
-            plain(f"{file}.post_attention_layernorm.weight", (*ours, "mlp_norm", "scale"), d),
-            linear(f"{file}.self_attn.o_proj", (*ours, "attention", "out"), (k, g, h), (d,)),
-            linear(f"{file}.mlp.gate_proj", (*ours, "gate"), (d,), (f,)),
-            linear(f"{file}.mlp.up_proj", (*ours, "up"), (d,), (f,)),
-            linear(f"{file}.mlp.down_proj", (*ours, "down"), (f,), (d,)),
+            _plain(f"{file}.{name}.weight", (*ours, norm, "scale"), d)
+            for norm, name in norms.items()
+            if name is not None
         ]
-        for letter, (name, shape) in heads.items():
-            projection = f"{file}.self_attn.{letter}_proj"
-            table.append(linear(projection, (*ours, "attention", name), (d,), shape))
-            if config.qkv_bias:
-                path = (*ours, "attention", f"{name}_bias")
-                size = (int(np.prod(shape)),)
-                table.append(Entry(f"{projection}.bias", path, shape, size, transpose=False))
+        inner = (*ours, "attention")
+        table += [
+            _linear(f"{file}.self_attn.o_proj", (*inner, "out"), (k, g, h), (d,)),
+            _linear(f"{file}.mlp.down_proj", (*ours, "down"), (f,), (d,)),
+        ]
+        kernels = [
+            _linear(f"{file}.self_attn.{name[0]}_proj", (*inner, name), (d,), shape)
+            for name, shape in heads.items()
+        ]
+        gates = [
+            _linear(f"{file}.mlp.{name}_proj", (*ours, name), (d,), (f,)) for name in ("gate", "up")
+        ]
+        if family.fused:
+            kernels = _parts_of(f"{file}.self_attn.qkv_proj.weight", kernels)
+            gates = _parts_of(f"{file}.mlp.gate_up_proj.weight", gates)
+        table += kernels + gates
+        for name, shape in heads.items():
+            letter = f"{file}.self_attn.{name[0]}"
+            if family.qkv_bias:
+                table.append(_vector(f"{letter}_proj.bias", (*inner, f"{name}_bias"), shape))
+            if family.qk_norm != "none" and name != "value":
+                size = (h,) if family.qk_norm == "head" else shape
+                table.append(
+                    _vector(f"{letter}_norm.weight", (*inner, f"{name}_norm", "scale"), size)
+                )
     return table
+
+
+def _plain(name: str, path: Path, *shape: int) -> Entry:
+    """Of the same shape in the file."""
+    return Entry(name, path, shape, shape, transpose=False)
+
+
+def _vector(name: str, path: Path, shape: tuple[int, ...]) -> Entry:
+    """Of one axis in the file."""
+    return Entry(name, path, shape, (math.prod(shape),), transpose=False)
+
+
+def _linear(name: str, path: Path, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Entry:
+    file_shape = (math.prod(outputs), math.prod(inputs))
+    return Entry(f"{name}.weight", path, inputs + outputs, file_shape, transpose=True)
+
+
+def _parts_of(name: str, entries: list[Entry]) -> list[Entry]:
+    """The entries as parts of one tensor, one after the other."""
+    rows = [entry.file_shape[0] for entry in entries]
+    return [
+        dataclasses.replace(entry, name=name, first_row=sum(rows[:i]), file_rows=sum(rows))
+        for i, entry in enumerate(entries)
+    ]

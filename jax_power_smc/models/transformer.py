@@ -1,13 +1,15 @@
-"""A decoder-only transformer for particles: RMS norm, rotary positions, grouped queries, SwiGLU.
+"""A decoder-only transformer for particles: RMS norm, rotary positions, grouped queries, gated MLP.
 
-``Transformer`` is the Flax NNX module. ``TransformerLM`` is its face towards the decode engine,
-the ``LanguageModel`` protocol, written for one prompt.
+One module for all families of ``families``: what a family lacks is ``None``. ``Transformer`` is the
+Flax NNX module; ``TransformerLM`` is its face towards the decode engine, the ``LanguageModel``
+protocol, written for one prompt.
 
 Letters: P prompts, N particles, S prompt length, T capacity of the generated half, V vocabulary,
 D hidden size, K key/value heads, G query heads per key/value head, H head dimension, F MLP width.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +18,16 @@ from flax import nnx
 
 from jax_power_smc.models import attention, ring
 from jax_power_smc.models.config import TransformerConfig
+from jax_power_smc.models.rope import Rope
 
 # Not float64: products and norms are computed in float32.
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 class PromptContext(NamedTuple):
@@ -57,73 +66,130 @@ def _dot(contraction: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return out.astype(x.dtype)
 
 
+def _times(x: jax.Array, factor: float) -> jax.Array:
+    """The factor is rounded to the dtype of ``x`` first, as the reference implementations do."""
+    return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)
+
+
 def _add(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
     return x if bias is None else x + bias[...][None]
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm with a learned scale, computed in float32."""
+    """Root-mean-square norm over the last axes, with a learned scale, computed in float32.
 
-    def __init__(self, size: int, eps: float, dtype: Any) -> None:
-        self.scale = nnx.Param(jnp.ones((size,), dtype))
-        self.eps = eps
+    Args:
+      shape: of the scale, the axes that are normalised together.
+      eps: added to the mean square.
+      dtype: of the scale.
+      offset: whether 1 is added to the scale, and the product is taken in float32 too.
+    """
+
+    def __init__(self, shape: tuple[int, ...], eps: float, dtype: Any, offset: bool) -> None:
+        self.scale = nnx.Param((jnp.zeros if offset else jnp.ones)(shape, dtype))
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [M, D] -> [M, D]."""
-        wide = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        """x [..., *shape] -> the same shape."""
+        wide, scale = x.astype(jnp.float32), self.scale[...]
+        axes = tuple(range(-scale.ndim, 0))
+        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + self.eps)
+        scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
+        if self.offset:
+            return (wide * inverse * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
         return (wide * inverse).astype(x.dtype) * scale
 
 
-class Attention(nnx.Module):
-    """The projections of grouped-query attention."""
+def _norm(config: TransformerConfig, shape: tuple[int, ...], dtype: Any) -> RMSNorm:
+    return RMSNorm(shape, config.norm_eps, dtype, config.of_family.norm_offset)
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, dtype: Any) -> None:
+
+def _normalised(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention of one layer: its projections, and what its scores are like."""
+
+    def __init__(self, config: TransformerConfig, layer: int, rngs: nnx.Rngs, dtype: Any) -> None:
         d, k, g, h = (
             config.hidden_size,
             config.num_kv_heads,
             config.group_size,
             config.head_dim,
         )
+        family = config.of_family
         self.query = _kernel(rngs, (d, k, g, h), d, dtype)
         self.key = _kernel(rngs, (d, k, h), d, dtype)
         self.value = _kernel(rngs, (d, k, h), d, dtype)
         self.out = _kernel(rngs, (k, g, h, d), k * g * h, dtype)
-        bias = config.qkv_bias
+        bias = family.qkv_bias
         self.query_bias = nnx.Param(jnp.zeros((k, g, h), dtype)) if bias else None
         self.key_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
         self.value_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
-        self.theta = config.rope_theta
+        shapes = {"none": None, "head": ((h,), (h,)), "all": ((k, g, h), (k, h))}[family.qk_norm]
+        self.query_norm = None if shapes is None else _norm(config, shapes[0], dtype)
+        self.key_norm = None if shapes is None else _norm(config, shapes[1], dtype)
+        self.window = config.window(layer)
+        self.scale, self.softcap = config.query_scale, config.attention_softcap
+        theta, scaling = config.rope_theta, config.rope_scaling
+        if self.window is not None and config.local_rope_theta is not None:
+            theta, scaling = config.local_rope_theta, None
+        self.rope = Rope(theta, scaling, config.max_positions)
 
     def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [M, D] at positions [M] -> q [M, K, G, H], k [M, K, H], v [M, K, H]."""
-        q = _dot("md,dkgh->mkgh", x, self.query[...])
-        k = _dot("md,dkh->mkh", x, self.key[...])
-        v = _dot("md,dkh->mkh", x, self.value[...])
-        q = attention.rotate(_add(q, self.query_bias), positions, self.theta)
-        k = attention.rotate(_add(k, self.key_bias), positions, self.theta)
-        return q, k, _add(v, self.value_bias)
+        q = _add(_dot("md,dkgh->mkgh", x, self.query[...]), self.query_bias)
+        k = _add(_dot("md,dkh->mkh", x, self.key[...]), self.key_bias)
+        v = _add(_dot("md,dkh->mkh", x, self.value[...]), self.value_bias)
+        q = self.rope.rotate(_normalised(self.query_norm, q), positions)
+        return q, self.rope.rotate(_normalised(self.key_norm, k), positions), v
+
+    def prefill(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Of one sequence: q [S, K, G, H]; k, v [S, K, H] -> [S, K, G, H]."""
+        return attention.causal_attention(q, k, v, self.scale, self.softcap, self.window)
+
+    def seen(self, age: jax.Array) -> jax.Array:
+        """[...] bool: whether a token of this age (0 for the newest) is within the window."""
+        return jnp.ones(age.shape, bool) if self.window is None else age < self.window
 
 
 class Block(nnx.Module):
-    """One layer: attention and a gated MLP, each behind its norm and added to the stream."""
+    """One layer: attention and a gated MLP, each with its norms, added to the stream."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, dtype: Any) -> None:
+    def __init__(self, config: TransformerConfig, layer: int, rngs: nnx.Rngs, dtype: Any) -> None:
         d, f = config.hidden_size, config.mlp_size
-        self.attention_norm = RMSNorm(d, config.norm_eps, dtype)
-        self.attention = Attention(config, rngs, dtype)
-        self.mlp_norm = RMSNorm(d, config.norm_eps, dtype)
+        names = config.of_family.norms
+
+        def norm(name: str | None) -> RMSNorm | None:
+            return None if name is None else _norm(config, (d,), dtype)
+
+        self.attention_norm = norm(names.attention)
+        self.after_attention_norm = norm(names.after_attention)
+        self.attention = Attention(config, layer, rngs, dtype)
+        self.mlp_norm = norm(names.mlp)
+        self.after_mlp_norm = norm(names.after_mlp)
         self.gate = _kernel(rngs, (d, f), d, dtype)
         self.up = _kernel(rngs, (d, f), d, dtype)
         self.down = _kernel(rngs, (f, d), f, dtype)
+        self.activation = config.of_family.activation
+        self.residual_multiplier = config.residual_multiplier
+
+    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The stream x [M, D] at positions [M] -> q, k, v of ``Attention.project``."""
+        return self.attention.project(_normalised(self.attention_norm, x), positions)
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """The stream x [M, D] after attention output [M, K, G, H] and MLP."""
-        x = x + _dot("mkgh,kghd->md", attended, self.attention.out[...])
-        y = self.mlp_norm(x)
-        gated = jax.nn.silu(_dot("md,df->mf", y, self.gate[...]))
-        return x + _dot("mf,fd->md", gated * _dot("md,df->mf", y, self.up[...]), self.down[...])
+        y = _dot("mkgh,kghd->md", attended, self.attention.out[...])
+        x = self._add(x, _normalised(self.after_attention_norm, y))
+        y = _normalised(self.mlp_norm, x)
+        gate = _ACTIVATIONS[self.activation](_dot("md,df->mf", y, self.gate[...]))
+        y = _dot("mf,fd->md", gate * _dot("md,df->mf", y, self.up[...]), self.down[...])
+        return self._add(x, _normalised(self.after_mlp_norm, y))
+
+    def _add(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        return x + _times(y, self.residual_multiplier)
 
 
 class Transformer(nnx.Module):
@@ -140,9 +206,13 @@ class Transformer(nnx.Module):
     ) -> None:
         v, d = config.vocab_size, config.hidden_size
         self.embedding = _kernel(rngs, (v, d), d, dtype)
-        self.layers = nnx.List([Block(config, rngs, dtype) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(d, config.norm_eps, dtype)
+        self.layers = nnx.List([Block(config, i, rngs, dtype) for i in range(config.num_layers)])
+        self.norm = _norm(config, (d,), dtype)
         self.head = None if config.tied_embeddings else _kernel(rngs, (v, d), d, dtype)
+        self.embedding_multiplier = config.embedding_multiplier
+        if config.of_family.scaled_embedding:
+            self.embedding_multiplier *= d**0.5
+        self.final_softcap, self.logits_divisor = config.final_softcap, config.logits_divisor
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Teacher-forced logits: tokens [B, S] int32 -> [B, S, V] float32."""
@@ -159,12 +229,12 @@ class Transformer(nnx.Module):
         """
         batch, length = tokens.shape
         positions = jnp.tile(jnp.arange(length, dtype=jnp.int32), batch)
-        x = self.embedding[...][tokens.reshape(-1)]
+        x = self.embed(tokens.reshape(-1))
         keys, values = [], []
         for layer in self.layers:
-            projected = layer.attention.project(layer.attention_norm(x), positions)
+            projected = layer.project(x, positions)
             q, k, v = (y.reshape(batch, length, *y.shape[1:]) for y in projected)
-            attended = jax.vmap(attention.causal_attention)(q, k, v)
+            attended = jax.vmap(layer.attention.prefill)(q, k, v)
             x = layer.finish(x, attended.reshape(batch * length, *attended.shape[2:]))
             keys.append(k)
             values.append(v)
@@ -180,36 +250,48 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, ParticleCache]:
         """One new token per particle: token [N] -> logits [N, V] and the cache with it added."""
         capacity = cache.keys[0].shape[-1]
-        prompt_valid = jnp.arange(context.keys[0].shape[-1], dtype=jnp.int32) < context.length
-        # An entry is this sequence's own if it is not older than the sequence.
-        valid = ring.ages(clock, capacity) <= step
+        position = context.length + step
+        prompt_at = jnp.arange(context.keys[0].shape[-1], dtype=jnp.int32)
+        ages = ring.ages(clock, capacity)
         slot = ring.entry(clock, capacity)
-        positions = jnp.full(token.shape, context.length + step, jnp.int32)
+        positions = jnp.full(token.shape, position, jnp.int32)
 
-        x = self.embedding[...][token]
+        x = self.embed(token)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
-            q, k, v = layer.attention.project(layer.attention_norm(x), positions)
+            q, k, v = layer.project(x, positions)
             k_cache = _write(cache.keys[i], k[:, :, :, None], slot, axis=-1)
             v_cache = _write(cache.values[i], v[:, :, None, :], slot, axis=-2)
             attended = attention.shared_prompt_attention(
                 q,
                 context.keys[i],
                 context.values[i],
-                prompt_valid,
+                (prompt_at < context.length) & layer.attention.seen(position - prompt_at),
                 k_cache.reshape(*k.shape, capacity),
                 v_cache.reshape(*v.shape[:2], capacity, v.shape[2]),
-                valid,
+                # An entry is this sequence's own if it is not older than the sequence.
+                (ages <= step) & layer.attention.seen(ages),
+                layer.attention.scale,
+                layer.attention.softcap,
             )
             x = layer.finish(x, attended)
             keys.append(k_cache)
             values.append(v_cache)
         return self.logits(x), ParticleCache(tuple(keys), tuple(values))
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Token ids [M] -> stream [M, D]."""
+        return _times(self.embedding[...][tokens], self.embedding_multiplier)
+
     def logits(self, x: jax.Array) -> jax.Array:
         """The head: stream [M, D] -> logits [M, V] float32."""
         head = self.embedding[...] if self.head is None else self.head[...]
-        return jnp.einsum("md,vd->mv", self.norm(x), head, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("md,vd->mv", self.norm(x), head, preferred_element_type=jnp.float32)
+        if self.logits_divisor != 1.0:
+            logits = logits / self.logits_divisor
+        if self.final_softcap is not None:
+            logits = self.final_softcap * jnp.tanh(logits / self.final_softcap)
+        return logits
 
 
 class TransformerLM:

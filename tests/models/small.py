@@ -8,12 +8,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jax_power_smc.models.checkpoint import load_params
-from jax_power_smc.models.config import TransformerConfig, config_to_hf
+from jax_power_smc.models.config import TransformerConfig
+from jax_power_smc.models.hf_config import config_to_hf
 from jax_power_smc.models.transformer import TransformerLM
 from tests.models import oracle
 
 _SIZES = {"vocab_size": 23, "hidden_size": 16, "num_layers": 2, "mlp_size": 20}
-_QWEN2 = {"family": "qwen2", "qkv_bias": True, "rope_theta": 1e6, "norm_eps": 1e-6}
+_QWEN2 = {"family": "qwen2", "rope_theta": 1e6, "norm_eps": 1e-6}
 
 # The head dimension is not always hidden_size / num_heads.
 CONFIGS = {

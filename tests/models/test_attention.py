@@ -1,4 +1,4 @@
-"""Rotary positions, causal attention, and attention over a shared prompt."""
+"""Causal attention, and attention over a shared prompt."""
 
 import jax
 import jax.numpy as jnp
@@ -19,56 +19,6 @@ def normal(seed, *shape, dtype=jnp.float32):
 
 def positions(*values):
     return jnp.asarray(values, jnp.int32)
-
-
-def test_rotation_equals_complex_multiplication():
-    x = normal(0, 9, K, H)
-    rotated = attention.rotate(x, jnp.arange(9, dtype=jnp.int32), 100.0)
-    np.testing.assert_allclose(rotated, oracle.rotate(np.asarray(x), 100.0), atol=1e-5)
-
-
-@pytest.mark.parametrize("shift", [1, 250])
-def test_scores_depend_on_relative_position_only(shift):
-    q, k = normal(0, 5, K, H), normal(1, 5, K, H)
-    at_q, at_k = positions(3, 9, 20, 7, 40), positions(0, 9, 1, 6, 2)
-
-    def scores(offset):
-        rotated_q = attention.rotate(q, at_q + offset, 10_000.0)
-        rotated_k = attention.rotate(k, at_k, 10_000.0)
-        rotated_shifted_k = attention.rotate(k, at_k + offset, 10_000.0)
-        return (
-            jnp.sum(rotated_q * rotated_shifted_k, axis=-1),
-            jnp.sum(rotated_q * rotated_k, axis=-1),
-        )
-
-    together, _ = scores(jnp.int32(shift))
-    reference, _ = scores(jnp.int32(0))
-    _, apart = scores(jnp.int32(shift))
-    np.testing.assert_allclose(together, reference, atol=1e-4)
-    assert float(jnp.max(jnp.abs(apart - reference))) > 0.1
-
-
-def test_rotation_of_grouped_queries_is_that_of_each_head():
-    x = normal(0, 4, K, 3, H)
-    at = positions(0, 5, 2, 9)
-    whole = attention.rotate(x, at, 500.0)
-    for g in range(3):
-        np.testing.assert_array_equal(whole[:, :, g], attention.rotate(x[:, :, g], at, 500.0))
-
-
-def test_position_zero_rotates_nothing():
-    x = normal(0, 3, K, H)
-    np.testing.assert_array_equal(attention.rotate(x, positions(0, 0, 0), 10_000.0), x)
-
-
-def test_bfloat16_tells_neighbouring_positions_apart():
-    # In bfloat16 itself, 257 is 256.
-    x = jnp.ones((2, H), jnp.bfloat16)
-    rotated = attention.rotate(x, positions(256, 257), 10_000.0)
-    assert rotated.dtype == jnp.bfloat16
-    exact = attention.rotate(x.astype(jnp.float32), positions(256, 257), 10_000.0)
-    np.testing.assert_allclose(rotated.astype(jnp.float32), exact, atol=0.01)
-    assert float(jnp.max(jnp.abs(exact[0] - exact[1]))) > 0.1
 
 
 @pytest.mark.parametrize("group", [1, 3])

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jax_power_smc.models.checkpoint import load_params, save_pretrained
-from jax_power_smc.models.config import CheckpointError, read_config
+from jax_power_smc.models.config import CheckpointError
+from jax_power_smc.models.hf_config import read_config
 from jax_power_smc.models.transformer import TransformerLM
 from tests.models import oracle, small
 

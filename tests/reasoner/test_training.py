@@ -173,7 +173,6 @@ def test_only_matrices_decay(optax_promotion):
         num_kv_heads=1,
         head_dim=8,
         mlp_size=32,
-        qkv_bias=True,
         family="qwen2",
     )
     # One is added so that no parameter is zero, where decay could not be seen.

@@ -1,0 +1,102 @@
+"""Rotary positions, and the ways in which checkpoints stretch them to longer contexts.
+
+A pair of channels j of a head turns by ``position * frequency_j``; the frequencies are powers of
+theta, and a scaling changes them once and for all. Letters: H head dimension.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """A change of the rotary frequencies; only the fields of its kind mean something.
+
+    Attributes:
+      kind: "linear": all frequencies divided by ``factor``. "llama3": those divided whose
+        wavelength is beyond ``original_positions / low_factor``, none below ``original_positions /
+        high_factor``, and a line between them. "longrope": each divided by a factor of its own.
+      factor: of "linear" and "llama3"; of "longrope" the positions of the model over the original
+        ones.
+      original_positions: the context of the pretraining.
+      low_factor, high_factor: of "llama3".
+      short_factors, long_factors: of "longrope", [H/2] each: for models that are used within the
+        original context, and beyond it.
+      attention_factor: of "longrope": what queries and keys are multiplied by; None for
+        ``sqrt(1 + log factor / log original_positions)``.
+    """
+
+    kind: Literal["linear", "llama3", "longrope"]
+    factor: float = 1.0
+    original_positions: int = 0
+    low_factor: float = 1.0
+    high_factor: float = 4.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    attention_factor: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """The rotary embedding of a layer.
+
+    Attributes:
+      theta: base of the frequencies.
+      scaling: how they are changed, or None.
+      max_positions: the longest sequence that the model is used for. It decides which factors of
+        "longrope" hold: one set for all sequences, whatever their length, since the cached keys of
+        a sequence that outgrew its set would all be wrong.
+    """
+
+    theta: float
+    scaling: RopeScaling | None = None
+    max_positions: int = 0
+
+    def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
+        """The frequencies [H/2] float32, and what rotated queries and keys are multiplied by."""
+        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        base = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
+        scaling = self.scaling
+        if scaling is None:
+            return base, 1.0
+        if scaling.kind == "linear":
+            return base / np.float32(scaling.factor), 1.0
+        original = scaling.original_positions
+        if scaling.kind == "llama3":
+            # 1 where the wavelength is short, 0 where it is long.
+            turns = original * base / (2 * math.pi)
+            kept = (turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)
+            kept = np.clip(kept, 0.0, 1.0).astype(np.float32)
+            return base * (kept + (1 - kept) / np.float32(scaling.factor)), 1.0
+        long = self.max_positions > original
+        factors = np.asarray(scaling.long_factors if long else scaling.short_factors, np.float32)
+        multiplier = scaling.attention_factor
+        if multiplier is None:
+            stretch = max(scaling.factor, 1.0)
+            multiplier = math.sqrt(1 + math.log(stretch) / math.log(original))
+        return base / factors, multiplier
+
+    def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Turns queries or keys, in the half-split convention of the Hugging Face checkpoints.
+
+        Args:
+          x: [M, ..., H].
+          positions: [M] int32.
+
+        Angles are computed in float32: in bfloat16 position 257 is already 256.
+        """
+        frequency, multiplier = self.frequencies(x.shape[-1])
+        half = x.shape[-1] // 2
+        angle = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequency)[None, :]
+        angle = angle.reshape(angle.shape[0], *(1,) * (x.ndim - 2), half)  # [M, ..., H/2]
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        if multiplier != 1.0:
+            cos, sin = cos * jnp.float32(multiplier), sin * jnp.float32(multiplier)
+        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        return rotated.astype(x.dtype)
