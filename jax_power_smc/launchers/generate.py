@@ -43,6 +43,7 @@ class Options:
     ramp_tokens: int
     max_new_tokens: int
     seed: int
+    chat: bool | None = None
 
 
 def generate(options: Options) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def generate(options: Options) -> dict[str, Any]:
     result = engine.sample(
         lm.model,
         lm.params,
-        [lm.encode(options.prompt)],
+        [lm.encode(options.prompt, chat=options.chat)],
         key=jax.random.key(options.seed),
         target=PowerTarget(alpha=options.alpha, eos_ids=lm.eos_ids),
         sampler=samplers[options.sampler],
@@ -134,6 +135,9 @@ def run() -> None:
     """The command line."""
     flags.DEFINE_string("model", "tiny-reasoner", "tiny-reasoner, or a directory with a model.")
     flags.DEFINE_string("prompt", None, "The text to continue.")
+    flags.DEFINE_bool(
+        "chat", None, "Whether the prompt goes through the chat template; default as the model is."
+    )
     flags.DEFINE_string("sampler", "smc", f"One of {', '.join(SAMPLERS)}.")
     flags.DEFINE_integer(
         "num_particles", 16, "N; for mh the number of chains, for ancestral of samples."

@@ -1,6 +1,7 @@
 """``psmc.load``: a model, its parameters and its tokenizer from one name."""
 
 import dataclasses
+import functools
 import importlib.resources
 import json
 import os
@@ -39,15 +40,38 @@ class LoadedModel:
     config: TransformerConfig
     directory: pathlib.Path
 
-    def encode(self, prompt: str) -> list[int]:
-        """The token ids of a prompt: by the tokenizer's chat template if it has one.
+    @functools.cached_property
+    def is_chat(self) -> bool:
+        """Whether prompts go through the tokenizer's chat template.
+
+        Base models of some families carry the template of their chat models. They never learnt it:
+        the token with which it ends an answer is then not one of their eos ids.
+        """
+        if self.tokenizer.chat_template is None:
+            return False
+        answer = "An answer"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        _, found, rest = text.rpartition(answer)
+        after = self.tokenizer.encode(rest if found else "", add_special_tokens=False)
+        ends = set(after) & set(self.tokenizer.all_special_ids)
+        return not ends or not ends.isdisjoint(self.eos_ids)
+
+    def encode(self, prompt: str, *, chat: bool | None = None) -> list[int]:
+        """The token ids of a prompt.
+
+        Args:
+          prompt: some text.
+          chat: whether it goes through the chat template; None for ``is_chat``.
 
         Raises:
-          ValueError: for an empty prompt.
+          ValueError: for an empty prompt, or if there is no template and one is asked for.
         """
         if not prompt.strip():
             raise ValueError(f"the prompt is {prompt!r}; it must hold some text.")
-        if self.tokenizer.chat_template is None:
+        if chat and self.tokenizer.chat_template is None:
+            raise ValueError(f"chat is {chat!r}; the tokenizer has no chat template.")
+        if not (self.is_chat if chat is None else chat):
             return list(self.tokenizer.encode(prompt))
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True

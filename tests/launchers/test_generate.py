@@ -199,7 +199,7 @@ BAD = {
     "no config": "has no config.json",
     "missing tensor": "missing model.norm.weight",
     "misshaped tensor": "model.norm.weight has shape (15,), expected (16,)",
-    "architecture": "implemented are LlamaForCausalLM, Qwen2ForCausalLM",
+    "architecture": "implemented are LlamaForCausalLM, MistralForCausalLM",
     "no such model": "'no/such' is neither a directory nor an embedded model",
     "alpha": "alpha is 0.99; it must be a finite number of at least 1",
     "no particles": "num_particles is 0; it must be an integer of at least 1",

@@ -31,7 +31,8 @@ def reference(settings):
             if name in tensors:
                 tensor.copy_(torch.from_numpy(tensors[name]))
         logits = {
-            str(length): _logits(model, cases.prompt(length)) for length in (cases.SHORT, cases.LONG)
+            str(length): _logits(model, cases.prompt(length))
+            for length in (cases.SHORT, cases.LONG)
         }
         _check_left_padding(model, logits)
     saved = config.to_dict() | {"architectures": [type(model).__name__]}
@@ -43,7 +44,7 @@ def _logits(model, tokens):
 
 
 def _check_left_padding(model, logits):
-    """A ragged batch as its users make it gives the same: so what we compare with is what they get."""
+    """A ragged batch as users of the reference make it gives them the same logits."""
     short = cases.prompt(cases.SHORT)
     batch = torch.zeros((2, 9), dtype=torch.int64)
     mask = torch.zeros((2, 9), dtype=torch.int64)
