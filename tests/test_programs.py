@@ -75,3 +75,28 @@ def test_no_step_copies_the_cache(sampler, num_prompts, num_kv_heads):
     # Whether anyone runs, and whether anyone moves: both are branches, not selects of both sides.
     if not isinstance(sampler, Ancestral):
         assert len(re.findall(r" conditional\(", text)) == 2
+
+
+def test_a_cpu_process_does_not_keep_more_programs_than_it_may_map(monkeypatch):
+    monkeypatch.setattr(programs, "MOST_ON_CPU", 3)
+    programs.forget()
+    model = psmc.TableLM(vocab_size=3)
+    params = model.init(jax.random.key(0))
+
+    def draw(num):
+        result = psmc.sample(
+            model,
+            params,
+            [[1]],
+            key=jax.random.key(0),
+            target=psmc.PowerTarget(2.0),
+            sampler=Ancestral(1.0, num),
+            max_new_tokens=2,
+        )
+        assert programs.compiled_count() <= 3
+        return np.asarray(result.tokens)
+
+    first = draw(2)
+    for num in (3, 4, 5):
+        draw(num)
+    np.testing.assert_array_equal(draw(2), first)

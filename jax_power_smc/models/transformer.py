@@ -1,15 +1,13 @@
 """A decoder-only transformer for particles: RMS norm, rotary positions, grouped queries, gated MLP.
 
-One module for all families of ``families``: what a family lacks is ``None``. ``Transformer`` is the
-Flax NNX module; ``TransformerLM`` is its face towards the decode engine, the ``LanguageModel``
-protocol, written for one prompt.
+``Transformer`` is the Flax NNX module, built of ``layers``. ``TransformerLM`` is its face towards
+the decode engine, the ``LanguageModel`` protocol, written for one prompt.
 
 Letters: P prompts, N particles, S prompt length, T capacity of the generated half, V vocabulary,
 D hidden size, K key/value heads, G query heads per key/value head, H head dimension, F MLP width.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,16 +16,10 @@ from flax import nnx
 
 from jax_power_smc.models import attention, ring
 from jax_power_smc.models.config import TransformerConfig
-from jax_power_smc.models.rope import Rope
+from jax_power_smc.models.layers import Block, kernel, norm, times
 
 # Not float64: products and norms are computed in float32.
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-}
 
 
 class PromptContext(NamedTuple):
@@ -60,138 +52,6 @@ class ParticleCache(NamedTuple):
     values: tuple[jax.Array, ...]
 
 
-def _dot(contraction: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A matrix product accumulated in float32 and returned in the dtype of ``x``."""
-    out = jnp.einsum(contraction, x, kernel, preferred_element_type=jnp.float32)
-    return out.astype(x.dtype)
-
-
-def _times(x: jax.Array, factor: float) -> jax.Array:
-    """The factor is rounded to the dtype of ``x`` first, as the reference implementations do."""
-    return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)
-
-
-def _add(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
-    return x if bias is None else x + bias[...][None]
-
-
-class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axes, with a learned scale, computed in float32.
-
-    Args:
-      shape: of the scale, the axes that are normalised together.
-      eps: added to the mean square.
-      dtype: of the scale.
-      offset: whether 1 is added to the scale, and the product is taken in float32 too.
-    """
-
-    def __init__(self, shape: tuple[int, ...], eps: float, dtype: Any, offset: bool) -> None:
-        self.scale = nnx.Param((jnp.zeros if offset else jnp.ones)(shape, dtype))
-        self.eps, self.offset = eps, offset
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., *shape] -> the same shape."""
-        wide, scale = x.astype(jnp.float32), self.scale[...]
-        axes = tuple(range(-scale.ndim, 0))
-        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + self.eps)
-        scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
-        if self.offset:
-            return (wide * inverse * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
-        return (wide * inverse).astype(x.dtype) * scale
-
-
-def _norm(config: TransformerConfig, shape: tuple[int, ...], dtype: Any) -> RMSNorm:
-    return RMSNorm(shape, config.norm_eps, dtype, config.of_family.norm_offset)
-
-
-def _normalised(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
-    return x if norm is None else norm(x)
-
-
-class Attention(nnx.Module):
-    """Grouped-query attention of one layer: its projections, and what its scores are like."""
-
-    def __init__(self, config: TransformerConfig, layer: int, rngs: nnx.Rngs, dtype: Any) -> None:
-        d, k, g, h = (
-            config.hidden_size,
-            config.num_kv_heads,
-            config.group_size,
-            config.head_dim,
-        )
-        family = config.of_family
-        self.query = _kernel(rngs, (d, k, g, h), d, dtype)
-        self.key = _kernel(rngs, (d, k, h), d, dtype)
-        self.value = _kernel(rngs, (d, k, h), d, dtype)
-        self.out = _kernel(rngs, (k, g, h, d), k * g * h, dtype)
-        bias = family.qkv_bias
-        self.query_bias = nnx.Param(jnp.zeros((k, g, h), dtype)) if bias else None
-        self.key_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
-        self.value_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
-        shapes = {"none": None, "head": ((h,), (h,)), "all": ((k, g, h), (k, h))}[family.qk_norm]
-        self.query_norm = None if shapes is None else _norm(config, shapes[0], dtype)
-        self.key_norm = None if shapes is None else _norm(config, shapes[1], dtype)
-        self.window = config.window(layer)
-        self.scale, self.softcap = config.query_scale, config.attention_softcap
-        theta, scaling = config.rope_theta, config.rope_scaling
-        if self.window is not None and config.local_rope_theta is not None:
-            theta, scaling = config.local_rope_theta, None
-        self.rope = Rope(theta, scaling, config.max_positions)
-
-    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [M, D] at positions [M] -> q [M, K, G, H], k [M, K, H], v [M, K, H]."""
-        q = _add(_dot("md,dkgh->mkgh", x, self.query[...]), self.query_bias)
-        k = _add(_dot("md,dkh->mkh", x, self.key[...]), self.key_bias)
-        v = _add(_dot("md,dkh->mkh", x, self.value[...]), self.value_bias)
-        q = self.rope.rotate(_normalised(self.query_norm, q), positions)
-        return q, self.rope.rotate(_normalised(self.key_norm, k), positions), v
-
-    def prefill(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Of one sequence: q [S, K, G, H]; k, v [S, K, H] -> [S, K, G, H]."""
-        return attention.causal_attention(q, k, v, self.scale, self.softcap, self.window)
-
-    def seen(self, age: jax.Array) -> jax.Array:
-        """[...] bool: whether a token of this age (0 for the newest) is within the window."""
-        return jnp.ones(age.shape, bool) if self.window is None else age < self.window
-
-
-class Block(nnx.Module):
-    """One layer: attention and a gated MLP, each with its norms, added to the stream."""
-
-    def __init__(self, config: TransformerConfig, layer: int, rngs: nnx.Rngs, dtype: Any) -> None:
-        d, f = config.hidden_size, config.mlp_size
-        names = config.of_family.norms
-
-        def norm(name: str | None) -> RMSNorm | None:
-            return None if name is None else _norm(config, (d,), dtype)
-
-        self.attention_norm = norm(names.attention)
-        self.after_attention_norm = norm(names.after_attention)
-        self.attention = Attention(config, layer, rngs, dtype)
-        self.mlp_norm = norm(names.mlp)
-        self.after_mlp_norm = norm(names.after_mlp)
-        self.gate = _kernel(rngs, (d, f), d, dtype)
-        self.up = _kernel(rngs, (d, f), d, dtype)
-        self.down = _kernel(rngs, (f, d), f, dtype)
-        self.activation = config.of_family.activation
-        self.residual_multiplier = config.residual_multiplier
-
-    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The stream x [M, D] at positions [M] -> q, k, v of ``Attention.project``."""
-        return self.attention.project(_normalised(self.attention_norm, x), positions)
-
-    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """The stream x [M, D] after attention output [M, K, G, H] and MLP."""
-        y = _dot("mkgh,kghd->md", attended, self.attention.out[...])
-        x = self._add(x, _normalised(self.after_attention_norm, y))
-        y = _normalised(self.mlp_norm, x)
-        gate = _ACTIVATIONS[self.activation](_dot("md,df->mf", y, self.gate[...]))
-        y = _dot("mf,fd->md", gate * _dot("md,df->mf", y, self.up[...]), self.down[...])
-        return self._add(x, _normalised(self.after_mlp_norm, y))
-
-    def _add(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return x + _times(y, self.residual_multiplier)
-
-
 class Transformer(nnx.Module):
     """The whole model.
 
@@ -205,10 +65,10 @@ class Transformer(nnx.Module):
         self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ) -> None:
         v, d = config.vocab_size, config.hidden_size
-        self.embedding = _kernel(rngs, (v, d), d, dtype)
+        self.embedding = kernel(rngs, (v, d), d, dtype)
         self.layers = nnx.List([Block(config, i, rngs, dtype) for i in range(config.num_layers)])
-        self.norm = _norm(config, (d,), dtype)
-        self.head = None if config.tied_embeddings else _kernel(rngs, (v, d), d, dtype)
+        self.norm = norm(config, (d,), dtype)
+        self.head = None if config.tied_embeddings else kernel(rngs, (v, d), d, dtype)
         self.embedding_multiplier = config.embedding_multiplier
         if config.of_family.scaled_embedding:
             self.embedding_multiplier *= d**0.5
@@ -281,7 +141,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Token ids [M] -> stream [M, D]."""
-        return _times(self.embedding[...][tokens], self.embedding_multiplier)
+        return times(self.embedding[...][tokens], self.embedding_multiplier)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """The head: stream [M, D] -> logits [M, V] float32."""
@@ -413,8 +273,3 @@ def _time_axes(cache: ParticleCache) -> list[int]:
 @functools.lru_cache(maxsize=64)
 def _graph(model: TransformerLM) -> Any:
     return nnx.split(model.abstract_module())[0]
-
-
-def _kernel(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, dtype: Any) -> nnx.Param:
-    noise = jax.random.normal(rngs.params(), shape, jnp.float32) * (fan_in**-0.5)
-    return nnx.Param(noise.astype(dtype))

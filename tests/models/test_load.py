@@ -124,7 +124,7 @@ def test_unsupported_architecture(directory):
     refused(
         directory,
         "GPT2LMHeadModel",
-        "LlamaForCausalLM, Qwen2ForCausalLM",
+        "LlamaForCausalLM, MistralForCausalLM",
         kind=psmc.UnsupportedModelError,
     )
 
