@@ -5,7 +5,7 @@ lm = psmc.load("tiny-reasoner")
 result = psmc.sample(lm.model, lm.params, prompts, key=jax.random.key(0), ...)
 """
 
-from jax_power_smc import exact
+from jax_power_smc import adapters, exact
 from jax_power_smc.engine import sample
 from jax_power_smc.evidence import pool
 from jax_power_smc.language_model import LanguageModel
@@ -41,6 +41,7 @@ __all__ = [
     "TransformerLM",
     "UnsupportedModelError",
     "WithoutReplacement",
+    "adapters",
     "exact",
     "load",
     "pool",

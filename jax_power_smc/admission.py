@@ -37,6 +37,11 @@ def check_request(
     target.check(model.vocab_size, max_new_tokens)
     if isinstance(sampler, MetropolisHastings):
         sampler.check(max_new_tokens)
+        if not getattr(model, "can_go_back", True):
+            raise ValueError(
+                "sampler is MetropolisHastings, which goes back to earlier steps, and the model's "
+                "cache cannot; allowed are WithoutReplacement, PowerSMC and Ancestral."
+            )
     for index, prompt in enumerate(prompts):
         check_prompt(index, prompt, model, max_new_tokens)
     return check_prompt_ids(prompt_ids, len(prompts))

@@ -19,6 +19,10 @@ class LanguageModel(Protocol):
     Optional members, used where present:
 
     * ``max_positions: int``, the longest prompt plus generated tokens;
+    * ``can_go_back: bool``, whether an earlier step can be decoded again; if not,
+      Metropolis-Hastings is refused;
+    * ``temporaries(num_particles, prompt_tokens, capacity) -> (prefill, step)``, bytes that the two
+      need for a prompt beside their results, as far as known; for the memory plan;
     * ``move(cache, source, destination, step, clock) -> cache``, in place of the default move:
       row ``destination[i]`` receives row ``source[i]``, both [N] int32. No row that is written is
       a source of another one. ``step`` and ``clock`` are those of the last ``decode``, which say

@@ -117,12 +117,12 @@ def plan(
     weights = tree_bytes(params) + (_converted(params, model.vocab_size) if on_cpu else 0)
     tokens, length = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in [(prompt_tokens,), ()])
     context = tree_bytes(_prefill.eval_shape(params, tokens, length, model=model)[1])
-    prefill = context + _layer(model, prompt_tokens, prompt_tokens)
+    prefill = context + _temporaries(model, num_particles, prompt_tokens, capacity)[0]
 
     def one_slot(num: int, new: int) -> MemoryPlan:
         cache = _cache.eval_shape(params, model=model, num=num, capacity=new)
         working = num * (LOGITS_COPIES * 4 * model.vocab_size + TOKEN_BYTES * new)
-        working += _layer(model, num, prompt_tokens + new)
+        working += _temporaries(model, num, prompt_tokens, new)[1]
         if on_cpu:
             # As measured, XLA CPU carries 16-bit caches through the loop of steps in float32 (2.0
             # caches at any number of layers) and lays the prompts' keys out anew.
@@ -189,6 +189,17 @@ def _prefill(params: Any, prompt: jax.Array, length: jax.Array, *, model: Langua
 @functools.partial(jax.jit, static_argnames=("model", "num", "capacity"))
 def _cache(params: Any, *, model: LanguageModel, num: int, capacity: int) -> Any:
     return model.init_cache(params, num, capacity)
+
+
+def _temporaries(
+    model: LanguageModel, num: int, prompt_tokens: int, capacity: int
+) -> tuple[int, int]:
+    """Temporary bytes of a prefill and of a step: as the model says, else those of a layer."""
+    own = getattr(model, "temporaries", None)
+    if own is not None:
+        return own(num, prompt_tokens, capacity)
+    keys = prompt_tokens + capacity
+    return _layer(model, prompt_tokens, prompt_tokens), _layer(model, num, keys)
 
 
 def _layer(model: LanguageModel, tokens: int, keys: int) -> int:
