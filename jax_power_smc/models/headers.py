@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 from jax import dtypes
@@ -16,7 +17,12 @@ INDEX = "model.safetensors.index.json"
 
 # What may be converted to the model's dtype, by its safetensors name; integers of a quantised
 # checkpoint would convert too, into nonsense.
-FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": dtypes.bfloat16}
+FLOATS: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": dtypes.bfloat16,
+}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 

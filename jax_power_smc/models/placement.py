@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-Path = tuple[str | int, ...]
+Path = tuple[Any, ...]  # of names and numbers
 
 # Elements that are converted at a time: they stay in the processor's cache.
 BLOCK = 2**18
@@ -69,7 +69,7 @@ def place(
     """
     slices: dict[Any, tuple[np.ndarray, bool]] = {}
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         # Devices that hold the same slice share it.
         key = tuple((part.start, part.stop) for part in index)
         if key not in slices:
