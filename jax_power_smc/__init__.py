@@ -11,6 +11,7 @@ from jax_power_smc.evidence import pool
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.models.config import CheckpointError, TransformerConfig, UnsupportedModelError
 from jax_power_smc.models.load import LoadedModel, load
+from jax_power_smc.models.saved import save
 from jax_power_smc.models.table import TableLM
 from jax_power_smc.models.transformer import TransformerLM
 from jax_power_smc.result import SampleInfo, SampleResult
@@ -46,5 +47,6 @@ __all__ = [
     "load",
     "pool",
     "sample",
+    "save",
     "stream",
 ]

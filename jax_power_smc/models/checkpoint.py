@@ -3,30 +3,30 @@
 import json
 import os
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 from safetensors.flax import save
 
+from jax_power_smc.models import placement
+from jax_power_smc.models.bar import loading_bar
 from jax_power_smc.models.config import CheckpointError, TransformerConfig
+from jax_power_smc.models.headers import FLOATS, INDEX, WEIGHTS, StoredTensor, read_headers
 from jax_power_smc.models.hf_config import config_to_hf
 from jax_power_smc.models.tensors import Entry, tensor_table
 from jax_power_smc.models.transformer import TransformerLM
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-
-# The safetensors names of what may be converted to the model's dtype; integers of a quantised
-# checkpoint would convert too, into nonsense.
-FLOATS = ("F64", "F32", "F16", "BF16")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
 
 def load_params(
-    directory: str | os.PathLike[str], config: TransformerConfig, dtype: Any = jnp.float32
+    directory: str | os.PathLike[str],
+    config: TransformerConfig,
+    dtype: Any = jnp.float32,
+    *,
+    shardings: Any = None,
+    progress: bool | None = None,
 ) -> nnx.State:
     """Reads the weights of a directory in Hugging Face format.
 
@@ -34,41 +34,36 @@ def load_params(
       directory: holds model.safetensors, or shards with model.safetensors.index.json.
       config: what the weights must fit.
       dtype: the dtype to convert to.
+      shardings: where the parameters go, see ``placement.resolve_shardings``; each process reads
+        only what its devices hold.
+      progress: whether to draw a bar, see ``bar.loading_bar``.
 
     Returns:
       The parameters of ``TransformerLM(config, dtype)``.
 
     Raises:
+      ValueError: for shardings that do not fit.
       CheckpointError: naming all missing, misshaped, unexpected and repeated tensors at once, or
-        the file that cannot be read.
+        the file that cannot be read, before any weight is read; or all tensors whose values are
+        not finite in this dtype.
     """
     root = pathlib.Path(directory)
-    table = {entry.name: entry for entry in tensor_table(config)}
-    arrays: dict[tuple[Any, ...], jax.Array] = {}
-    seen: set[str] = set()
-    problems: list[str] = []
-    for file in _weight_files(root):
-        try:
-            with safe_open(file, framework="flax") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    problem = _misfit(name, tensors.get_slice(name), table, seen, config)
-                    if problem is not None:
-                        problems.append(problem)
-                    elif name in table:
-                        entry = table[name]
-                        array = entry.from_file(tensors.get_tensor(name))
-                        arrays[entry.path] = array.astype(dtype)
-                    seen.add(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file} is not a readable safetensors file ({error})."
-            ) from error
-    problems += [f"missing {name}" for name in table if name not in seen]
-    if problems:
-        raise CheckpointError(
-            f"the weights in {root} do not fit its config.json: {'; '.join(problems)}."
-        )
     state = nnx.state(TransformerLM(config, dtype).abstract_module())
+    places = placement.resolve_shardings(shardings, state)
+    pairs = _match(root, config)
+    arrays: dict[placement.Path, jax.Array] = {}
+    broken: dict[str, None] = {}  # a set in the order of the file
+    total = sum(tensor.size for tensor in {tensor for _, tensor in pairs})
+    with loading_bar(total, progress) as advance:
+        for entry, tensor in pairs:
+            rows = slice(entry.first_row, entry.first_row + entry.file_shape[0])
+            view = entry.from_file(tensor.map()[rows])
+            place = places[entry.path]
+            arrays[entry.path], finite = placement.place(view, jnp.dtype(dtype), place)
+            if not finite:
+                broken[entry.name] = None
+            advance(view.nbytes)
+    refuse_not_finite(root, broken, dtype)
     filled = [(path, leaf.replace(arrays[path])) for path, leaf in nnx.to_flat_state(state)]
     return nnx.from_flat_state(filled)
 
@@ -88,7 +83,11 @@ def save_pretrained(
     root = pathlib.Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     flat = {path: leaf[...] for path, leaf in nnx.to_flat_state(params)}
-    tensors = {entry.name: entry.to_file(flat[entry.path]) for entry in tensor_table(config)}
+    parts: dict[str, list[tuple[int, jax.Array]]] = {}
+    for entry in tensor_table(config):
+        part = entry.first_row, entry.to_file(flat[entry.path])
+        parts.setdefault(entry.name, []).append(part)
+    tensors = {name: _joined(rows) for name, rows in parts.items()}
     some = next(iter(tensors.values()))
     ids = {"eos_token_id": list(eos_ids) if len(eos_ids) != 1 else eos_ids[0]}
     if bos_id is not None:
@@ -101,39 +100,72 @@ def save_pretrained(
     partial.replace(root / WEIGHTS)
 
 
+def refuse_misfits(root: pathlib.Path, problems: Sequence[str]) -> None:
+    """Raises one error for all problems, if there are any."""
+    if problems:
+        raise CheckpointError(
+            f"the weights in {root} do not fit its config.json: {'; '.join(problems)}."
+        )
+
+
+def refuse_not_finite(root: pathlib.Path, names: Iterable[str], dtype: Any) -> None:
+    """Raises one error for all tensors that hold NaN or infinity, if there are any."""
+    if names := list(names):
+        raise CheckpointError(
+            f"{root} has weights that are NaN or infinite in {jnp.dtype(dtype).name}, in "
+            f"{', '.join(names)}."
+        )
+
+
+def _match(root: pathlib.Path, config: TransformerConfig) -> list[tuple[Entry, StoredTensor]]:
+    """Every entry of the table with its tensor, in the order of the files.
+
+    Raises:
+      CheckpointError: naming everything that does not fit.
+    """
+    tensors, indexed = read_headers(root)
+    table: dict[str, list[Entry]] = {}
+    for entry in tensor_table(config):
+        table.setdefault(entry.name, []).append(entry)
+    problems: list[str] = []
+    seen: set[str] = set()
+    for tensor in tensors:
+        problem = _misfit(tensor, table, seen, config)
+        if problem is not None:
+            problems.append(problem)
+        seen.add(tensor.name)
+    held = {(tensor.name, tensor.file.name) for tensor in tensors}
+    astray = {name: file for name, file in indexed.items() if (name, file) not in held}
+    problems += [
+        f"{name} is not in {file}, where {INDEX} places it" for name, file in astray.items()
+    ]
+    problems += [f"missing {name}" for name in table if name not in seen and name not in astray]
+    refuse_misfits(root, problems)
+    return [(entry, tensor) for tensor in tensors for entry in table.get(tensor.name, [])]
+
+
 def _misfit(
-    name: str, header: Any, table: dict[str, Entry], seen: set[str], config: TransformerConfig
+    tensor: StoredTensor, table: dict[str, list[Entry]], seen: set[str], config: TransformerConfig
 ) -> str | None:
     """What is wrong with a tensor of the file, by its name, shape and dtype."""
-    entry = table.get(name)
-    if entry is None:
+    name = tensor.name
+    if name not in table:
         return None if _ignorable(name, config) else f"unexpected {name}"
-    shape = tuple(header.get_shape())
+    shape = table[name][0].tensor_shape
     if name in seen:
         return f"{name} is there twice"
-    if shape != entry.file_shape:
-        return f"{name} has shape {shape}, expected {entry.file_shape}"
-    if header.get_dtype() not in FLOATS:
-        return f"{name} has dtype {header.get_dtype()}, expected one of {', '.join(FLOATS)}"
+    if tensor.shape != shape:
+        return f"{name} has shape {tensor.shape}, expected {shape}"
+    if tensor.dtype not in FLOATS:
+        return f"{name} has dtype {tensor.dtype}, expected one of {', '.join(FLOATS)}"
     return None
 
 
-def _weight_files(root: pathlib.Path) -> list[pathlib.Path]:
-    if (root / WEIGHTS).is_file():
-        return [root / WEIGHTS]
-    if not (root / INDEX).is_file():
-        pickles = sorted(path.name for path in root.iterdir() if path.suffix in PICKLES)
-        hint = f"; {', '.join(pickles)} is a pickle, which is never loaded" if pickles else ""
-        raise CheckpointError(f"{root} has neither {WEIGHTS} nor {INDEX}{hint}.")
-    try:
-        names = sorted(set(json.loads((root / INDEX).read_text("utf-8"))["weight_map"].values()))
-        files = [root / name for name in names]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{root / INDEX} is not a safetensors index ({error!r}).") from error
-    missing = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
-    if missing:
-        raise CheckpointError(f"{root / INDEX} names {', '.join(missing)}, which is not there.")
-    return files
+def _joined(parts: list[tuple[int, jax.Array]]) -> jax.Array:
+    """A tensor from its parts (first row, rows)."""
+    if len(parts) == 1:
+        return parts[0][1]
+    return jnp.concatenate([part for _, part in sorted(parts, key=lambda part: part[0])])
 
 
 def _ignorable(name: str, config: TransformerConfig) -> bool:

@@ -8,10 +8,11 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_power_smc.models import checkpoint
+from jax_power_smc.models import checkpoint, hub, saved
 from jax_power_smc.models.config import CheckpointError, TransformerConfig
 from jax_power_smc.models.hf_config import read_config
 from jax_power_smc.models.transformer import TransformerLM
@@ -79,20 +80,46 @@ class LoadedModel:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
 
-def load(name: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> LoadedModel:
-    """Loads an embedded model or a directory in Hugging Face format.
+def load(
+    name: str | os.PathLike[str],
+    *,
+    dtype: Any = jnp.float32,
+    mesh: jax.sharding.Mesh | None = None,
+    shardings: Any = None,
+    revision: str | None = None,
+    progress: bool | None = None,
+    max_positions: int | None = None,
+) -> LoadedModel:
+    """Loads a model.
+
+    No code of a checkpoint is ever run, and no pickle opened.
 
     Args:
-      name: "tiny-reasoner", or a directory with config.json, safetensors and tokenizer.json.
+      name: "tiny-reasoner"; or a directory with config.json, safetensors and tokenizer.json, or
+        one that ``saved.save`` wrote; or a model of the Hugging Face hub, such as
+        "Qwen/Qwen2.5-Math-7B", which the hub's library downloads to its cache.
       dtype: of parameters and cache, float32, bfloat16 or float16.
+      mesh: devices that each get all parameters, unless shardings says otherwise.
+      shardings: where the parameters go: a function (path, shape) -> jax.sharding.Sharding, or a
+        pytree of shardings; see ``placement.resolve_shardings``.
+      revision: branch, tag or commit of a model of the hub.
+      progress: whether to draw a bar on stderr if that is a terminal; None draws it for large
+        checkpoints. A saved model has none.
+      max_positions: the longest sequence that the model will be used for, see
+        ``hf_config.config_from_hf``.
 
     Raises:
-      ValueError: for another dtype.
-      CheckpointError: if a file is missing or does not fit the others.
+      ValueError: for another dtype, shardings that do not fit, or a revision of a model that is
+        not on the hub.
+      CheckpointError: if there is no such model, or a file is missing, does not fit the others or
+        holds weights that are not finite.
       UnsupportedModelError: if the architecture or a feature of it is not implemented.
     """
-    directory = _resolve(name)
-    config = read_config(directory)
+    if shardings is None and mesh is not None:
+        shardings = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    on_hub = _is_on_hub(name)
+    directory = hub.fetch(str(name), revision, hub.SMALL) if on_hub else _local(name, revision)
+    config = read_config(directory, max_positions)
     model = TransformerLM(config, dtype)
     tokenizer = _load_tokenizer(directory)
     if len(tokenizer) > config.vocab_size:
@@ -106,7 +133,15 @@ def load(name: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> LoadedMod
         raise CheckpointError(
             f"{directory} names eos ids {outside}, outside its vocabulary of {config.vocab_size}."
         )
-    params = checkpoint.load_params(directory, config, dtype)
+    if on_hub:
+        # Gigabytes, and so after everything that may be wrong with the rest; of the same commit.
+        directory = hub.fetch(str(name), directory.name)
+    if saved.is_saved(directory):
+        params = saved.load_params(directory, config, dtype, shardings=shardings)
+    else:
+        params = checkpoint.load_params(
+            directory, config, dtype, shardings=shardings, progress=progress
+        )
     return LoadedModel(model, params, tokenizer, eos_ids, config, directory)
 
 
@@ -131,19 +166,29 @@ def read_eos_ids(directory: pathlib.Path) -> tuple[int, ...]:
     return ()
 
 
-def _resolve(name: str | os.PathLike[str]) -> pathlib.Path:
-    if str(name) in EMBEDDED:
-        package = importlib.resources.files("jax_power_smc")
-        return pathlib.Path(str(package)) / EMBEDDED[str(name)]
+def _is_on_hub(name: str | os.PathLike[str]) -> bool:
+    # A path object means a directory.
+    return isinstance(name, str) and hub.is_hub_id(name) and not pathlib.Path(name).exists()
+
+
+def _local(name: str | os.PathLike[str], revision: str | None) -> pathlib.Path:
+    """The directory of a model that is not on the hub."""
+    embedded, directory = EMBEDDED.get(str(name)), pathlib.Path(name).expanduser()
     if not str(name):
         raise CheckpointError(f"model is ''; allowed are a directory and {', '.join(EMBEDDED)}.")
-    directory = pathlib.Path(name).expanduser()
-    if not directory.is_dir():
+    if embedded is None and not directory.is_dir():
         raise CheckpointError(
             f"model {str(name)!r} is neither a directory nor an embedded model "
             f"({', '.join(EMBEDDED)})."
         )
-    return directory
+    if revision is not None:
+        raise ValueError(
+            f"revision is {revision!r}; it must be None for model {str(name)!r}, which is not on "
+            "the hub."
+        )
+    if embedded is None:
+        return directory
+    return pathlib.Path(str(importlib.resources.files("jax_power_smc"))) / embedded
 
 
 def _load_tokenizer(directory: pathlib.Path) -> Any:

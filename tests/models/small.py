@@ -39,6 +39,18 @@ def write(directory, config, tensors=None, **extra):
     return tensors
 
 
+def save_tokenizer(directory, size):
+    """tokenizer.json of words w0, w1, ..., and its config."""
+    # Imported here: it takes a second, and most tests do not need it.
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(size)}
+    inner = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0").save_pretrained(directory)
+
+
 def build(name, directory):
     """The model and the random parameters of ``CONFIGS[name]``."""
     config = CONFIGS[name]
@@ -47,8 +59,12 @@ def build(name, directory):
 
 
 def assert_one_sentence(error, *parts):
-    """The message is one sentence on one line and contains every part."""
-    message = str(error.value)
+    """The message of a caught error is one sentence and contains every part."""
+    assert_sentence(str(error.value), *parts)
+
+
+def assert_sentence(message, *parts):
+    """One sentence on one line, which contains every part."""
     assert "\n" not in message
     assert message.endswith(".")
     assert not re.search(r"[.!?] [A-Z]", message)

@@ -1,5 +1,6 @@
 """Weights: round trips, shards, dtypes, and every way in which a file can be wrong."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from jax_power_smc.models.checkpoint import load_params, save_pretrained
 from jax_power_smc.models.config import CheckpointError
+from jax_power_smc.models.headers import StoredTensor
 from jax_power_smc.models.hf_config import read_config
+from jax_power_smc.models.tensors import tensor_table
 from jax_power_smc.models.transformer import TransformerLM
 from tests.models import oracle, small
 
@@ -249,3 +252,129 @@ def test_truncated_shard_is_named(tmp_path):
     shard = tmp_path / "model-00003-of-00003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-10])
     refused(tmp_path, shard, "is not a readable safetensors file")
+
+
+def test_index_that_places_a_tensor_elsewhere(tmp_path):
+    write_shards(tmp_path, oracle.random_tensors(CONFIG), 3)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    wrong = "model-00002-of-00003.safetensors"
+    misplaced = next(name for name, file in index["weight_map"].items() if file != wrong)
+    index["weight_map"] |= {misplaced: wrong, "model.made_up": wrong}
+    path.write_text(json.dumps(index))
+    message = refused(
+        tmp_path, f"{misplaced} is not in {wrong}", f"model.made_up is not in {wrong}"
+    )
+    assert message.count(misplaced) == 1
+
+
+def test_tensor_that_only_the_index_has_is_reported_once(tmp_path):
+    tensors = oracle.random_tensors(CONFIG)
+    write_shards(tmp_path, tensors, 2)
+    file = tmp_path / "model-00001-of-00002.safetensors"
+    held = load_file(file)
+    name = "model.norm.weight" if "model.norm.weight" in held else next(iter(held))
+    del held[name]
+    save_file(held, file)
+    message = refused(tmp_path, f"{name} is not in {file.name}, where", "index.json places it")
+    assert message.count(name) == 1
+
+
+def test_headers_decide_before_any_weight_is_read(tmp_path, monkeypatch):
+    def read(self):
+        raise AssertionError(f"{self.name} was read")
+
+    monkeypatch.setattr(StoredTensor, "map", read)
+    tensors = oracle.random_tensors(CONFIG)
+    del tensors["model.norm.weight"]
+    small.write(tmp_path, CONFIG, tensors)
+    refused(tmp_path, "missing model.norm.weight")
+    small.write(tmp_path, CONFIG)
+    with pytest.raises(AssertionError, match="was read"):
+        load_params(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("stored", [np.float32, ml_dtypes.bfloat16])
+def test_weights_that_are_not_finite_are_named(tmp_path, value, stored):
+    tensors = {k: v.astype(stored) for k, v in oracle.random_tensors(CONFIG).items()}
+    broken = ["model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.bias"]
+    for name in broken:
+        tensors[name].flat[-1] = value
+    small.write(tmp_path, CONFIG, tensors)
+    message = refused(tmp_path, tmp_path, "NaN or infinite in float32", *broken)
+    assert message.count("model.") == 2
+
+
+def test_weights_too_large_for_the_dtype(tmp_path):
+    tensors = oracle.random_tensors(CONFIG)
+    tensors["model.norm.weight"][3] = 1e6
+    small.write(tmp_path, CONFIG, tensors)
+    assert load_params(tmp_path, CONFIG)["norm"]["scale"][...][3] == 1e6
+    with pytest.raises(CheckpointError) as error:
+        load_params(tmp_path, CONFIG, "float16")
+    small.assert_one_sentence(error, "infinite in float16, in model.norm.weight")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_outlive_their_file(tmp_path, dtype):
+    # A memory map of it would change with it.
+    tensors = {k: v.astype(dtype) for k, v in oracle.random_tensors(CONFIG).items()}
+    small.write(tmp_path, CONFIG, tensors)
+    params = load_params(tmp_path, CONFIG, dtype)
+    file = tmp_path / "model.safetensors"
+    with open(file, "r+b") as stream:
+        stream.write(bytes(file.stat().st_size))
+    embedding = tensors["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(np.asarray(params["embedding"][...]), embedding)
+
+
+def test_tensors_at_odd_places_of_the_file(tmp_path):
+    # Old writers did not pad the header.
+    tensors = small.write(tmp_path, CONFIG)
+    expected = load_params(tmp_path, CONFIG)
+    file = tmp_path / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip()
+    header += b" " * (1 + len(header) % 2)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    assert len(header) % 2 and len(tensors) == len(load_file(file))
+    small.assert_equal_trees(load_params(tmp_path, CONFIG), expected)
+
+
+def test_parameters_that_share_a_tensor(tmp_path, monkeypatch):
+    # Keys and values of a layer as one tensor, which some families keep so.
+    def fused_table(config):
+        entries = []
+        for entry in tensor_table(config):
+            letter = entry.name.split("_proj.")[0][-1]
+            if ".k_proj." in entry.name or ".v_proj." in entry.name:
+                rows = entry.file_shape[0]
+                entry = dataclasses.replace(
+                    entry,
+                    name=entry.name.replace(f"{letter}_proj", "kv_proj"),
+                    first_row=rows if letter == "v" else 0,
+                    file_rows=2 * rows,
+                )
+            entries.append(entry)
+        return entries
+
+    tensors = small.write(tmp_path, CONFIG)
+    plain = load_params(tmp_path, CONFIG)
+    for name in [name for name in tensors if ".k_proj." in name]:
+        value = tensors.pop(name.replace("k_proj", "v_proj"))
+        tensors[name.replace("k_proj", "kv_proj")] = np.concatenate([tensors.pop(name), value])
+    monkeypatch.setattr("jax_power_smc.models.checkpoint.tensor_table", fused_table)
+    small.write(tmp_path, CONFIG, tensors)
+    small.assert_equal_trees(load_params(tmp_path, CONFIG), plain)
+    save_pretrained(tmp_path / "again", CONFIG, plain, eos_ids=())
+    written = load_file(tmp_path / "again" / "model.safetensors")
+    assert written.keys() == tensors.keys()
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(written[name], array)
+    short = "model.layers.0.self_attn.kv_proj.weight"
+    tensors[short] = tensors[short][:-1]
+    small.write(tmp_path, CONFIG, tensors)
+    message = refused(tmp_path, f"{short} has shape (15, 16), expected (16, 16)")
+    assert message.count(short) == 1

@@ -1,15 +1,17 @@
 """``load``: a directory becomes a model, parameters, tokenizer and eos set, or one sentence."""
 
 import json
+import pathlib
 import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from jax.sharding import NamedSharding, PartitionSpec
+from transformers import AutoConfig
 
 import jax_power_smc as psmc
+from jax_power_smc.models import hub
 from jax_power_smc.models.checkpoint import save_pretrained
 from jax_power_smc.models.load import EMBEDDED, read_eos_ids
 from tests.models import small
@@ -17,19 +19,12 @@ from tests.models import small
 CONFIG = small.CONFIGS["qwen2-grouped-untied"]
 
 
-def save_tokenizer(directory, size):
-    words = {f"w{i}": i for i in range(size)}
-    inner = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0").save_pretrained(directory)
-
-
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     directory = tmp_path_factory.mktemp("original")
     params = psmc.TransformerLM(CONFIG).init(jax.random.key(0))
     save_pretrained(directory, CONFIG, params, eos_ids=(3, 5), bos_id=1)
-    save_tokenizer(directory, 20)
+    small.save_tokenizer(directory, 20)
     return directory, params
 
 
@@ -111,6 +106,79 @@ def test_unknown_name(name):
     refused(name, repr(name), "neither a directory nor an embedded model", ", ".join(EMBEDDED))
 
 
+def test_name_of_a_model_on_the_hub():
+    # Offline here, as all tests are.
+    refused("owner/model-7B", "'owner/model-7B' is neither a directory nor all in the hub's cache")
+
+
+def test_path_is_not_looked_for_on_the_hub():
+    refused(pathlib.Path("owner/model-7B"), "neither a directory nor an embedded model")
+
+
+def test_directory_goes_before_the_hub(original, tmp_path, monkeypatch):
+    shutil.copytree(original[0], tmp_path / "owner" / "model")
+    monkeypatch.chdir(tmp_path)
+    small.assert_equal_trees(psmc.load("owner/model").params, original[1])
+
+
+def fake_hub(directory, monkeypatch):
+    """A hub whose only commit is a directory; returns the requests that it will have seen."""
+    asked = []
+
+    def fetch(name, revision, patterns=hub.ALL):
+        asked.append((name, revision, patterns))
+        return directory
+
+    monkeypatch.setattr("jax_power_smc.models.hub.fetch", fetch)
+    return asked
+
+
+def test_a_model_of_the_hub_is_one_commit(original, monkeypatch):
+    directory, params = original
+    asked = fake_hub(directory, monkeypatch)
+    lm = psmc.load("owner/model", revision="v1")
+    small.assert_equal_trees(lm.params, params)
+    assert lm.directory == directory
+    assert asked == [
+        ("owner/model", "v1", hub.SMALL),
+        ("owner/model", directory.name, hub.ALL),
+    ]
+
+
+def test_weights_are_not_fetched_for_what_cannot_be_used(directory, monkeypatch):
+    asked = fake_hub(directory, monkeypatch)
+    with pytest.raises(ValueError, match="dtype is int8"):
+        psmc.load("owner/model", dtype="int8")
+    (directory / "tokenizer.json").unlink()
+    refused("owner/model", "has no tokenizer.json")
+    rewrite(directory / "config.json", model_type="gpt2")
+    refused("owner/model", "gpt2", kind=psmc.UnsupportedModelError)
+    assert asked == [("owner/model", None, hub.SMALL)] * 3
+
+
+def test_revision_of_what_is_not_on_the_hub(original):
+    for name in ("tiny-reasoner", original[0]):
+        with pytest.raises(ValueError) as error:
+            psmc.load(name, revision="v1")
+        small.assert_one_sentence(
+            error, "revision is 'v1'", f"{str(name)!r}, which is not on the hub"
+        )
+
+
+def test_mesh_and_shardings_place_the_parameters(original):
+    mesh = jax.make_mesh((1,), ("x",))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec("x"))
+    for options, expected in (
+        ({"mesh": mesh}, replicated),
+        ({"shardings": split}, split),
+        ({"mesh": mesh, "shardings": lambda path, shape: split}, split),
+    ):
+        lm = psmc.load(original[0], **options)
+        assert {x.sharding for x in jax.tree.leaves(lm.params)} == {expected}
+        small.assert_equal_trees(lm.params, original[1])
+
+
 def test_file_in_place_of_a_directory(directory):
     refused(directory / "config.json", "neither a directory nor an embedded model")
 
@@ -156,7 +224,7 @@ def test_broken_tokenizer(directory, content):
 
 
 def test_tokenizer_larger_than_the_embedding(directory):
-    save_tokenizer(directory, CONFIG.vocab_size + 1)
+    small.save_tokenizer(directory, CONFIG.vocab_size + 1)
     refused(directory, "has 24 ids", "only 23 rows")
 
 
