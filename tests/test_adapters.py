@@ -26,12 +26,12 @@ from tests.models.small import assert_equal_trees, assert_one_sentence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-V, D, L, CAP, EOS = 5, 8, 24, 6, 1
+V, D, L, CAP, EOS = 5, 8, 24, 7, 1
 # More prompts than slots, ragged: padding has something to spoil, and slots are filled again.
 PROMPTS = [[0, 3], [2], [4, 4, 0, 2, 3], [3, 0, 2], [0, 0, 4, 3, 2, 2, 4]]
 TARGET = PowerTarget(2.0, (EOS,))
 SAMPLERS = {
-    "smc": PowerSMC(4, ess_threshold=1.0),
+    "smc": PowerSMC(4, ess_threshold=1.0, resampling="multinomial"),
     "swor": WithoutReplacement(4),
     "mh": MetropolisHastings(num_chains=2, num_blocks=3, moves_per_block=3),
 }
@@ -101,7 +101,7 @@ def matrices(seed):
     keys = jax.random.split(jax.random.key(seed), 6)
     shapes = {"e": (V, D), "p": (L, D), "q": (D, D), "k": (D, D), "v": (D, D), "o": (D, V)}
     return {
-        name: (0.2 if name == "o" else 0.5) * jax.random.normal(key, shape)
+        name: (0.4 if name == "o" else 0.5) * jax.random.normal(key, shape)
         for key, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
 
@@ -223,9 +223,9 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 @pytest.fixture(scope="module", autouse=True)
 def short_chunks():
-    """Prompts leave and enter every 2 steps."""
+    """Prompts enter at clocks that the capacity of 9, which is CAP rounded up, does not divide."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "CHUNK", 2)
+        patch.setattr(engine, "CHUNK", 3)
         patch.setattr(buckets, "SMALLEST_PROMPT_BUCKET", 8)  # one for all prompts
         yield
 
@@ -294,7 +294,7 @@ def test_log_probs_are_those_of_the_whole_sequences(name, sampler):
     if sampler == "mh":
         assert result.info.model_tokens.sum() > 2 * result.lengths.sum()
     else:
-        assert result.info.forks.sum() > 5
+        assert result.info.forks[:, 1:-1].sum() > 10
 
 
 def test_a_cache_changes_nothing():
@@ -383,7 +383,7 @@ def test_all_positions_can_be_used(name):
     prefill, decode, cache = steps(name)
     prompt, tokens = [2, 0, 3] * 6, [4, 1, 2, 0, 3, 3]
     forward = case(name).forward(jnp.asarray([[*prompt, *tokens]], jnp.int32))[0]
-    logits, context = prefill([*prompt, *[4] * CAP], len(prompt))
+    logits, context = prefill([*prompt, *[4] * 6], len(prompt))
     np.testing.assert_allclose(logits, forward[len(prompt) - 1], **TOLERANCE)
     for step, token in enumerate(tokens):
         logits, cache = decode(context, cache, [0, token, 2], step, step)
