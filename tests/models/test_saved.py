@@ -129,7 +129,7 @@ def test_a_save_that_fails_leaves_nothing(original, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr(ocp.StandardCheckpointer, "save", full)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", full)
     with pytest.raises(OSError, match="no space left"):
         saved.save(tmp_path / "new", original)
     assert not list(tmp_path.iterdir())
