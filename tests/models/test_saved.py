@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import jax
@@ -66,6 +67,21 @@ def test_all_comes_back(original, directory):
     assert lm.directory == directory
     assert lm.encode("w7 w2") == [7, 2]
     assert lm.tokenizer.chat_template == TEMPLATE
+
+
+def test_no_more_than_the_largest_is_restored_at_a_time(directory, monkeypatch):
+    sizes = []
+    restore = ocp.PyTreeCheckpointer.restore
+
+    def record(self, path, args):
+        sizes.append(sum(math.prod(leaf.shape) for leaf in args.item.values()))
+        return restore(self, path, args=args)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", record)
+    leaves = jax.tree.leaves(psmc.load(directory).params)
+    assert sum(sizes) == sum(leaf.size for leaf in leaves)
+    assert max(sizes) == max(leaf.size for leaf in leaves)
+    assert len(sizes) < len(leaves)
 
 
 def test_only_the_files_of_the_model_are_kept(directory):
