@@ -133,7 +133,9 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """The command line."""
-    flags.DEFINE_string("model", "tiny-reasoner", "tiny-reasoner, or a directory with a model.")
+    flags.DEFINE_string(
+        "model", "tiny-reasoner", "tiny-reasoner, a directory with a model, or a model of the hub."
+    )
     flags.DEFINE_string("prompt", None, "The text to continue.")
     flags.DEFINE_bool(
         "chat", None, "Whether the prompt goes through the chat template; default as the model is."

@@ -141,7 +141,7 @@ def _own_half(
 
 
 def _own_by_product(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, softcap: float | None
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, softcap: float | None = None
 ) -> Partial:
     scores = jnp.einsum("nkgh,nkht->nkgt", q, k, preferred_element_type=jnp.float32)
     return _partial(_capped(scores, softcap), valid, v)

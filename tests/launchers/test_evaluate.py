@@ -356,7 +356,7 @@ BAD = {
     "no workdir": "--workdir must have a value",
     "extra argument": "unexpected arguments: more",
     "workdir is a file": "lacking.py: File exists.",
-    "no such model": "'no/such' is neither a directory nor an embedded model",
+    "no such model": "'no/such' is neither a directory nor all in the hub's cache",
     "no config.json": "has no config.json",
     "missing tensor": "missing lm_head.weight",
     "long answer": "together they must not exceed the model's 256 positions",

@@ -1,5 +1,6 @@
 """Weights: round trips, shards, dtypes, and every way in which a file can be wrong."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -327,6 +328,23 @@ def test_parameters_outlive_their_file(tmp_path, dtype):
         stream.write(bytes(file.stat().st_size))
     embedding = tensors["model.embed_tokens.weight"]
     np.testing.assert_array_equal(np.asarray(params["embedding"][...]), embedding)
+
+
+def test_progress_is_counted_in_bytes_of_the_file(tmp_path, monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def bar(total, show):
+        seen.extend([total, show])
+        yield seen.append
+
+    monkeypatch.setattr("jax_power_smc.models.checkpoint.loading_bar", bar)
+    tensors = {k: v.astype(np.float16) for k, v in oracle.random_tensors(CONFIG).items()}
+    small.write(tmp_path, CONFIG, tensors)
+    load_params(tmp_path, CONFIG, progress=True)
+    total, show, *steps = seen
+    assert total == sum(steps) == sum(array.nbytes for array in tensors.values())
+    assert show is True and len(steps) == len(tensors)
 
 
 def test_tensors_at_odd_places_of_the_file(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import jax
@@ -68,6 +69,21 @@ def test_all_comes_back(original, directory):
     assert lm.tokenizer.chat_template == TEMPLATE
 
 
+def test_no_more_than_the_largest_is_restored_at_a_time(directory, monkeypatch):
+    sizes = []
+    restore = ocp.PyTreeCheckpointer.restore
+
+    def record(self, path, args):
+        sizes.append(sum(math.prod(leaf.shape) for leaf in args.item.values()))
+        return restore(self, path, args=args)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", record)
+    leaves = jax.tree.leaves(psmc.load(directory).params)
+    assert sum(sizes) == sum(leaf.size for leaf in leaves)
+    assert max(sizes) == max(leaf.size for leaf in leaves)
+    assert len(sizes) < len(leaves)
+
+
 def test_only_the_files_of_the_model_are_kept(directory):
     assert sorted(path.name for path in directory.iterdir()) == [
         "chat_template.jinja",
@@ -129,7 +145,7 @@ def test_a_save_that_fails_leaves_nothing(original, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr(ocp.StandardCheckpointer, "save", full)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", full)
     with pytest.raises(OSError, match="no space left"):
         saved.save(tmp_path / "new", original)
     assert not list(tmp_path.iterdir())
