@@ -200,13 +200,8 @@ BAD = {
     "no config": "has no config.json",
     "missing tensor": "missing model.norm.weight",
     "misshaped tensor": "model.norm.weight has shape (15,), expected (16,)",
-<<<<<<< HEAD
     "architecture": "implemented are LlamaForCausalLM, MistralForCausalLM",
-    "no such model": "'no/such' is neither a directory nor an embedded model",
-=======
-    "architecture": "implemented are LlamaForCausalLM, Qwen2ForCausalLM",
     "no such model": "'no/such' is neither a directory nor all in the hub's cache",
->>>>>>> 145ee9746c896b7b928940c151a859bf26f9c5b5
     "alpha": "alpha is 0.99; it must be a finite number of at least 1",
     "no particles": "num_particles is 0; it must be an integer of at least 1",
     "sampler": "sampler is 'beam'; allowed are swor",
