@@ -153,7 +153,7 @@ def test_a_save_that_fails_leaves_nothing(original, tmp_path, monkeypatch):
 
 def test_all_problems_are_reported_together(copy):
     path = copy / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text()) | {"layer_types": None}
     path.write_text(
         json.dumps(config | {"vocab_size": 24, "num_hidden_layers": 1, "tie_word_embeddings": True})
     )
