@@ -320,7 +320,7 @@ def test_renyi_entropy_of_a_large_flat_vocabulary_keeps_its_digits(alpha):
 # --- shapes and dtypes ---
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64])
 def test_batches_and_dtypes(x64, dtype):
     rows = jnp.asarray([[random_log_p(10 * i + j) for j in range(3)] for i in range(2)], dtype)
     q = rows[::-1]

@@ -65,6 +65,7 @@ def test_written_out_is_nearly_certain_and_stated_is_not(lm, asked):
     assert stated.sum() < 3 * written.sum()
 
 
+@pytest.mark.slow
 def test_the_power_distribution_solves_what_greedy_decoding_gets_wrong(lm, asked):
     def solved(sampler):
         result = psmc.sample(
