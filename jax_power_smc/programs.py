@@ -237,8 +237,8 @@ def grow(cache: Any, clock: jax.Array, *, model: Any, capacity: int) -> Any:
 # --- Compilation ------------------------------------------------------------------------------
 
 _EXECUTABLES: dict[Any, Any] = {}
-# A program on a CPU is some 400 maps of memory (Linux); a process may have 65530 of them, and the
-# compiler aborts at the next.
+# A program on a CPU is some 400 maps of memory (Linux, tiny-reasoner with swor); a process may have
+# 65530 of them, and the compiler aborts at the next.
 MOST_ON_CPU = 120
 
 

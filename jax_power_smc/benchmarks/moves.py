@@ -20,6 +20,7 @@ import numpy as np
 from jax_power_smc.benchmarks.speed import Bench, Subject
 from jax_power_smc.language_model import copy_dead_rows, take_ancestors
 from jax_power_smc.models import ring
+from jax_power_smc.models.transformer import time_axes
 
 _STEPS = 32
 FORMS = ("none", "take", "rows", "blocks", "gathered")
@@ -49,8 +50,7 @@ def measure(
 def _measure(bench: Bench, subject: Subject, num: int, capacity: int, moved: int) -> None:
     cache = subject.model.init_cache(subject.params, num, capacity)
     sizes = [leaf.shape for leaf in jax.tree.leaves(cache)]
-    # Keys are stored with time last, values with time last but one.
-    axes = tuple([-1] * (len(sizes) // 2) + [-2] * (len(sizes) // 2))
+    axes = tuple(time_axes(cache))
     random = np.random.default_rng(0)
     sources = np.tile(np.arange(num, dtype=np.int32), (_STEPS, 1))
     for row in sources:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.benchmarks import peers, timing
+from jax_power_smc.benchmarks import timing
 from jax_power_smc.benchmarks.parts import Altered, Forced, step_bytes
 from jax_power_smc.benchmarks.records import Write
 from jax_power_smc.benchmarks.timing import Decoded, Report, in_turn
@@ -79,7 +79,7 @@ class Bench:
     ) -> list[Work]:
         """One prompt of random tokens that runs to its cap."""
         target = PowerTarget(self.alpha if alpha is None else alpha)
-        return [Work(_random_prompt(vocab_size, prompt_tokens), 0, target, new_tokens)]
+        return [Work(random_prompt(vocab_size, prompt_tokens), 0, target, new_tokens)]
 
 
 def steps(
@@ -96,7 +96,9 @@ def steps(
 
     def add(name: str, sampler: Sampler) -> None:
         def run() -> float:
-            done = _decode(bench, subject.model, subject.params, sampler, prompt_tokens, new_tokens)
+            done = decode_one(
+                bench, subject.model, subject.params, sampler, prompt_tokens, new_tokens
+            )
             forks[name] = done.fork_share
             return done.seconds / (new_tokens - 1)
 
@@ -134,7 +136,7 @@ def parts(
     ``scale`` multiplies the logits: random weights alone give flat distributions, of which no
     language model's particles would be resampled.
     """
-    prompt = jnp.asarray(_random_prompt(subject.model.vocab_size, prompt_tokens), jnp.int32)
+    prompt = jnp.asarray(random_prompt(subject.model.vocab_size, prompt_tokens), jnp.int32)
     whole = Altered(subject.model)
     params = whole.params(subject.params, prompt, scale)
     replayed = dataclasses.replace(whole, runs=False)
@@ -155,7 +157,7 @@ def parts(
             shares: dict[str, float] = shares,
         ) -> float:
             model, sampler = programs[key]
-            done = _decode(bench, model, params, sampler, prompt_tokens, new_tokens)
+            done = decode_one(bench, model, params, sampler, prompt_tokens, new_tokens)
             shares[key] = done.fork_share
             return done.seconds / (new_tokens - 1)
 
@@ -237,7 +239,7 @@ def forks(
 ) -> None:
     """swor's step time over smc's, against the share of rows that fork."""
     model = Altered(subject.model)
-    prompt = jnp.asarray(_random_prompt(subject.model.vocab_size, prompt_tokens), jnp.int32)
+    prompt = jnp.asarray(random_prompt(subject.model.vocab_size, prompt_tokens), jnp.int32)
     first = model.params(subject.params, prompt)
     for num in particles:
         variants: dict[str, Callable[[], float]] = {}
@@ -248,7 +250,7 @@ def forks(
         ) -> float:
             params = first._replace(scale=jnp.asarray(scale, first.scale.dtype))
             sampler = SAMPLERS[name](num)
-            done = _decode(bench, model, params, sampler, prompt_tokens, new_tokens)
+            done = decode_one(bench, model, params, sampler, prompt_tokens, new_tokens)
             shares[f"{name} {scale}"] = done.fork_share
             return done.seconds / (new_tokens - 1)
 
@@ -297,7 +299,7 @@ def throughput(
 
     def works(first: int, last: int) -> list[Work]:
         return [
-            Work(_random_prompt(subject.model.vocab_size, s), first + i, target, t)
+            Work(random_prompt(subject.model.vocab_size, s), first + i, target, t)
             for i, (s, t) in enumerate(sizes[first:last])
         ]
 
@@ -342,57 +344,7 @@ def throughput(
         )
 
 
-def against_torch(
-    bench: Bench,
-    subject: Subject,
-    particles: Sequence[int],
-    prompt_lengths: Sequence[int],
-    new_tokens: int,
-) -> None:
-    """The same weights and token counts in torch: ``generate``, and Power-SMC in a loop."""
-    theirs = peers.to_torch(subject.model, subject.params)
-    versions = peers.describe()
-    for prompt_tokens in prompt_lengths:
-        prompt = _random_prompt(subject.model.vocab_size, prompt_tokens)
-        variants: dict[str, Callable[[], float]] = {}
-
-        def ours(sampler: Sampler, prompt_tokens: int = prompt_tokens) -> float:
-            done = _decode(bench, subject.model, subject.params, sampler, prompt_tokens, new_tokens)
-            return done.seconds / (new_tokens - 1)
-
-        def generated(num: int, prompt: list[int] = prompt) -> float:
-            return peers.generate(theirs, prompt, num, new_tokens).timing.per_token
-
-        def looped(num: int, prompt: list[int] = prompt) -> float:
-            return peers.power_smc(theirs, prompt, num, bench.alpha, new_tokens).timing.per_token
-
-        pairs: list[tuple[str, str, str, int]] = []
-        for num in particles:
-            plain = f"plain {num}", f"generate {num}"
-            variants[plain[0]] = functools.partial(ours, Ancestral(1.0, num))
-            variants[plain[1]] = functools.partial(generated, num)
-            pairs.append((*plain, "transformers generate", num))
-            if num > 1:
-                power = f"smc {num}", f"torch smc {num}"
-                variants[power[0]] = functools.partial(ours, PowerSMC(num))
-                variants[power[1]] = functools.partial(looped, num)
-                pairs.append((*power, "Power-SMC in a Python loop", num))
-        seconds = bench.turns(f"torch, {subject.name}, S = {prompt_tokens}", variants)
-        for mine, other, peer, num in pairs:
-            about = {
-                **subject.about,
-                "peer": peer,
-                "num_particles": num,
-                "prompt_tokens": prompt_tokens,
-                "max_new_tokens": new_tokens,
-                **versions,
-            }
-            bench.write("step_time", seconds.median(mine), "s", **about)
-            bench.write("peer_step_time", seconds.median(other), "s", **about)
-            bench.write("speedup", seconds.ratio(other, mine), "ratio", **about)
-
-
-def _decode(
+def decode_one(
     bench: Bench,
     model: LanguageModel,
     params: Any,
@@ -400,6 +352,7 @@ def _decode(
     prompt_tokens: int,
     new_tokens: int,
 ) -> Decoded:
+    """One prompt of random tokens, to its cap."""
     works = bench.works(model.vocab_size, prompt_tokens, new_tokens)
     return timing.decode(model, params, *_parts(sampler), works)
 
@@ -408,5 +361,6 @@ def _parts(sampler: Sampler) -> tuple[Any, Any]:
     return sampler.rule(), sampler.numbers()
 
 
-def _random_prompt(vocab_size: int, length: int) -> list[int]:
+def random_prompt(vocab_size: int, length: int) -> list[int]:
+    """Token ids, the same for equal arguments."""
     return np.random.default_rng(length).integers(0, vocab_size, length).tolist()

@@ -120,7 +120,6 @@ def decode(
     works: Sequence[Work],
     *,
     slots: int = 1,
-    chunk: int = CHUNK,
     looks_late: int = 1,
     longest: tuple[int, int] | None = None,
 ) -> Decoded:
@@ -134,7 +133,7 @@ def decode(
         max(work.cap for work in works),
     )
     limit = getattr(model, "max_positions", None)
-    sizes = Sizes(slots, max(1, slots // GROUPS), prompt_tokens, new_tokens, chunk, limit)
+    sizes = Sizes(slots, max(1, slots // GROUPS), prompt_tokens, new_tokens, CHUNK, limit)
     queue = Slots(model, params, rule, numbers, jax.random.key(0), sizes, looks_late=looks_late)
     for work in works:
         queue.admit(work.target)

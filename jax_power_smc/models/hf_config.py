@@ -205,13 +205,21 @@ def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> t
             )
         kinds = [_WINDOW] * layers
     elif not kinds and family.windows == "asked":
-        first = raw.get("max_window_layers", 28)
+        first = _integer(raw, "max_window_layers", 28, source)
         kinds = [_WINDOW if i >= first else _FULL for i in range(layers)]
     elif not kinds:
-        pattern = raw.get("sliding_window_pattern") or family.pattern
+        pattern = _integer(raw, "sliding_window_pattern", family.pattern, source) or family.pattern
         kinds = [_WINDOW if (i + 1) % pattern else _FULL for i in range(layers)]
     found = tuple(window if kind == _WINDOW else 0 for kind in kinds)
     return found if any(found) else ()
+
+
+def _integer(raw: dict[str, Any], key: str, default: int, source: str) -> int:
+    """A value that may be absent, null or 0."""
+    value = raw.get(key, default) or 0
+    if value != 0 and not is_size(value):
+        raise CheckpointError(f"{source} has {key} {value!r}; it must be an integer of at least 0.")
+    return int(value)
 
 
 def _refuse_unimplemented(raw: dict[str, Any], name: str, source: str) -> None:
@@ -225,7 +233,9 @@ def _refuse_unimplemented(raw: dict[str, Any], name: str, source: str) -> None:
         for key in ("attn_logit_softcapping", "final_logit_softcapping")
         if key not in read and raw.get(key) is not None
     ]
+    windowless = family.windows == "none" and bool(raw.get("use_sliding_window"))
     refusals = {
+        "use_sliding_window true (not in this family)": windowless,
         "attention_bias true (implemented is false)": bool(raw.get("attention_bias")),
         "mlp_bias true (implemented is false)": bool(raw.get("mlp_bias")),
         f"{key} {activation!r} (implemented is {allowed[0]!r})": activation not in allowed,

@@ -140,12 +140,18 @@ def _linear(settings: _Settings) -> RopeScaling:
 
 
 def _llama3(settings: _Settings) -> RopeScaling:
+    low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
+    if low >= high:
+        raise CheckpointError(
+            f"{settings.source} has a rotary low_freq_factor {low!r}; it must be less than "
+            f"high_freq_factor, which is {high!r}."
+        )
     return RopeScaling(
         "llama3",
         factor=settings.number("factor"),
         original_positions=settings.original(),
-        low_factor=settings.number("low_freq_factor"),
-        high_factor=settings.number("high_freq_factor"),
+        low_factor=low,
+        high_factor=high,
     )
 
 

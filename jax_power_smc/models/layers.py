@@ -24,9 +24,9 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def _dot(contraction: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _dot(contraction: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     """A matrix product accumulated in float32 and returned in the dtype of ``x``."""
-    out = jnp.einsum(contraction, x, kernel, preferred_element_type=jnp.float32)
+    out = jnp.einsum(contraction, x, weight, preferred_element_type=jnp.float32)
     return out.astype(x.dtype)
 
 
@@ -69,8 +69,8 @@ def norm(config: TransformerConfig, shape: tuple[int, ...], dtype: Any) -> RMSNo
     return RMSNorm(shape, config.norm_eps, dtype, config.of_family.norm_offset)
 
 
-def _normalised(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
-    return x if norm is None else norm(x)
+def _normalised(by: RMSNorm | None, x: jax.Array) -> jax.Array:
+    return x if by is None else by(x)
 
 
 class Attention(nnx.Module):

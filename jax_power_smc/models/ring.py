@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 # Entries that are copied at a time; what a young sequence has not yet written is not copied. On a
-# CPU blocks of 256 took at most 1.3 times as long as whole rows in half-full rings of N = 8 and 64,
+# CPU blocks of 256 took at most 1.4 times as long as whole rows in half-full rings of N = 8 and 64,
 # T = 256 to 2048 (blocks of 128 up to 2.3 times), although the strides of a block are short.
 BLOCK = 256
 # Of all rows, the share that one gather and scatter moves, on devices where loops are dear.

@@ -243,7 +243,7 @@ class TransformerLM:
     ) -> ParticleCache:
         """Row ``destination[i]`` receives row ``source[i]`` [N], see ``ring.move_rows``."""
         leaves, structure = jax.tree.flatten(cache)
-        moved = ring.move_rows(leaves, _time_axes(cache), source, destination, step, clock)
+        moved = ring.move_rows(leaves, time_axes(cache), source, destination, step, clock)
         return jax.tree.unflatten(structure, moved)
 
     def grow(self, cache: ParticleCache, capacity: int, clock: jax.Array) -> ParticleCache:
@@ -251,7 +251,7 @@ class TransformerLM:
         leaves, structure = jax.tree.flatten(cache)
         resized = [
             ring.resize(leaf, leaf.ndim + axis, capacity, clock)
-            for leaf, axis in zip(leaves, _time_axes(cache), strict=True)
+            for leaf, axis in zip(leaves, time_axes(cache), strict=True)
         ]
         return jax.tree.unflatten(structure, resized)
 
@@ -265,7 +265,7 @@ def _write(leaf: jax.Array, entry: jax.Array, slot: jax.Array, axis: int) -> jax
     return ring.write(leaf, entry, slot, axis)
 
 
-def _time_axes(cache: ParticleCache) -> list[int]:
+def time_axes(cache: ParticleCache) -> list[int]:
     """The time axis of every leaf, in the order of ``jax.tree.leaves``."""
     return [-1] * len(cache.keys) + [-2] * len(cache.values)
 

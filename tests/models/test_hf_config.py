@@ -169,6 +169,7 @@ def test_rope_theta_is_read_from_the_old_and_the_new_schema(extra, theta):
             {"layer_types": ["full_attention", "sliding_attention"]},
             ["sliding_attention", "full_attention"],
         ),
+        ({"use_sliding_window": True}, ["use_sliding_window true", "not in this family"]),
         ({"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping", "not in this family"]),
         ({"use_bidirectional_attention": True}, ["use_bidirectional_attention true"]),
         ({"clip_qkv": 8.0}, ["clip_qkv"]),
@@ -398,7 +399,12 @@ def test_qwen_has_windows_only_if_asked():
             ["2 short and 1 long", "2 of each"],
         ),
         ({"sliding_window": -4}, CheckpointError, ["sliding_window -4"]),
-        ({"rope_scaling": {"type": "llama3"}}, CheckpointError, ["rotary factor None"]),
+        ({"rope_scaling": {"type": "llama3"}}, CheckpointError, ["rotary low_freq_factor None"]),
+        (
+            {"rope_scaling": {"type": "llama3", "low_freq_factor": 4, "high_freq_factor": 4}},
+            CheckpointError,
+            ["low_freq_factor 4.0", "less than high_freq_factor"],
+        ),
         ({"layer_types": ["full_attention"] * 2}, UnsupportedModelError, ["layer_types"]),
         ({"layer_types": ["chunked"] * 2}, UnsupportedModelError, ["chunked"]),
         ({"layer_types": ["full_attention"]}, CheckpointError, ["each of the 2 layers"]),
@@ -421,6 +427,20 @@ def test_what_a_family_cannot_do_without_is_asked_for(family):
     with pytest.raises(CheckpointError) as error:
         config_from_hf(raw, "there/config.json")
     small.assert_one_sentence(error, "lacks", *FAMILIES[family].required)
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "value"),
+    [
+        (QWEN2 | {"use_sliding_window": True}, "max_window_layers", "x"),
+        (QWEN2 | {"use_sliding_window": True}, "max_window_layers", -1),
+        (GEMMA3, "sliding_window_pattern", "6"),
+    ],
+)
+def test_which_layers_have_windows_is_a_number(raw, key, value):
+    with pytest.raises(CheckpointError) as error:
+        config_from_hf(raw | {key: value}, "there/config.json")
+    small.assert_one_sentence(error, "there/config.json", f"{key} {value!r}", "integer")
 
 
 def test_a_window_of_null_is_none():

@@ -1,0 +1,63 @@
+"""The same work in PyTorch (``peers``), in turn with ours.
+
+Letters: S prompt length, N particles, T generated tokens.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+from jax_power_smc.benchmarks import peers
+from jax_power_smc.benchmarks.speed import Bench, Sampler, Subject, decode_one, random_prompt
+from jax_power_smc.samplers import Ancestral, PowerSMC
+
+
+def measure(
+    bench: Bench,
+    subject: Subject,
+    particles: Sequence[int],
+    prompt_lengths: Sequence[int],
+    new_tokens: int,
+) -> None:
+    """The same weights and token counts in torch: ``generate``, and Power-SMC in a loop."""
+    theirs = peers.to_torch(subject.model, subject.params)
+    versions = peers.describe()
+    for prompt_tokens in prompt_lengths:
+        prompt = random_prompt(subject.model.vocab_size, prompt_tokens)
+        variants: dict[str, Callable[[], float]] = {}
+
+        def ours(sampler: Sampler, prompt_tokens: int = prompt_tokens) -> float:
+            done = decode_one(
+                bench, subject.model, subject.params, sampler, prompt_tokens, new_tokens
+            )
+            return done.seconds / (new_tokens - 1)
+
+        def generated(num: int, prompt: list[int] = prompt) -> float:
+            return peers.generate(theirs, prompt, num, new_tokens).timing.per_token
+
+        def looped(num: int, prompt: list[int] = prompt) -> float:
+            return peers.power_smc(theirs, prompt, num, bench.alpha, new_tokens).timing.per_token
+
+        pairs: list[tuple[str, str, str, int]] = []
+        for num in particles:
+            plain = f"plain {num}", f"generate {num}"
+            variants[plain[0]] = functools.partial(ours, Ancestral(1.0, num))
+            variants[plain[1]] = functools.partial(generated, num)
+            pairs.append((*plain, "transformers generate", num))
+            if num > 1:
+                power = f"smc {num}", f"torch smc {num}"
+                variants[power[0]] = functools.partial(ours, PowerSMC(num))
+                variants[power[1]] = functools.partial(looped, num)
+                pairs.append((*power, "Power-SMC in a Python loop", num))
+        seconds = bench.turns(f"torch, {subject.name}, S = {prompt_tokens}", variants)
+        for mine, other, peer, num in pairs:
+            about = {
+                **subject.about,
+                "peer": peer,
+                "num_particles": num,
+                "prompt_tokens": prompt_tokens,
+                "max_new_tokens": new_tokens,
+                **versions,
+            }
+            bench.write("step_time", seconds.median(mine), "s", **about)
+            bench.write("peer_step_time", seconds.median(other), "s", **about)
+            bench.write("speedup", seconds.ratio(other, mine), "ratio", **about)
