@@ -1,0 +1,144 @@
+"""A record: all there is to know about one finished item, as one line of JSON.
+
+An item is one problem, sampled by one run of a config with one seed. Its record holds
+
+    config          hash of the config of the job
+    run             name of the sampler in the config, such as "smc"
+    seed, id        of the problem; the three name the item
+    prompt_id       what its randomness follows from
+    prompt, gold    of the problem
+    failure         why the result means nothing, or null
+    log_evidence    log Z_hat, or null where the sampler has none
+    choice          index of the drawn particle in the list that follows, or null if it is empty
+    particles       one object for each particle that is in use (swor may have fewer than N):
+        tokens, text, finished, log_prob
+        log_weight  normalised; null for weight zero
+        loop        the output ends in a block that repeats over and over
+        very_short  it ended after a token or two
+        parsed, correct, correct_string, note     see ``grading.verdict.Verdict``
+        row         its place in the genealogy at the last step
+    info
+        ess, forks  of every step, up to the longest particle's last one
+        moves       the genealogy: [step, row, parent] for each row that at this step went on from
+                    the past of another row; all other rows went on from their own
+        distinct_roots, coalescence, unfinished_mass, dropped_mass, acceptance_rate, model_tokens
+                    see ``SampleInfo``
+    seconds         by phase, of the run since its previous record: many items share a device, so
+                    only their sum means something
+
+Numbers that are not finite are null.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_power_smc.grading.verdict import Verdict
+from jax_power_smc.result import SampleResult
+from jax_power_smc.tasks.base import Problem
+
+Record = dict[str, Any]
+Item = tuple[str, int, str]
+# Digits of the effective sample size that are kept.
+_ESS_DIGITS = 2
+
+
+def item_of(record: Record) -> Item:
+    """Which item a record is about: (run, seed, problem id)."""
+    return record["run"], record["seed"], record["id"]
+
+
+def unjudged(
+    config: str,
+    run: str,
+    seed: int,
+    problem: Problem,
+    prompt_id: int,
+    result: SampleResult,
+    tokenizer: Any,
+) -> Record:
+    """The record of a result of one prompt, but for the verdicts and the seconds.
+
+    Args:
+      config: hash of the job's config.
+      run: name of the sampler in it.
+      seed: of the run.
+      problem: what was asked.
+      prompt_id: what the randomness followed from.
+      result: what came out, P = 1.
+      tokenizer: that of the model.
+    """
+    used = np.flatnonzero(result.info.rows[0] >= 0).tolist()
+    particles = _particles(result, tokenizer, used)
+    choice = int(result.choice[0])
+    (failure,) = result.failures()
+    steps = max((len(p["tokens"]) for p in particles), default=0)
+    info = result.info
+    return {
+        "config": config,
+        "run": run,
+        "seed": seed,
+        "id": problem.id,
+        "prompt_id": prompt_id,
+        "prompt": problem.prompt,
+        "gold": problem.gold,
+        "failure": failure,
+        "log_evidence": finite(result.log_evidence[0]),
+        "choice": used.index(choice) if choice in used else None,
+        "particles": particles,
+        "info": {
+            "ess": [round(float(x), _ESS_DIGITS) for x in info.ess[0, :steps]],
+            "forks": info.forks[0, :steps].tolist(),
+            "moves": moves(info.parent[0, :steps]),
+            "distinct_roots": int(info.distinct_roots[0]),
+            "coalescence": int(info.coalescence[0]),
+            "unfinished_mass": finite(info.unfinished_mass[0]),
+            "dropped_mass": finite(info.dropped_mass[0]),
+            "acceptance_rate": finite(info.acceptance_rate[0]),
+            "model_tokens": int(info.model_tokens[0]),
+        },
+    }
+
+
+def judge(record: Record, verdicts: Sequence[Verdict]) -> None:
+    """Adds to every particle what is said about its text."""
+    for particle, verdict in zip(record["particles"], verdicts, strict=True):
+        particle.update(verdict._asdict())
+
+
+def texts(record: Record) -> list[str]:
+    """Of all particles."""
+    return [particle["text"] for particle in record["particles"]]
+
+
+def moves(parent: np.ndarray) -> list[list[int]]:
+    """[step, row, parent] wherever a row of the genealogy parent [T, M] has another parent."""
+    step, row = np.nonzero(parent != np.arange(parent.shape[1], dtype=parent.dtype))
+    return np.stack([step, row, parent[step, row]], axis=1).tolist()
+
+
+def finite(value: Any) -> float | None:
+    """The number, or None where JSON has no way to write it."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _particles(result: SampleResult, tokenizer: Any, used: Sequence[int]) -> list[Record]:
+    tokens, texts = result.sequences()[0], result.texts(tokenizer)[0]
+    finished = np.asarray(result.finished[0])
+    log_probs, log_weights = np.asarray(result.log_probs[0]), np.asarray(result.log_weights[0])
+    return [
+        {
+            "tokens": tokens[i],
+            "text": texts[i],
+            "finished": bool(finished[i]),
+            "log_prob": finite(log_probs[i]),
+            "log_weight": finite(log_weights[i]),
+            "loop": bool(result.info.loops[0, i]),
+            "very_short": bool(result.info.very_short[0, i]),
+            "row": int(result.info.rows[0, i]),
+        }
+        for i in used
+    ]

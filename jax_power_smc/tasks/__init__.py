@@ -1,0 +1,1 @@
+"""Problems with their right answers, and how they are put to a model: one file per benchmark."""
