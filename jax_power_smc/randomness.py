@@ -37,19 +37,26 @@ def prompt_id(name: str) -> int:
 
 
 def prompt_keys(key: jax.Array, prompt_ids: Sequence[int], run: int = 0) -> jax.Array:
-    """[P] keys of one run on P prompts; ids are non-negative integers below 2^63."""
+    """[P] keys of one run on P prompts.
+
+    Args:
+      key: one key for all, or [P].
+      prompt_ids: non-negative integers below 2^63.
+      run: number of the run.
+    """
     ids = np.asarray(prompt_ids, np.uint64)
     high, low = (ids >> np.uint64(32)).astype(np.uint32), ids.astype(np.uint32)
-    return _fold(key, jnp.asarray(high), jnp.asarray(low), jnp.asarray(run, jnp.uint32))
+    keys = jnp.broadcast_to(key, ids.shape)
+    return _fold(keys, jnp.asarray(high), jnp.asarray(low), jnp.asarray(run, jnp.uint32))
 
 
 @jax.jit
-def _fold(key: jax.Array, high: jax.Array, low: jax.Array, run: jax.Array) -> jax.Array:
-    def one(high: jax.Array, low: jax.Array) -> jax.Array:
+def _fold(keys: jax.Array, high: jax.Array, low: jax.Array, run: jax.Array) -> jax.Array:
+    def one(key: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
         prompt = jax.random.fold_in(jax.random.fold_in(key, high), low)
         return jax.random.fold_in(prompt, run)
 
-    return jax.vmap(one)(high, low)
+    return jax.vmap(one)(keys, high, low)
 
 
 def step_uniforms(

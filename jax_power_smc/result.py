@@ -87,6 +87,12 @@ class SampleResult:
     target: PowerTarget
     info: SampleInfo
 
+    def one(self, index: int) -> "SampleResult":
+        """The result of one prompt alone, P = 1; the seconds are still those of the whole call."""
+        part = {name: getattr(self, name)[index : index + 1] for name in _ARRAYS}
+        info = {name: getattr(self.info, name)[index : index + 1] for name in _INFO_ARRAYS}
+        return dataclasses.replace(self, **part, info=dataclasses.replace(self.info, **info))
+
     # --- one answer per prompt ---
 
     def draw(self) -> list[list[int]]:

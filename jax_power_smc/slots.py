@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ class Work:
       prompt_id: for the randomness.
       target: what to sample from.
       cap: T.
+      key: of its run, if that is not the slots'.
       cancelled: nobody wants the result any more; may be set at any time.
       error: why there is none; set beforehand it keeps the prompt out of the slots.
       left: what it left behind, leaves [1, ...] in host memory; None until it is through.
@@ -54,6 +55,7 @@ class Work:
     prompt_id: int
     target: PowerTarget
     cap: int
+    key: jax.Array | None = None
     cancelled: bool = False
     error: Exception | None = None
     left: Harvest | None = None
@@ -164,8 +166,12 @@ class Slots:
 
     # --- The host's loop ---
 
-    def run(self, waiting: Iterable[Work | None]) -> Iterator[Work]:
+    def run(
+        self, waiting: Iterable[Work | None], until: Callable[[], bool] = lambda: False
+    ) -> Iterator[Work]:
         """Yields every prompt when it is through, whatever became of it.
+
+        ``until`` is asked after every chunk, and ends it all at once: what still runs is lost.
 
         ``waiting`` is read when slots are free; a None there says that nothing waits at the
         moment. If reading it raises, all that has entered is finished and yielded before the error
@@ -174,7 +180,7 @@ class Slots:
         queue: Iterator[Work | None] = iter(waiting)
         broken: Exception | None = None
         open_end = True
-        while open_end or any(self._occupants) or self._leaving:
+        while (open_end or any(self._occupants) or self._leaving) and not until():
             arrivals: list[Work] = []
             try:
                 while open_end and len(arrivals) < self._occupants.count(None):
@@ -260,6 +266,10 @@ class Slots:
         size = self.sizes.group
         tokens, lengths = pad_prompts([work.prompt for work in works], size, bucket)
         ids = [work.prompt_id for work in works] + [0] * (size - len(works))
+        keys = self.key
+        if any(work.key is not None for work in works):
+            own = [self.key if work.key is None else work.key for work in works]
+            keys = jnp.stack(own + [self.key] * (size - len(works)))
         targets, stop = self._targets.arrays([(work.target, work.cap) for work in works], size)
         return (
             {"model": self.model, "rule": self.rule, "capacity": self.sizes.token_capacity},
@@ -269,7 +279,7 @@ class Slots:
                 jnp.asarray(lengths),
                 targets,
                 self.numbers,
-                randomness.prompt_keys(self.key, ids),
+                randomness.prompt_keys(keys, ids),
                 stop,
             ),
         )

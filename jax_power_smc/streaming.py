@@ -11,7 +11,7 @@ Every request has a target and a cap of its own; the sampler is the engine's.
 """
 
 import dataclasses
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from jax_power_smc.admission import (
     check_sampler,
     check_target,
 )
+from jax_power_smc.buckets import power_of_two
 from jax_power_smc.collect import collect
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.result import SampleResult
@@ -41,6 +42,7 @@ class StreamRequest:
       target: what to sample from.
       max_new_tokens: T, the cap.
       prompt_id: a non-negative integer for its randomness; default its place in the stream.
+      key: a key of ``jax.random.key``, if it shall not be the stream's.
       tag: anything; comes back with the result.
     """
 
@@ -48,6 +50,7 @@ class StreamRequest:
     target: PowerTarget
     max_new_tokens: int
     prompt_id: int | None = None
+    key: jax.Array | None = None
     tag: Any = None
 
 
@@ -80,6 +83,7 @@ class Engine:
         of the device allow.
       tokenizer: for targets with a stop rule, see ``sample``.
       memory_limit: bytes that may be used on the device; default what it has.
+      num_requests: how many will come, if that is known: no more slots are made by default.
 
     Attributes:
       plan: what was planned, and for how much memory; ``print(engine.plan)`` says it.
@@ -99,6 +103,7 @@ class Engine:
         slots: int | None = None,
         tokenizer: Any = None,
         memory_limit: int | None = None,
+        num_requests: int | None = None,
     ) -> None:
         check_sampler(sampler)
         if isinstance(sampler, MetropolisHastings):
@@ -110,6 +115,8 @@ class Engine:
         checks.integer("max_new_tokens", max_new_tokens, at_least=1)
         if slots is not None:
             checks.integer("slots", slots, at_least=1)
+        if num_requests is not None:
+            checks.integer("num_requests", num_requests, at_least=1)
         self.model, self.params, self.sampler = model, params, sampler
         self.tokenizer = tokenizer
         self._sizes, self.plan = engine.plan_slots(
@@ -118,7 +125,7 @@ class Engine:
             sampler,
             prompt_tokens=max_prompt_tokens,
             new_tokens=max_new_tokens,
-            wanted=engine.MAX_ROWS,
+            wanted=engine.MAX_ROWS if num_requests is None else power_of_two(num_requests),
             slots=slots,
             memory_limit=memory_limit,
         )
@@ -133,13 +140,21 @@ class Engine:
         key = jax.random.key(0)
         return self.make_slots(key).warmup()
 
-    def stream(self, requests: Iterable[StreamRequest | None], *, key: jax.Array) -> "Stream":
+    def stream(
+        self,
+        requests: Iterable[StreamRequest | None],
+        *,
+        key: jax.Array,
+        until: Callable[[], bool] = lambda: False,
+    ) -> "Stream":
         """Samples for requests as they come, and yields each as it finishes.
 
         Args:
           requests: read as slots become free. It may be a generator without end; a None in it says
             that nothing waits at the moment.
           key: a key of ``jax.random.key``.
+          until: asked after every chunk of steps. Once it says True the stream ends; what still
+            runs then is lost.
 
         Returns:
           An iterator of ``Finished``. A request that cannot be served, or fails, is yielded with
@@ -154,7 +169,7 @@ class Engine:
             raise ValueError(f"requests is {requests!r}; it must be an iterable of StreamRequest.")
         if self._current is not None:
             raise ValueError("another stream of this engine runs; finish or close() it first.")
-        self._current = Stream(self, requests, key)
+        self._current = Stream(self, requests, key, until)
         return self._current
 
     def release(self, stream: "Stream") -> None:
@@ -199,7 +214,9 @@ class Engine:
             )
         prompt_id = index if request.prompt_id is None else request.prompt_id
         check_prompt_ids([prompt_id], 1)
-        return Work(request.prompt, prompt_id, request.target, cap)
+        if request.key is not None:
+            check_key(request.key)
+        return Work(request.prompt, prompt_id, request.target, cap, request.key)
 
 
 class Stream:
@@ -210,9 +227,13 @@ class Stream:
     """
 
     def __init__(
-        self, owner: Engine, requests: Iterable[StreamRequest | None], key: jax.Array
+        self,
+        owner: Engine,
+        requests: Iterable[StreamRequest | None],
+        key: jax.Array,
+        until: Callable[[], bool],
     ) -> None:
-        self._engine = owner
+        self._engine, self._until = owner, until
         self._slots = owner.make_slots(key)
         self._known: dict[int, tuple[Work, Any]] = {}
         self._index: dict[Work, int] = {}
@@ -248,7 +269,7 @@ class Stream:
 
     def _run(self, requests: Iterable[StreamRequest | None]) -> Generator[Finished]:
         try:
-            for work in self._slots.run(self._arrivals(requests)):
+            for work in self._slots.run(self._arrivals(requests), self._until):
                 yield self._finished(work)
         finally:
             self._engine.release(self)

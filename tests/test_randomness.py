@@ -33,6 +33,13 @@ def test_keys_differ_by_id_in_all_63_bits_by_run_and_by_seed():
     assert len(set(keys)) == 3 * len(ids)
 
 
+def test_prompts_may_have_keys_of_their_own():
+    seeds = [jax.random.key(seed) for seed in (5, 6, 5)]
+    together = data(randomness.prompt_keys(jax.numpy.stack(seeds), [1, 1, 2]))
+    alone = [data(randomness.prompt_keys(k, [i]))[0] for k, i in zip(seeds, (1, 1, 2), strict=True)]
+    assert together == alone and len(set(together)) == 3
+
+
 def test_equal_ids_give_equal_keys():
     first, second = data(randomness.prompt_keys(KEY, [4, 4]))
     assert first == second

@@ -170,6 +170,20 @@ def test_a_target_of_numpy_numbers_can_be_saved(tmp_path, target):
     assert SampleResult.load(tmp_path / "one.npz").target == target
 
 
+def test_one_prompt_alone():
+    both = make()
+    for place in range(2):
+        one = both.one(place)
+        assert one.draw() == [both.draw()[place]] and one.best() == [both.best()[place]]
+        assert one.sequences() == [both.sequences()[place]]
+        assert one.failures() == [both.failures()[place]]
+        for name in ("log_weights", "log_evidence", "finished"):
+            whole = np.asarray(getattr(both, name))
+            np.testing.assert_array_equal(getattr(one, name), whole[place : place + 1])
+        np.testing.assert_array_equal(one.info.rows, both.info.rows[place : place + 1])
+        assert one.target == both.target and one.info.seconds == both.info.seconds
+
+
 def test_concatenate_joins_and_reorders():
     one, two = make(), make([[0.2, 0.2, 0.6], [1.0, 0.0, 0.0]], offset=10)
     joined = concatenate([one, two], np.array([2, 0, 3, 1]))

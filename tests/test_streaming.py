@@ -123,6 +123,65 @@ def test_a_stop_rule_needs_a_tokenizer():
     assert "pass tokenizer=" in done[0].error and done[1].error is None
 
 
+def test_requests_may_have_keys_of_their_own():
+    seeds = [None, 7, 7, None, 8]
+    asked = [
+        request(0, prompt_id=5, key=None if seed is None else jax.random.key(seed))
+        for seed in seeds
+    ]
+    done = sorted(make().stream(asked, key=KEY), key=lambda each: each.index)
+    for each, seed in zip(done, seeds, strict=True):
+        key = KEY if seed is None else jax.random.key(seed)
+        expected = psmc.sample(
+            MODEL,
+            PARAMS,
+            [each.request.prompt],
+            key=key,
+            target=each.request.target,
+            sampler=SAMPLER,
+            max_new_tokens=each.request.max_new_tokens,
+            prompt_ids=[5],
+        )
+        np.testing.assert_array_equal(each.result.tokens, expected.tokens)
+    drawn = {np.asarray(each.result.tokens).tobytes() for each in done}
+    assert len(drawn) > 1, "equal outputs would show no mix-up of keys"
+
+
+def test_a_key_of_the_wrong_kind_is_refused_alone():
+    asked = [request(0), request(1, key=jax.random.PRNGKey(0)), request(2, key=3)]
+    done = sorted(make().stream(asked, key=KEY), key=lambda each: each.index)
+    assert [each.error is None for each in done] == [True, False, False]
+    assert all("must be a single key" in each.error for each in done[1:])
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2, 5])
+def test_a_stream_ends_when_it_is_told_to(rounds):
+    asked, seen = [], []
+
+    def requests():
+        for i in range(100):
+            asked.append(i)
+            yield request(i)
+
+    def until():
+        seen.append(len(asked))
+        return len(seen) > rounds
+
+    engine = make()
+    done = list(engine.stream(requests(), key=KEY, until=until))
+    # It is asked before every round, and then nothing more is read or decoded.
+    assert len(seen) == rounds + 1 and len(asked) == seen[-1] and len(done) < 100
+    for each in done:
+        assert_as_alone(each)
+    assert len(list(engine.stream([request(0)], key=KEY))) == 1, "the engine is free again"
+
+
+def test_slots_are_no_more_than_the_requests():
+    assert make(slots=None, num_requests=3).plan.slots == 4
+    assert make(slots=None).plan.slots > 4
+    assert make(slots=3, num_requests=1).plan.slots == 3
+
+
 def test_a_cancelled_request_stops_no_other():
     stream = make(slots=2).stream([request(0, max_new_tokens=12) for _ in range(6)], key=KEY)
     stream.cancel(4)
@@ -210,6 +269,7 @@ def test_a_failure_of_the_device_is_reported_and_the_next_ones_are_served():
     ("options", "message"),
     [
         ({"slots": 0}, "slots is 0"),
+        ({"num_requests": 0}, "num_requests is 0"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens is 0"),
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
         ({"memory_limit": 10}, "10 bytes"),

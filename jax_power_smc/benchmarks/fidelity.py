@@ -20,7 +20,6 @@ import numpy as np
 from jax_power_smc import cost_model, engine
 from jax_power_smc.benchmarks import tables
 from jax_power_smc.benchmarks.records import Write
-from jax_power_smc.evaluation.methods import NUM_BLOCKS
 from jax_power_smc.models.load import LoadedModel
 from jax_power_smc.result import SampleResult
 from jax_power_smc.samplers import MetropolisHastings, PowerSMC, Sampler, WithoutReplacement
@@ -54,7 +53,7 @@ class Setting:
         if self.name == "swor":
             return WithoutReplacement(self.num_particles, ramp_tokens=ramp, early_stop=0.0)
         if self.name == "mh":
-            blocks = min(NUM_BLOCKS, horizon)
+            blocks = min(MetropolisHastings().num_blocks, horizon)
             moves = cost_model.equal_cost_moves(self.num_particles, blocks, "global")
             return MetropolisHastings(blocks, moves, "global")
         raise ValueError(f"sampler is {self.name!r}; allowed are smc, swor and mh.")

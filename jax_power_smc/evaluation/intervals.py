@@ -1,17 +1,55 @@
-"""Intervals for accuracies and for paired differences over problems."""
+"""Bootstrap intervals over problems and seeds.
 
+Problems differ, and so do the seeds of one problem. Both are drawn anew, with replacement: first
+problems, then seeds within each drawn one. Every statistic of one table uses the same resamples, so
+differences are paired.
+"""
+
+import functools
 import math
 
 import numpy as np
 
+NUM_RESAMPLES = 4000
 # 97.5% quantile of the normal distribution.
 _Z = 1.959963984540054
+# Entries of the resamples that are held at a time.
+_BLOCK = 2**22
+
+
+def mean_and_interval(scores: np.ndarray) -> tuple[float, float, float]:
+    """The mean of scores over problems and seeds, with its 95% percentile interval.
+
+    Args:
+      scores: [problems, seeds]: of a method, or differences of two.
+
+    Returns:
+      (mean, lower end, upper end).
+
+    Raises:
+      ValueError: if there is no score, or the shape is another one.
+    """
+    if scores.ndim != 2 or scores.size == 0:
+        raise ValueError(f"scores has shape {scores.shape}; it must be [problems, seeds].")
+    means = _resamples(*scores.shape) @ scores.astype(np.float32).ravel()
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(scores.mean()), float(low), float(high)
+
+
+def accuracy_interval(scores: np.ndarray) -> tuple[float, float, float]:
+    """Like ``mean_and_interval``, for scores in [0, 1].
+
+    Where all scores are 0, or all are 1, the bootstrap has nothing to vary and would claim
+    certainty; then it is the Wilson interval over problems.
+    """
+    mean, low, high = mean_and_interval(scores)
+    if np.all(scores == 0) or np.all(scores == 1):
+        low, high = wilson(mean, len(scores))
+    return mean, max(0.0, min(low, mean)), min(1.0, max(high, mean))
 
 
 def wilson(accuracy: float, num_problems: int) -> tuple[float, float]:
     """The 95% Wilson interval of an accuracy over so many problems.
-
-    Where several seeds were averaged within each problem it is on the wide side.
 
     Args:
       accuracy: in [0, 1].
@@ -26,32 +64,19 @@ def wilson(accuracy: float, num_problems: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def paired_bootstrap(
-    ours: np.ndarray, theirs: np.ndarray, num_resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """The mean difference of two methods on the same problems, with its 95% interval.
-
-    Args:
-      ours, theirs: [problems], each method's score on each problem, seeds averaged.
-      num_resamples: how often the problems are drawn anew, with replacement.
-      seed: of the drawing.
-
-    Returns:
-      (difference, lower end, upper end): the percentile bootstrap.
-
-    Raises:
-      ValueError: if the two are not vectors of one length, at least 1.
-    """
-    if ours.shape != theirs.shape or ours.ndim != 1 or not len(ours):
-        raise ValueError(
-            f"the scores have shapes {ours.shape} and {theirs.shape}; "
-            "they must be two vectors over the same problems."
-        )
-    difference = ours - theirs
-    rng = np.random.default_rng(seed)
-    # One resample is one multinomial count vector over problems.
-    n = len(difference)
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=num_resamples)
-    means = counts @ difference / n
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(difference.mean()), float(low), float(high)
+@functools.lru_cache(maxsize=2)
+def _resamples(num_problems: int, num_seeds: int) -> np.ndarray:
+    """[resamples, problems * seeds] float32, the weight of every score in every resample's mean."""
+    rng = np.random.default_rng(0)
+    size = num_problems * num_seeds
+    weights = np.empty((NUM_RESAMPLES, size), np.float32)
+    rows = max(1, _BLOCK // size)
+    for first in range(0, NUM_RESAMPLES, rows):
+        count = min(rows, NUM_RESAMPLES - first)
+        problem = rng.integers(num_problems, size=(count, num_problems, 1))
+        seed = rng.integers(num_seeds, size=(count, num_problems, num_seeds))
+        cell = (problem * num_seeds + seed).reshape(count, size)
+        cell += np.arange(count)[:, None] * size
+        drawn = np.bincount(cell.ravel(), minlength=count * size).reshape(count, size)
+        weights[first : first + count] = drawn / size
+    return weights

@@ -1,335 +1,288 @@
-"""Runs every method on the same problems and keeps a record of each answer.
+"""The job: every sampler on every problem with every seed, each finished item recorded at once.
 
-Records are appended to WORKDIR/records.jsonl as batches finish, one line per problem, seed and
-row of the table; WORKDIR/summary.json is written at the end.
+An item is one problem, sampled by one run with one seed. Items that the workdir already holds are
+left out, so a job that was stopped or killed goes on where it was. What comes of an item depends on
+its seed, its problem's id and its sampler alone, so it does not matter in which order or company,
+or after how many restarts, it is done.
 """
 
 import dataclasses
-import json
 import math
-import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from jax_power_smc import engine
 from jax_power_smc.admission import check_request
 from jax_power_smc.decode import stop_arrays
-from jax_power_smc.evaluation.intervals import wilson
-from jax_power_smc.evaluation.methods import Row, Run
-from jax_power_smc.files import keep_older
+from jax_power_smc.evaluation import records
+from jax_power_smc.evaluation.readings import Reading, read
+from jax_power_smc.evaluation.records import Item, Record
+from jax_power_smc.evaluation.store import Writer
+from jax_power_smc.evaluation.summary import Run
+from jax_power_smc.grading.verdict import Grader
 from jax_power_smc.models.load import LoadedModel
 from jax_power_smc.randomness import prompt_id
 from jax_power_smc.result import PHASES, SampleResult
-from jax_power_smc.samplers import checks
+from jax_power_smc.samplers import MetropolisHastings
+from jax_power_smc.streaming import Engine, StreamRequest
 from jax_power_smc.target import PowerTarget
+from jax_power_smc.tasks.base import Problem, Task
 
-# Prompts of one call at most, so that progress is seen between calls.
-LARGEST_BATCH = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Problems with a way to read and judge an answer.
-
-    Attributes:
-      ids: a name for each problem, all different. The randomness of a problem follows from it, so
-        its answers depend neither on its place in the list nor on the other problems.
-      prompts: texts.
-      answers: the right answer of each.
-      parse: the answer in a response, or None.
-    """
-
-    ids: Sequence[str]
-    prompts: Sequence[str]
-    answers: Sequence[Any]
-    parse: Callable[[str], Any]
+# Prompts whose chains run together, so that records are written between calls.
+CHAINS_BATCH = 64
+# Submissions that may wait for their verdicts before decoding waits for them.
+MOST_PENDING = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
-    """What one row of the table rests on.
+class Job:
+    """What is to be done, the same for every run but for the sampler.
 
     Attributes:
-      run, row: what it is.
-      correct: [problems], share of the seeds that were right.
-      log_prob: mean log p of the chosen outputs (of all N of them for a vote).
-      log_evidence: mean log Z_hat, NaN where the sampler has none.
-      failed: problems times seeds of which no particle had a weight; they count as wrong, and are
-        left out of the two means, which are NaN if nothing is left.
-      tokens: drawn per problem, over all particles.
-      seconds: per problem, without compilation.
-      compile_seconds: in all.
+      lm: model and tokenizer.
+      task: the problems.
+      runs: the samplers.
+      target: what all of them sample from.
+      max_new_tokens: T, the cap.
+      seeds: each gives one independent result per problem and run.
+      config: hash of the config, for the records.
+      chat: whether prompts go through the chat template; None for models that have learnt it.
+      slots: prompts decoded together; None for as many as the engine thinks good.
     """
 
-    run: Run
-    row: Row
-    correct: np.ndarray
-    log_prob: float
-    log_evidence: float
-    failed: int
-    tokens: float
-    seconds: float
-    compile_seconds: float
-
-    @property
-    def accuracy(self) -> float:
-        """Mean over problems and seeds."""
-        return float(self.correct.mean())
+    lm: LoadedModel
+    task: Task
+    runs: Sequence[Run]
+    target: PowerTarget
+    max_new_tokens: int
+    seeds: Sequence[int]
+    config: str
+    chat: bool | None = None
+    slots: int | None = None
 
 
-# (row name, problems done, problems in all, accuracy so far, seconds left)
-Report = Callable[[str, int, int, float, float], None]
+@dataclasses.dataclass(frozen=True)
+class State:
+    """How far a run is.
+
+    Attributes:
+      label: of the run.
+      done, total: items.
+      accuracy: of the draws so far, NaN before the first.
+      seconds_left: for the rest of the run at the present pace, NaN while that is unknown.
+    """
+
+    label: str
+    done: int
+    total: int
+    accuracy: float
+    seconds_left: float
+
+
+Report = Callable[[State], None]
+
+
+def check(job: Job) -> None:
+    """Raises ValueError for whatever would stop the job later on, before any work starts."""
+    prompts = [_encode(job, problem) for problem in job.task.problems]
+    limit = job.lm.model.max_positions
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    size = len(prompts[longest])
+    if size + job.max_new_tokens > limit:
+        raise ValueError(
+            f"the prompt of problem {job.task.problems[longest].id!r} has {size} tokens and "
+            f"max_new_tokens is {job.max_new_tokens}; together they must not exceed the model's "
+            f"{limit} positions."
+        )
+    for run in job.runs:
+        key, cap = jax.random.key(0), job.max_new_tokens
+        check_request(job.lm.model, prompts, None, key, job.target, run.sampler, cap, job.slots)
+    stop_arrays(job.target.stop, job.lm.tokenizer, job.lm.model.vocab_size)
 
 
 def evaluate(
-    lm: LoadedModel,
-    task: Task,
-    runs: Sequence[Run],
-    target: PowerTarget,
-    max_new_tokens: int,
-    seeds: Sequence[int],
-    workdir: pathlib.Path,
+    job: Job,
+    done: Sequence[Reading],
+    writer: Writer,
+    grader: Grader,
     report: Report,
-) -> list[Scores]:
-    """Runs everything and returns the rows in the order of ``runs``.
+    until: Callable[[], bool] = lambda: False,
+) -> list[Reading]:
+    """Does what is left, and returns what it has done.
 
     Args:
-      lm: model and tokenizer.
-      task: the problems.
-      runs: what to run.
-      target: the power target, for every run.
-      max_new_tokens: cap of an output.
-      seeds: each gives one independent result per problem; their scores are averaged.
-      workdir: for the records; an older records.jsonl is kept under another name.
-      report: called after every batch.
+      job: see ``check``.
+      done: the readings of the items that are finished already.
+      writer: for the records.
+      grader: of the task's kind.
+      report: called after every item.
+      until: asked between chunks of work. Once it says True, what is finished is recorded and the
+        rest is left for another time.
 
     Raises:
-      ValueError: for bad input, before any work starts.
-      OSError: if the workdir cannot be written.
+      OSError: if a record cannot be written.
     """
-    if not task.prompts:
-        raise ValueError("there is nothing to evaluate: no problems.")
-    _check_task(task)
-    check_seeds(seeds)
-    prompts = [lm.encode(text) for text in task.prompts]
-    _check_lengths(prompts, max_new_tokens, lm.model.max_positions)
-    for run in runs:
-        key = jax.random.key(0)
-        check_request(lm.model, prompts, None, key, target, run.sampler, max_new_tokens, None)
-    stop_arrays(target.stop, lm.tokenizer, lm.model.vocab_size)
-    workdir.mkdir(parents=True, exist_ok=True)
-    records = workdir / "records.jsonl"
-    keep_older(records)
-    scores = []
-    with open(records, "w", encoding="utf-8") as file:
-        for run in runs:
-            scores += _evaluate_run(
-                lm, task, prompts, run, target, max_new_tokens, seeds, file, report
-            )
-    return scores
+    readings: list[Reading] = []
+    for run in job.runs:
+        own = [reading for reading in done if reading.item[0] == run.name]
+        progress = _Progress(run, own, len(job.task.problems) * len(job.seeds), report)
+        left = _left(job, run, {reading.item for reading in own})
+        desk = _Desk(writer, grader, progress)
+        work = _chains(job, run, left) if _runs_chains(run) else _slots(job, run, left, until)
+        for record in work:
+            desk.take(record)
+            if until():
+                break
+        desk.finish()
+        readings += progress.readings[len(own) :]
+        if until():
+            break
+    writer.flush()
+    return readings
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Raises ValueError unless there are seeds, all different and within 31 bits."""
-    if not seeds:
-        raise ValueError("there is nothing to evaluate: no seeds.")
-    for index, seed in enumerate(seeds):
-        # JAX drops the upper bits of a larger one without a word.
-        checks.integer(f"seeds[{index}]", seed, at_least=0)
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(
-            f"seeds is {tuple(seeds)}; they must differ, because equal seeds give equal results."
+def _left(job: Job, run: Run, done: set[Item]) -> list[tuple[int, Problem]]:
+    """(seed, problem) of the items to do, short prompts first: the prompt half of the slots then
+    grows no earlier than it must."""
+    problems = sorted(job.task.problems, key=lambda problem: len(problem.prompt))
+    return [
+        (seed, problem)
+        for seed in job.seeds
+        for problem in problems
+        if (run.name, seed, problem.id) not in done
+    ]
+
+
+def _encode(job: Job, problem: Problem) -> list[int]:
+    return job.lm.encode(problem.prompt, chat=job.chat)
+
+
+def _runs_chains(run: Run) -> bool:
+    return isinstance(run.sampler, MetropolisHastings)
+
+
+def _slots(
+    job: Job, run: Run, left: Sequence[tuple[int, Problem]], until: Callable[[], bool]
+) -> Iterator[Record]:
+    """Records without verdicts, as the engine's slots give up their prompts."""
+    if not left:
+        return
+    prompts = {problem.id: _encode(job, problem) for problem in job.task.problems}
+    keys = {seed: jax.random.key(seed) for seed in job.seeds}
+    slots = Engine(
+        job.lm.model,
+        job.lm.params,
+        sampler=run.sampler,
+        # As for the whole run: after a restart the same programs do the rest.
+        max_prompt_tokens=max(map(len, prompts.values())),
+        num_requests=len(prompts) * len(keys),
+        max_new_tokens=job.max_new_tokens,
+        slots=job.slots,
+        tokenizer=job.lm.tokenizer,
+    )
+    requests = [
+        StreamRequest(
+            prompts[problem.id], job.target, job.max_new_tokens, prompt_id(problem.id), keys[seed]
         )
+        for seed, problem in left
+    ]
+    booked = dict.fromkeys(PHASES, 0.0)
+    stream = slots.stream(requests, key=keys[job.seeds[0]], until=until)
+    for finished in stream:
+        if finished.result is None:
+            raise RuntimeError(f"the engine failed: {finished.error}")
+        seed, problem = left[finished.index]
+        record = _record(job, run, seed, problem, finished.result)
+        seconds = stream.seconds
+        record["seconds"] = {name: seconds[name] - booked[name] for name in PHASES}
+        booked = seconds
+        yield record
 
 
-def _check_task(task: Task) -> None:
-    """Raises ValueError unless every problem has an answer and an id of its own."""
-    count = len(task.prompts)
-    if len(task.answers) != count or len(task.ids) != count:
-        raise ValueError(
-            f"the task has {count} problems, {len(task.answers)} answers and {len(task.ids)} ids; "
-            "every problem needs one of each."
-        )
-    if len(set(task.ids)) < count:
-        raise ValueError(
-            f"the task has {count} problems and {len(set(task.ids))} different ids; "
-            "every problem needs one of its own."
-        )
-
-
-def _check_lengths(prompts: list[list[int]], max_new_tokens: int, limit: int) -> None:
-    """Raises ValueError unless every output fits; the engine would see it batch by batch."""
-    checks.integer("max_new_tokens", max_new_tokens, at_least=1)
-    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = len(prompts[longest])
-    if size + max_new_tokens > limit:
-        raise ValueError(
-            f"problem {longest} has {size} tokens and max_new_tokens is {max_new_tokens}; "
-            f"together they must not exceed the model's {limit} positions."
-        )
-
-
-def _evaluate_run(
-    lm: LoadedModel,
-    task: Task,
-    prompts: list[list[int]],
-    run: Run,
-    target: PowerTarget,
-    max_new_tokens: int,
-    seeds: Sequence[int],
-    file: Any,
-    report: Report,
-) -> list[Scores]:
-    count = len(prompts)
-    width = min(LARGEST_BATCH, max(1, engine.MAX_ROWS // run.sampler.num_particles))
-    # Short prompts together: a batch runs as long as its longest answer.
-    order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
-    batches = np.array_split(order, math.ceil(count / width))
-    correct = {row.name: np.zeros(count) for row in run.rows}
-    log_probs: dict[str, list[float]] = {row.name: [] for row in run.rows}
-    evidence: list[float] = []
-    tokens, done, failed, seconds = 0, 0, 0, dict.fromkeys(PHASES, 0.0)
-    began, compiling = time.monotonic(), 0.0
-    for seed in seeds:
-        for batch in batches:
+def _chains(job: Job, run: Run, left: Sequence[tuple[int, Problem]]) -> Iterator[Record]:
+    """Records without verdicts, batch by batch: all chains follow one schedule."""
+    width = job.slots or CHAINS_BATCH
+    for seed in job.seeds:
+        problems = [problem for own, problem in left if own == seed]
+        for first in range(0, len(problems), width):
+            batch = problems[first : first + width]
             result = engine.sample(
-                lm.model,
-                lm.params,
-                [prompts[i] for i in batch],
+                job.lm.model,
+                job.lm.params,
+                [_encode(job, problem) for problem in batch],
                 key=jax.random.key(seed),
-                target=target,
+                target=job.target,
                 sampler=run.sampler,
-                max_new_tokens=max_new_tokens,
-                prompt_ids=[prompt_id(task.ids[i]) for i in batch],
-                prompts_per_batch=len(batches[0]),  # the largest; one program serves all
-                tokenizer=lm.tokenizer,
+                max_new_tokens=job.max_new_tokens,
+                prompt_ids=[prompt_id(problem.id) for problem in batch],
+                prompts_per_batch=min(width, len(job.task.problems)),
+                tokenizer=job.lm.tokenizer,
             )
-            texts = result.texts(lm.tokenizer)
-            for row in run.rows:
-                for place, answer in enumerate(_read(result, texts, row, task.parse)):
-                    index = int(batch[place])
-                    right = answer["parsed"] == task.answers[index]
-                    correct[row.name][index] += right / len(seeds)
-                    if answer["failure"] is None:
-                        log_probs[row.name].append(answer["log_prob"])
-                    record = {
-                        "method": row.name,
-                        "num_particles": run.sampler.num_particles,
-                        "seed": seed,
-                        "problem": index,
-                        "id": task.ids[index],
-                        "prompt": task.prompts[index],
-                        "gold": task.answers[index],
-                        **answer,
-                        "correct": bool(right),
-                    }
-                    file.write(json.dumps(record) + "\n")
-            file.flush()
-            worked = np.array([failure is None for failure in result.failures()])
-            evidence += np.asarray(result.log_evidence)[worked].tolist()
-            failed += int(np.sum(~worked))
-            tokens += int(result.info.model_tokens.sum())
-            seconds = {name: seconds[name] + result.info.seconds[name] for name in PHASES}
-            done += len(batch)
-            compiling = seconds["compile"]
-            pace = (time.monotonic() - began - compiling) / done
-            total = count * len(seeds)
-            so_far = float(correct[run.rows[0].name].sum()) * len(seeds) / done
-            report(run.rows[0].name, done, total, so_far, pace * (total - done))
-    problems = count * len(seeds)
-    return [
-        Scores(
-            run=run,
-            row=row,
-            correct=correct[row.name],
-            log_prob=_mean(log_probs[row.name]),
-            log_evidence=_mean(evidence),
-            failed=failed,
-            tokens=tokens / problems,
-            seconds=(seconds["prefill"] + seconds["decode"]) / problems,
-            compile_seconds=seconds["compile"],
-        )
-        for row in run.rows
-    ]
+            seconds = {name: result.info.seconds[name] / len(batch) for name in PHASES}
+            for place, problem in enumerate(batch):
+                record = _record(job, run, seed, problem, result.one(place))
+                yield record | {"seconds": seconds}
 
 
-def _read(
-    result: SampleResult, texts: list[list[str]], row: Row, parse: Callable[[str], Any]
-) -> list[dict[str, Any]]:
-    """The answer of each prompt of a batch, read off its particles.
-
-    A prompt none of whose particles has a weight has no answer, and says why.
-    """
-    answers = _answers(result, texts, row, parse)
-    for answer, failure in zip(answers, result.failures(), strict=True):
-        answer["failure"] = failure
-        if failure is not None:
-            answer.update(response=None, parsed=None, log_prob=None)
-    return answers
+def _record(job: Job, run: Run, seed: int, problem: Problem, result: SampleResult) -> Record:
+    number = prompt_id(problem.id)
+    return records.unjudged(job.config, run.name, seed, problem, number, result, job.lm.tokenizer)
 
 
-def _answers(
-    result: SampleResult, texts: list[list[str]], row: Row, parse: Callable[[str], Any]
-) -> list[dict[str, Any]]:
-    log_probs = np.asarray(result.log_probs, np.float64)
-    if row.reading == "vote":
-        answers = [[parse(text) for text in row_texts] for row_texts in texts]
-        return [
-            {"response": None, "parsed": winner, "log_prob": float(mean)}
-            for winner, mean in zip(result.vote(answers), log_probs.mean(axis=1), strict=True)
-        ]
-    index = np.asarray(result.choice) if row.reading == "draw" else result.best_index()
-    return [
-        {
-            "response": texts[p][i],
-            "parsed": parse(texts[p][i]),
-            "log_prob": float(log_probs[p, i]),
-        }
-        for p, i in enumerate(index)
-    ]
+class _Desk:
+    """Records on their way through the grader into the file."""
+
+    def __init__(self, writer: Writer, grader: Grader, progress: "_Progress") -> None:
+        self._writer, self._grader, self._progress = writer, grader, progress
+        self._waiting: dict[Item, Record] = {}
+
+    def take(self, record: Record) -> None:
+        """Submits a record to the grader, and writes those that it is through with."""
+        item = records.item_of(record)
+        self._waiting[item] = record
+        self._grader.submit(item, record["gold"], records.texts(record))
+        self._write()
+        while len(self._waiting) > MOST_PENDING:
+            self._write(wait=True)
+
+    def finish(self) -> None:
+        """Writes all the rest."""
+        while self._waiting:
+            self._write(wait=True)
+
+    def _write(self, wait: bool = False) -> None:
+        for item, verdicts in self._grader.finished(wait):
+            record = self._waiting.pop(item)  # type: ignore[call-overload]
+            records.judge(record, verdicts)
+            self._writer.add(record)
+            self._progress.add(read(record))
 
 
-def summarize(
-    scores: Sequence[Scores], alpha: float, comparisons: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """The content of summary.json; what is not a finite number becomes null."""
-    base = scores[0].seconds
-    count = len(scores[0].correct)
-    return {
-        "device": jax.devices()[0].device_kind,
-        "problems": count,
-        "rows": [
-            {
-                "method": s.row.name,
-                "sampler": type(s.run.sampler).__name__,
-                "num_particles": s.run.sampler.num_particles,
-                "alpha": alpha,
-                "temperature": s.run.temperature,
-                "accuracy": s.accuracy,
-                "ci95": list(wilson(s.accuracy, count)),
-                "mean_log_prob": _finite(s.log_prob),
-                "log_evidence": _finite(s.log_evidence),
-                "failed": s.failed,
-                "tokens_per_problem": s.tokens,
-                "seconds_per_problem": s.seconds,
-                "multiple": s.seconds / base,
-            }
-            for s in scores
-        ],
-        "comparisons": list(comparisons),
-        "compile_seconds": sum({id(s.run): s.compile_seconds for s in scores}.values()),
-    }
+class _Progress:
+    """Counts the items of a run, those of earlier starts too."""
+
+    def __init__(self, run: Run, done: Sequence[Reading], total: int, report: Report) -> None:
+        self._label, self._total, self._report = run.label, total, report
+        self.readings = list(done)
+        self._right = sum(reading.answers["draw"].correct for reading in done)
+        self._before, self._began = len(done), time.monotonic()
+        self._compiling = 0.0
+
+    def add(self, reading: Reading) -> None:
+        """One more item is finished."""
+        self.readings.append(reading)
+        self._right += reading.answers["draw"].correct
+        self._compiling += reading.seconds["compile"]
+        done = len(self.readings)
+        worked = time.monotonic() - self._began - self._compiling
+        pace = worked / (done - self._before)
+        accuracy = self._right / done if done else math.nan
+        self._report(State(self._label, done, self._total, accuracy, pace * (self._total - done)))
 
 
-def _mean(values: Sequence[float]) -> float:
-    """The mean, NaN of nothing."""
-    return float(np.mean(values)) if values else math.nan
-
-
-def _finite(value: float) -> float | None:
-    """The value, or None where JSON has no way to write it."""
-    return value if math.isfinite(value) else None
+def task_digest(task: Task) -> list[list[Any]]:
+    """What makes two tasks the same: every problem with its prompt and right answer."""
+    return [[problem.id, problem.prompt, problem.gold] for problem in task.problems]

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict, config_flags
 
 from jax_power_smc import cost_model
 from jax_power_smc.benchmarks import cost, fidelity, plots, records, summary, tables, theorem
-from jax_power_smc.evaluation.job import check_seeds
 from jax_power_smc.launchers import benchmark_speed, figures
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import LoadedModel, load
@@ -114,7 +113,7 @@ def _check_fidelity(config: ConfigDict) -> None:
         tables.check(config.vocab_size, entropy, kind)
     for horizon in config.horizons:
         checks.integer("config.horizons", horizon, at_least=1)
-    check_seeds(config.seeds)
+    checks.seeds("config.seeds", config.seeds)
     for ramp in (*config.smc_ramps, *config.swor_ramps):
         checks.number("a ramp, as a share of T,", ramp, at_least=0, at_most=1)
     for prefix in ("", "model_"):

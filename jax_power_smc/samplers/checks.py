@@ -52,3 +52,18 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
     names = list(allowed)
     if value not in names:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(names)}.")
+
+
+def seeds(name: str, values: Any) -> None:
+    """Raises ValueError unless there are seeds, all different and within 31 bits."""
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} is {values!r}; it must be a tuple of integers.")
+    if not values:
+        raise ValueError(f"{name} is {values!r}; at least one seed is needed.")
+    for index, seed in enumerate(values):
+        # JAX drops the upper bits of a larger one without a word.
+        integer(f"{name}[{index}]", seed, at_least=0)
+    if len(set(values)) < len(values):
+        raise ValueError(
+            f"{name} is {tuple(values)}; they must differ, because equal seeds give equal results."
+        )

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jax_power_smc.evaluation.intervals import paired_bootstrap, wilson
+from jax_power_smc.evaluation import intervals
+from jax_power_smc.evaluation.intervals import accuracy_interval, mean_and_interval, wilson
 
 Z = stats.norm.ppf(0.975)
 
@@ -53,36 +54,60 @@ def test_wilson_narrows_with_more_problems():
     assert widths[-1] == pytest.approx(2 * Z * math.sqrt(0.24 / 100_000), rel=1e-3)
 
 
-# --- Paired bootstrap -------------------------------------------------------------------------
+# --- Bootstrap over problems and seeds --------------------------------------------------------
+
+
+def column(*scores):
+    """Scores of one seed."""
+    return np.array(scores, np.float64)[:, None]
 
 
 def test_a_constant_difference_has_no_width():
     # The scores themselves vary; only what is paired is constant.
-    theirs = np.array([0.0, 0.75, 0.25, 0.5, 0.0])
-    assert paired_bootstrap(theirs + 0.25, theirs) == pytest.approx((0.25, 0.25, 0.25))
-    assert paired_bootstrap(theirs, theirs) == (0.0, 0.0, 0.0)
+    theirs = column(0.0, 0.75, 0.25, 0.5, 0.0)
+    assert mean_and_interval((theirs + 0.25) - theirs) == pytest.approx((0.25, 0.25, 0.25))
+    assert mean_and_interval(theirs - theirs) == (0.0, 0.0, 0.0)
 
 
-def test_one_problem_is_always_drawn():
-    assert paired_bootstrap(np.array([1.0]), np.array([0.0])) == (1.0, 1.0, 1.0)
+def test_one_problem_with_one_seed_is_always_drawn():
+    assert mean_and_interval(column(1.0)) == (1.0, 1.0, 1.0)
 
 
 def test_the_ends_are_quantiles_of_a_binomial():
-    # With differences 0 and 1 a resampled sum is binomial.
-    difference = np.repeat([1.0, 0.0], [80, 120])
-    got, low, high = paired_bootstrap(difference, np.zeros(200))
+    # With scores 0 and 1 a resampled sum is binomial.
+    got, low, high = mean_and_interval(column(*[1.0] * 80, *[0.0] * 120))
     assert got == pytest.approx(0.4)
     exact = stats.binom.ppf([0.025, 0.975], 200, 0.4) / 200
     assert (low, high) == pytest.approx(tuple(exact), abs=1.01 / 200)
+
+
+@pytest.mark.parametrize(("between", "within"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.3, 2.0)])
+def test_the_width_is_that_of_two_levels(between, within):
+    # The variance of a resampled mean, exactly: problems drawn from the list of their own means,
+    # and within each drawn problem seeds from the list of its scores.
+    rng = np.random.default_rng(3)
+    problems, seeds = 60, 5
+    scores = between * rng.normal(size=(problems, 1)) + within * rng.normal(size=(problems, seeds))
+    variance = scores.mean(axis=1).var() / problems
+    variance += scores.var(axis=1).mean() / (problems * seeds)
+    mean, low, high = mean_and_interval(scores)
+    assert mean == pytest.approx(scores.mean())
+    assert (high - low) / (2 * Z) == pytest.approx(math.sqrt(variance), rel=0.06)
+
+
+def test_more_seeds_of_the_same_problems_do_not_pretend_to_be_more_problems():
+    one = np.random.default_rng(4).integers(2, size=(50, 1)).astype(float)
+    narrow, wide = (mean_and_interval(np.repeat(one, n, axis=1)) for n in (8, 1))
+    assert narrow[2] - narrow[1] == pytest.approx(wide[2] - wide[1], rel=0.1)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(1)
     repetitions, count, truth = 300, 50, 0.1
     covered = 0
-    for seed in range(repetitions):
-        difference = rng.choice([-1.0, 0.0, 1.0], size=count, p=[0.2, 0.5, 0.3])
-        _, low, high = paired_bootstrap(difference, np.zeros(count), num_resamples=400, seed=seed)
+    for _ in range(repetitions):
+        difference = rng.choice([-1.0, 0.0, 1.0], size=(count, 1), p=[0.2, 0.5, 0.3])
+        _, low, high = mean_and_interval(difference)
         covered += low <= truth <= high
     # 0.95 less the small-sample shortfall of percentiles, within four standard errors.
     assert 0.88 < covered / repetitions < 0.985
@@ -90,26 +115,49 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 def test_exchanging_the_methods_changes_the_sign():
     rng = np.random.default_rng(2)
-    ours, theirs = rng.random(30), rng.random(30)
-    difference, low, high = paired_bootstrap(ours, theirs)
+    ours, theirs = rng.random((30, 2)), rng.random((30, 2))
+    difference, low, high = mean_and_interval(ours - theirs)
     assert difference == pytest.approx(np.mean(ours - theirs)) and low < difference < high
-    assert paired_bootstrap(theirs, ours) == pytest.approx((-difference, -high, -low))
+    assert mean_and_interval(theirs - ours) == pytest.approx((-difference, -high, -low), abs=1e-6)
 
 
-def test_the_seed_alone_decides():
-    rng = np.random.default_rng(3)
-    ours, theirs = rng.random(30), rng.random(30)
-    once = paired_bootstrap(ours, theirs, num_resamples=50, seed=4)
-    assert paired_bootstrap(ours, theirs, num_resamples=50, seed=4) == once
-    other = paired_bootstrap(ours, theirs, num_resamples=50, seed=5)
-    assert other[0] == once[0] and other[1:] != once[1:]
+def test_blocks_of_resamples_are_no_different(monkeypatch):
+    rng = np.random.default_rng(5)
+    scores = rng.random((30, 3))
+    monkeypatch.setattr(intervals, "NUM_RESAMPLES", 20_000)
+    ends = []
+    for block in (2**22, 900, 1):
+        monkeypatch.setattr(intervals, "_BLOCK", block)
+        intervals._resamples.cache_clear()
+        weights = intervals._resamples(30, 3)
+        assert weights.shape == (20_000, 90)
+        np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-5)
+        ends.append(mean_and_interval(scores)[1:])
+    intervals._resamples.cache_clear()
+    np.testing.assert_allclose(ends, np.broadcast_to(ends[0], (3, 2)), atol=4e-3)
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"), [((3,), (4,)), ((3,), (3, 1)), ((2, 2), (2, 2)), ((0,), (0,)), ((), ())]
-)
-def test_what_cannot_be_paired_is_refused(ours, theirs):
-    with pytest.raises(ValueError) as refusal:
-        paired_bootstrap(np.zeros(ours), np.zeros(theirs))
-    for text in (f"shapes {ours} and {theirs}", "two vectors over the same problems"):
-        assert text in str(refusal.value)
+@pytest.mark.parametrize("shape", [(3,), (0, 2), (2, 0), (2, 2, 2), ()])
+def test_what_are_no_scores_is_refused(shape):
+    with pytest.raises(ValueError, match=r"must be \[problems, seeds\]"):
+        mean_and_interval(np.zeros(shape))
+
+
+# --- Accuracies -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_where_nothing_varies_an_accuracy_is_not_certain(value):
+    mean, low, high = accuracy_interval(np.full((20, 3), value))
+    assert mean == value and (low, high) == wilson(value, 20) and low < high
+
+
+def test_an_accuracy_has_the_interval_of_its_mean():
+    scores = np.random.default_rng(6).integers(2, size=(40, 2)).astype(float)
+    assert accuracy_interval(scores) == mean_and_interval(scores)
+
+
+def test_the_ends_stay_within_zero_and_one_and_hold_the_mean():
+    # float32 sums of many equal scores may pass the mean by a rounding.
+    mean, low, high = accuracy_interval(np.full((33, 3), 1 / 3))
+    assert 0.0 <= low <= mean <= high <= 1.0

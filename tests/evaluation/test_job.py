@@ -3,28 +3,31 @@
 import dataclasses
 import json
 import math
-import statistics
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import jax_power_smc as psmc
-from jax_power_smc.evaluation import job
-from jax_power_smc.evaluation.intervals import wilson
-from jax_power_smc.evaluation.methods import Row, Run
+from jax_power_smc.evaluation import job, records, store
+from jax_power_smc.evaluation.readings import read
+from jax_power_smc.evaluation.summary import Run
 from jax_power_smc.randomness import prompt_id
 from jax_power_smc.reasoner import problems
+from jax_power_smc.tasks.base import Problem, Task
 from tests.evaluation import tiny
+from tests.evaluation.grading import Later
 
 ALPHA, N, CAP = 4.0, 4, 8
 SEEDS = (0, 1, 2)
-PLAIN = Run(psmc.Ancestral(1.0), (Row("plain", "draw"),), 1.0)
-GREEDY = Run(psmc.Ancestral(0.0), (Row("greedy", "draw"),), 0.0)
-MANY = Run(psmc.Ancestral(1.0, N), (Row("best", "best"), Row("vote", "vote")), 1.0)
-POWER = Run(psmc.PowerSMC(N), (Row("power", "draw"),), 1 / ALPHA)
-RUNS = [PLAIN, GREEDY, MANY, POWER]
-ROWS = ["plain", "greedy", "best", "vote", "power"]
+PLAIN = Run("plain", "plain", psmc.Ancestral(1.0))
+GREEDY = Run("greedy", "greedy", psmc.Ancestral(0.0))
+MANY = Run("many", "many samples", psmc.Ancestral(1.0, N))
+POWER = Run("power", "power", psmc.PowerSMC(N))
+SWOR = Run("swor", "without", psmc.WithoutReplacement(N))
+CHAIN = Run("chain", "chain", psmc.MetropolisHastings(2, 2))
+RUNS = [PLAIN, GREEDY, MANY, POWER, SWOR, CHAIN]
 # The known model never says 7.
 GOLD = (3, 4, 5, 7)
 EVIDENCE = math.log(sum(p**ALPHA for p in tiny.DIGITS.values()))
@@ -55,21 +58,53 @@ def questions(known):
 
 @pytest.fixture(scope="module")
 def task(questions):
-    return job.Task(tuple("abcd"), questions[: len(GOLD)], GOLD, problems.parse_answer)
+    return make_task(questions[: len(GOLD)], GOLD)
 
 
-def run(lm, task, workdir, runs=(PLAIN,), seeds=(0,), report=lambda *state: None):
-    target = psmc.PowerTarget(ALPHA, lm.eos_ids)
-    return job.evaluate(lm, task, runs, target, CAP, seeds, workdir, report)
+def make_task(questions, gold, ids="abcdefghijkl"):
+    made = [Problem(*each) for each in zip(ids, questions, gold, strict=False)]
+    return Task("word problems", tuple(made), "reasoner")
 
 
-def read(workdir):
-    return [json.loads(line) for line in (workdir / "records.jsonl").read_text().splitlines()]
+def make(lm, task, runs=(PLAIN,), seeds=(0,), cap=CAP, slots=4, **target):
+    target = psmc.PowerTarget(**{"alpha": ALPHA, "eos_ids": lm.eos_ids, **target})
+    return job.Job(lm, task, runs, target, cap, seeds, "hash", slots=slots)
 
 
-def by_problem(records):
-    """Records are written batch by batch, short prompts first."""
-    return sorted(records, key=lambda record: record["problem"])
+def run(made, workdir, report=lambda state: None, until=lambda: False, grader=None):
+    """One start of a job in a workdir; returns the records of this start and of all."""
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    done = [read(record) for record in store.read_records(workdir)]
+    with store.open_writer(workdir) as writer, grader or Later() as grader:
+        readings = job.evaluate(made, done, writer, grader, report, until)
+    everything = list(store.read_records(workdir))
+    assert [read(r) for r in everything[len(done) :]] == readings
+    return everything
+
+
+def without_seconds(listed):
+    """Item -> the rest of its record, which must not depend on anything else."""
+    return {
+        records.item_of(r): {name: value for name, value in r.items() if name != "seconds"}
+        for r in listed
+    }
+
+
+def assert_same(ours, theirs):
+    """Equal records, but for the seconds; numbers up to rounding."""
+    ours, theirs = without_seconds(ours), without_seconds(theirs)
+    assert ours.keys() == theirs.keys()
+    for item, record in ours.items():
+        assert _rounded(record) == _rounded(theirs[item]), item
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {name: _rounded(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_rounded(x) for x in value]
+    return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
 
 
 @dataclasses.dataclass
@@ -77,459 +112,262 @@ class Finished:
     """A whole evaluation of the known model.
 
     Attributes:
-      scores: what it returned.
-      records: the lines of its file.
-      reports: row name -> the states that were reported, with the number of lines written then.
+      records: of all items.
+      states: what was reported.
+      written: how many lines there were each time.
     """
 
-    scores: list
     records: list
-    reports: dict
+    states: list
+    written: list
 
-    def of(self, row, **fields):
-        """The records of a row that have these values."""
-        wanted = {"method": row, **fields}
-        return by_problem(r for r in self.records if wanted.items() <= r.items())
+    def of(self, run, **fields):
+        """The records of a run that have these values, by seed and problem."""
+        wanted = {"run": run.name, **fields}
+        found = [r for r in self.records if wanted.items() <= r.items()]
+        return sorted(found, key=lambda r: (r["seed"], r["id"]))
 
 
 @pytest.fixture(scope="module")
 def finished(known, task, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("job") / "made" / "by the job"
-    reports = {}
+    workdir = tmp_path_factory.mktemp("job")
+    states, written = [], []
 
-    def report(name, *state):
-        reports.setdefault(name, []).append((*state, len(read(workdir))))
+    def report(state):
+        states.append(state)
+        written.append(len((workdir / "records.jsonl").read_text().splitlines()))
 
-    scores = run(known, task, workdir, RUNS, SEEDS, report)
-    return Finished(scores, read(workdir), reports)
+    return Finished(run(make(known, task, RUNS, SEEDS), workdir, report), states, written)
 
 
 # --- Records ----------------------------------------------------------------------------------
 
 
-def test_there_is_one_record_for_each_row_seed_and_problem_short_prompts_first(
-    finished, known, task
-):
-    got = [(r["method"], r["seed"], r["problem"]) for r in finished.records]
-    lengths = [len(known.encode(text)) for text in task.prompts]
-    assert len(set(lengths)) > 1
-    assert got == [
-        (row.name, seed, problem)
-        for run in RUNS
-        for seed in SEEDS
-        for row in run.rows
-        for problem in sorted(range(len(GOLD)), key=lambda i: lengths[i])
-    ]
-
-
-def test_a_record_says_what_was_asked_and_how_it_was_judged(finished, task):
-    for record in finished.records:
-        assert set(record) == {
-            *("method", "num_particles", "seed", "problem", "prompt", "gold"),
-            *("id", "response", "parsed", "log_prob", "failure", "correct"),
-        }
-        assert record["id"] == task.ids[record["problem"]] and record["failure"] is None
-        assert record["prompt"] == task.prompts[record["problem"]]
-        assert record["gold"] == GOLD[record["problem"]]
-        assert record["num_particles"] == (1 if record["method"] in ("plain", "greedy") else N)
-        assert record["correct"] is (record["parsed"] == record["gold"])
-        if record["method"] == "vote":
-            assert record["response"] is None
-        else:
-            assert record["response"] == f"answer {record['parsed']}"
-            expected = math.log(tiny.DIGITS[record["parsed"]])
-            assert record["log_prob"] == pytest.approx(expected, abs=1e-4)
-
-
-def test_greedy_decoding_gives_the_most_probable_answer(finished):
-    assert [r["parsed"] for r in finished.of("greedy")] == [3] * len(GOLD) * len(SEEDS)
-    assert finished.scores[ROWS.index("greedy")].correct.tolist() == [1, 0, 0, 0]
-
-
-def test_best_and_vote_are_read_off_the_same_samples(finished, known, task):
-    for seed in SEEDS:
-        result = psmc.sample(
-            known.model,
-            known.params,
-            [known.encode(text) for text in task.prompts],
-            key=jax.random.key(seed),
-            target=psmc.PowerTarget(ALPHA, known.eos_ids),
-            sampler=MANY.sampler,
-            max_new_tokens=CAP,
-            prompt_ids=[prompt_id(name) for name in task.ids],
-        )
-        texts = result.texts(known.tokenizer)
-        answers = [[int(text.removeprefix("answer ")) for text in row] for row in texts]
-        log_probs = np.asarray(result.log_probs)
-        best, vote = finished.of("best", seed=seed), finished.of("vote", seed=seed)
-        for i, row in enumerate(answers):
-            # The answer of highest log p is the smallest digit; a tie of votes goes to the first.
-            assert best[i]["parsed"] == min(row)
-            assert best[i]["log_prob"] == pytest.approx(log_probs[i].max(), abs=1e-6)
-            assert vote[i]["parsed"] == statistics.mode(row)
-            assert vote[i]["log_prob"] == pytest.approx(log_probs[i].mean(), abs=1e-6)
-    assert [r["parsed"] for r in finished.of("best")] != [r["parsed"] for r in finished.of("vote")]
-
-
-def test_an_answer_that_cannot_be_read_is_wrong(random, task, tmp_path):
-    scores = run(random, task, tmp_path, [PLAIN, MANY])
-    assert [s.accuracy for s in scores] == [0.0] * 3
-    records = read(tmp_path)
-    assert {(r["parsed"], r["correct"]) for r in records} == {(None, False)}
-    assert all(isinstance(r["response"], str) for r in records if r["method"] != "vote")
-
-
-def test_answers_belong_to_their_prompts(random, task, tmp_path):
-    run(random, task, tmp_path, [GREEDY])
-    records = by_problem(read(tmp_path))
-    log_probs = [r["log_prob"] for r in records]
-    assert len(set(log_probs)) == len(GOLD), "equal prompts would show no wrong order"
-    backwards = psmc.sample(
-        random.model,
-        random.params,
-        [random.encode(text) for text in reversed(task.prompts)],
-        key=jax.random.key(0),
-        target=psmc.PowerTarget(ALPHA, random.eos_ids),
-        sampler=GREEDY.sampler,
-        max_new_tokens=CAP,
+def test_there_is_one_record_for_each_run_seed_and_problem(finished):
+    items = [records.item_of(r) for r in finished.records]
+    assert sorted(items) == sorted(
+        (run.name, seed, name) for run in RUNS for seed in SEEDS for name in "abcd"
     )
-    expected = np.asarray(backwards.log_probs)[::-1, 0]
-    np.testing.assert_allclose(log_probs, expected, rtol=1e-5)
-    texts = backwards.texts(random.tokenizer)
-    assert [r["response"] for r in records] == [row[0] for row in reversed(texts)]
+    assert list(dict.fromkeys(r["run"] for r in finished.records)) == [r.name for r in RUNS]
 
 
-def test_batches_change_nothing(random, questions, tmp_path, monkeypatch):
-    task = job.Task(tuple("abcdefghijkl"), questions, tuple(range(12)), len)
-    calls = {3: [], 4: []}
-    for largest, seen in calls.items():
-        monkeypatch.setattr(job, "LARGEST_BATCH", largest)
-        run(
-            random,
-            task,
-            tmp_path / str(largest),
-            report=lambda *state, seen=seen: seen.append(state),
-        )
-    assert [[state[1] for state in seen] for seen in calls.values()] == [[3, 6, 9, 12], [4, 8, 12]]
-    records = read(tmp_path / "3")
-    assert records == read(tmp_path / "4")
-    assert [r["problem"] for r in by_problem(records)] == list(range(12))
-    # Every problem has randomness of its own, also across batches.
-    assert len({r["response"] for r in records}) > 6
-
-
-def test_an_answer_follows_its_id_wherever_the_problem_stands(random, questions, tmp_path):
-    ids = tuple("abcd")
-    forwards = job.Task(ids, questions[:4], range(4), len)
-    backwards = job.Task(ids[::-1], questions[:4][::-1], range(4), len)
-    answers = []
-    for name, task in (("forwards", forwards), ("backwards", backwards)):
-        run(random, task, tmp_path / name, [POWER])
-        answers.append({r["id"]: r["response"] for r in read(tmp_path / name)})
-    assert answers[0] == answers[1] and len(set(answers[0].values())) == 4
-
-
-def test_equal_problems_of_different_ids_have_randomness_of_their_own(random, questions, tmp_path):
-    task = job.Task(tuple("abcdefgh"), [questions[0]] * 8, range(8), len)
-    run(random, task, tmp_path, [PLAIN])
-    assert len({r["response"] for r in read(tmp_path)}) > 4
-
-
-def test_ids_that_are_not_different_are_refused(known, questions, tmp_path):
-    task = job.Task(("a", "b", "a"), questions[:3], GOLD[:3], problems.parse_answer)
-    with pytest.raises(ValueError, match="3 problems and 2 different ids"):
-        run(known, task, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_prompt_without_any_weight_says_so_and_stops_no_other(known, task, tmp_path, monkeypatch):
-    sample = job.engine.sample
-
-    def one_dead(*args, **kwargs):
-        result = sample(*args, **kwargs)
-        return dataclasses.replace(result, log_weights=result.log_weights.at[0].set(-jax.numpy.inf))
-
-    monkeypatch.setattr(job.engine, "sample", one_dead)
-    scores = run(known, task, tmp_path, [POWER, MANY])
-    records = read(tmp_path)
-    dead = [r for r in records if r["failure"] is not None]
-    assert [r["method"] for r in dead] == ["power", "best", "vote"]
-    for r in dead:
-        assert "weight zero" in r["failure"]
-        assert (r["response"], r["parsed"], r["correct"]) == (None, None, False)
-        assert r["log_prob"] is None
-    assert all(r["parsed"] in tiny.DIGITS for r in records if r["failure"] is None)
-    # They are wrong answers, but no values to average.
-    power = scores[0]
-    kept = [r["log_prob"] for r in records if r["method"] == "power" and r["failure"] is None]
-    assert len(kept) == len(GOLD) - 1 and power.log_prob == pytest.approx(statistics.mean(kept))
-    assert power.log_evidence == pytest.approx(EVIDENCE, abs=1e-3) and power.failed == 1
-    summary = job.summarize(scores, ALPHA, [])
-    assert [row["failed"] for row in summary["rows"]] == [1, 1, 1]
-
-
-def test_nothing_is_averaged_where_every_prompt_failed(known, task, tmp_path):
-    # Two tokens are too few for an end, which the target asks for.
-    target = psmc.PowerTarget(ALPHA, known.eos_ids, top_k=1, length="forced_eos")
-    (scores,) = job.evaluate(known, task, [POWER], target, 2, (0,), tmp_path, lambda *state: None)
-    assert scores.failed == len(GOLD) and scores.accuracy == 0
-    assert math.isnan(scores.log_prob) and math.isnan(scores.log_evidence)
-    row = job.summarize([scores], ALPHA, [])["rows"][0]
-    assert row["mean_log_prob"] is None and row["log_evidence"] is None
-
-
-def test_a_stop_rule_ends_the_answers_of_every_method(known, task, tmp_path):
-    target = psmc.PowerTarget(ALPHA, known.eos_ids, stop=psmc.StopString("answer"))
-    job.evaluate(known, task, [PLAIN, POWER], target, CAP, (0,), tmp_path, lambda *state: None)
-    assert {r["response"] for r in read(tmp_path)} == {"answer"}
-
-
-@pytest.mark.parametrize(
-    ("target", "runs", "message"),
-    [
-        ({"min_new_tokens": CAP + 1}, [PLAIN], "min_new_tokens is 9"),
-        ({"eos_ids": (10**6,)}, [PLAIN], "eos_ids"),
-        (
-            {},
-            [PLAIN, Run(psmc.MetropolisHastings(CAP + 1), (Row("mh", "draw"),), 1.0)],
-            "num_blocks",
-        ),
-    ],
-)
-def test_targets_and_samplers_that_cannot_be_leave_older_records_in_place(
-    known, task, tmp_path, target, runs, message
-):
-    (tmp_path / "records.jsonl").write_text("older\n")
-    target = psmc.PowerTarget(**{"alpha": ALPHA, "eos_ids": known.eos_ids, **target})
-    with pytest.raises(ValueError, match=message):
-        job.evaluate(known, task, runs, target, CAP, (0,), tmp_path, lambda *state: None)
-    assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
-
-
-@pytest.mark.parametrize("field", ["ids", "answers"])
-def test_a_task_needs_an_id_and_an_answer_for_every_problem(known, task, tmp_path, field):
-    for values in (getattr(task, field)[:-1], (*getattr(task, field), "more")):
-        with pytest.raises(ValueError, match="needs one of each"):
-            run(known, dataclasses.replace(task, **{field: values}), tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-# --- Scores -----------------------------------------------------------------------------------
-
-
-def test_rows_come_in_the_order_of_the_runs(finished):
-    assert [s.row.name for s in finished.scores] == ROWS
-    assert [s.run for s in finished.scores] == [PLAIN, GREEDY, MANY, MANY, POWER]
-
-
-def test_accuracy_is_the_mean_of_the_records(finished):
-    for score in finished.scores:
-        judged = [r["correct"] for r in finished.of(score.row.name)]
-        assert score.accuracy == pytest.approx(statistics.mean(judged))
-    # Random answers: right now and then, or the test above would not tell much.
-    assert 0 < finished.scores[0].accuracy < 1
-
-
-def test_seeds_are_averaged_within_each_problem(finished):
-    for score in finished.scores:
-        for problem in range(len(GOLD)):
-            judged = [r["correct"] for r in finished.of(score.row.name, problem=problem)]
-            assert len(judged) == len(SEEDS)
-            assert score.correct[problem] == pytest.approx(statistics.mean(judged))
-    shares = np.concatenate([score.correct for score in finished.scores])
-    assert np.any((shares > 0.01) & (shares < 0.99)), "no problem on which the seeds differ"
-
-
-def test_log_prob_is_the_mean_of_the_records(finished):
-    for score in finished.scores:
-        log_probs = [r["log_prob"] for r in finished.of(score.row.name)]
-        assert score.log_prob == pytest.approx(statistics.mean(log_probs))
-
-
-def test_tokens_are_those_of_all_particles_for_one_problem(finished):
-    particles = {"plain": 1, "greedy": 1, "best": N, "vote": N, "power": N}
-    for score in finished.scores:
-        assert score.tokens == particles[score.row.name] * tiny.LENGTH
+def test_a_record_says_what_was_asked_and_what_came_of_it(finished, task):
+    for record in finished.records:
+        problem = task.problems["abcd".index(record["id"])]
+        assert (record["prompt"], record["gold"]) == (problem.prompt, problem.gold)
+        assert record["prompt_id"] == prompt_id(record["id"])
+        assert record["config"] == "hash" and record["failure"] is None
+        assert record["seconds"].keys() == {"compile", "prefill", "decode"}
+        weights = [p["log_weight"] for p in record["particles"]]
+        assert sum(math.exp(w) for w in weights if w is not None) == pytest.approx(1, abs=1e-5)
+        assert record["particles"][record["choice"]]["log_weight"] is not None
+        # The fourth particle without replacement is a sequence of probability exp(-40).
+        for particle in (p for p in record["particles"] if p["log_prob"] > -20):
+            assert len(particle["tokens"]) == tiny.LENGTH and particle["finished"]
+            assert particle["text"] == f"answer {particle['parsed']}"
+            assert particle["correct"] is (particle["parsed"] == str(record["gold"]))
+            expected = math.log(tiny.DIGITS[int(particle["parsed"])])
+            assert particle["log_prob"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_evidence_is_that_of_the_power_distribution(finished):
-    # The known model has one random token, so that the estimate has no error.
-    evidence = {s.row.name: s.log_evidence for s in finished.scores}
-    assert evidence.pop("power") == pytest.approx(EVIDENCE, abs=1e-3)
-    assert all(math.isnan(value) for value in evidence.values())
+    # The known model has one random token, so that both estimates have no error.
+    for run in (POWER, SWOR):
+        for record in finished.of(run):
+            assert record["log_evidence"] == pytest.approx(EVIDENCE, abs=1e-3)
+    for run in (PLAIN, GREEDY, MANY, CHAIN):
+        assert {record["log_evidence"] for record in finished.of(run)} == {None}
 
 
-def test_times_are_those_of_the_run(known, task, tmp_path, monkeypatch):
-    sample = job.engine.sample
-
-    def timed(*args, **kwargs):
-        result = sample(*args, **kwargs)
-        result.info.seconds.update(compile=100.0, prefill=1.0, decode=2.0)
-        return result
-
-    monkeypatch.setattr(job.engine, "sample", timed)
-    best, vote = run(known, task, tmp_path, [MANY], seeds=(0, 1))
-    # Two calls for eight answers; compilation is kept apart.
-    assert best.seconds == vote.seconds == 2 * (1 + 2) / 8
-    assert best.compile_seconds == vote.compile_seconds == 2 * 100
-
-
-def test_progress_is_reported_after_every_batch(finished):
-    assert list(finished.reports) == ["plain", "greedy", "best", "power"]
-    written = 0
-    for name, states in finished.reports.items():
-        total = len(GOLD) * len(SEEDS)
-        assert [state[:2] for state in states] == [(done, total) for done in (4, 8, 12)]
-        accuracy, left = zip(*(state[2:4] for state in states), strict=True)
-        assert accuracy[-1] == pytest.approx(finished.scores[ROWS.index(name)].accuracy)
-        first = [r["correct"] for r in finished.of(name, seed=SEEDS[0])]
-        assert accuracy[0] == pytest.approx(statistics.mean(first))
-        assert left[0] > 0 and left[-1] == 0
-        # The records of a batch are in the file before it is reported.
-        rows = 2 if name == "best" else 1
-        assert [state[4] for state in states] == [written + rows * done for done in (4, 8, 12)]
-        written += rows * total
+def test_what_a_record_holds_is_what_the_library_returns(finished, known, task):
+    for run in (MANY, POWER, SWOR, CHAIN):
+        for seed in SEEDS:
+            result = psmc.sample(
+                known.model,
+                known.params,
+                [known.encode(problem.prompt) for problem in task.problems],
+                key=jax.random.key(seed),
+                target=psmc.PowerTarget(ALPHA, known.eos_ids),
+                sampler=run.sampler,
+                max_new_tokens=CAP,
+                prompt_ids=[prompt_id(problem.id) for problem in task.problems],
+                prompts_per_batch=4,
+            )
+            draws = [known.tokenizer.decode(ids, skip_special_tokens=True) for ids in result.draw()]
+            ours = finished.of(run, seed=seed)
+            assert [r["particles"][r["choice"]]["text"] for r in ours] == draws
+            assert [r["info"]["model_tokens"] for r in ours] == result.info.model_tokens.tolist()
+            roots = result.info.distinct_roots.tolist()
+            assert [r["info"]["distinct_roots"] for r in ours] == roots
+    assert len({r["particles"][0]["text"] for r in finished.of(MANY)}) > 1
 
 
-# --- Again ------------------------------------------------------------------------------------
+def test_the_genealogy_can_be_rebuilt_from_the_moves(random, task, tmp_path):
+    listed = run(make(random, task, [POWER, SWOR]), tmp_path)
+    for each, own in ((POWER, N), (SWOR, 2 * N)):
+        result = psmc.sample(
+            random.model,
+            random.params,
+            [random.encode(problem.prompt) for problem in task.problems],
+            key=jax.random.key(0),
+            target=psmc.PowerTarget(ALPHA, random.eos_ids),
+            sampler=each.sampler,
+            max_new_tokens=CAP,
+            prompt_ids=[prompt_id(problem.id) for problem in task.problems],
+            prompts_per_batch=4,
+        )
+        by_id = {r["id"]: r for r in listed if r["run"] == each.name}
+        for place, problem in enumerate(task.problems):
+            record = by_id[problem.id]
+            steps = len(record["info"]["ess"])
+            assert steps == max(len(p["tokens"]) for p in record["particles"])
+            parent = np.tile(np.arange(own), (steps, 1))
+            for step, row, old in record["info"]["moves"]:
+                parent[step, row] = old
+            np.testing.assert_array_equal(parent, result.info.parent[place, :steps])
+        assert any(r["info"]["moves"] for r in by_id.values()), "nothing ever moved"
 
 
-def test_a_seed_gives_the_same_answers_whatever_else_is_evaluated(finished, known, task, tmp_path):
-    run(known, task, tmp_path, [PLAIN, POWER], seeds=(2,))
-    records = read(tmp_path)
-    for row in ("plain", "power"):
-        again = by_problem(r for r in records if r["method"] == row)
-        assert again == finished.of(row, seed=2)
-    answers = [[r["parsed"] for r in finished.of("plain", seed=seed)] for seed in SEEDS]
-    assert answers[0] != answers[1] or answers[0] != answers[2]
+def test_seconds_are_booked_once(finished):
+    for run in RUNS:
+        spent = [r["seconds"] for r in finished.of(run)]
+        assert all(x >= 0 for each in spent for x in each.values())
+        assert sum(each["decode"] for each in spent) > 0
 
 
-def test_older_records_are_kept_under_another_name(random, task, tmp_path):
-    contents = []
-    for seed in (0, 1, 0):
-        run(random, task, tmp_path, seeds=(seed,))
-        contents.append((tmp_path / "records.jsonl").read_text())
-    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert files == {
-        "records.1.jsonl": contents[0],
-        "records.2.jsonl": contents[1],
-        "records.jsonl": contents[2],
-    }
-    assert contents[0] == contents[2] != contents[1]
+def test_a_stop_rule_ends_the_answers_of_every_sampler(known, task, tmp_path):
+    made = make(known, task, [PLAIN, POWER], stop=psmc.StopString("answer"))
+    listed = run(made, tmp_path)
+    assert {p["text"] for r in listed for p in r["particles"]} == {"answer"}
 
 
-# --- The summary ------------------------------------------------------------------------------
+def test_a_prompt_without_any_weight_says_so_and_stops_no_other(known, task, tmp_path):
+    # Two tokens are too few for an end, which the target asks for.
+    listed = run(make(known, task, [POWER], cap=2, top_k=1, length="forced_eos"), tmp_path)
+    assert all("weight zero" in record["failure"] for record in listed)
+    assert len(listed) == len(GOLD) and all(read(record).failed for record in listed)
 
 
-def strictly(summary):
-    """The summary after a round through JSON, which has no not-a-number and no infinity."""
-    return json.loads(json.dumps(summary, allow_nan=False))
+# --- What decides about an item ---------------------------------------------------------------
 
 
-def test_the_summary_holds_every_row(finished):
-    pairs = [{"method": "power", "against": "plain", "difference": 0.1, "ci95": [0.0, 0.2]}]
-    summary = strictly(job.summarize(finished.scores, ALPHA, pairs))
-    assert summary["device"] == jax.devices()[0].device_kind
-    assert summary["problems"] == len(GOLD)
-    assert summary["comparisons"] == pairs
-    assert [row["method"] for row in summary["rows"]] == ROWS
-    for row, score in zip(summary["rows"], finished.scores, strict=True):
-        assert row == {
-            "method": score.row.name,
-            "sampler": "PowerSMC" if score.row.name == "power" else "Ancestral",
-            "num_particles": 1 if score.row.name in ("plain", "greedy") else N,
-            "alpha": ALPHA,
-            "temperature": score.run.temperature,
-            "accuracy": score.accuracy,
-            "ci95": list(wilson(score.accuracy, len(GOLD))),
-            "mean_log_prob": score.log_prob,
-            "log_evidence": score.log_evidence if score.row.name == "power" else None,
-            "failed": 0,
-            "tokens_per_problem": score.tokens,
-            "seconds_per_problem": score.seconds,
-            "multiple": score.seconds / finished.scores[0].seconds,
-        }
+def test_an_answer_follows_its_id_wherever_the_problem_stands(random, questions, tmp_path):
+    forwards = make_task(questions[:4], GOLD, "abcd")
+    backwards = Task("backwards", forwards.problems[::-1], "reasoner")
+    ours, theirs = (
+        run(make(random, task, [POWER]), tmp_path / task.name) for task in (forwards, backwards)
+    )
+    assert_same(ours, theirs)
+    assert len({r["particles"][0]["text"] for r in ours}) == 4
 
 
-def test_compilation_is_counted_once_for_each_run(finished):
-    seconds = {id(s.run): s.compile_seconds for s in finished.scores}
-    assert len(seconds) == len(RUNS) < len(finished.scores)
-    summary = job.summarize(finished.scores, ALPHA, [])
-    assert summary["compile_seconds"] == pytest.approx(sum(seconds.values()))
+def test_equal_problems_of_different_ids_have_randomness_of_their_own(random, questions, tmp_path):
+    listed = run(make(random, make_task(questions[:1] * 8, range(8))), tmp_path)
+    assert len({r["particles"][0]["text"] for r in listed}) > 4
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_becomes_null(finished, value):
-    broken = dataclasses.replace(finished.scores[-1], log_prob=value, log_evidence=value)
-    row = strictly(job.summarize([broken], ALPHA, []))["rows"][0]
-    assert row["mean_log_prob"] is None and row["log_evidence"] is None
+@pytest.mark.parametrize("each", [POWER, CHAIN], ids=["slots", "chains"])
+def test_slots_change_nothing(random, questions, tmp_path, each, monkeypatch):
+    monkeypatch.setattr(job, "CHAINS_BATCH", 5)
+    task = make_task(questions, range(12))
+    ours, theirs = (
+        run(make(random, task, [each], (0, 1), slots=slots), tmp_path / str(slots))
+        for slots in (4, 3)
+    )
+    assert len(ours) == 24
+    assert_same(ours, theirs)
+
+
+def test_verdicts_may_come_late_and_in_any_order(known, task, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "MOST_PENDING", 7)
+    grader = Later(after=100)
+    listed = run(make(known, task, [PLAIN, POWER], SEEDS), tmp_path, grader=grader)
+    assert grader.most == 8, "decoding waits for the grader when so many are pending"
+    assert_same(listed, finished.of(PLAIN) + finished.of(POWER))
+
+
+# --- Restarts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lines", [0, 1, 5, 13, 17])
+def test_a_restart_does_what_is_left(known, task, tmp_path, finished, lines):
+    made = make(known, task, [PLAIN, POWER, CHAIN], SEEDS)
+    whole = finished.of(PLAIN) + finished.of(POWER) + finished.of(CHAIN)
+    kept = [json.dumps(r) + "\n" for r in whole[:lines]]
+    (tmp_path / "records.jsonl").write_text("".join(kept) + '{"run": "pla')
+    states = []
+    assert_same(run(made, tmp_path, states.append), whole)
+    assert (tmp_path / "records.jsonl").read_text().startswith("".join(kept))
+    assert len(states) == len(whole) - lines
+    # What was finished before counts as done.
+    assert states[0].done == 1 + (lines if lines < 12 else lines - 12)
+    assert states[0].total == len(SEEDS) * len(GOLD)
+
+
+def test_a_finished_job_does_nothing_more(known, task, tmp_path, monkeypatch):
+    made = make(known, task, [PLAIN, CHAIN])
+    listed = run(made, tmp_path)
+    monkeypatch.delattr(job, "Engine")
+    monkeypatch.delattr(job.engine, "sample")
+    assert run(made, tmp_path) == listed
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 6])
+def test_a_job_that_is_asked_to_stop_records_what_is_finished(
+    known, task, tmp_path, finished, after
+):
+    made = make(known, task, [PLAIN, POWER], SEEDS, slots=4)
+    states = []
+    some = run(made, tmp_path, states.append, until=lambda: len(states) >= after)
+    assert after <= len(some) < 12, "it went on"
+    assert_same(run(made, tmp_path), finished.of(PLAIN) + finished.of(POWER))
+
+
+# --- Progress ---------------------------------------------------------------------------------
+
+
+def test_progress_is_reported_after_every_record(finished):
+    each = len(SEEDS) * len(GOLD)
+    assert [(s.label, s.done) for s in finished.states] == [
+        (run.label, done) for run in RUNS for done in range(1, each + 1)
+    ]
+    assert finished.written == list(range(1, len(RUNS) * each + 1))
+    for state in finished.states:
+        assert state.total == each and (state.seconds_left > 0) == (state.done < each)
+
+
+def test_accuracy_so_far_is_that_of_the_draws(finished):
+    for run in RUNS:
+        right = [read(r).answers["draw"].correct for r in finished.records if r["run"] == run.name]
+        reported = [s.accuracy for s in finished.states if s.label == run.label]
+        np.testing.assert_allclose(reported, np.cumsum(right) / np.arange(1, len(right) + 1))
 
 
 # --- What is refused --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("seeds", "message"),
+    ("values", "message"),
     [
-        ((), "nothing to evaluate: no seeds"),
-        ((0, 1, 0), r"seeds is \(0, 1, 0\); they must differ"),
-        ((0, 0.5), r"seeds\[1\] is 0.5; it must be an integer"),
-        ((True,), r"seeds\[0\] is True; it must be an integer"),
-        (("0",), r"seeds\[0\] is '0'; it must be an integer"),
-        ((-1,), r"seeds\[0\] is -1; it must be an integer of at least 0"),
-        # JAX would take this for seed 0.
-        ((0, 2**32), r"seeds\[1\] is 4294967296; it must be an integer of at most"),
+        ({"min_new_tokens": CAP + 1}, "min_new_tokens is 9"),
+        ({"eos_ids": (10**6,)}, "eos_ids"),
+        ({"runs": [Run("mh", "mh", psmc.MetropolisHastings(CAP + 1))]}, "num_blocks"),
+        ({"cap": 0}, "max_new_tokens is 0; it must be an integer"),
+        ({"cap": 250}, "the prompt of problem '.' has .* tokens and max_new_tokens is 250; .* 256"),
+        ({"slots": 0}, "is 0; it must be an integer of at least 1"),
     ],
 )
-def test_seeds_that_cannot_be(known, task, tmp_path, seeds, message):
+def test_what_would_stop_it_later_is_refused_before(known, task, values, message):
     with pytest.raises(ValueError, match=message):
-        run(known, task, tmp_path / "new", seeds=seeds)
-    assert not (tmp_path / "new").exists()
+        job.check(make(known, task, **values))
 
 
-@pytest.mark.parametrize(
-    ("prompts", "message"),
-    [
-        ([], "nothing to evaluate: no problems"),
-        (["What?", " \n"], "the prompt is ' .n'; it must hold some text"),
-        (
-            ["What?", "3" * 249],
-            "problem 1 has 250 tokens and max_new_tokens is 8; .* 256 positions",
-        ),
-    ],
-)
-def test_prompts_that_cannot_be(known, tmp_path, prompts, message):
-    task = job.Task("abcd"[: len(prompts)], prompts, range(len(prompts)), problems.parse_answer)
-    with pytest.raises(ValueError, match=message):
-        run(known, task, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+def test_an_empty_prompt_is_refused(known):
+    with pytest.raises(ValueError, match=r"the prompt is ' .n'; it must hold"):
+        job.check(make(known, make_task(["What?", " \n"], GOLD)))
 
 
-def test_the_longest_prompt_that_fits_is_taken(known, tmp_path):
-    # 248 tokens with the newline; nothing is run, so that nothing is compiled for this length.
-    task = job.Task(("a",), ["3" * 247], (3,), problems.parse_answer)
-    assert run(known, task, tmp_path, runs=[]) == []
-    assert read(tmp_path) == []
-
-
-@pytest.mark.parametrize("cap", [0, -3, 2.0])
-def test_caps_that_cannot_be(known, task, tmp_path, cap):
-    target = psmc.PowerTarget(ALPHA, known.eos_ids)
-    with pytest.raises(ValueError, match=f"max_new_tokens is {cap}; it must be an integer"):
-        job.evaluate(known, task, RUNS, target, cap, (0,), tmp_path / "new", lambda *state: None)
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_refusal_leaves_older_records_in_place(known, task, tmp_path):
-    (tmp_path / "records.jsonl").write_text("older\n")
-    with pytest.raises(ValueError, match="no seeds"):
-        run(known, task, tmp_path, seeds=())
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "records.jsonl": "older\n"
-    }
-
-
-def test_a_file_in_place_of_the_workdir(known, task, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError):
-        run(known, task, tmp_path / "file")
+def test_what_can_be_done_is_not_refused(known, task):
+    job.check(make(known, task, RUNS, SEEDS))
+    # 248 tokens with the newline.
+    job.check(make(known, make_task(["3" * 247], GOLD)))

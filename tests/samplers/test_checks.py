@@ -104,3 +104,29 @@ def test_ancestral_refuses_bad_values(change, message):
 def test_more_steps_than_an_int32_holds_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} is 2147483648"):
         PowerSMC(4, **{name: 2**31}).numbers()
+
+
+@pytest.mark.parametrize("values", [(0,), [3, 1], (2**31 - 1, 0)])
+def test_seeds_that_differ_pass(values):
+    checks.seeds("s", values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((), r"s is \(\); at least one seed is needed"),
+        (0, "s is 0; it must be a tuple of integers"),
+        (None, "s is None; it must be a tuple"),
+        ("01", "s is '01'; it must be a tuple"),
+        ((0, 1, 0), r"s is \(0, 1, 0\); they must differ"),
+        ((0, 0.5), r"s\[1\] is 0.5; it must be an integer"),
+        ((True,), r"s\[0\] is True; it must be an integer"),
+        (("0",), r"s\[0\] is '0'; it must be an integer"),
+        ((-1,), r"s\[0\] is -1; it must be an integer of at least 0"),
+        # JAX would take this for seed 0.
+        ((0, 2**32), r"s\[1\] is 4294967296; it must be an integer of at most"),
+    ],
+)
+def test_seeds_that_cannot_be(values, message):
+    with pytest.raises(ValueError, match=message):
+        checks.seeds("s", values)
