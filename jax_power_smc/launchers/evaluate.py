@@ -1,225 +1,193 @@
-"""Evaluates plain decoding, its remedies and the samplers on the same problems.
+"""Evaluates samplers side by side on the same problems.
 
     python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=DIR
 
-Prints one table. DIR holds records.jsonl, a line per answer, and summary.json, the table.
+DIR holds config.json, records.jsonl with all there is to know about every answer, a line each,
+and summary.json, which the printed table is made of. The same command goes on with a job that was
+stopped or killed; ``launch.report`` makes plots and a page.
 """
 
-import json
-import pathlib
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
 
+import jax
 from absl import app, flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
-from rich.progress import Progress as LiveProgress
-from rich.table import Table
 
-from jax_power_smc.evaluation import job
-from jax_power_smc.evaluation.intervals import paired_bootstrap, wilson
-from jax_power_smc.evaluation.methods import standard_runs
-from jax_power_smc.launchers.common import launch
+from jax_power_smc.evaluation import job, settings, store
+from jax_power_smc.evaluation.readings import Reading, read
+from jax_power_smc.evaluation.summary import Run, summarize
+from jax_power_smc.grading.open import open_grader
+from jax_power_smc.launchers.common import launch, stop_on_signals
+from jax_power_smc.launchers.evaluate_progress import Progress
+from jax_power_smc.models.dry_run import tiny_model
 from jax_power_smc.models.load import LoadedModel, load
-from jax_power_smc.reasoner import problems
-from jax_power_smc.samplers import PowerSMC, WithoutReplacement, checks
-from jax_power_smc.target import PowerTarget
+from jax_power_smc.report import table
+from jax_power_smc.tasks.base import Task
+from jax_power_smc.tasks.load import load_task
 
-FIELDS = (
-    "model",
-    "split",
-    "limit",
-    "problem_seed",
-    "seeds",
-    "alpha",
-    "num_particles",
-    "ramp_tokens",
-    "max_new_tokens",
-)
-# The smallest value of each field that is an integer.
-_SMALLEST = {
-    "limit": 1,
-    "problem_seed": 0,
-    "num_particles": 1,
-    "ramp_tokens": 0,
-    "max_new_tokens": 1,
-}
-_SECONDS_BETWEEN_LINES = 10
+# Fields that decide about no result.
+_FREE = ("grading_processes",)
 
 
-def evaluate(config: ConfigDict, workdir: str) -> list[job.Scores]:
-    """Runs the evaluation that ``config`` describes; see configs/tiny_reasoner.py.
+def evaluate(
+    config: ConfigDict, workdir: str, until: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """Runs, or goes on with, the evaluation that ``config`` describes; see evaluation/settings.py.
+
+    Args:
+      config: see configs/.
+      workdir: a directory, local or remote (gs://).
+      until: asked now and then; once it says True, the job stops and can be gone on with.
+
+    Returns:
+      What is in summary.json.
 
     Raises:
-      ValueError: for a field that is missing or has a value that cannot be.
+      ValueError: for a field that is missing or has a value that cannot be, or if the workdir
+        holds the records of another config.
       OSError: if the workdir cannot be written.
     """
-    _check(config)
-    runs = standard_runs(
-        config.alpha, config.num_particles, config.ramp_tokens, config.max_new_tokens
-    )
-    lm = load(config.model)
-    target = PowerTarget(alpha=config.alpha, eos_ids=lm.eos_ids)
-    listed = list(problems.problems(config.split, config.limit, config.problem_seed))
-    task = job.Task(
-        ids=[problem.key for problem in listed],
-        prompts=[problem.question for problem in listed],
-        answers=[problem.answer for problem in listed],
-        parse=problems.parse_answer,
-    )
-    print(_headline(config, lm), flush=True)
-    root = pathlib.Path(workdir).expanduser()
-    began = time.monotonic()
-    with _Progress() as progress:
-        scores = job.evaluate(
-            lm,
-            task,
-            runs,
-            target,
-            config.max_new_tokens,
-            list(config.seeds),
-            root,
-            progress.report,
-        )
-    comparisons = compare(scores)
-    summary = job.summarize(scores, config.alpha, comparisons)
-    (root / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    _print_table(scores, comparisons, time.monotonic() - began, summary["compile_seconds"])
-    print(f"Every answer: {root / 'records.jsonl'}   the table: {root / 'summary.json'}")
-    return scores
+    settings.check(config)
+    if config.dry_run:
+        settings.shrink(config)
+    runs = [
+        Run(name, settings.label(config, name), sampler)
+        for name, sampler in settings.samplers(config).items()
+    ]
+    task = load_task(config)
+    root = epath.Path(workdir).expanduser()
+    done = _finished(root, config, task)
+    total = len(runs) * len(task.problems) * len(config.seeds)
+    _print_headline(config, task, runs, len(done), total)
+    if len(done) < total:
+        done += _work(config, task, runs, root, done, until)
+    return _conclude(config, task, runs, root, done, total)
 
 
-def _check(config: ConfigDict) -> None:
-    """Raises ValueError for a field that is missing or cannot be, before the model is read."""
-    missing = [name for name in FIELDS if name not in config]
-    if missing:
-        raise ValueError(f"the config lacks {', '.join(missing)}.")
-    if not isinstance(config.model, str):
-        raise ValueError(f"config.model is {config.model!r}; it must be a name or a directory.")
-    checks.one_of("config.split", config.split, problems.SPLITS)
-    for name, smallest in _SMALLEST.items():
-        checks.integer(f"config.{name}", config[name], at_least=smallest)
-    PowerTarget(alpha=config.alpha)
-    if not isinstance(config.seeds, list | tuple):
-        raise ValueError(f"config.seeds is {config.seeds!r}; it must be a tuple of integers.")
-    job.check_seeds(config.seeds)
-
-
-def compare(scores: Sequence[job.Scores]) -> list[dict[str, object]]:
-    """Paired differences of every sampler with particles over every other method."""
-
-    def has_particles(s: job.Scores) -> bool:
-        return isinstance(s.run.sampler, PowerSMC | WithoutReplacement)
-
-    pairs = []
-    for ours in scores:
-        if not has_particles(ours):
-            continue
-        for theirs in scores:
-            if has_particles(theirs):
-                continue
-            difference, low, high = paired_bootstrap(ours.correct, theirs.correct)
-            pairs.append(
-                {
-                    "method": ours.row.name,
-                    "against": theirs.row.name,
-                    "difference": difference,
-                    "ci95": [low, high],
-                }
+def _finished(root: epath.Path, config: ConfigDict, task: Task) -> list[Reading]:
+    """The readings of what an earlier start has done."""
+    if (held := store.read_config(root)) is None:
+        return []
+    store.claim(root, _decides(config, task), {})
+    done = []
+    for record in store.read_records(root):
+        if record["config"] != held["hash"]:
+            raise ValueError(
+                f"{root} holds a record of config {record['config']}, and is that of "
+                f"{held['hash']}; choose another workdir."
             )
-    return pairs
+        done.append(read(record))
+    return done
 
 
-def _headline(config: ConfigDict, lm: LoadedModel) -> str:
-    return (
-        f"{config.model}: {config.limit} problems of the {config.split} split, "
-        f"alpha {config.alpha:g}, N = {config.num_particles}, "
-        f"at most {config.max_new_tokens} tokens, seeds {', '.join(map(str, config.seeds))}"
+def _decides(config: ConfigDict, task: Task) -> dict[str, Any]:
+    """All that decides about the results."""
+    fields = {name: value for name, value in config.to_dict().items() if name not in _FREE}
+    return fields | {"problems": store.fingerprint({"task": job.task_digest(task)})}
+
+
+def _work(
+    config: ConfigDict,
+    task: Task,
+    runs: Sequence[Run],
+    root: epath.Path,
+    done: Sequence[Reading],
+    until: Callable[[], bool],
+) -> list[Reading]:
+    """Does what is left, or as much of it as ``until`` allows."""
+    lm = _model(config)
+    todo = job.Job(
+        lm,
+        task,
+        runs,
+        settings.target(config, lm.eos_ids),
+        config.max_new_tokens,
+        tuple(config.seeds),
+        store.fingerprint(_decides(config, task)),
+        config.chat,
+        config.slots,
+    )
+    job.check(todo)
+    grader = open_grader(
+        task.kind,
+        processes=config.grading_processes,
+        seconds=config.grading_seconds,
+        allow_code_execution=config.allow_code_execution,
+    )
+    with grader:
+        store.claim(root, _decides(config, task), _about(runs))
+        with store.open_writer(root) as writer, Progress() as progress:
+            if writer.torn:
+                print(f"A torn last line of {writer.torn} bytes was removed.", flush=True)
+            return job.evaluate(todo, done, writer, grader, progress.report, until)
+
+
+def _model(config: ConfigDict) -> LoadedModel:
+    if config.dry_run:
+        return tiny_model(config)
+    return load(
+        config.model,
+        dtype=config.dtype,
+        revision=config.revision,
+        max_positions=config.max_positions,
     )
 
 
-class _Progress:
-    """A live line on a terminal, a plain line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-        self._task: tuple[str, TaskID] | None = None
-        self._live: LiveProgress | None = None
-        if sys.stdout.isatty():
-            self._live = LiveProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                console=Console(file=sys.stdout),
-            )
-
-    def __enter__(self) -> "_Progress":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def report(self, name: str, done: int, total: int, accuracy: float, left: float) -> None:
-        """Shows the state of one method; see ``job.Report``."""
-        text = f"accuracy so far {accuracy:.3f}, {left:.0f} s left"
-        if self._live:
-            if self._task is None or self._task[0] != name:
-                self._task = (name, self._live.add_task(name, total=total, text=text))
-            self._live.update(self._task[1], completed=done, text=text)
-            return
-        now = time.monotonic()
-        if done == total or now - self._last > _SECONDS_BETWEEN_LINES:
-            self._last = now
-            print(f"{name}: {done}/{total} problems, {text}", flush=True)
+def _about(runs: Sequence[Run]) -> dict[str, Any]:
+    """What is written down beside the config when a job first starts."""
+    return {
+        "labels": {run.name: run.label for run in runs},
+        "device": jax.devices()[0].device_kind,
+        "versions": {name: metadata.version(name) for name in ("jax_power_smc", "jax", "flax")},
+    }
 
 
-def _print_table(
-    scores: Sequence[job.Scores],
-    comparisons: Sequence[dict[str, object]],
-    seconds: float,
-    compile_seconds: float,
+def _print_headline(
+    config: ConfigDict, task: Task, runs: Sequence[Run], done: int, total: int
 ) -> None:
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
-    table = Table()
-    table.add_column("method")
-    headings = ("N", "accuracy", "95% interval", "mean log p", "tokens", "s/problem", "multiple")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    base = scores[0].seconds
-    for s in scores:
-        low, high = wilson(s.accuracy, len(s.correct))
-        table.add_row(
-            s.row.name,
-            str(s.run.sampler.num_particles),
-            f"{100 * s.accuracy:.1f}%",
-            f"{100 * low:.1f} to {100 * high:.1f}",
-            f"{s.log_prob:.2f}",
-            f"{s.tokens:.0f}",
-            f"{s.seconds:.3f}",
-            f"{s.seconds / base:.1f}x",
-        )
-    console.print(table)
-    print("Paired difference in accuracy, points (95% bootstrap interval over problems):")
-    for pair in comparisons:
-        low, high = pair["ci95"]  # type: ignore[misc]
-        print(
-            f"  {pair['method']} over {pair['against']}: {100 * pair['difference']:+.1f} "  # type: ignore[operator]
-            f"({100 * low:+.1f} to {100 * high:+.1f})"
-        )
-    print(f"{seconds:.0f} s in all, {compile_seconds:.0f} s of it compilation (not in s/problem).")
+    dry = "DRY RUN with random weights, the figures mean nothing. " if config.dry_run else ""
+    print(
+        f"{dry}{config.model} on {len(task.problems)} problems of {task.name}, "
+        f"{len(runs)} samplers, alpha {config.alpha:g}, at most {config.max_new_tokens} tokens, "
+        f"seeds {', '.join(map(str, config.seeds))}",
+        flush=True,
+    )
+    if done:
+        print(f"{done} of {total} items were finished by an earlier start.", flush=True)
+
+
+def _conclude(
+    config: ConfigDict,
+    task: Task,
+    runs: Sequence[Run],
+    root: epath.Path,
+    done: Sequence[Reading],
+    total: int,
+) -> dict[str, Any]:
+    """Writes the summary and prints the table."""
+    held = store.read_config(root)
+    assert held is not None
+    ids = [problem.id for problem in task.problems]
+    summary = summarize(done, runs, ids, list(config.seeds), config.alpha, held["device"])
+    store.write_json(root / "summary.json", summary)
+    if summary["rows"]:
+        table.show(summary)
+    if len(done) < total:
+        print(f"Stopped with {len(done)} of {total} items finished; the same command goes on.")
+    print(f"Every answer: {root}/records*.jsonl   the table: {root / 'summary.json'}")
+    print(f"Plots and a page: python -m launch.report --workdir={root}")
+    return summary
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the launcher with the flags that ``run`` defined."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    evaluate(flags.FLAGS.config, flags.FLAGS.workdir)
+    with stop_on_signals() as request:
+        evaluate(flags.FLAGS.config, flags.FLAGS.workdir, lambda: bool(request))
 
 
 def run() -> None:
@@ -227,6 +195,8 @@ def run() -> None:
     config_flags.DEFINE_config_file(
         "config", None, "An evaluation config, such as configs/tiny_reasoner.py."
     )
-    flags.DEFINE_string("workdir", None, "Directory for records.jsonl and summary.json.")
+    flags.DEFINE_string(
+        "workdir", None, "Directory for records and summary, local or remote (gs://bucket/dir)."
+    )
     flags.mark_flags_as_required(["config", "workdir"])
     launch(main)

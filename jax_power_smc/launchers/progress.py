@@ -57,7 +57,7 @@ class Progress:
         if last_tokens is not None:
             parts.append(f"{(tokens - last_tokens) / elapsed:,.0f} tokens/s")
         left = (self._steps - step) * elapsed / max(step - last_step, 1)
-        parts.append(f"{_clock(left)} left")
+        parts.append(f"{clock(left)} left")
         text = "  ".join(parts)
         if self._live:
             self._live.update(self._task, completed=step, text=text)
@@ -65,7 +65,8 @@ class Progress:
             print(f"step {step}/{self._steps}  {text}", flush=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,53 @@
+"""Progress of an evaluation: a live line on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as LiveProgress
+
+from jax_power_smc.evaluation.job import State
+from jax_power_smc.launchers.progress import clock
+
+_SECONDS_BETWEEN_LINES = 10
+
+
+class Progress:
+    """Shows the state of a job; a context manager."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._task: tuple[str, TaskID] | None = None
+        self._live: LiveProgress | None = None
+        if sys.stdout.isatty():
+            self._live = LiveProgress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=Console(file=sys.stdout),
+            )
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def report(self, state: State) -> None:
+        """Shows how far a run is."""
+        text = f"accuracy so far {state.accuracy:.3f}, {clock(state.seconds_left)} left"
+        if self._live:
+            if self._task is None or self._task[0] != state.label:
+                task = self._live.add_task(state.label, total=state.total, text=text)
+                self._task = state.label, task
+            self._live.update(self._task[1], completed=state.done, text=text)
+            return
+        now = time.monotonic()
+        if state.done == state.total or now - self._last > _SECONDS_BETWEEN_LINES:
+            self._last = now
+            print(f"{state.label}: {state.done}/{state.total} items, {text}", flush=True)
