@@ -24,17 +24,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from jax_power_smc import decode, programs, randomness
 from jax_power_smc.buckets import pad_prompts
 from jax_power_smc.decode import AnyPrompt, StopArrays
 from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.mesh import DATA, EACH, GROUP, MODEL, SAME, Layout, Specs, layout_of
 from jax_power_smc.result import PHASES, SampleInfo, SampleResult
 from jax_power_smc.samplers import metropolis_hastings as mh
 from jax_power_smc.samplers.base import Outcome
 from jax_power_smc.samplers.metropolis_hastings import Chains, Entry, MetropolisHastings
 from jax_power_smc.target import PowerTarget, TargetArrays
+from jax_power_smc.vocabulary import WHOLE, Vocabulary
 
 
 class Prompt(NamedTuple):
@@ -136,6 +139,7 @@ def move(
     cut: jax.Array,
     uniforms: MoveUniforms,
     any_prompt: AnyPrompt,
+    vocabulary: Vocabulary = WHOLE,
 ) -> State:
     """One entry of the schedule for one prompt: redraw from the cut on, accept or take back.
 
@@ -149,6 +153,7 @@ def move(
       cut: [] int32, from ``draw_cut``.
       uniforms: all the randomness but the cut.
       any_prompt: see ``decode.AnyPrompt``.
+      vocabulary: how V lies on the devices.
     """
     target = _with_dtype(prompt.target, state.chains.log_s.dtype)
     prefix, going = mh.truncate(state.chains, cut)
@@ -165,11 +170,18 @@ def move(
         logits = logits.astype(now.chains.log_s.dtype)
 
         before = jax.lax.dynamic_slice_in_dim(now.chains.stop_state, now.step, 1, axis=1)[:, 0]
-        ends = decode.ending_tokens(target, stop, before)
+        ends = decode.ending_tokens(target, stop, before, vocabulary)
         if stop is None:
             ends = ends[:1]  # the same for all rows
         chains, token, drew = mh.extend(
-            target, now.chains, now.going, logits, ends, uniforms.token(now.step), now.step
+            target,
+            now.chains,
+            now.going,
+            logits,
+            ends,
+            uniforms.token(now.step),
+            now.step,
+            vocabulary,
         )
         after = decode.next_stop_state(stop, before, token, drew)
         chains = chains._replace(
@@ -182,7 +194,7 @@ def move(
             chains=chains,
             cache=cache,
             drawn=now.drawn + jnp.sum(drew, dtype=jnp.int32),
-            bad_logits=now.bad_logits | (jnp.any(now.going) & decode.is_bad(logits)),
+            bad_logits=now.bad_logits | (jnp.any(now.going) & decode.is_bad(logits, vocabulary)),
             going=going,
             step=now.step + 1,
             any_going=any_prompt(jnp.any(going)),
@@ -246,7 +258,7 @@ def start_batch(
     return programs.over_prompts(one, (None, 0, 0, 0, 0))(params, prompts, lengths, targets, keys)
 
 
-@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("model", "vocabulary"), donate_argnames=("state",))
 def move_batch(
     params: Any,
     key: jax.Array,
@@ -256,13 +268,16 @@ def move_batch(
     entry: Entry,
     *,
     model: LanguageModel,
+    vocabulary: Vocabulary = WHOLE,
 ) -> State:
     """One entry of the schedule for P prompts; ``key`` is that of the run."""
 
     def one(any_prompt, params, stop, prompt, state, entry, cut):  # type: ignore[no-untyped-def]
         num, dtype = state.chains.length.shape[0], state.chains.log_s.dtype
         uniforms = move_uniforms(prompt.key, entry, num, dtype)
-        return move(model, params, stop, prompt, state, entry, cut, uniforms, any_prompt)
+        return move(
+            model, params, stop, prompt, state, entry, cut, uniforms, any_prompt, vocabulary
+        )
 
     return programs.over_prompts(one, (None, None, 0, 0, None, None))(
         params, stop, prompts, state, entry, mh.draw_cut(key, entry)
@@ -270,13 +285,46 @@ def move_batch(
 
 
 @jax.jit
-def finish_batch(prompts: Prompt, state: State) -> Outcome:
-    """Weights and choices of P prompts."""
+def finish_batch(prompts: Prompt, state: State) -> tuple[State, Outcome]:
+    """Weights and choices of P prompts, and the state, which has no cache any more."""
 
     def one(key: jax.Array, chains: Chains) -> Outcome:
         return mh.finish(chains, randomness.final_uniforms(key, chains.log_s.dtype))
 
-    return jax.vmap(one)(prompts.key, state.chains)
+    return state, jax.vmap(one)(prompts.key, state.chains)
+
+
+def _specs(layout: Layout) -> tuple[Prompt, State]:
+    """How prompts and states lie on a mesh."""
+    request = layout.request(None)
+    logits = PartitionSpec(DATA, MODEL) if layout.vocabulary.axis else EACH
+    prompt = Prompt(GROUP, logits, request.target, EACH)  # type: ignore[arg-type]
+    return prompt, State(*[EACH] * len(State._fields))._replace(cache=GROUP)  # type: ignore[arg-type]
+
+
+def _start_specs(layout: Layout, args: Any) -> Specs:
+    prompt, state = _specs(layout)
+    inputs = (layout.params(args[0]), EACH, EACH, prompt.target, EACH)
+    return Specs(inputs, (prompt, state), False)
+
+
+def _move_specs(layout: Layout, args: Any) -> Specs:
+    prompt, state = _specs(layout)
+    inputs = (layout.params(args[0]), SAME, SAME, prompt, state, SAME)
+    return Specs(inputs, state, False, (4,))
+
+
+def _finish_specs(layout: Layout, args: Any) -> Specs:
+    del args
+    prompt, state = _specs(layout)
+    return Specs((prompt, state), (EACH, EACH), True)
+
+
+programs.SPECS |= {
+    start_batch: _start_specs,
+    move_batch: _move_specs,
+    finish_batch: _finish_specs,
+}
 
 
 # --- The batch --------------------------------------------------------------------------------
@@ -295,6 +343,7 @@ def run_chains(
     bucket: int,
     capacity: int,
     stop: StopArrays | None,
+    mesh: Mesh | None = None,
 ) -> SampleResult:
     """Runs the chains of one batch of prompts.
 
@@ -309,6 +358,7 @@ def run_chains(
       bucket: S.
       capacity: columns of the token buffer, at least T.
       stop: the table of the target's stop rule, or None.
+      mesh: devices, of which each "data" row has an equal part of ``width``; None for one device.
 
     Returns:
       The result; ``info.acceptance_rate`` says how many of the moves that redrew something were
@@ -319,10 +369,14 @@ def run_chains(
     """
     sampler.check(max_new_tokens)
     seconds = dict.fromkeys(PHASES, 0.0)
+    layout = layout_of(model, mesh)
+    params = layout.put(params, layout.params(params))
 
     def call(phase: str, function: Any, static: dict[str, Any], *args: Any) -> Any:
         """Calls an executable; the seconds of compiling it are not those of the phase."""
-        executable, compiling = programs.executable(function, static, args)
+        if mesh is not None:
+            args = layout.put(args, programs.SPECS[function](layout, args).inputs)
+        executable, compiling = programs.executable(function, static, args, layout)
         seconds["compile"] += compiling
         seconds[phase] -= compiling
         return executable(*args)
@@ -330,15 +384,16 @@ def run_chains(
     began = time.perf_counter()
     batch = _pad(model, prompts, prompt_ids, key, target, max_new_tokens, width, bucket)
     sizes = {"num_chains": sampler.num_chains, "capacity": capacity}
-    prompt, state = call("prefill", start_batch, {"model": model, **sizes}, params, *batch)
+    static = {"model": layout.model}
+    prompt, state = call("prefill", start_batch, static | sizes, params, *batch)
     jax.block_until_ready(state)
     prefilled = time.perf_counter()
     seconds["prefill"] += prefilled - began
     for entry in sampler.schedule(max_new_tokens):
         args = (params, key, stop, prompt, state, entry)
-        state = call("decode", move_batch, {"model": model}, *args)
-    outcome = call("decode", finish_batch, {}, prompt, state)
-    state, outcome = jax.device_get((state._replace(cache=None), outcome))
+        state = call("decode", move_batch, static | {"vocabulary": layout.vocabulary}, *args)
+    prompt, state = prompt._replace(context=None), state._replace(cache=None)
+    state, outcome = jax.device_get(call("decode", finish_batch, {}, prompt, state))
     seconds["decode"] += time.perf_counter() - prefilled
     return _collect(len(prompts), target, max_new_tokens, state, outcome, seconds)
 

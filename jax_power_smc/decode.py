@@ -23,6 +23,7 @@ from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers.base import Outcome, Particles, Rule, Selection
 from jax_power_smc.stop import StopRule, compile_stop
 from jax_power_smc.target import TargetArrays
+from jax_power_smc.vocabulary import WHOLE, Vocabulary
 
 # Written after the end of a sequence. Lengths, not this id, say where a sequence ends.
 PAD_ID = 0
@@ -52,7 +53,7 @@ class StopArrays(NamedTuple):
 
     Attributes:
       next_state: [states, V] int16, the state after a token; one table for all prompts, in which
-        each rule has states of its own.
+        each rule has states of its own. Whole on every device, whatever the vocabulary is.
       start: [] int32, the state before the first token.
       final: [] int16, the state in which the match is complete; -1 if there is no rule.
     """
@@ -184,10 +185,10 @@ def weight_dtype(logits: jax.Array) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
 
 
-def is_bad(logits: jax.Array) -> jax.Array:
+def is_bad(logits: jax.Array, vocabulary: Vocabulary) -> jax.Array:
     """[] bool: some row of logits [N, V] makes no log probabilities."""
     # The sampler asks for the same normaliser, so it is computed once.
-    return jnp.any(normalise(logits).is_bad)
+    return jnp.any(normalise(logits, vocabulary).is_bad)
 
 
 def is_running(particles: Particles, target: TargetArrays, step: jax.Array) -> jax.Array:
@@ -213,7 +214,7 @@ def _propagate(
     dtype = carry.particles.log_weight.dtype
     logits = logits.astype(dtype)
     request = _with_dtype(request, dtype)
-    ends = ending_tokens(request.target, request.stop, carry.stop_state[:num])
+    ends = ending_tokens(request.target, request.stop, carry.stop_state[:num], rule.vocabulary)
     if request.stop is None:
         ends = ends[:1]  # the same for all rows
     chosen = rule.advance(
@@ -221,7 +222,7 @@ def _propagate(
     )
     # A prompt that is done is frozen: what its neighbours still need must not change it.
     running = is_running(carry.particles, request.target, step)
-    bad = running & is_bad(logits)
+    bad = running & is_bad(logits, rule.vocabulary)
     chosen = _freeze_unless(running, carry, chosen)
 
     moves = chosen.parent != jnp.arange(rule.num_rows, dtype=jnp.int32)
@@ -271,10 +272,17 @@ def stop_arrays(rule: StopRule | None, tokenizer: Any, vocab_size: int) -> StopA
     )
 
 
-def ending_tokens(target: TargetArrays, stop: StopArrays | None, state: jax.Array) -> jax.Array:
+def ending_tokens(
+    target: TargetArrays,
+    stop: StopArrays | None,
+    state: jax.Array,
+    vocabulary: Vocabulary = WHOLE,
+) -> jax.Array:
     """[N, V] bool: tokens that would end each sequence, whose automaton is in state [N]."""
     ends = jnp.broadcast_to(target.ends[None, :], (state.shape[0], target.ends.shape[0]))
-    return ends if stop is None else ends | (stop.next_state[state] == stop.final)
+    if stop is None:
+        return ends
+    return ends | (vocabulary.part(stop.next_state)[state] == stop.final)
 
 
 def next_stop_state(

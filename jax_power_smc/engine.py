@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_power_smc import decode, memory
 from jax_power_smc.admission import check_request
@@ -17,6 +18,7 @@ from jax_power_smc.chains import run_chains
 from jax_power_smc.collect import collect
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.memory import MemoryPlan
+from jax_power_smc.mesh import layout_of, mesh_of
 from jax_power_smc.result import SampleResult, concatenate
 from jax_power_smc.samplers import MetropolisHastings, Sampler
 from jax_power_smc.slots import Slots, Work
@@ -43,6 +45,7 @@ def sample(
     prompts_per_batch: int | None = None,
     tokenizer: Any = None,
     memory_limit: int | None = None,
+    mesh: Mesh | None = None,
 ) -> SampleResult:
     """Samples from a target, for every prompt.
 
@@ -61,6 +64,8 @@ def sample(
       tokenizer: needed if the target has a stop rule: a fast tokenizer, or a list of the bytes of
         every token.
       memory_limit: bytes that may be used on the device; default what it has.
+      mesh: devices with the axes "data" and "model" (``make_mesh``); default those on whose mesh
+        the parameters lie, or else one device.
 
     Returns:
       The particles of every prompt with their weights, see ``SampleResult``.
@@ -71,6 +76,7 @@ def sample(
     ids = check_request(
         model, prompts, prompt_ids, key, target, sampler, max_new_tokens, prompts_per_batch
     )
+    mesh = mesh_of(params) if mesh is None else mesh
     longest = max(len(prompt) for prompt in prompts)
     sizes, _ = plan_slots(
         model,
@@ -81,17 +87,29 @@ def sample(
         wanted=power_of_two(len(prompts)),
         slots=prompts_per_batch,
         memory_limit=memory_limit,
+        mesh=mesh,
     )
     # Short prompts first: the prompt half of the slots then grows no earlier than it must.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     if isinstance(sampler, MetropolisHastings):
         stop = decode.stop_arrays(target.stop, tokenizer, model.vocab_size)
         return _sample_chains(
-            model, params, prompts, ids, order, key, target, sampler, max_new_tokens, sizes, stop
+            model,
+            params,
+            prompts,
+            ids,
+            order,
+            key,
+            target,
+            sampler,
+            max_new_tokens,
+            sizes,
+            stop,
+            mesh,
         )
     works = [Work(prompts[i], ids[i], target, max_new_tokens) for i in order]
     rule = sampler.rule()
-    slots = Slots(model, params, rule, sampler.numbers(), key, sizes, tokenizer)
+    slots = Slots(model, params, rule, sampler.numbers(), key, sizes, tokenizer, mesh=mesh)
     slots.admit(target)
     for work in slots.run(works):
         if work.error is not None:
@@ -114,6 +132,7 @@ def _sample_chains(
     max_new_tokens: int,
     sizes: Sizes,
     stop: decode.StopArrays | None,
+    mesh: Mesh | None,
 ) -> SampleResult:
     """Batch by batch: all chains follow one schedule, so nobody leaves before the others."""
     buckets: dict[int, list[int]] = {}
@@ -137,6 +156,7 @@ def _sample_chains(
                     bucket=bucket,
                     capacity=sizes.token_capacity,
                     stop=stop,
+                    mesh=mesh,
                 )
             )
             done += batch
@@ -153,14 +173,19 @@ def plan_slots(
     wanted: int,
     slots: int | None,
     memory_limit: int | None,
+    mesh: Mesh | None = None,
 ) -> tuple[Sizes, MemoryPlan]:
     """How many slots: as many as are asked for or fill the machine, if its memory has room.
+
+    On a mesh that is asked for each of its "data" rows, and they have equally many.
 
     Raises:
       ValueError: if it has room for none, or not for as many as are asked for.
     """
     num = sampler.num_particles
-    count = slots or min(max(1, MAX_ROWS // num), wanted)
+    layout = layout_of(model, mesh)
+    rows = layout.rows
+    count = -(-(slots or min(rows * max(1, MAX_ROWS // num), wanted)) // rows)
     limit = getattr(model, "max_positions", None)
     sizes = Sizes(count, max(1, count // GROUPS), prompt_tokens, new_tokens, CHUNK, limit)
     plan = memory.plan(
@@ -173,19 +198,20 @@ def plan_slots(
         sizes.group,
         limit=memory_limit,
         chunk=CHUNK,
+        layout=layout,
     )
-    if slots is not None and plan.slots < slots:
+    if slots is not None and plan.slots < count:
         raise ValueError(
-            f"{slots} prompts at a time are too many for the memory; at most {plan.slots} fit: "
-            f"{plan}."
+            f"{slots} prompts at a time are too many for the memory; at most {rows * plan.slots} "
+            f"fit: {plan}."
         )
     # While a cache grows there are two, the last time the last two.
     before = [*sizes.cache_buckets()[:-1], 0][-2:][0]
     second = plan.slots * plan.cache * before // sizes.token_capacity
     sizes = dataclasses.replace(
         sizes,
-        slots=plan.slots,
-        group=max(1, plan.slots // GROUPS),
+        slots=rows * plan.slots,
+        group=rows * max(1, plan.slots // GROUPS),
         grows=plan.total + second <= plan.limit,
     )
     return sizes, plan

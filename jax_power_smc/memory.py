@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.mesh import ONE_DEVICE, Layout
 from jax_power_smc.samplers import checks
 
 # The share of a device that the engine may use. An accelerator also holds compiled programs and
@@ -95,6 +96,7 @@ def plan(
     limit: int | None = None,
     device: Any = None,
     chunk: int = 1,
+    layout: Layout = ONE_DEVICE,
 ) -> MemoryPlan:
     """The largest number of slots, up to ``wanted_slots``, that fits.
 
@@ -106,6 +108,8 @@ def plan(
       limit: bytes that the engine may use, all of them; default ``device_memory(device)``.
       device: a JAX device; default the first one.
       chunk: capacities are multiples of it, and so is the one that an error advises.
+      layout: how the model lies on a mesh. The plan is for one of its devices: so many slots are
+        those of a "data" row.
 
     Raises:
       ValueError: if not even one slot fits, saying what would.
@@ -114,21 +118,23 @@ def plan(
     limit = device_memory(device) if limit is None else limit
     checks.number("memory_limit", limit, at_least=1)
     on_cpu = device.platform == "cpu"
+    whole, params = params, layout.local(params)
+    parts = layout.group  # of keys and values; what else there is in a step is not divided
     weights = tree_bytes(params) + (_converted(params, model.vocab_size) if on_cpu else 0)
     tokens, length = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in [(prompt_tokens,), ()])
-    context = tree_bytes(_prefill.eval_shape(params, tokens, length, model=model)[1])
+    context = tree_bytes(_prefill.eval_shape(whole, tokens, length, model=model)[1]) // parts
     prefill = context + _temporaries(model, num_particles, prompt_tokens, capacity)[0]
 
     def one_slot(num: int, new: int) -> MemoryPlan:
-        cache = _cache.eval_shape(params, model=model, num=num, capacity=new)
+        cache = _cache.eval_shape(whole, model=model, num=num, capacity=new)
         working = num * (LOGITS_COPIES * 4 * model.vocab_size + TOKEN_BYTES * new)
         working += _temporaries(model, num, prompt_tokens, new)[1]
         if on_cpu:
             # As measured, XLA CPU carries 16-bit caches through the loop of steps in float32 (2.0
             # caches at any number of layers) and lays the prompts' keys out anew.
             half = [x for x in jax.tree.leaves(cache) if x.dtype in (jnp.bfloat16, jnp.float16)]
-            working += 2 * tree_bytes(half) + context
-        sizes = (weights, context, tree_bytes(cache), working, prefill)
+            working += 2 * tree_bytes(half) // parts + context
+        sizes = (weights, context, tree_bytes(cache) // parts, working, prefill)
         return MemoryPlan(str(device), int(limit), *sizes, 1, num, prompt_tokens, new)
 
     def several(slots: int) -> MemoryPlan:

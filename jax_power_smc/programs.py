@@ -6,6 +6,8 @@
     harvest     final weights and choices of a group of slots
     retire      ends prompts that are not wanted any more
 
+Each is written for the prompts of one device; on a mesh every "data" row runs it for its own.
+
 Letters: P slots, R prompts that enter or leave together, S padded prompt length.
 """
 
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 from jax_power_smc import decode, randomness
 from jax_power_smc.decode import Carry, Observed, Request, StopArrays
 from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.mesh import EACH, GROUP, ONE_DEVICE, SAME, Layout, Specs
 from jax_power_smc.samplers import Outcome, Particles, Rule
 from jax_power_smc.target import TargetArrays
 
@@ -83,10 +86,10 @@ def with_shared(own: Request, request: Request) -> Request:
     return own._replace(numbers=request.numbers, stop=stop)
 
 
-def idle(entered: jax.Array, slots: int) -> jax.Array:
+def idle(entered: Any, slots: int) -> jax.Array:
     """[P, ...] that nobody is in: all zero, so that no token may be drawn (cap 0)."""
     if jnp.issubdtype(entered.dtype, jax.dtypes.prng_key):
-        data = idle(jax.random.key_data(entered), slots)
+        data = idle(jax.eval_shape(jax.random.key_data, entered), slots)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(entered))
     return jnp.zeros((slots, *entered.shape[1:]), entered.dtype)
 
@@ -234,6 +237,45 @@ def grow(cache: Any, clock: jax.Array, *, model: Any, capacity: int) -> Any:
     return jax.vmap(lambda cache: model.grow(cache, capacity, clock))(cache)
 
 
+# --- On a mesh --------------------------------------------------------------------------------
+
+
+def _enter_specs(layout: Layout, args: Any) -> Specs:
+    params, *_, stop = args
+    request = layout.request(stop)
+    inputs = (layout.params(params), EACH, EACH, request.target, SAME, EACH, request.stop)
+    return Specs(inputs, (request, layout.carry(), EACH), (False, False, True))
+
+
+def _insert_specs(layout: Layout, args: Any) -> Specs:
+    (own, _), _, _ = args
+    slots = layout.request(own.stop), layout.carry()
+    return Specs((slots, slots, EACH), slots, False, (0,))
+
+
+def _run_chunk_specs(layout: Layout, args: Any) -> Specs:
+    params, request, _, _ = args
+    carry = layout.carry()
+    inputs = (layout.params(params), layout.request(request.stop), carry, SAME)
+    return Specs(inputs, (carry, EACH, EACH), (False, True, True), (2,))
+
+
+def _harvest_specs(layout: Layout, args: Any) -> Specs:
+    request, _, _ = args
+    return Specs((layout.request(request.stop), layout.carry(), EACH), EACH, True)
+
+
+# How arguments and results of each program lie; ``chains`` adds its own.
+SPECS: dict[Any, Callable[[Layout, Any], Specs]] = {
+    enter: _enter_specs,
+    insert: _insert_specs,
+    run_chunk: _run_chunk_specs,
+    harvest: _harvest_specs,
+    retire: lambda layout, args: Specs((EACH, EACH), EACH, False),
+    grow: lambda layout, args: Specs((GROUP, SAME), GROUP, False),
+}
+
+
 # --- Compilation ------------------------------------------------------------------------------
 
 _EXECUTABLES: dict[Any, Any] = {}
@@ -256,16 +298,26 @@ def forget() -> None:
     jax.clear_caches()
 
 
-def executable(function: Any, static: dict[str, Any], args: Any) -> tuple[Any, float]:
+def results(function: Any, static: dict[str, Any], args: Any, layout: Layout) -> Any:
+    """The shapes of what a program returns."""
+    if layout.mesh is None:
+        return jax.eval_shape(functools.partial(function, **static), *args)
+    return layout.lower(function, static, args, SPECS[function](layout, args)).out_info
+
+
+def executable(
+    function: Any, static: dict[str, Any], args: Any, layout: Layout = ONE_DEVICE
+) -> tuple[Any, float]:
     """The compiled form of ``function`` for these shapes, and the seconds it took to make."""
     leaves, structure = jax.tree.flatten(args)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    cache_key = (function, tuple(sorted(static.items(), key=lambda x: x[0])), structure, shapes)
+    settings = tuple(sorted(static.items(), key=lambda x: x[0]))
+    cache_key = (function, settings, structure, shapes, layout.mesh)
     if cache_key in _EXECUTABLES:
         return _EXECUTABLES[cache_key], 0.0
     if len(_EXECUTABLES) >= MOST_ON_CPU and jax.default_backend() == "cpu":
         forget()
     began = time.perf_counter()
-    executable = function.lower(*args, **static).compile()
+    executable = layout.lower(function, static, args, SPECS[function](layout, args)).compile()
     _EXECUTABLES[cache_key] = executable
     return executable, time.perf_counter() - began

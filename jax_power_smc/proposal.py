@@ -16,6 +16,10 @@ formulations matter for that on CPU, where XLA leaves such reductions to a kerne
 * the support is a bound of +-inf, ``min(logit, bound)``: a select would not be fused;
 * logits are reshaped into blocks *before* anything is computed from them (3x faster).
 
+Where the vocabulary is cut over devices (``vocabulary``), blocks lie in one part each, their masses
+are exchanged, and the device that has the chosen block draws from it: the same token as on one
+device, up to the rounding of the sums.
+
 Letters: N particles, V vocabulary, B blocks of b tokens.
 """
 
@@ -26,10 +30,14 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc import inverse_cdf
+from jax_power_smc.vocabulary import WHOLE, Vocabulary
 
 # The largest block. Smaller ones cost nothing, but see ``block_of``.
 BLOCK_SIZE = 512
-_SMALLEST_BLOCK = 64
+_SMALLEST_BLOCK = 32
+# Devices over which a vocabulary may be cut without changing its blocks, where V allows it: what is
+# drawn then does not depend on the mesh.
+_PARTS = 16
 
 
 class Normaliser(NamedTuple):
@@ -51,17 +59,23 @@ class Normaliser(NamedTuple):
         return ~(jnp.isfinite(self.top) & jnp.isfinite(self.log_sum))
 
 
-def normalise(logits: jax.Array) -> Normaliser:
+def normalise(logits: jax.Array, vocabulary: Vocabulary = WHOLE) -> Normaliser:
     """The normaliser of logits [N, V]."""
-    top = jnp.max(logits, axis=-1)
-    return Normaliser(top, jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)))
+    top = vocabulary.max(jnp.max(logits, axis=-1))
+    total = vocabulary.sum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
+    return Normaliser(top, jnp.log(total))
 
 
 def log_prob(
-    logits: jax.Array, normaliser: Normaliser, rows: jax.Array, tokens: jax.Array
+    logits: jax.Array,
+    normaliser: Normaliser,
+    rows: jax.Array,
+    tokens: jax.Array,
+    vocabulary: Vocabulary = WHOLE,
 ) -> jax.Array:
     """log p of tokens at temperature 1: logits [N, V], rows and tokens of one shape -> that."""
-    return (logits[rows, tokens] - normaliser.top[rows]) - normaliser.log_sum[rows]
+    logit = vocabulary.lookup(logits, rows, tokens)
+    return (logit - normaliser.top[rows]) - normaliser.log_sum[rows]
 
 
 def share_support(logits: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -75,20 +89,16 @@ def share_support(logits: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax
     return jnp.where(allowed, logits, -jnp.inf), jnp.ones((1, allowed.shape[1]), bool)
 
 
-def at(table: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """``table[rows, columns]`` of a table [N, ...], or of [1, ...] that holds for every row."""
-    return table[rows if table.shape[0] > 1 else jnp.zeros_like(rows), columns]
-
-
 class PowerProposal(NamedTuple):
     """N categorical distributions over V tokens, cut into B blocks of b tokens.
 
     Attributes:
       logits: [N, B, b], padded with -inf; -inf, too, where a row's own support excludes a token.
+        Of a cut vocabulary it holds this device's blocks, and so does ``allowed``.
       allowed: [1, B, b] bool, the support of all rows, padded with False.
       exponent: [].
       top: [N], the largest logit of the support; 0 where it is empty.
-      block_mass: [N, B], masses of the blocks; the token of logit ``top`` has mass 1.
+      block_mass: [N, B], masses of all blocks; the token of logit ``top`` has mass 1.
       log_sum: [N], ``log sum_v p(v)^a`` over the support; -inf for an empty support.
     """
 
@@ -113,6 +123,7 @@ def power_proposal(
     block_size: int | None = None,
     *,
     normaliser: Normaliser | None = None,
+    vocabulary: Vocabulary = WHOLE,
 ) -> PowerProposal:
     """Builds q ∝ p^exponent on the allowed tokens.
 
@@ -123,20 +134,23 @@ def power_proposal(
       block_size: b; not larger than V is needed. None for what suits V.
       normaliser: that of the base model's logits, if it is known. ``logits`` may then lack tokens
         that are not allowed anyway.
+      vocabulary: how V lies on the devices. A cut one must be ``can_be_cut``.
     """
     vocab = logits.shape[1]
     if normaliser is None:
-        normaliser = normalise(logits)
-    block = block_of(vocab) if block_size is None else min(block_size, vocab)
+        normaliser = normalise(logits, vocabulary)
+    whole = vocab * vocabulary.parts
+    block = block_of(whole) if block_size is None else min(block_size, vocab)
     logits, allowed = share_support(logits, allowed)
     # The support's own maximum: its masses may all be tiny beside those of other tokens.
-    top = jnp.max(jnp.minimum(logits, bound(allowed, logits.dtype)), axis=-1)
+    top = vocabulary.max(jnp.max(jnp.minimum(logits, bound(allowed, logits.dtype)), axis=-1))
     logits, allowed = _blocks(logits, block, -jnp.inf), _blocks(allowed, block, False)
     possible = ~normaliser.is_bad & (top > -jnp.inf)
     top = jnp.where(possible, top, jnp.zeros_like(top))
     # One exponent per row, so that two proposals of one step share no large operand.
     exponents = jnp.where(possible, exponent, jnp.ones_like(top))[:, None, None]
     block_mass = jnp.sum(_mass(logits, allowed, top[:, None, None], exponents), axis=-1)
+    block_mass = vocabulary.join(block_mass)
     block_mass = jnp.where(possible[:, None], block_mass, jnp.zeros_like(block_mass))
     # Differences of logits first: a product with the exponent would lose their digits.
     log_top = exponent * ((top - normaliser.top) - normaliser.log_sum)
@@ -144,7 +158,12 @@ def power_proposal(
     return PowerProposal(logits, allowed, exponent, top, block_mass, log_sum)
 
 
-def draw(proposal: PowerProposal, rows: jax.Array, uniforms: jax.Array) -> jax.Array:
+def draw(
+    proposal: PowerProposal,
+    rows: jax.Array,
+    uniforms: jax.Array,
+    vocabulary: Vocabulary = WHOLE,
+) -> jax.Array:
     """Draws one token per particle.
 
     Args:
@@ -152,32 +171,44 @@ def draw(proposal: PowerProposal, rows: jax.Array, uniforms: jax.Array) -> jax.A
       rows: [N] int32, which of them each particle draws from (its ancestor's). Drawing through
         the index spares moving the [N, V] array when particles are resampled.
       uniforms: [N, 2] in [0, 1), one per level.
+      vocabulary: that of the proposal.
 
     Returns:
       [N] int32 tokens of positive probability (token 0 where a support is empty).
     """
     block = inverse_cdf.invert_rows(proposal.block_mass[rows], uniforms[:, 0])
-    logits, allowed = proposal.logits[rows, block], proposal.allowed[0, block]
+    local, mine = vocabulary.here(block, proposal.logits.shape[1])
+    logits, allowed = proposal.logits[rows, local], proposal.allowed[0, local]
     # Relative to the block's own maximum: a block that was drawn has a token to draw, however
     # exponentials close to underflow were rounded in its sum.
     top = jnp.max(jnp.where(allowed, logits, -jnp.inf), axis=-1, keepdims=True)
     top = jnp.where(top > -jnp.inf, top, jnp.zeros_like(top))
     mass = _mass(logits, allowed, top, proposal.exponent)
     within = inverse_cdf.invert_rows(mass, uniforms[:, 1])
-    token = block * proposal.logits.shape[-1] + within
+    token = vocabulary.from_owner(block * proposal.logits.shape[-1] + within, mine)
     return jnp.where(proposal.log_sum[rows] > -jnp.inf, token, jnp.int32(0))
 
 
 def block_of(vocab: int) -> int:
     """b for a vocabulary of V tokens.
 
-    One block if it is small. Else a divisor of V, the one nearest to its square root: padding
-    would copy the logits. If there is none of a suitable size, the largest block.
+    A divisor of V, the one nearest to its square root: padding would copy the logits. If V allows
+    it, one of V/16, so that each of 16 devices has whole blocks. A small vocabulary that does not
+    is one block; a large one without a divisor of a suitable size has the largest blocks.
     """
-    if vocab <= BLOCK_SIZE:
-        return vocab
-    divisors = [b for b in range(_SMALLEST_BLOCK, BLOCK_SIZE + 1) if vocab % b == 0]
-    return min(divisors, key=lambda b: abs(b - math.sqrt(vocab)), default=BLOCK_SIZE)
+    smallest = 1 if vocab <= BLOCK_SIZE else _SMALLEST_BLOCK
+    for parts in (_PARTS, _PARTS // 2, _PARTS // 4, _PARTS // 8, 1):
+        if vocab % parts or (vocab <= BLOCK_SIZE and parts == 1):
+            continue
+        divisors = [b for b in range(smallest, BLOCK_SIZE + 1) if vocab // parts % b == 0]
+        if divisors:
+            return min(divisors, key=lambda b: abs(b - math.sqrt(vocab)))
+    return min(vocab, BLOCK_SIZE)
+
+
+def can_be_cut(vocab: int, parts: int) -> bool:
+    """Whether a vocabulary of V tokens can lie on so many devices, whole blocks on each."""
+    return vocab % (parts * block_of(vocab)) == 0
 
 
 def _blocks(x: jax.Array, block: int, fill: float | bool) -> jax.Array:

@@ -23,16 +23,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_power_smc import programs, randomness
 from jax_power_smc.buckets import Sizes, pad_prompts
 from jax_power_smc.decode import Carry, Observed, Request
 from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.mesh import GROUP, SAME, layout_of
 from jax_power_smc.mixed_targets import MixedTargets
+from jax_power_smc.places import Places
 from jax_power_smc.programs import Harvest
 from jax_power_smc.result import PHASES
 from jax_power_smc.samplers import Rule
 from jax_power_smc.target import PowerTarget
+from jax_power_smc.vocabulary import WHOLE
 
 
 @dataclasses.dataclass(eq=False)
@@ -89,9 +93,10 @@ class Slots:
       model, params: the language model.
       rule, numbers: the sampler.
       key: the key of the run.
-      sizes: shapes.
+      sizes: shapes; slots and group are multiples of the mesh's "data" rows.
       tokenizer: for stop rules.
       looks_late: chunks that are handed out beyond the one that is looked at.
+      mesh: devices, of which each "data" row has an equal part of the slots; None for one device.
 
     Attributes:
       seconds: by phase, since the beginning. What enters while others decode counts as decoding.
@@ -107,9 +112,16 @@ class Slots:
         sizes: Sizes,
         tokenizer: Any = None,
         looks_late: int = 1,
+        mesh: Mesh | None = None,
     ) -> None:
-        self.model, self.params, self.rule, self.numbers = model, params, rule, numbers
+        self.layout = layout = layout_of(model, mesh)
+        self.model = layout.model
+        self.params = layout.put(params, layout.params(params))
+        self.rule, self.numbers = rule, layout.put(numbers, SAME)
+        if layout.vocabulary != WHOLE:
+            self.rule = dataclasses.replace(rule, vocabulary=layout.vocabulary)  # type: ignore[type-var]
         self.key, self.sizes, self.looks_late = key, sizes, looks_late
+        self.places = Places(sizes.slots, sizes.group, layout.rows)
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._targets = MixedTargets(model.vocab_size, tokenizer)
         self._compiling = 0.0
@@ -122,7 +134,7 @@ class Slots:
         self._clock = 0
         # Chunks that were handed out and not looked at: who ran in them, and who still does.
         self._unseen: collections.deque[tuple[list[Work | None], jax.Array]] = collections.deque()
-        self._leaving: collections.deque[tuple[list[Work], Harvest]] = collections.deque()
+        self._leaving: collections.deque[tuple[dict[int, Work], Harvest]] = collections.deque()
 
     def admit(self, target: PowerTarget) -> None:
         """Makes room for a target that will come; ValueError if it cannot, see ``MixedTargets``."""
@@ -140,16 +152,16 @@ class Slots:
         clock = jax.ShapeDtypeStruct((), jnp.int32)
         step = {"model": self.model, "rule": self.rule, "num_steps": sizes.chunk}
         caches = {
-            capacity: jax.eval_shape(lambda capacity=capacity: self._empty_cache(capacity))
+            capacity: jax.eval_shape(functools.partial(self._new_cache, capacity))
             for capacity in sorted({self._cache_capacity(c) for c in sizes.cache_buckets()})
         }
         for bucket in sizes.prompt_buckets():
-            static, args = self._entering([plain], bucket)
+            static, args = self._entering({0: plain}, bucket)
             self._compile(programs.enter, static, *args)
-            request, carry, _ = jax.eval_shape(functools.partial(programs.enter, **static), *args)
+            request, carry, _ = programs.results(programs.enter, static, args, self.layout)
             entered = programs.own_part(request), carry
             slots = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((sizes.slots, *x.shape[1:]), x.dtype), entered
+                lambda x: jax.ShapeDtypeStruct((self._rows(x), *x.shape[1:]), x.dtype), entered
             )
             self._compile(programs.insert, {}, slots, entered, index)
             request, carry = programs.with_shared(slots[0], request), slots[1]
@@ -204,8 +216,10 @@ class Slots:
         entering = [work for work in arrivals if work.is_wanted]
         try:
             idle = not any(self._occupants)
-            for first in range(0, len(entering), self.sizes.group):
-                self._enter(entering[first : first + self.sizes.group])
+            free = [slot for slot, work in enumerate(self._occupants) if work is None]
+            goes = dict(zip(self.places.in_turn(free), entering, strict=False))
+            for group in self.places.groups(list(goes)):
+                self._enter({place: goes[slot] for place, slot in group.items()}, group)
             if idle and entering:
                 jax.block_until_ready(self._carry)
                 began = self._book("prefill", began)
@@ -221,7 +235,10 @@ class Slots:
         except jax.errors.JaxRuntimeError as error:
             # The slots are lost with the program that failed, and who was in them. Who waits is
             # not: the next one enters empty slots.
-            lost = [*filter(None, self._occupants), *(w for ws, _ in self._leaving for w in ws)]
+            lost = [
+                *filter(None, self._occupants),
+                *(w for ws, _ in self._leaving for w in ws.values()),
+            ]
             for work in dict.fromkeys([*lost, *entering]):
                 if work not in through:
                     work.error = error
@@ -239,38 +256,42 @@ class Slots:
 
     def _call(self, function: Any, static: dict[str, Any], *args: Any) -> Any:
         """Calls an executable; the seconds of compiling it are kept apart."""
+        if self.layout.mesh is not None:
+            args = self.layout.put(args, programs.SPECS[function](self.layout, args).inputs)
         return self._compile(function, static, *args)(*args)
 
     def _compile(self, function: Any, static: dict[str, Any], *args: Any) -> Any:
-        executable, compile_seconds = programs.executable(function, static, args)
+        executable, compile_seconds = programs.executable(function, static, args, self.layout)
         self.seconds["compile"] += compile_seconds
         self._compiling += compile_seconds
         return executable
 
     # --- One round ---
 
-    def _enter(self, works: list[Work]) -> None:
-        """Prefills a group of prompts and puts them into free slots."""
-        longest = max(len(work.prompt) for work in works)
+    def _enter(self, works: dict[int, Work], group: dict[int, int]) -> None:
+        """Prefills prompts, by place in their group, and puts them into its slots."""
+        longest = max(len(work.prompt) for work in works.values())
         static, args = self._entering(works, self.sizes.prompt_bucket(longest))
         request, carry, observed = self._call(programs.enter, static, *args)
-        free = [slot for slot, work in enumerate(self._occupants) if work is None]
-        self._insert(request, carry, free[: len(works)])
+        self._insert(request, carry, group)
         seen = _Seen(jax.tree.map(lambda x: x[:, None], observed))
-        for row, (slot, work) in enumerate(zip(free, works, strict=False)):
-            self._occupants[slot] = work
-            work.clock, work.parts = self._clock, [(seen, row)]
+        for place, work in works.items():
+            self._occupants[group[place]] = work
+            work.clock, work.parts = self._clock, [(seen, place)]
 
-    def _entering(self, works: list[Work], bucket: int) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    def _entering(
+        self, works: dict[int, Work], bucket: int
+    ) -> tuple[dict[str, Any], tuple[Any, ...]]:
         """The arguments of ``programs.enter``, static and traced."""
-        size = self.sizes.group
-        tokens, lengths = pad_prompts([work.prompt for work in works], size, bucket)
-        ids = [work.prompt_id for work in works] + [0] * (size - len(works))
+        size, some = self.sizes.group, next(iter(works.values()))
+        nobody = Work([0], 0, some.target, 0)  # has cap 0 and draws nothing
+        placed = [works.get(place, nobody) for place in range(size)]
+        tokens, lengths = pad_prompts([work.prompt for work in placed], size, bucket)
+        ids = [work.prompt_id for work in placed]
         keys = self.key
-        if any(work.key is not None for work in works):
-            own = [self.key if work.key is None else work.key for work in works]
-            keys = jnp.stack(own + [self.key] * (size - len(works)))
-        targets, stop = self._targets.arrays([(work.target, work.cap) for work in works], size)
+        if any(work.key is not None for work in placed):
+            keys = jnp.stack([self.key if work.key is None else work.key for work in placed])
+        targets, stop = self._targets.arrays([(work.target, work.cap) for work in placed], size)
         return (
             {"model": self.model, "rule": self.rule, "capacity": self.sizes.token_capacity},
             (
@@ -284,13 +305,14 @@ class Slots:
             ),
         )
 
-    def _insert(self, request: Request, carry: Carry, free: list[int]) -> None:
-        """Puts what has entered into free slots; makes or widens the slots if need be."""
+    def _insert(self, request: Request, carry: Carry, group: dict[int, int]) -> None:
+        """Puts what has entered into the group's slots; makes or widens the slots if need be."""
         entered = programs.own_part(request), carry
         if self._request is None or self._carry is None:
-            slots = jax.tree.map(lambda x: programs.idle(x, self.sizes.slots), entered)
+            specs = self.layout.request(request.stop), self.layout.carry()
+            slots = self.layout.zeros(functools.partial(self._new_slots, entered), specs)
             self._capacity = self._cache_capacity(1)
-            cache = self._empty_cache(self._capacity)
+            cache = self.layout.zeros(functools.partial(self._new_cache, self._capacity), GROUP)
         else:
             widened = self._targets.widen(self._request)
             slots = programs.own_part(widened), self._carry._replace(cache=None)
@@ -299,9 +321,8 @@ class Slots:
             lambda x, y: tuple(map(max, x.shape[1:], y.shape[1:])), slots, entered
         )
         slots, entered = (jax.tree.map(programs.fit, tree, widest) for tree in (slots, entered))
-        places = np.full((self.sizes.group,), self.sizes.slots, np.int32)
-        places[: len(free)] = free
-        own, carry = self._call(programs.insert, {}, slots, entered, jnp.asarray(places))
+        index = self.places.index(group, otherwise=self.places.per_row)
+        own, carry = self._call(programs.insert, {}, slots, entered, jnp.asarray(index))
         self._request = programs.with_shared(own, request)
         self._carry = carry._replace(cache=cache)
 
@@ -340,8 +361,17 @@ class Slots:
             )
             self._carry, self._capacity = self._carry._replace(cache=cache), capacity
 
-    def _empty_cache(self, capacity: int) -> Any:
-        sizes = self.sizes.slots, self.rule.num_particles, capacity
+    def _new_slots(self, entered: Any) -> Any:
+        """Slots that nobody is in, shaped like what enters: all of a carry but the cache."""
+        return jax.tree.map(lambda x: programs.idle(x, self._rows(x)), entered)
+
+    def _rows(self, entered: Any) -> int:
+        """Rows of all slots of what enters [rows, ...]: P, or P m of what a device has of its own."""
+        return entered.shape[0] * self.sizes.slots // self.sizes.group
+
+    def _new_cache(self, capacity: int) -> Any:
+        slots = self.sizes.slots * self.layout.group
+        sizes = slots, self.rule.num_particles, capacity
         return programs.empty_cache(self.model, self.params, *sizes)
 
     def _cache_capacity(self, entries: int) -> int:
@@ -362,15 +392,12 @@ class Slots:
         for slot, work in enumerate(self._occupants):
             if work is not None and self._clock - work.clock >= work.cap - 1:
                 done[slot] = work
-        places, size = sorted(done), self.sizes.group
-        for first in range(0, len(places), size):
-            self._harvest({slot: done[slot] for slot in places[first : first + size]})
+        for group in self.places.groups(sorted(done)):
+            self._harvest({place: done[slot] for place, slot in group.items()}, group)
 
-    def _harvest(self, done: dict[int, Work]) -> None:
+    def _harvest(self, done: dict[int, Work], group: dict[int, int]) -> None:
         assert self._request is not None and self._carry is not None
-        places = list(done)
-        index = np.full((self.sizes.group,), places[0], np.int32)
-        index[: len(places)] = places
+        index = self.places.index(group, otherwise=0)
         left = self._call(
             programs.harvest,
             {"rule": self.rule},
@@ -379,19 +406,19 @@ class Slots:
             jnp.asarray(index),
         )
         _copy_to_host(left)
-        for slot in done:
+        for slot in group.values():
             self._occupants[slot] = None
-        self._leaving.append((list(done.values()), left))
+        self._leaving.append((done, left))
 
-    def _receive(self, works: list[Work], left: Harvest) -> list[Work]:
-        """Waits for what the prompts left behind."""
+    def _receive(self, works: dict[int, Work], left: Harvest) -> list[Work]:
+        """Waits for what the prompts left behind, by their place in the group."""
         left = jax.device_get(left)
-        for row, work in enumerate(works):
-            work.left = jax.tree.map(lambda x, row=row: x[row : row + 1], left)
+        for place, work in works.items():
+            work.left = jax.tree.map(lambda x, row=place: x[row : row + 1], left)
             parts = [seen.of(place) for seen, place in work.parts]
             work.seen = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
             work.parts = []
-        return works
+        return list(works.values())
 
     def _drop_cancelled(self) -> list[Work]:
         """Frees the slots of prompts that nobody wants any more."""

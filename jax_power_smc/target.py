@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.stop import StopBoxed, StopRegex, StopRule, StopString
+from jax_power_smc.vocabulary import WHOLE, Vocabulary
 
 LENGTHS = ("stopped", "forced_eos")
 # Beyond, the target is greedy decoding of whole sequences, and float32 overflows.
@@ -151,7 +152,13 @@ class TargetArrays(NamedTuple):
     top_p: jax.Array | None
 
 
-def support(logits: jax.Array, target: TargetArrays, ends: jax.Array, step: jax.Array) -> jax.Array:
+def support(
+    logits: jax.Array,
+    target: TargetArrays,
+    ends: jax.Array,
+    step: jax.Array,
+    vocabulary: Vocabulary = WHOLE,
+) -> jax.Array:
     """The tokens that the target allows at one step.
 
     Args:
@@ -159,6 +166,8 @@ def support(logits: jax.Array, target: TargetArrays, ends: jax.Array, step: jax.
       target: the target of this prompt.
       ends: [N, V] bool, tokens that would end each sequence; or [1, V], the same for all.
       step: [] int32, t.
+      vocabulary: how V lies on the devices. For top-k and top-p of a cut one all logits are
+        gathered: what they keep depends on the order of all.
 
     Returns:
       [N, V] bool; [1, V] if it is the same for all rows, because ``ends`` is and there is neither
@@ -168,7 +177,8 @@ def support(logits: jax.Array, target: TargetArrays, ends: jax.Array, step: jax.
     too_late = target.forced & (step == target.cap - 1) & ~ends
     allowed = ~(too_early | too_late)
     if target.top_k is not None or target.top_p is not None:
-        allowed = allowed & _most_probable(logits, target.top_k, target.top_p)
+        inside = _most_probable(vocabulary.join(logits), target.top_k, target.top_p)
+        allowed = allowed & vocabulary.part(inside)
     return allowed
 
 

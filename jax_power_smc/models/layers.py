@@ -16,6 +16,7 @@ from flax import nnx
 
 from jax_power_smc.models import attention
 from jax_power_smc.models.config import TransformerConfig
+from jax_power_smc.models.parallel import ALONE, Parallel
 from jax_power_smc.models.rope import Rope
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -24,10 +25,15 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def _dot(contraction: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """A matrix product accumulated in float32 and returned in the dtype of ``x``."""
+def _dot(
+    contraction: str, x: jax.Array, weight: jax.Array, parallel: Parallel = ALONE
+) -> jax.Array:
+    """A matrix product accumulated in float32 and returned in the dtype of ``x``.
+
+    If the contracted axes are cut over the devices of ``parallel``, the parts are added in float32.
+    """
     out = jnp.einsum(contraction, x, weight, preferred_element_type=jnp.float32)
-    return out.astype(x.dtype)
+    return parallel.sum(out).astype(x.dtype)
 
 
 def times(x: jax.Array, factor: float) -> jax.Array:
@@ -47,26 +53,38 @@ class RMSNorm(nnx.Module):
       eps: added to the mean square.
       dtype: of the scale.
       offset: whether 1 is added to the scale, and the product is taken in float32 too.
+      parallel: the devices over which the normalised axes are cut.
     """
 
-    def __init__(self, shape: tuple[int, ...], eps: float, dtype: Any, offset: bool) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        eps: float,
+        dtype: Any,
+        offset: bool,
+        parallel: Parallel = ALONE,
+    ) -> None:
         self.scale = nnx.Param((jnp.zeros if offset else jnp.ones)(shape, dtype))
-        self.eps, self.offset = eps, offset
+        self.eps, self.offset, self.parallel = eps, offset, parallel
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., *shape] -> the same shape."""
         wide, scale = x.astype(jnp.float32), self.scale[...]
         axes = tuple(range(-scale.ndim, 0))
-        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + self.eps)
+        square = jnp.mean(wide * wide, axis=axes, keepdims=True)
+        square = self.parallel.sum(square) / self.parallel.size  # the parts are equally large
+        inverse = jax.lax.rsqrt(square + self.eps)
         scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
         if self.offset:
             return (wide * inverse * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
         return (wide * inverse).astype(x.dtype) * scale
 
 
-def norm(config: TransformerConfig, shape: tuple[int, ...], dtype: Any) -> RMSNorm:
+def norm(
+    config: TransformerConfig, shape: tuple[int, ...], dtype: Any, parallel: Parallel = ALONE
+) -> RMSNorm:
     """The norm of the config over axes of this shape."""
-    return RMSNorm(shape, config.norm_eps, dtype, config.of_family.norm_offset)
+    return RMSNorm(shape, config.norm_eps, dtype, config.of_family.norm_offset, parallel)
 
 
 def _normalised(by: RMSNorm | None, x: jax.Array) -> jax.Array:
@@ -76,7 +94,14 @@ def _normalised(by: RMSNorm | None, x: jax.Array) -> jax.Array:
 class Attention(nnx.Module):
     """Grouped-query attention of one layer: its projections, and what its scores are like."""
 
-    def __init__(self, config: TransformerConfig, layer: int, rngs: nnx.Rngs, dtype: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer: int,
+        rngs: nnx.Rngs,
+        dtype: Any,
+        parallel: Parallel = ALONE,
+    ) -> None:
         d, k, g, h = (
             config.hidden_size,
             config.num_kv_heads,
@@ -93,8 +118,9 @@ class Attention(nnx.Module):
         self.key_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
         self.value_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
         shapes = {"none": None, "head": ((h,), (h,)), "all": ((k, g, h), (k, h))}[family.qk_norm]
-        self.query_norm = None if shapes is None else norm(config, shapes[0], dtype)
-        self.key_norm = None if shapes is None else norm(config, shapes[1], dtype)
+        over = parallel if family.qk_norm == "all" else ALONE
+        self.query_norm = None if shapes is None else norm(config, shapes[0], dtype, over)
+        self.key_norm = None if shapes is None else norm(config, shapes[1], dtype, over)
         self.window = config.window(layer)
         self.scale, self.softcap = config.query_scale, config.attention_softcap
         theta, scaling = config.rope_theta, config.rope_scaling
@@ -122,7 +148,14 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One layer: attention and a gated MLP, each with its norms, added to the stream."""
 
-    def __init__(self, config: TransformerConfig, layer: int, rngs: nnx.Rngs, dtype: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer: int,
+        rngs: nnx.Rngs,
+        dtype: Any,
+        parallel: Parallel = ALONE,
+    ) -> None:
         d, f = config.hidden_size, config.mlp_size
         names = config.of_family.norms
 
@@ -131,7 +164,7 @@ class Block(nnx.Module):
 
         self.attention_norm = named(names.attention)
         self.after_attention_norm = named(names.after_attention)
-        self.attention = Attention(config, layer, rngs, dtype)
+        self.attention = Attention(config, layer, rngs, dtype, parallel)
         self.mlp_norm = named(names.mlp)
         self.after_mlp_norm = named(names.after_mlp)
         self.gate = kernel(rngs, (d, f), d, dtype)
@@ -139,6 +172,7 @@ class Block(nnx.Module):
         self.down = kernel(rngs, (f, d), f, dtype)
         self.activation = config.of_family.activation
         self.residual_multiplier = config.residual_multiplier
+        self.parallel = parallel
 
     def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The stream x [M, D] at positions [M] -> q, k, v of ``Attention.project``."""
@@ -146,11 +180,12 @@ class Block(nnx.Module):
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """The stream x [M, D] after attention output [M, K, G, H] and MLP."""
-        y = _dot("mkgh,kghd->md", attended, self.attention.out[...])
+        y = _dot("mkgh,kghd->md", attended, self.attention.out[...], self.parallel)
         x = self._add(x, _normalised(self.after_attention_norm, y))
         y = _normalised(self.mlp_norm, x)
         gate = _ACTIVATIONS[self.activation](_dot("md,df->mf", y, self.gate[...]))
-        y = _dot("mf,fd->md", gate * _dot("md,df->mf", y, self.up[...]), self.down[...])
+        wide = gate * _dot("md,df->mf", y, self.up[...])
+        y = _dot("mf,fd->md", wide, self.down[...], self.parallel)
         return self._add(x, _normalised(self.after_mlp_norm, y))
 
     def _add(self, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -10,8 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from jax_power_smc.mesh import MODEL
 from jax_power_smc.models import ring
+from jax_power_smc.proposal import can_be_cut
+from jax_power_smc.vocabulary import WHOLE, Vocabulary
 
 
 class TableParams(NamedTuple):
@@ -32,16 +36,41 @@ class TableLM:
     Attributes:
       vocab_size: V.
       order: number of previous tokens (of prompt and output) that matter, at least 1.
+      parts: devices over which the vocabulary is cut, inside ``shard_map``; see ``on``.
     """
 
     vocab_size: int
     order: int = 1
+    parts: int = 1
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "order"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a positive integer.")
+
+    def on(self, size: int) -> "TableLM":
+        """The model as one of ``size`` devices runs it: each has the logits of V/size tokens.
+
+        Raises:
+          ValueError: if the vocabulary cannot be cut into so many parts.
+        """
+        if not can_be_cut(self.vocab_size, size):
+            raise ValueError(
+                f"the mesh has {size} devices on its axis {MODEL!r}, over which a vocabulary of "
+                f"{self.vocab_size} cannot be cut."
+            )
+        return dataclasses.replace(self, parts=size)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """How the logits [N, V] lie on the devices."""
+        return Vocabulary(MODEL, self.parts) if self.parts > 1 else WHOLE
+
+    def param_specs(self, params: TableParams) -> TableParams:
+        """How the table [steps, histories, V] is cut over a mesh."""
+        del params
+        return TableParams(PartitionSpec(None, None, self.vocabulary.axis))  # type: ignore[arg-type]
 
     @property
     def num_histories(self) -> int:

@@ -17,6 +17,8 @@ from flax import nnx
 from jax_power_smc.models import attention, ring
 from jax_power_smc.models.config import TransformerConfig
 from jax_power_smc.models.layers import Block, kernel, norm, times
+from jax_power_smc.models.parallel import ALONE, Parallel, spec, spread
+from jax_power_smc.vocabulary import Vocabulary
 
 # Not float64: products and norms are computed in float32.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -59,14 +61,24 @@ class Transformer(nnx.Module):
       config: sizes.
       rngs: source of the initial parameters.
       dtype: of the parameters and of the residual stream; all products accumulate in float32.
+      parallel: the devices over which its parameters are cut; it then runs inside ``shard_map``,
+        and its parameters there are the parts that one device has.
     """
 
     def __init__(
-        self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+        self,
+        config: TransformerConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        parallel: Parallel = ALONE,
     ) -> None:
         v, d = config.vocab_size, config.hidden_size
         self.embedding = kernel(rngs, (v, d), d, dtype)
-        self.layers = nnx.List([Block(config, i, rngs, dtype) for i in range(config.num_layers)])
+        self.layers = nnx.List(
+            [Block(config, i, rngs, dtype, parallel) for i in range(config.num_layers)]
+        )
+        self.vocabulary = parallel.vocabulary
         self.norm = norm(config, (d,), dtype)
         self.head = None if config.tied_embeddings else kernel(rngs, (v, d), d, dtype)
         self.embedding_multiplier = config.embedding_multiplier
@@ -141,7 +153,9 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Token ids [M] -> stream [M, D]."""
-        return times(self.embedding[...][tokens], self.embedding_multiplier)
+        table = self.embedding[...]
+        row, mine = self.vocabulary.here(tokens, table.shape[0])
+        return times(self.vocabulary.from_owner(table[row], mine), self.embedding_multiplier)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """The head: stream [M, D] -> logits [M, V] float32."""
@@ -165,13 +179,16 @@ class TransformerLM:
       dtype: of parameters and cache.
       vocab_size: V.
       max_positions: longest prompt plus generated tokens.
+      parallel: the devices over which it is spread; see ``on``.
 
     Raises:
       ValueError: for a dtype that is not one of ``DTYPES``.
     """
 
-    def __init__(self, config: TransformerConfig, dtype: Any = jnp.float32) -> None:
-        self.config = config
+    def __init__(
+        self, config: TransformerConfig, dtype: Any = jnp.float32, parallel: Parallel = ALONE
+    ) -> None:
+        self.config, self.parallel = config, parallel
         self.dtype = jnp.dtype(dtype)
         if self.dtype.name not in DTYPES:
             raise ValueError(f"dtype is {self.dtype.name}; allowed are {', '.join(DTYPES)}.")
@@ -183,14 +200,41 @@ class TransformerLM:
             isinstance(other, TransformerLM)
             and self.config == other.config
             and self.dtype == other.dtype
+            and self.parallel == other.parallel
         )
 
     def __hash__(self) -> int:
-        return hash((self.config, self.dtype))
+        return hash((self.config, self.dtype, self.parallel))
+
+    def on(self, size: int) -> "TransformerLM":
+        """The model as one of ``size`` devices runs it, inside ``shard_map``; see ``parallel``.
+
+        Raises:
+          ValueError: if it cannot be cut into so many parts.
+        """
+        return TransformerLM(self.config, self.dtype, spread(self.config, size))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """How the logits [N, V] lie on the devices."""
+        return self.parallel.vocabulary
+
+    def param_specs(self, params: nnx.State) -> nnx.State:
+        """How every parameter is cut over a mesh: a pytree of ``PartitionSpec``."""
+        return nnx.from_flat_state(
+            [
+                (path, leaf.replace(spec(path, self.config, self.parallel)))
+                for path, leaf in nnx.to_flat_state(params)
+            ]
+        )
 
     def abstract_module(self) -> Transformer:
         """The module with shapes in place of arrays."""
-        return nnx.eval_shape(lambda: Transformer(self.config, rngs=nnx.Rngs(0), dtype=self.dtype))
+        return nnx.eval_shape(
+            lambda: Transformer(
+                self.config, rngs=nnx.Rngs(0), dtype=self.dtype, parallel=self.parallel
+            )
+        )
 
     def init(self, key: jax.Array) -> nnx.State:
         """Random parameters."""
@@ -213,7 +257,8 @@ class TransformerLM:
 
     def init_cache(self, params: nnx.State, num_particles: int, capacity: int) -> ParticleCache:
         """An empty cache of ``capacity`` generated tokens for each of N particles."""
-        layers, heads = range(self.config.num_layers), self.config.num_kv_heads
+        layers = range(self.config.num_layers)
+        heads = self.config.num_kv_heads // self.parallel.size
         dim = self.config.head_dim
         lead = [size for size in (num_particles, heads) if size > 1]
         return ParticleCache(

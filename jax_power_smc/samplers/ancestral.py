@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc import inverse_cdf, weights
-from jax_power_smc.proposal import at, draw, log_prob, normalise, power_proposal
+from jax_power_smc.proposal import draw, log_prob, normalise, power_proposal
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers import checks
 from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend, start
 from jax_power_smc.target import TargetArrays, support
+from jax_power_smc.vocabulary import WHOLE, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ class AncestralRule:
     """The algorithm of ``Ancestral``."""
 
     num_particles: int
+    vocabulary: Vocabulary = WHOLE
 
     @property
     def num_rows(self) -> int:
@@ -89,16 +91,18 @@ class AncestralRule:
     ) -> Selection:
         """Draws one token per sequence; logits [N, V] at temperature 1."""
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
-        allowed = support(logits, target, ends, step)
-        normaliser = normalise(logits)
+        allowed = support(logits, target, ends, step, self.vocabulary)
+        normaliser = normalise(logits, self.vocabulary)
         greedy = numbers.temperature == 0
         exponent = 1 / jnp.where(greedy, jnp.ones_like(numbers.temperature), numbers.temperature)
-        proposal = power_proposal(logits, allowed, exponent, normaliser=normaliser)
+        proposal = power_proposal(
+            logits, allowed, exponent, normaliser=normaliser, vocabulary=self.vocabulary
+        )
         # A branch: on a CPU finding the largest logit costs more than the draw.
         token = jax.lax.cond(
             greedy,
-            lambda: jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32),
-            lambda: draw(proposal, own, uniforms.token),
+            lambda: self.vocabulary.argmax(jnp.where(allowed, logits, -jnp.inf)),
+            lambda: draw(proposal, own, uniforms.token, self.vocabulary),
         )
         stuck = proposal.log_sum == -jnp.inf
         particles = particles._replace(
@@ -110,8 +114,9 @@ class AncestralRule:
             ),
         )
         active = ~particles.ended
-        token_log_p = log_prob(logits, normaliser, own, token)
-        particles = extend(particles, own, token, token_log_p, active, at(ends, own, token))
+        token_log_p = log_prob(logits, normaliser, own, token, self.vocabulary)
+        token_ends = self.vocabulary.lookup(ends, own, token)
+        particles = extend(particles, own, token, token_log_p, active, token_ends)
         ess = weights.effective_sample_size(particles.log_weight)
         return Selection(particles, own, token, active, ess, jnp.zeros((), bool))
 

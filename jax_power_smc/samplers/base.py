@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax_power_smc import weights
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.target import TargetArrays
+from jax_power_smc.vocabulary import Vocabulary
 
 
 class Particles(NamedTuple):
@@ -89,6 +90,10 @@ class Rule(Protocol):
     @property
     def num_rows(self) -> int:
         """M, at least N."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """How the last axis of logits and ends lies on the devices."""
 
     @property
     def draws_first(self) -> bool:

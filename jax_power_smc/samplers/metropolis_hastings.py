@@ -29,10 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc import inverse_cdf, weights
-from jax_power_smc.proposal import at, draw, log_prob, normalise, power_proposal
+from jax_power_smc.proposal import draw, log_prob, normalise, power_proposal
 from jax_power_smc.samplers import checks
 from jax_power_smc.samplers.base import Outcome
 from jax_power_smc.target import TargetArrays, support
+from jax_power_smc.vocabulary import WHOLE, Vocabulary
 
 EDITS = ("global", "last_block")
 # Horizons of more blocks would overflow int32.
@@ -198,6 +199,7 @@ def extend(
     ends: jax.Array,
     uniforms: jax.Array,
     step: jax.Array,
+    vocabulary: Vocabulary = WHOLE,
 ) -> tuple[Chains, jax.Array, jax.Array]:
     """Draws the token of one step from q ∝ p^alpha for the chains that are going.
 
@@ -209,17 +211,21 @@ def extend(
       ends: [N, V] bool, tokens that would end each sequence; or [1, V], the same for all.
       uniforms: [N, 2] in [0, 1), for the token.
       step: [] int32, t.
+      vocabulary: how V lies on the devices.
 
     Returns:
       The chains; their tokens [N] of this step, pad where none was drawn; and who drew one [N].
       Whoever drew one and is not finished goes on.
     """
     own = jnp.arange(going.shape[0], dtype=jnp.int32)
-    normaliser, allowed = normalise(logits), support(logits, target, ends, step)
-    proposal = power_proposal(logits, allowed, target.alpha, normaliser=normaliser)
+    normaliser = normalise(logits, vocabulary)
+    allowed = support(logits, target, ends, step, vocabulary)
+    proposal = power_proposal(
+        logits, allowed, target.alpha, normaliser=normaliser, vocabulary=vocabulary
+    )
     drew = going & (proposal.log_sum > -jnp.inf)
-    token = jnp.where(drew, draw(proposal, own, uniforms), jnp.int32(0))
-    token_log_p = log_prob(logits, normaliser, own, token)
+    token = jnp.where(drew, draw(proposal, own, uniforms, vocabulary), jnp.int32(0))
+    token_log_p = log_prob(logits, normaliser, own, token, vocabulary)
     token_log_p = jnp.where(drew, token_log_p, jnp.zeros_like(proposal.log_sum))
     log_s = jnp.where(going, proposal.log_sum, jnp.zeros_like(proposal.log_sum))
     chains = chains._replace(
@@ -227,7 +233,7 @@ def extend(
         log_p=_write(chains.log_p, going, token_log_p, step),
         log_s=_write(chains.log_s, going, log_s, step),
         length=chains.length + drew.astype(jnp.int32),
-        finished=chains.finished | (drew & at(ends, own, token)),
+        finished=chains.finished | (drew & vocabulary.lookup(ends, own, token)),
     )
     return chains, token, drew
 

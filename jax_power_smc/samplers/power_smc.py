@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc import inverse_cdf, resampling, weights
-from jax_power_smc.proposal import at, draw, log_prob, normalise, power_proposal
+from jax_power_smc.proposal import draw, log_prob, normalise, power_proposal
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers import checks
 from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend, start
 from jax_power_smc.schedule import bridge, exponent_at
 from jax_power_smc.target import TargetArrays, support
+from jax_power_smc.vocabulary import WHOLE, Vocabulary
 
 ORDERS = ("adapted", "published")
 
@@ -105,6 +106,7 @@ class PowerSMCRule:
     num_particles: int
     scheme: str
     order: str
+    vocabulary: Vocabulary = WHOLE
 
     @property
     def num_rows(self) -> int:
@@ -131,6 +133,7 @@ class PowerSMCRule:
         step: jax.Array,
     ) -> Selection:
         """One step of Algorithm 1; logits [N, V] at temperature 1."""
+        vocabulary = self.vocabulary
         exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
         particles = particles._replace(
             log_weight=bridge(
@@ -138,9 +141,11 @@ class PowerSMCRule:
             ),
             exponent=exponent,
         )
-        allowed = support(logits, target, ends, step)
-        normaliser = normalise(logits)
-        proposal = power_proposal(logits, allowed, exponent, normaliser=normaliser)
+        allowed = support(logits, target, ends, step, vocabulary)
+        normaliser = normalise(logits, vocabulary)
+        proposal = power_proposal(
+            logits, allowed, exponent, normaliser=normaliser, vocabulary=vocabulary
+        )
         # A sequence without a possible continuation has weight zero and stops here.
         particles = particles._replace(
             ended=particles.ended | (proposal.log_sum == -jnp.inf),
@@ -151,24 +156,25 @@ class PowerSMCRule:
         due = (step + 1) % numbers.check_every == 0
         if self.order == "adapted":
             particles, ess, resampled, parent = self._resample(numbers, particles, uniforms, due)
-            token = draw(proposal, parent, uniforms.token)
+            token = draw(proposal, parent, uniforms.token, vocabulary)
             active = ~particles.ended[parent]
-            token_log_p = log_prob(logits, normaliser, parent, token)
-            particles = extend(
-                particles, parent, token, token_log_p, active, at(ends, parent, token)
-            )
+            token_log_p = log_prob(logits, normaliser, parent, token, vocabulary)
+            token_ends = vocabulary.lookup(ends, parent, token)
+            particles = extend(particles, parent, token, token_log_p, active, token_ends)
             return Selection(particles, parent, token, active, ess, resampled)
 
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
         active = ~particles.ended
         if numbers.proposal_temperature is None:
-            token = draw(proposal, own, uniforms.token)
-            token_log_p = log_prob(logits, normaliser, own, token)
+            token = draw(proposal, own, uniforms.token, vocabulary)
+            token_log_p = log_prob(logits, normaliser, own, token, vocabulary)
         else:
             inverse = 1 / numbers.proposal_temperature
-            tempered = power_proposal(logits, allowed, inverse, normaliser=normaliser)
-            token = draw(tempered, own, uniforms.token)
-            token_log_p = log_prob(logits, normaliser, own, token)
+            tempered = power_proposal(
+                logits, allowed, inverse, normaliser=normaliser, vocabulary=vocabulary
+            )
+            token = draw(tempered, own, uniforms.token, vocabulary)
+            token_log_p = log_prob(logits, normaliser, own, token, vocabulary)
             # log p^a/q instead of log S: add what the token's own weight differs by.
             log_q = token_log_p * inverse - tempered.log_sum
             correction = exponent * token_log_p - log_q - proposal.log_sum
@@ -177,7 +183,8 @@ class PowerSMCRule:
                     active, particles.log_weight + correction, particles.log_weight
                 )
             )
-        particles = extend(particles, own, token, token_log_p, active, at(ends, own, token))
+        token_ends = vocabulary.lookup(ends, own, token)
+        particles = extend(particles, own, token, token_log_p, active, token_ends)
         due = due & (step < target.cap - 1)
         particles, ess, resampled, parent = self._resample(numbers, particles, uniforms, due)
         stay = jnp.zeros_like(active)

@@ -35,7 +35,6 @@ from jax_power_smc import inverse_cdf, weights
 from jax_power_smc.proposal import (
     Normaliser,
     PowerProposal,
-    at,
     block_of,
     bound,
     draw,
@@ -50,6 +49,7 @@ from jax_power_smc.samplers.base import Outcome, Particles, Selection, start
 from jax_power_smc.schedule import bridge, exponent_at
 from jax_power_smc.selection import place, select
 from jax_power_smc.target import TargetArrays, support
+from jax_power_smc.vocabulary import WHOLE, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +138,7 @@ class WithoutReplacementRule:
 
     num_particles: int
     explicit_children: int | None
+    vocabulary: Vocabulary = WHOLE
 
     @property
     def num_rows(self) -> int:
@@ -171,7 +172,7 @@ class WithoutReplacementRule:
         n = self.num_particles
         exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
-        normaliser = normalise(logits)
+        normaliser = normalise(logits, self.vocabulary)
         children = self.children(logits, normaliser, target, ends, exponent, step)
         candidates = self.candidates(log_weight, children)
         # Both systematic passes have a uniform number of their own.
@@ -256,22 +257,29 @@ class WithoutReplacementRule:
         step: jax.Array,
     ) -> Children:
         """All children of the running rows; logits [N, V], ends [N or 1, V]."""
-        allowed = support(logits, target, ends, step)
+        vocabulary = self.vocabulary
+        allowed = support(logits, target, ends, step, vocabulary)
         token = self.explicit(logits, allowed)
         rows = jnp.broadcast_to(
             jnp.arange(self.num_particles, dtype=jnp.int32)[:, None], token.shape
         )
-        possible = at(allowed, rows, token) & (logits[rows, token] > -jnp.inf)
+        log_p = log_prob(logits, normaliser, rows, token, vocabulary)
+        possible = vocabulary.lookup(allowed, rows, token) & (log_p > -jnp.inf)
         possible = possible & ~normaliser.is_bad[:, None]
-        log_p = jnp.where(possible, log_prob(logits, normaliser, rows, token), 0)
+        log_p = jnp.where(possible, log_p, 0)
         explicit = jnp.where(possible, exponent * log_p, -jnp.inf)
-        explicit_ends = at(ends, rows, token)
+        explicit_ends = vocabulary.lookup(ends, rows, token)
         # Tokens without mass need not be taken out. That the others wait for all that is read of
         # the logits lets the compiler take them out in place.
-        out = jnp.where(possible, token, jnp.int32(logits.shape[1]))
+        own, mine = vocabulary.here(token, logits.shape[1])
+        out = jnp.where(possible & mine, own, jnp.int32(logits.shape[1]))
         rest = logits.at[rows, out].set(-jnp.inf, mode="drop")
-        going_tail = power_proposal(rest, allowed & ~ends, exponent, normaliser=normaliser)
-        ending_tail = power_proposal(rest, allowed & ends, exponent, normaliser=normaliser)
+        going_tail, ending_tail = (
+            power_proposal(
+                rest, allowed & which, exponent, normaliser=normaliser, vocabulary=vocabulary
+            )
+            for which in (~ends, ends)
+        )
         none = jnp.full_like(explicit, -jnp.inf)
         going = jnp.where(explicit_ends, none, explicit)
         ending = jnp.where(explicit_ends, explicit, none)
@@ -292,7 +300,8 @@ class WithoutReplacementRule:
         them.
         """
         asked = self.num_particles if self.explicit_children is None else self.explicit_children
-        return _largest(logits, allowed, min(asked, logits.shape[1]))
+        count = min(asked, logits.shape[1] * self.vocabulary.parts)
+        return _largest_of_all(logits, allowed, count, self.vocabulary)
 
     def candidates(self, log_weight: jax.Array, children: Children) -> Candidates:
         """What is selected from; log_weight [M]."""
@@ -317,9 +326,9 @@ class WithoutReplacementRule:
         row = jnp.maximum(child, 0) // width
         column = jnp.maximum(child, 0) % width
         is_tail, column = column == width - 1, jnp.minimum(column, width - 2)
-        drawn = draw(tail, row, uniforms)
+        drawn = draw(tail, row, uniforms, self.vocabulary)
         token = jnp.where(is_tail, drawn, children.token[row, column])
-        drawn_log_p = log_prob(children.rest, normaliser, row, drawn)
+        drawn_log_p = log_prob(children.rest, normaliser, row, drawn, self.vocabulary)
         return row, token, jnp.where(is_tail, drawn_log_p, children.log_p[row, column])
 
     def _stop_early(
@@ -355,6 +364,21 @@ def _at(log_weight: jax.Array, index: jax.Array) -> jax.Array:
     """Log weights at the indices; -inf where the index is -1."""
     there = log_weight[jnp.maximum(index, 0)]
     return jnp.where(index >= 0, there, jnp.full_like(there, -jnp.inf))
+
+
+def _largest_of_all(
+    x: jax.Array, allowed: jax.Array, count: int, vocabulary: Vocabulary
+) -> jax.Array:
+    """``_largest`` of a vocabulary that may be cut: the largest of those of every part."""
+    if vocabulary.axis is None:
+        return _largest(x, allowed, count)
+    own = _largest(x, allowed, min(count, x.shape[1]))
+    rows = jnp.arange(x.shape[0], dtype=jnp.int32)[:, None]
+    there = allowed[rows if allowed.shape[0] > 1 else jnp.zeros_like(rows), own]
+    value = vocabulary.join(jnp.where(there, x[rows, own], -jnp.inf))
+    token = vocabulary.join(own + vocabulary.first(x.shape[1]))
+    best = jax.lax.top_k(value, count)[1]
+    return jnp.take_along_axis(token, best, axis=1)
 
 
 def _largest(x: jax.Array, allowed: jax.Array, count: int) -> jax.Array:

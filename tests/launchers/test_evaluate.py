@@ -12,12 +12,12 @@ import sys
 
 import numpy as np
 import pytest
+from jax_power_smc.evaluation.methods import Row, Run, standard_runs
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from jax_power_smc.evaluation.intervals import paired_bootstrap, wilson
 from jax_power_smc.evaluation.job import Scores
-from jax_power_smc.evaluation.methods import Row, Run, standard_runs
 from jax_power_smc.launchers import evaluate
 from jax_power_smc.reasoner import problems
 from jax_power_smc.samplers import Ancestral, PowerSMC
