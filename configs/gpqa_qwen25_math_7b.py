@@ -1,6 +1,6 @@
-"""GPQA Diamond with Qwen2.5-Math-7B, in the setting of Table 1 of Power-SMC (arXiv 2602.10273).
+"""GPQA Diamond with Qwen2.5-Math-7B, as in Table 1 of Power-SMC (arXiv 2602.10273).
 
-The table itself is of MATH-500 only.
+The settings are those of the table, which is of MATH-500 only.
 
 The data set is on the hub for those who accepted its terms and set HF_TOKEN.
 

@@ -1,6 +1,6 @@
-"""GSM8K with Phi-3.5-mini-instruct, in the setting of Table 1 of Power-SMC (arXiv 2602.10273).
+"""GSM8K with Phi-3.5-mini-instruct, as in Table 1 of Power-SMC (arXiv 2602.10273).
 
-The table itself is of MATH-500 only.
+The settings are those of the table, which is of MATH-500 only.
 
 GPU memory: parameters 3.8e9 * 2 bytes = 7.1 GiB; keys and values of one prompt, 2 * 32 layers *
 32 heads * 96 * 2 bytes * 64 particles * 2048 tokens = 48 GiB, because no two of its heads share

@@ -188,7 +188,10 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def samplers(config: ml_collections.ConfigDict) -> dict[str, Sampler]:
-    """What the entries of ``config.samplers`` declare, by name.
+    """What the entries of ``config.samplers`` declare, by name, in the order of the table.
+
+    A ConfigDict does not keep the order in which it was filled, so the table has one of its own:
+    plain decoding from the highest temperature on, then the samplers as in ``KINDS``.
 
     Raises:
       ValueError: for a value outside its range, naming the entry.
@@ -200,7 +203,15 @@ def samplers(config: ml_collections.ConfigDict) -> dict[str, Sampler]:
             made[name] = KINDS[settings.kind](**values)
         except ValueError as error:
             raise ValueError(f"config.samplers.{name}: {error}") from error
-    return made
+    return dict(sorted(made.items(), key=lambda item: _place(*item)))
+
+
+def _place(name: str, sampler: Sampler) -> tuple[Any, ...]:
+    """What the table is ordered by."""
+    kind = list(KINDS.values()).index(type(sampler))
+    temperature = getattr(sampler, "temperature", 0.0)
+    ramp = getattr(sampler, "ramp_tokens", 0)
+    return kind, sampler.num_particles > 1 and kind == 0, -temperature, ramp, name
 
 
 def target(config: ml_collections.ConfigDict, eos_ids: tuple[int, ...]) -> PowerTarget:

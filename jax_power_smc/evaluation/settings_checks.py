@@ -89,7 +89,7 @@ def _check_target(config: ConfigDict) -> None:
 def _check_samplers(config: ConfigDict) -> None:
     if not isinstance(config.samplers, ConfigDict) or not config.samplers:
         raise ValueError(
-            f"config.samplers is {config.samplers!r}; it must be a ConfigDict with at least one "
+            f"config.samplers is {str(config.samplers).strip()}; it must be a ConfigDict with at least one "
             "entry."
         )
     labels: dict[str, str] = {}

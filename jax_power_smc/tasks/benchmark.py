@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from jax_power_smc.tasks.base import Kind
@@ -50,7 +49,7 @@ class Benchmark:
     chat_prompt: str | None = None
     data: str | None = None
     data_name: str | None = None
-    splits: Mapping[str, str] = MappingProxyType({"test": "test"})
+    splits: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"test": "test"})
 
 
 def name_of(row: Row, question: str, *fields: str) -> str:
