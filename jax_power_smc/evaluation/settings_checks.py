@@ -89,8 +89,8 @@ def _check_target(config: ConfigDict) -> None:
 def _check_samplers(config: ConfigDict) -> None:
     if not isinstance(config.samplers, ConfigDict) or not config.samplers:
         raise ValueError(
-            f"config.samplers is {str(config.samplers).strip()}; it must be a ConfigDict with at least one "
-            "entry."
+            f"config.samplers is {str(config.samplers).strip()}; it must be a ConfigDict with at "
+            "least one entry."
         )
     labels: dict[str, str] = {}
     for name in config.samplers:

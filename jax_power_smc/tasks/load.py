@@ -146,7 +146,7 @@ def _benchmark(config: ConfigDict) -> Benchmark:
 
 def _rows(config: ConfigDict, benchmark: Benchmark) -> list[Row]:
     """The first ``config.limit`` rows of what the config or the benchmark names."""
-    data: str = config.data or benchmark.data
+    data = str(config.data or benchmark.data)
     if not is_data_set(data):
         return read_rows(data)[: config.limit]
     if data != benchmark.data:
