@@ -12,26 +12,23 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from jax_power_smc.samplers import (
-    Ancestral,
-    MetropolisHastings,
-    PowerSMC,
-    Sampler,
-    WithoutReplacement,
-)
-from jax_power_smc.stop import StopBoxed, StopRule, StopString
-from jax_power_smc.target import PowerTarget
+from jax_power_smc.evaluation import settings_checks
+from jax_power_smc.evaluation.declared import KINDS, label, samplers, target
 
-# kind of a sampler in a config -> what is built of its fields
-KINDS: dict[str, type[Any]] = {
-    "ancestral": Ancestral,
-    "mh": MetropolisHastings,
-    "smc": PowerSMC,
-    "swor": WithoutReplacement,
-}
-# What an entry of config.samplers has besides the fields of its class.
-OF_ENTRY = ("kind", "label")
-BOXED = "boxed"
+__all__ = [
+    "KINDS",
+    "check",
+    "default",
+    "entry",
+    "label",
+    "paper",
+    "paper_samplers",
+    "samplers",
+    "shared",
+    "shrink",
+    "target",
+]
+
 # Types of sampler fields that may be None.
 _OPTIONAL = {"proposal_temperature": float, "explicit_children": int}
 # A dry run's sizes at most.
@@ -163,100 +160,38 @@ def paper(model: str, architecture: str, task: str) -> ml_collections.ConfigDict
     return config
 
 
-def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy for a dry run: two problems, one seed, at most 16 tokens and 4 particles.
+def shrink(config: ml_collections.ConfigDict) -> None:
+    """Makes a config that of a dry run: two problems, one seed, at most 16 tokens, 4 particles.
 
     Args:
-      config: one that has been checked.
+      config: one that has been checked; it is changed.
     """
-    small = config.copy_and_resolve_references()
-    with small.unlocked():
-        small.dry_run = True
-        small.limit = min(small.limit or _DRY["limit"], _DRY["limit"])
+    with config.unlocked():
+        config.dry_run = True
+        config.limit = min(config.limit or _DRY["limit"], _DRY["limit"])
         for name in ("max_new_tokens", "num_particles", "ramp_tokens"):
-            small[name] = min(small[name], _DRY[name])
+            config[name] = min(config[name], _DRY[name])
         # Below the cap, so that there is a step at which a sequence may end.
-        small.min_new_tokens = min(small.min_new_tokens, small.max_new_tokens - 1)
-        small.seeds = tuple(small.seeds[:1])
-        for sampler in small.samplers.values():
+        config.min_new_tokens = min(config.min_new_tokens, config.max_new_tokens - 1)
+        config.seeds = tuple(config.seeds[:1])
+        for sampler in config.samplers.values():
             for name, most in _DRY_SAMPLER.items():
                 if sampler.get(name) is not None:
                     sampler[name] = min(sampler[name], most)
             if "num_blocks" in sampler:
-                sampler.num_blocks = min(sampler.num_blocks, small.max_new_tokens)
-    return small
+                sampler.num_blocks = min(sampler.num_blocks, config.max_new_tokens)
 
 
-def samplers(config: ml_collections.ConfigDict) -> dict[str, Sampler]:
-    """What the entries of ``config.samplers`` declare, by name, in the order of the table.
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError, one sentence that names the field, for a config that cannot be run.
 
-    A ConfigDict does not keep the order in which it was filled, so the table has one of its own:
-    plain decoding from the highest temperature on, then the samplers as in ``KINDS``.
-
-    Raises:
-      ValueError: for a value outside its range, naming the entry.
+    Neither a model nor a file is read.
     """
-    made: dict[str, Sampler] = {}
-    for name, settings in config.samplers.items():
-        values = {k: v for k, v in settings.to_dict().items() if k not in OF_ENTRY}
-        try:
-            made[name] = KINDS[settings.kind](**values)
-        except ValueError as error:
-            raise ValueError(f"config.samplers.{name}: {error}") from error
-    return dict(sorted(made.items(), key=lambda item: _place(*item)))
-
-
-def _place(name: str, sampler: Sampler) -> tuple[Any, ...]:
-    """What the table is ordered by."""
-    kind = list(KINDS.values()).index(type(sampler))
-    temperature = getattr(sampler, "temperature", 0.0)
-    ramp = getattr(sampler, "ramp_tokens", 0)
-    return kind, sampler.num_particles > 1 and kind == 0, -temperature, ramp, name
-
-
-def target(config: ml_collections.ConfigDict, eos_ids: tuple[int, ...]) -> PowerTarget:
-    """The target of every sampler.
-
-    Raises:
-      ValueError: for a value outside its range.
-    """
-    stop: StopRule | None = None
-    if config.stop is not None:
-        stop = StopBoxed() if config.stop == BOXED else StopString(config.stop)
-    return PowerTarget(
-        alpha=config.alpha,
-        eos_ids=eos_ids,
-        length=config.length,
-        min_new_tokens=config.min_new_tokens,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        stop=stop,
-    )
-
-
-def label(name: str, settings: ml_collections.ConfigDict) -> str:
-    """What the table calls an entry of ``config.samplers``: its label, or what it does.
-
-    Args:
-      name: of the entry.
-      settings: the entry.
-    """
-    if settings.get("label") is not None:
-        return settings.label
-    if settings.kind == "ancestral":
-        return _ancestral_label(settings.get("temperature", 1.0), settings.get("num_samples", 1))
-    titles = {"mh": "Metropolis-Hastings", "smc": "Power-SMC", "swor": "without replacement"}
-    ramp = settings.get("ramp_tokens", 0)
-    return titles.get(settings.kind, name) + (f", ramp {ramp}" if ramp else "")
-
-
-def _ancestral_label(temperature: float, samples: int) -> str:
-    if temperature == 0:
-        what = "greedy"
-    elif temperature < 1 and abs(1 / temperature - round(1 / temperature)) < 1e-9:
-        what = f"temperature 1/{round(1 / temperature)}"
-    else:
-        what = f"temperature {temperature:g}"
-    if samples == 1:
-        return what
-    return f"{samples} samples, {what}" if temperature == 0 else f"{samples} samples at {what}"
+    fields = default()
+    missing = [name for name in fields if name not in config]
+    if missing:
+        raise ValueError(f"the config lacks {', '.join(missing)}.")
+    unknown = [name for name in config if name not in fields]
+    if unknown:
+        raise ValueError(f"the config has {', '.join(unknown)}; allowed are {', '.join(fields)}.")
+    settings_checks.check_values(config)

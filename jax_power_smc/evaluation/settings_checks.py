@@ -5,17 +5,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jax_power_smc.evaluation import settings
+from jax_power_smc.evaluation import declared
 from jax_power_smc.models.families import FAMILIES
 from jax_power_smc.models.transformer import DTYPES
 from jax_power_smc.samplers import MetropolisHastings, checks
 from jax_power_smc.tasks.load import check_task, kind_of
 
 
-def check(config: ConfigDict) -> None:
-    """Raises ValueError, one sentence that names the field, for a config that cannot be run."""
-    fields = settings.default()
-    _check_names(config, fields)
+def check_values(config: ConfigDict) -> None:
+    """Raises ValueError for a value that cannot be; see ``settings.check``."""
     if not isinstance(config.model, str) or not config.model:
         raise ValueError(f"config.model is {config.model!r}; it must be a name or a directory.")
     for name, allowed in (("architecture", FAMILIES), ("dtype", DTYPES)):
@@ -50,15 +48,6 @@ def check(config: ConfigDict) -> None:
     _check_samplers(config)
 
 
-def _check_names(config: ConfigDict, fields: ConfigDict) -> None:
-    missing = [name for name in fields if name not in config]
-    if missing:
-        raise ValueError(f"the config lacks {', '.join(missing)}.")
-    unknown = [name for name in config if name not in fields]
-    if unknown:
-        raise ValueError(f"the config has {', '.join(unknown)}; allowed are {', '.join(fields)}.")
-
-
 def _check_seeds(seeds: Any) -> None:
     if not isinstance(seeds, list | tuple):
         raise ValueError(f"config.seeds is {seeds!r}; it must be a tuple of integers.")
@@ -77,11 +66,11 @@ def _check_seeds(seeds: Any) -> None:
 def _check_target(config: ConfigDict) -> None:
     if config.stop is not None and (not isinstance(config.stop, str) or not config.stop):
         raise ValueError(
-            f"config.stop is {config.stop!r}; it must be None, {settings.BOXED!r} or a text."
+            f"config.stop is {config.stop!r}; it must be None, {declared.BOXED!r} or a text."
         )
     try:
         # Which tokens end a sequence is not known yet; that there are some is for the model to say.
-        settings.target(config, (0,)).check(1, config.max_new_tokens)
+        declared.target(config, (0,)).check(1, config.max_new_tokens)
     except ValueError as error:
         raise ValueError(f"config.{error}") from error
 
@@ -96,14 +85,14 @@ def _check_samplers(config: ConfigDict) -> None:
     for name in config.samplers:
         entry = config.samplers[name]
         _check_entry(f"config.samplers.{name}", entry)
-        label = settings.label(name, entry)
+        label = declared.label(config, name)
         if label in labels:
             raise ValueError(
                 f"config.samplers.{labels[label]} and config.samplers.{name} are both called "
                 f"{label!r} in the table; give one of them a label."
             )
         labels[label] = name
-    for name, sampler in settings.samplers(config).items():
+    for name, sampler in declared.samplers(config).items():
         if isinstance(sampler, MetropolisHastings):
             try:
                 sampler.check(config.max_new_tokens)
@@ -115,9 +104,9 @@ def _check_entry(place: str, entry: Any) -> None:
     """The names in an entry, and its label; its values are for its class to check."""
     if not isinstance(entry, ConfigDict) or "kind" not in entry:
         raise ValueError(f"{place} must be a ConfigDict with a kind; see settings.entry.")
-    checks.one_of(f"{place}.kind", entry.kind, settings.KINDS)
-    fields = dataclasses.fields(settings.KINDS[entry.kind])
-    allowed = [*settings.OF_ENTRY, *(field.name for field in fields)]
+    checks.one_of(f"{place}.kind", entry.kind, declared.KINDS)
+    fields = dataclasses.fields(declared.KINDS[entry.kind])
+    allowed = [*declared.OF_ENTRY, *(field.name for field in fields)]
     unknown = [name for name in entry if name not in allowed]
     if unknown:
         raise ValueError(f"{place} has {', '.join(unknown)}; allowed are {', '.join(allowed)}.")

@@ -5,7 +5,6 @@ import runpy
 import pytest
 
 from jax_power_smc.evaluation import settings
-from jax_power_smc.evaluation.settings_checks import check
 from jax_power_smc.models.dry_run import tiny_model
 from jax_power_smc.tasks.load import kind_of, load_task
 from tests.launchers.command import ROOT
@@ -40,14 +39,14 @@ def test_the_configs_of_the_paper_are_there():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_can_be_run(name):
-    config = CONFIGS[name].copy_and_resolve_references()
+    config = CONFIGS[name]
     if kind_of(config) == "code":
         config.allow_code_execution = True
-    check(config)
-    small = settings.shrink(config)
-    check(small)
-    task = load_task(small)
-    lm = tiny_model(small)
+    settings.check(config)
+    settings.shrink(config)
+    settings.check(config)
+    task = load_task(config)
+    lm = tiny_model(config)
     assert len(task.problems) == 2
     for problem in task.problems:
-        assert len(lm.encode(problem.prompt)) + small.max_new_tokens <= lm.model.max_positions
+        assert len(lm.encode(problem.prompt)) + config.max_new_tokens <= lm.model.max_positions

@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jax_power_smc.evaluation import settings
-from jax_power_smc.evaluation.settings_checks import check
+from jax_power_smc.evaluation.settings import check
 
 
 def paper(**changes):
