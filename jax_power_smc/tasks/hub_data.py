@@ -1,5 +1,7 @@
 """Data sets of the Hugging Face hub, through the ``datasets`` library, which is optional."""
 
+import pathlib
+
 from jax_power_smc.models.hub import is_hub_id
 from jax_power_smc.tasks.rows import SUFFIXES, Row, numbered
 
@@ -9,8 +11,8 @@ class UnavailableError(ValueError):
 
 
 def is_data_set(name: str) -> bool:
-    """Whether a name means a data set of the hub, and not a file: owner/name without a suffix."""
-    return is_hub_id(name) and not name.endswith(SUFFIXES)
+    """Whether a name means a data set of the hub: owner/name, neither a file nor with a suffix."""
+    return is_hub_id(name) and not name.endswith(SUFFIXES) and not pathlib.Path(name).exists()
 
 
 def hub_rows(name: str, config: str | None, split: str, limit: int | None) -> list[Row]:

@@ -77,6 +77,15 @@ def test_a_relative_path_is_no_data_set():
     assert not any(map(is_data_set, names))
 
 
+def test_a_file_comes_before_a_data_set_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_data_set("some/one")
+    (tmp_path / "some").mkdir()
+    write(tmp_path / "some/one", ROWS[:1])
+    assert not is_data_set("some/one")
+    assert len(load_task(make_config(data="some/one")).problems) == 1
+
+
 def test_equal_ids_are_refused(tmp_path):
     file = write(tmp_path / "a.jsonl", [*ROWS, ROWS[1]])
     with pytest.raises(
