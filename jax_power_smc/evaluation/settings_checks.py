@@ -39,28 +39,13 @@ def check_values(config: ConfigDict) -> None:
             "wrote, so it must be True."
         )
     checks.integer("config.max_new_tokens", config.max_new_tokens, at_least=1)
-    _check_seeds(config.seeds)
+    checks.seeds("config.seeds", config.seeds)
     # Before the samplers: their temperatures may be computed from alpha.
     _check_target(config)
     checks.integer("config.num_particles", config.num_particles, at_least=1)
     checks.integer("config.ramp_tokens", config.ramp_tokens, at_least=0)
     checks.number("config.ess_threshold", config.ess_threshold, at_least=0, at_most=1)
     _check_samplers(config)
-
-
-def _check_seeds(seeds: Any) -> None:
-    if not isinstance(seeds, list | tuple):
-        raise ValueError(f"config.seeds is {seeds!r}; it must be a tuple of integers.")
-    if not seeds:
-        raise ValueError("there is nothing to evaluate: no seeds.")
-    for index, seed in enumerate(seeds):
-        # JAX drops the upper bits of a larger one without a word.
-        checks.integer(f"config.seeds[{index}]", seed, at_least=0)
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(
-            f"config.seeds is {tuple(seeds)}; they must differ, because equal seeds give equal "
-            "results."
-        )
 
 
 def _check_target(config: ConfigDict) -> None:
