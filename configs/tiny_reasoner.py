@@ -1,22 +1,28 @@
-"""Evaluation of the embedded model on word problems it has never seen."""
+"""The embedded model on word problems that it has never seen; every field is in settings.py."""
 
 import ml_collections
+
+from jax_power_smc.evaluation import settings
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Every value can be overridden: --config.limit=20 --config.num_particles=64."""
-    config = ml_collections.ConfigDict()
-    config.model = "tiny-reasoner"
-
-    # Problems: of the held-out split that nothing was tuned on.
-    config.split = "test"
-    config.limit = 400
-    config.problem_seed = 0
-    config.seeds = (0,)  # scores are averaged over them within each problem
-
-    # The target p^alpha, and N for Power-SMC, best-of-N and the majority vote alike.
+    config = settings.default()
+    config.limit = 400  # of the held-out split, which nothing was tuned on
     config.alpha = 4.0
-    config.num_particles = 16
-    config.ramp_tokens = 64  # a second Power-SMC row; 0 leaves it out
     config.max_new_tokens = 384
+    config.num_particles = 16  # of every sampler with particles, and of best-of-N and the vote
+    config.ramp_tokens = 64
+
+    entry, num = settings.entry, settings.shared(config, "num_particles")
+    n = num["num_particles"]
+    config.samplers.temperature_1 = entry("ancestral", temperature=1.0)
+    config.samplers.low_temperature = entry("ancestral", temperature=1.0 / config.get_ref("alpha"))
+    config.samplers.greedy = entry("ancestral", temperature=0.0)
+    config.samplers.samples = entry("ancestral", num_samples=n)
+    # The moves that N particles cost, 4 (N - 1) / (B + 1), rounded: see ``cost_model``.
+    config.samplers.mh = entry("mh", num_blocks=16, moves_per_block=(4 * (n - 1) + 8) // 17)
+    config.samplers.smc = entry("smc", **num)
+    config.samplers.smc_ramp = entry("smc", **num, **settings.shared(config, "ramp_tokens"))
+    config.samplers.swor = entry("swor", **num)
     return config

@@ -57,20 +57,26 @@ def evaluate(
         Run(name, settings.label(config, name), sampler)
         for name, sampler in settings.samplers(config).items()
     ]
-    task = load_task(config)
     root = epath.Path(workdir).expanduser()
-    done = _finished(root, config, task)
+    held, lm = store.read_config(root), None
+    # Whether prompts are for a chat model is for the model to say, and is asked once.
+    task = load_task(config, chat=held is not None and held["chat"])
+    if held is None:
+        lm = _model(config)
+        if lm.is_chat:
+            task = load_task(config, chat=True)
+    done = [] if held is None else _finished(root, config, task, held)
     total = len(runs) * len(task.problems) * len(config.seeds)
     _print_headline(config, task, runs, len(done), total)
     if len(done) < total:
-        done += _work(config, task, runs, root, done, until)
+        done += _work(config, lm or _model(config), task, runs, root, done, until)
     return _conclude(config, task, runs, root, done, total)
 
 
-def _finished(root: epath.Path, config: ConfigDict, task: Task) -> list[Reading]:
+def _finished(
+    root: epath.Path, config: ConfigDict, task: Task, held: dict[str, Any]
+) -> list[Reading]:
     """The readings of what an earlier start has done."""
-    if (held := store.read_config(root)) is None:
-        return []
     store.claim(root, _decides(config, task), {})
     done = []
     for record in store.read_records(root):
@@ -91,6 +97,7 @@ def _decides(config: ConfigDict, task: Task) -> dict[str, Any]:
 
 def _work(
     config: ConfigDict,
+    lm: LoadedModel,
     task: Task,
     runs: Sequence[Run],
     root: epath.Path,
@@ -98,7 +105,6 @@ def _work(
     until: Callable[[], bool],
 ) -> list[Reading]:
     """Does what is left, or as much of it as ``until`` allows."""
-    lm = _model(config)
     todo = job.Job(
         lm,
         task,
@@ -118,7 +124,7 @@ def _work(
         allow_code_execution=config.allow_code_execution,
     )
     with grader:
-        store.claim(root, _decides(config, task), _about(runs))
+        store.claim(root, _decides(config, task), _about(lm, runs))
         with store.open_writer(root) as writer, Progress() as progress:
             if writer.torn:
                 print(f"A torn last line of {writer.torn} bytes was removed.", flush=True)
@@ -130,15 +136,16 @@ def _model(config: ConfigDict) -> LoadedModel:
         return tiny_model(config)
     return load(
         config.model,
-        dtype=config.dtype,
+        dtype=config.dtype or "float32",
         revision=config.revision,
         max_positions=config.max_positions,
     )
 
 
-def _about(runs: Sequence[Run]) -> dict[str, Any]:
+def _about(lm: LoadedModel, runs: Sequence[Run]) -> dict[str, Any]:
     """What is written down beside the config when a job first starts."""
     return {
+        "chat": lm.is_chat,
         "labels": {run.name: run.label for run in runs},
         "device": jax.devices()[0].device_kind,
         "versions": {name: metadata.version(name) for name in ("jax_power_smc", "jax", "flax")},

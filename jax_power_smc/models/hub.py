@@ -73,6 +73,15 @@ def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = ALL)
         ) from error
 
 
+def cached(name: str, file: str, revision: str | None = None) -> pathlib.Path | None:
+    """Where the cache has one file of a model, or None; nothing is asked of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, file, revision=revision)
+    # It may also be known that there is no such file.
+    return pathlib.Path(found) if isinstance(found, str) else None
+
+
 def _download(
     name: str, revision: str | None, patterns: Sequence[str], local_files_only: bool = False
 ) -> pathlib.Path:

@@ -121,7 +121,7 @@ def load(
     directory = hub.fetch(str(name), revision, hub.SMALL) if on_hub else _local(name, revision)
     config = read_config(directory, max_positions)
     model = TransformerLM(config, dtype)
-    tokenizer = _load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
     if len(tokenizer) > config.vocab_size:
         raise CheckpointError(
             f"the tokenizer in {directory} has {len(tokenizer)} ids, the embedding only "
@@ -191,7 +191,12 @@ def _local(name: str | os.PathLike[str], revision: str | None) -> pathlib.Path:
     return pathlib.Path(str(importlib.resources.files("jax_power_smc"))) / embedded
 
 
-def _load_tokenizer(directory: pathlib.Path) -> Any:
+def load_tokenizer(directory: pathlib.Path) -> Any:
+    """The tokenizer that tokenizer.json of a directory describes.
+
+    Raises:
+      CheckpointError: if it is missing or cannot be read.
+    """
     if not (directory / "tokenizer.json").is_file():
         raise CheckpointError(f"{directory} has no tokenizer.json.")
     # Imported here: it takes a second, and a pipeline with its own tokens does not need it.

@@ -236,3 +236,24 @@ def test_id_that_cannot_be():
     with pytest.raises(CheckpointError) as error:
         hub.fetch("owner/a..b")
     small.assert_one_sentence(error, "'owner/a..b'", "possible hub id")
+
+
+def test_one_file_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = tmp_path / "models--owner--model"
+    for name, commit in COMMITS.items():
+        folder = model / "snapshots" / commit
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(name)
+        (model / "refs").mkdir(exist_ok=True)
+        (model / "refs" / name).write_text(commit)
+    for revision, name in ((None, "main"), ("v1", "v1"), (COMMITS["v1"], "v1")):
+        found = hub.cached("owner/model", "config.json", revision)
+        assert found is not None and found.read_text() == name
+    assert hub.cached("owner/model", "tokenizer.json") is None
+    assert hub.cached("owner/model", "config.json", "v2") is None
+    assert hub.cached("owner/other", "config.json") is None
+    # The hub said that there is none.
+    (model / ".no_exist" / COMMITS["main"]).mkdir(parents=True)
+    (model / ".no_exist" / COMMITS["main"] / "tokenizer.json").touch()
+    assert hub.cached("owner/model", "tokenizer.json") is None

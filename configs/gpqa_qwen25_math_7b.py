@@ -1,0 +1,19 @@
+"""GPQA Diamond with Qwen2.5-Math-7B, as in Table 1 of Power-SMC (arXiv 2602.10273).
+
+The settings are those of the table, which is of MATH-500 only.
+
+The data set is on the hub for those who accepted its terms and set HF_TOKEN.
+
+GPU memory: parameters 7.6e9 * 2 bytes = 14.2 GiB; keys and values of one prompt, 2 * 28 layers *
+4 heads * 128 * 2 bytes * 64 particles * 2048 tokens = 7.0 GiB. With logits and the prompt that is
+about 22 GiB for one prompt at a time, and 7 prompts together in 80 GB.
+"""
+
+import ml_collections
+
+from jax_power_smc.evaluation import settings
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Every value can be overridden: --config.limit=20 --config.num_particles=16."""
+    return settings.paper("Qwen/Qwen2.5-Math-7B", architecture="qwen2", task="gpqa")

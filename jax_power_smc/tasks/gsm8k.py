@@ -1,0 +1,52 @@
+"""GSM8K: word problems whose answers are numbers, given after "####" at the end of a solution."""
+
+import re
+
+from jax_power_smc.tasks import prompts
+from jax_power_smc.tasks.benchmark import Benchmark, Example, name_of
+from jax_power_smc.tasks.rows import Row
+
+SAMPLES = (
+    {
+        "question": "A box holds 12 pens. How many pens are in 4 boxes?",
+        "answer": "Four boxes hold 4 * 12 = <<4*12=48>>48 pens.\n#### 48",
+    },
+    {
+        "question": "Ann has 1500 stamps and gives away 200. How many does she keep?",
+        "answer": "She keeps 1500 - 200 = <<1500-200=1300>>1300 stamps.\n#### 1,300",
+    },
+)
+_MARK = "####"
+# What a calculator was asked, which the solutions have beside its results.
+_CALCULATION = re.compile(r"<<[^<>]*>>")
+_NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(\.\d+)?")
+
+
+def read(row: Row) -> Example:
+    """Reads question (or prompt) and answer: a solution with the mark, or a number alone."""
+    question = row.text("question", "prompt", "problem")
+    text = row.text("answer")
+    worked, found, final = text.rpartition(_MARK)
+    gold = final.strip().replace(",", "")
+    if not gold or (not found and not _NUMBER.fullmatch(final.strip())):
+        raise ValueError(
+            f"{row.place} has answer {text!r}; it must be a number, or end in {_MARK} and a number."
+        )
+    solution = None
+    if found and worked.strip():
+        solution = f"{_CALCULATION.sub('', worked).strip()}\n" rf"The answer is \boxed{{{gold}}}."
+    elif row.has("solution"):
+        solution = row.text("solution")
+    return Example(name_of(row, question, "id"), question, gold, solution)
+
+
+BENCHMARK = Benchmark(
+    title="GSM8K",
+    kind="math",
+    read=read,
+    prompt=prompts.MATH,
+    samples=SAMPLES,
+    data="openai/gsm8k",
+    data_name="main",
+    splits={"test": "test", "train": "train"},
+)

@@ -1,0 +1,45 @@
+"""HumanEval: Python functions to complete, judged by running their tests."""
+
+from jax_power_smc.tasks import prompts
+from jax_power_smc.tasks.benchmark import Benchmark, Example, name_of
+from jax_power_smc.tasks.rows import Row
+
+SAMPLES = (
+    {
+        "task_id": "Sample/0",
+        "prompt": 'def double(n: int) -> int:\n    """Twice n."""\n',
+        "entry_point": "double",
+        "canonical_solution": "    return 2 * n\n",
+        "test": "def check(candidate):\n    assert candidate(3) == 6\n",
+    },
+    {
+        "task_id": "Sample/1",
+        "prompt": 'def last(items: list) -> object:\n    """The last of some items."""\n',
+        "entry_point": "last",
+        "canonical_solution": "    return items[-1]\n",
+        "test": "def check(candidate):\n    assert candidate([1, 2]) == 2\n",
+    },
+)
+
+
+def read(row: Row) -> Example:
+    """Reads task_id, prompt, test, entry_point, canonical_solution."""
+    prompt = row.text("prompt")
+    return Example(
+        id=name_of(row, prompt, "task_id", "id"),
+        question=prompt,
+        gold={name: row.text(name) for name in ("prompt", "test", "entry_point")},
+        solution=row.text("canonical_solution") if row.has("canonical_solution") else None,
+    )
+
+
+BENCHMARK = Benchmark(
+    title="HumanEval",
+    kind="code",
+    read=read,
+    # A base model goes on writing where the prompt ends.
+    prompt=prompts.QUESTION,
+    chat_prompt=prompts.CODE_CHAT,
+    samples=SAMPLES,
+    data="openai/openai_humaneval",
+)

@@ -1,0 +1,52 @@
+"""The configs of evaluations: each can be run, shown by its dry run up to the sampling."""
+
+import runpy
+
+import pytest
+
+from jax_power_smc.evaluation import settings
+from jax_power_smc.models.dry_run import tiny_model
+from jax_power_smc.tasks.load import kind_of, load_task
+from tests.launchers.command import ROOT
+
+
+def evaluations():
+    """The configs that are of evaluations, by name."""
+    made = {}
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        config = runpy.run_path(str(path))["get_config"]()
+        if "samplers" in config:
+            made[path.stem] = config
+    return made
+
+
+CONFIGS = evaluations()
+
+
+def test_the_configs_of_the_paper_are_there():
+    papers = {name for name, config in CONFIGS.items() if config.model != "tiny-reasoner"}
+    assert len(papers) == 9
+    assert {CONFIGS[name].model for name in papers if CONFIGS[name].task == "math500"} == {
+        "Qwen/Qwen2.5-Math-7B",
+        "Qwen/Qwen2.5-7B",
+        "microsoft/Phi-3.5-mini-instruct",
+    }
+    for name in papers:
+        config = CONFIGS[name]
+        assert name.split("_")[0] == config.task
+        assert (config.alpha, config.max_new_tokens, config.dtype) == (4.0, 2048, "bfloat16")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_can_be_run(name):
+    config = CONFIGS[name]
+    if kind_of(config) == "code":
+        config.allow_code_execution = True
+    settings.check(config)
+    settings.shrink(config)
+    settings.check(config)
+    task = load_task(config)
+    lm = tiny_model(config)
+    assert len(task.problems) == 2
+    for problem in task.problems:
+        assert len(lm.encode(problem.prompt)) + config.max_new_tokens <= lm.model.max_positions

@@ -1,0 +1,83 @@
+"""Files of problems, and what is wrong with them."""
+
+import gzip
+import json
+
+import pytest
+
+from jax_power_smc.tasks.rows import Row, numbered, read_rows
+
+RECORDS = [{"question": "One?\nTwo\u2028lines", "answer": 1}, {"question": "Two?", "answer": "2"}]
+LINES = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS) + "\n\n"
+
+
+def values(path):
+    return [dict(row.values) for row in read_rows(str(path))]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz", "a.jsonl.gz"])
+@pytest.mark.parametrize("text", [LINES, json.dumps(RECORDS, indent=2), "\ufeff" + LINES])
+def test_a_list_and_lines_are_told_apart_by_what_they_hold(tmp_path, name, text):
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert values(tmp_path / name) == RECORDS
+
+
+def test_csv(tmp_path):
+    (tmp_path / "a.csv").write_text('question,answer\n"One, or\ntwo?",1\nThree?,3\n')
+    assert values(tmp_path / "a.csv") == [
+        {"question": "One, or\ntwo?", "answer": "1"},
+        {"question": "Three?", "answer": "3"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.jsonl", b'{"a": 1}\n\n{"a": \n', r"line 3 of a.jsonl is not JSON"),
+        ("a.jsonl", b'{"a": 1}\n5\n', r"line 2 of a.jsonl holds a JSON int; it must be an object"),
+        ("a.json", b"[{}, 5]", r"row 2 of a.json holds a JSON int"),
+        ("a.json", b"[{}", r"a.json is not JSON"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", r"row 2 of a.csv has more cells than a.csv has names"),
+        ("a.csv", b'a,b\n1,"2\n', r"a.csv is not CSV"),
+        ("a.jsonl", b"\xff\xfe", r"a.jsonl'; it cannot be read \('utf-8'"),
+        ("a.jsonl.gz", b"{}", r"a.jsonl.gz'; it cannot be read \(Not a gzipped file"),
+    ],
+)
+def test_what_is_no_record_is_found(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        read_rows(str(tmp_path / name))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"config.few_shot_data is '.*no.json'; there is no such"):
+        read_rows(str(tmp_path / "no.json"), "config.few_shot_data")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_rows(str(tmp_path))
+
+
+def test_fields_by_any_of_their_names():
+    row = Row("row 1", {"a": None, "b": 2, "c": "x"})
+    assert row.value("a", "b", "c") == 2 and row.text("a", "b") == "2"
+    assert row.has("a", "b") and not row.has("a", "d")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone", "row 4 lacks gone or other; it has null, empty, list, flag"),
+        ("null", "row 4 lacks null or other"),
+        ("empty", "row 4 has an empty empty"),
+        ("list", r"row 4 has list \[1\]; it must be a text"),
+        ("flag", "row 4 has flag True; it must be a text"),
+    ],
+)
+def test_a_field_that_is_no_text(name, message):
+    row = Row("row 4", {"null": None, "empty": " \n", "list": [1], "flag": True})
+    with pytest.raises(ValueError, match=message):
+        row.text(name, "other")
+
+
+def test_rows_are_counted_from_one():
+    assert [row.place for row in numbered([{}, {}], "data")] == ["row 1 of data", "row 2 of data"]
