@@ -9,6 +9,7 @@ from jax_power_smc import adapters, exact
 from jax_power_smc.engine import sample
 from jax_power_smc.evidence import pool
 from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.mesh import make_mesh
 from jax_power_smc.models.config import CheckpointError, TransformerConfig, UnsupportedModelError
 from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.models.saved import save
@@ -45,6 +46,7 @@ __all__ = [
     "adapters",
     "exact",
     "load",
+    "make_mesh",
     "pool",
     "sample",
     "save",

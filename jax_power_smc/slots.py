@@ -366,7 +366,7 @@ class Slots:
         return jax.tree.map(lambda x: programs.idle(x, self._rows(x)), entered)
 
     def _rows(self, entered: Any) -> int:
-        """Rows of all slots of what enters [rows, ...]: P, or P m of what a device has of its own."""
+        """Rows of all slots for what enters: P, or P m of what each device has of its own."""
         return entered.shape[0] * self.sizes.slots // self.sizes.group
 
     def _new_cache(self, capacity: int) -> Any:

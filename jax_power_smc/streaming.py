@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jax_power_smc import engine
 from jax_power_smc.admission import (
@@ -27,6 +28,7 @@ from jax_power_smc.admission import (
 from jax_power_smc.buckets import power_of_two
 from jax_power_smc.collect import collect
 from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.mesh import mesh_of
 from jax_power_smc.result import SampleResult
 from jax_power_smc.samplers import MetropolisHastings, Sampler, checks
 from jax_power_smc.slots import Slots, Work
@@ -84,6 +86,8 @@ class Engine:
       tokenizer: for targets with a stop rule, see ``sample``.
       memory_limit: bytes that may be used on the device; default what it has.
       num_requests: how many will come, if that is known: no more slots are made by default.
+      mesh: devices with the axes "data" and "model"; default those on whose mesh the parameters
+        lie, or else one device.
 
     Attributes:
       plan: what was planned, and for how much memory; ``print(engine.plan)`` says it.
@@ -104,6 +108,7 @@ class Engine:
         tokenizer: Any = None,
         memory_limit: int | None = None,
         num_requests: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         check_sampler(sampler)
         if isinstance(sampler, MetropolisHastings):
@@ -119,6 +124,7 @@ class Engine:
             checks.integer("num_requests", num_requests, at_least=1)
         self.model, self.params, self.sampler = model, params, sampler
         self.tokenizer = tokenizer
+        self.mesh = mesh_of(params) if mesh is None else mesh
         self._sizes, self.plan = engine.plan_slots(
             model,
             params,
@@ -128,6 +134,7 @@ class Engine:
             wanted=engine.MAX_ROWS if num_requests is None else power_of_two(num_requests),
             slots=slots,
             memory_limit=memory_limit,
+            mesh=self.mesh,
         )
         self._current: Stream | None = None
 
@@ -188,6 +195,7 @@ class Engine:
             key,
             self._sizes,
             self.tokenizer,
+            mesh=self.mesh,
         )
 
     def work(self, index: int, request: Any) -> Work:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_power_smc.models import checkpoint, hub, saved
+from jax_power_smc.mesh import DATA, MODEL
+from jax_power_smc.models import checkpoint, hub, parallel, saved
 from jax_power_smc.models.config import CheckpointError, TransformerConfig
 from jax_power_smc.models.hf_config import read_config
 from jax_power_smc.models.transformer import TransformerLM
@@ -99,7 +100,9 @@ def load(
         one that ``saved.save`` wrote; or a model of the Hugging Face hub, such as
         "Qwen/Qwen2.5-Math-7B", which the hub's library downloads to its cache.
       dtype: of parameters and cache, float32, bfloat16 or float16.
-      mesh: devices that each get all parameters, unless shardings says otherwise.
+      mesh: devices with the axes "data" and "model" (``make_mesh``): each "model" group gets the
+        parameters, cut as ``parallel.RULES`` say; or of other axes, each then gets all of them.
+        Unless shardings says otherwise.
       shardings: where the parameters go: a function (path, shape) -> jax.sharding.Sharding, or a
         pytree of shardings; see ``placement.resolve_shardings``.
       revision: branch, tag or commit of a model of the hub.
@@ -115,11 +118,11 @@ def load(
         holds weights that are not finite.
       UnsupportedModelError: if the architecture or a feature of it is not implemented.
     """
-    if shardings is None and mesh is not None:
-        shardings = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     on_hub = _is_on_hub(name)
     directory = hub.fetch(str(name), revision, hub.SMALL) if on_hub else _local(name, revision)
     config = read_config(directory, max_positions)
+    if shardings is None and mesh is not None:
+        shardings = _shardings(mesh, config)
     model = TransformerLM(config, dtype)
     tokenizer = load_tokenizer(directory)
     if len(tokenizer) > config.vocab_size:
@@ -143,6 +146,12 @@ def load(
             directory, config, dtype, shardings=shardings, progress=progress
         )
     return LoadedModel(model, params, tokenizer, eos_ids, config, directory)
+
+
+def _shardings(mesh: jax.sharding.Mesh, config: TransformerConfig) -> Any:
+    if set(mesh.axis_names) == {DATA, MODEL}:
+        return lambda path, shape: parallel.sharding(path, config, mesh)
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def read_eos_ids(directory: pathlib.Path) -> tuple[int, ...]:
