@@ -55,24 +55,6 @@ def judge(gold: str, response: str, opts: Mapping[str, Any] | None = None) -> di
     }
 
 
-def check_opts(opts: Any) -> None:
-    """Refuses options that ``judge`` does not know.
-
-    Raises:
-      ValueError: for them.
-    """
-    known = {"match_types": list, "precision": int, "strict": bool, "allow_set_relation_comp": bool}
-    if not isinstance(opts, dict):
-        raise ValueError(f"opts is {opts!r}; it must be an object")
-    for name, value in opts.items():
-        if name not in known or type(value) is not known[name]:
-            allowed = ", ".join(f"{key} ({kind.__name__})" for key, kind in known.items())
-            raise ValueError(f"opts has {name}={value!r}; allowed are {allowed}")
-    types = opts.get("match_types", ["latex"])
-    if not types or not all(isinstance(each, str) and each in _MATCHES for each in types):
-        raise ValueError(f"opts.match_types is {types!r}; allowed are {', '.join(_MATCHES)}")
-
-
 def merge(answers: Sequence[tuple[str, int]]) -> dict[str, str]:
     """Answers that are equal as mathematics but not as texts, put together.
 
