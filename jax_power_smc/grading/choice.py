@@ -19,7 +19,8 @@ _NO_WORD = r"(?!(?<=[AI]) {1,3}(?!(?:as|because|since|and|for|with|by|is|which)\
 _BOXED = re.compile(rf"\\f?boxed ?\{{{_OPENING}{_LETTER}{_NO_WORD}")
 _NOUN = r"(?:answer|option|choice)"
 _STATED = re.compile(
-    rf"(?i:\b{_NOUN}\b(?: (?:to|of|for)\b[^.\n]{{0,80}}?)?(?:\*\*)?\s{{0,3}}(?:is|:|would be|must be))"
+    rf"(?i:\b{_NOUN}\b(?: (?:to|of|for)\b[^.\n]{{0,80}}?)?(?:\*\*)?\s{{0,3}}"
+    rf"(?:is|:|would be|must be))"
     rf"{_OPENING}(?i:(?:option|choice|answer)\b)?{_OPENING}{_LETTER}{_NO_WORD}"
 )
 _BRACKETED = re.compile(rf"\({_LETTER}\)")

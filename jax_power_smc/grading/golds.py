@@ -55,12 +55,16 @@ def _read_text(gold: Any) -> str:
     if _is_number(gold):
         return str(gold)
     if not isinstance(gold, str) or not gold.strip():
-        raise ValueError(f"gold is {_shown(gold)}; it must be a text that is not empty, or a number.")
+        raise ValueError(
+            f"gold is {_shown(gold)}; it must be a text that is not empty, or a number."
+        )
     return gold
 
 
 def _read_code(gold: Any) -> dict[str, str]:
-    fields = {name: gold.get(name) for name in CODE_FIELDS} if isinstance(gold, dict) else {}
+    fields: dict[str, Any] = {}
+    if isinstance(gold, dict):
+        fields = {name: gold.get(name) for name in CODE_FIELDS}
     if not fields or not all(isinstance(text, str) for text in fields.values()):
         raise ValueError(
             f"gold is {_shown(gold)}; it must be an object with the texts {', '.join(CODE_FIELDS)}."

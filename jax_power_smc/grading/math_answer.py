@@ -7,6 +7,7 @@ can be killed: see ``pool``.
 An answer that is right by ``string_rule`` is right here too.
 """
 
+import functools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -89,6 +90,8 @@ def _equal(gold: str, response: str, opts: Mapping[str, Any]) -> bool:
     return _compare(expected, given, **options)
 
 
+# The same answer is asked for by many responses in a row.
+@functools.lru_cache(maxsize=64)
 def _read_gold(gold: str) -> list[Any]:
     gold = _DOLLAR_SIGN.sub("", gold)
     if _MARKED.search(gold):

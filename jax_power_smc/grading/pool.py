@@ -93,7 +93,7 @@ class PooledGrader:
         Raises:
           OSError: no worker can be started.
         """
-        done = []
+        done: list[_Submission | Exception] = []
         with contextlib.suppress(queue.Empty):
             while self.pending > len(done):
                 done.append(self._done.get(block=wait and not done))
@@ -186,6 +186,4 @@ def _put_together(worker: Worker, submission: _Submission) -> None:
         if verdict.correct:
             verdicts[response] = verdict._replace(parsed=gold or verdict.parsed)
         elif verdict.parsed is not None:
-            verdicts[response] = verdict._replace(
-                parsed=merged.get(verdict.parsed, verdict.parsed)
-            )
+            verdicts[response] = verdict._replace(parsed=merged.get(verdict.parsed, verdict.parsed))

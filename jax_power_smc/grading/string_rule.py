@@ -33,7 +33,9 @@ _COMMAND = re.compile(
     r"|\\[a-zA-Z]+"
 )
 _WORD = re.compile(r"[^\W\d_]{3,}|\b(?i:is|it|so|we|to|of|in|at|by|no)\b")
-_FUNCTIONS = frozenset("sin cos tan cot sec csc log exp sqrt and mod".split())
+_FUNCTIONS = frozenset(
+    ("sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "and", "mod")
+)
 
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _DROPPED = re.compile(
