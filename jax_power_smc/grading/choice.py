@@ -16,7 +16,7 @@ _LETTER = rf"(?P<letter>[{LETTERS}])(?![^\W_])"
 _OPENING = r"(?:[\s*_(\[{$:\"'`]|\\(?:text|mathrm|mathbf|textbf|boxed) ?\{){0,20}"
 # "A" and "I" are words as well: then small letters follow, other than these.
 _NO_WORD = r"(?!(?<=[AI]) {1,3}(?!(?:as|because|since|and|for|with|by|is|which)\b)[a-z'’])"  # noqa: RUF001
-_BOXED = re.compile(rf"\\f?boxed ?\{{{_OPENING}{_LETTER}{_NO_WORD}")
+_BOXED = re.compile(rf"\\(?:boxed|fbox) ?\{{{_OPENING}{_LETTER}{_NO_WORD}")
 _NOUN = r"(?:answer|option|choice)"
 _STATED = re.compile(
     rf"(?i:\b{_NOUN}\b(?: (?:to|of|for)\b[^.\n]{{0,80}}?)?(?:\*\*)?\s{{0,3}}"

@@ -19,7 +19,7 @@ import re
 # Longer texts are no answers; normalising stays quick whatever a model wrote.
 LONGEST_ANSWER = 1000
 
-_BOX = re.compile(r"\\f?boxed\s*(?=\{)|\\boxed (?=[^\s{])")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed (?=[^\s{])")
 _STATED = re.compile(r"(?i:\banswer(?:\s+is\s*:?|\s*:))[\s*]*")
 # The end of a sentence, or of the line; a point between digits ends nothing.
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|\n|\.?\s*I hope")

@@ -115,6 +115,7 @@ def test_a_worker_that_died_between_jobs_is_replaced():
         all_of(grader)
         (worker,) = grader._workers
         worker._process.kill()
+        os.waitid(os.P_PID, worker._process.popen.pid, os.WEXITED | os.WNOWAIT)
         grader.submit(1, "x", ["x"])
         assert all_of(grader) == {1: [Verdict("x", True, True)]}
 
@@ -188,7 +189,9 @@ path = pathlib.Path({os.fspath(tmp_path)!r})
 time.sleep(600)
 """
     path = os.pathsep.join((os.environ["PYTHONPATH"], os.fspath(ROOT)))
-    parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}
+    )
     try:
         wait_until((tmp_path / "pid").exists, seconds=60)
         pid = int((tmp_path / "pid").read_text())
