@@ -53,10 +53,9 @@ class CodeWorker:
 
     def _judge(self, gold: Mapping[str, str], response: str) -> dict[str, Any]:
         code = solution(response, gold["prompt"], gold["entry_point"])
-        # Compared without running: a text that long is a model that repeats itself.
-        passed = len(code) <= LONGEST_CODE and self._sandbox.passes(
-            code, gold["test"], gold["entry_point"]
-        )
+        if len(code) > LONGEST_CODE:  # a model that repeats itself
+            return {"parsed": None, "correct": False, "correct_string": False}
+        passed = self._sandbox.passes(code, gold["test"], gold["entry_point"])
         return {"parsed": normalise(code) or None, "correct": passed, "correct_string": passed}
 
 

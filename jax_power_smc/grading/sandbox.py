@@ -88,9 +88,7 @@ class Sandbox:
                     stdin.close()
                 except BrokenPipeError:
                     return []
-                # Not reaped yet, so that the group, in which more may run, still has its number.
-                os.waitid(os.P_PID, process.popen.pid, os.WEXITED | os.WNOWAIT)
-            process.kill()
+                process.wait()
             os.set_blocking(stdout.fileno(), False)
             sent = stdout.read(_ENOUGH) or b""
             if expired.is_set():

@@ -74,10 +74,12 @@ def end_with_parent_and_cut_off(parent: int) -> bool:
     if sys.platform != "linux":
         return False
     library = ctypes.CDLL(None)
+    cut_off = library.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
+    # After that, because other rights than before make the kernel forget it.
     library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    return bool(library.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0)
+    return cut_off
 
 
 def limit(job: dict[str, Any]) -> None:

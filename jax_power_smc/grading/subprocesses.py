@@ -37,6 +37,17 @@ class KillableProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
 
+    def wait(self) -> None:
+        """Waits until it ends, and kills what it has left running."""
+        if hasattr(os, "waitid"):
+            # It is not reaped yet, so that the group still has its number.
+            os.waitid(os.P_PID, self.popen.pid, os.WEXITED | os.WNOWAIT)
+            self.kill()
+            return
+        self.popen.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+
     def end(self) -> int:
         """Kills it, closes the pipes and returns the exit code."""
         self.kill()

@@ -1,6 +1,9 @@
 """HumanEval: programs in responses, and what a program can and cannot do."""
 
 import os
+import pathlib
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -9,6 +12,7 @@ from jax_power_smc.grading.code import CodeWorker, normalise, solution
 from jax_power_smc.grading.open import open_grader
 from jax_power_smc.grading.sandbox import Sandbox
 from jax_power_smc.grading.verdict import Verdict
+from tests.grading.processes import is_alive, wait_until
 from tests.grading.shared import needs, read_lines
 
 GOLD = {
@@ -20,6 +24,7 @@ GOLD = {
 BODY = "    return math.floor(helper(x) / 2)\n"
 WHOLE = "def half(x):\n" + BODY
 SECONDS = 20.0
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 RIGHT = {
     "continuation": BODY,
@@ -133,6 +138,35 @@ def test_closing_ends_the_program_that_runs():
     grader.submit(0, GOLD, ["    while True: pass\n", "    while 1: pass\n"])
     grader.close()
     assert grader.pending == 0 and grader.finished(wait=True) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends them at once")
+def test_programs_end_with_a_parent_that_is_killed(tmp_path):
+    program = """
+import threading, time
+from jax_power_smc.grading.sandbox import Sandbox
+sandbox = Sandbox(600.0)
+loop = "def f():\\n    while True: pass\\n"
+test = "def check(f): f()"
+threading.Thread(target=sandbox.passes, args=(loop, test, "f"), daemon=True).start()
+while sandbox._process is None:
+    time.sleep(0.01)
+time.sleep(1)  # it is then past its preparations
+print(sandbox._process.popen.pid, flush=True)
+time.sleep(600)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT), "TMPDIR": os.fspath(tmp_path)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        pid = int(parent.stdout.readline())
+        assert is_alive(pid)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    wait_until(lambda: not is_alive(pid))
 
 
 def test_votes_are_counted_by_the_text_of_the_code(verdicts):

@@ -13,6 +13,7 @@ import pytest
 from jax_power_smc.grading.pool import PooledGrader, default_processes
 from jax_power_smc.grading.verdict import Verdict
 from jax_power_smc.grading.worker_process import WorkerProcess
+from tests.grading.processes import is_alive, wait_until
 
 SECONDS = 1.0
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -33,22 +34,6 @@ def all_of(grader):
     while grader.pending:
         done += grader.finished(wait=True)
     return dict(done)
-
-
-def is_alive(pid):
-    """False also for one that has ended and that nobody has waited for."""
-    try:
-        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def wait_until(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
 
 
 def test_verdicts_come_in_the_order_of_the_responses_and_equal_ones_are_judged_once():
