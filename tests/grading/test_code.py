@@ -5,9 +5,11 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
+from jax_power_smc.grading import sandbox
 from jax_power_smc.grading.code import CodeWorker, normalise, solution
 from jax_power_smc.grading.open import open_grader
 from jax_power_smc.grading.sandbox import Sandbox
@@ -106,14 +108,14 @@ def test_a_program_that_hangs_is_ended():
 def test_nothing_outside_its_directory_is_changed(tmp_path):
     kept = tmp_path / "kept"
     kept.write_text("1")
-    sandbox = Sandbox(SECONDS)
+    runner = Sandbox(SECONDS)
     test = "def check(candidate):\n    candidate()\n"
     for action in (
         f"open({os.fspath(kept)!r}, 'w')",
         f"__import__('os').remove({os.fspath(kept)!r})",
     ):
-        assert not sandbox.passes(f"def f():\n    {action}\n", test, "f")
-    assert sandbox.passes(f"def f():\n    open({os.fspath(kept)!r})\n", test, "f")
+        assert not runner.passes(f"def f():\n    {action}\n", test, "f")
+    assert runner.passes(f"def f():\n    open({os.fspath(kept)!r})\n", test, "f")
     assert kept.read_text() == "1"
 
 
@@ -126,6 +128,15 @@ def test_the_environment_is_empty_and_the_directory_its_own(monkeypatch):
     """
     test = "def check(f):\n    assert f() == (None, [], '')\n"
     assert Sandbox(SECONDS).passes(textwrap.dedent(code), test, "f")
+
+
+def test_where_the_network_stays_it_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(sandbox, "_said_network", threading.Event())
+    monkeypatch.setattr(Sandbox, "_run", lambda self, job, directory: ["network"])
+    for _ in range(2):
+        assert not Sandbox(SECONDS).passes("", "", "f")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "network" in caplog.text
 
 
 def test_code_is_run_only_where_the_user_allows_it():
