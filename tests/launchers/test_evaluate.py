@@ -107,7 +107,7 @@ def easy():
     listed, make = [], problems.problems
 
     def changed(split, limit, seed):
-        for problem, answer in zip(make(split, limit, seed), GOLD, strict=True):
+        for problem, answer in zip(make(split, limit, seed), GOLD, strict=False):
             listed.append(dataclasses.replace(problem, answer=answer))
             yield listed[-1]
 
@@ -137,9 +137,8 @@ def test_every_item_is_recorded_once(finished):
 
 def test_records_hold_the_problems_that_the_config_names(finished):
     by_id = {problem.key: problem for problem in finished.listed}
-    assert [p.question for p in finished.listed] == [
-        p.question for p in problems.problems("valid", LIMIT, 3)
-    ] or len(by_id) == LIMIT
+    assert len(by_id) == LIMIT
+    assert all(problems.split_of(problem.key) == "valid" for problem in finished.listed)
     for record in finished.records():
         problem = by_id[record["id"]]
         assert (record["prompt"], record["gold"]) == (problem.question, problem.answer)
@@ -179,7 +178,7 @@ def test_the_workdir_says_what_was_asked_for(finished):
     about = strictly((finished.workdir / "config.json").read_text())
     assert about["config"]["seeds"] == [0, 1] and about["config"]["num_particles"] == N
     assert about["config"]["samplers"]["swor"]["num_particles"] == N
-    assert list(about["labels"]) == RUNS and about["chat"] is False
+    assert list(about["labels"]) == RUNS and about["chat"] is True
     assert about["versions"].keys() == {"jax_power_smc", "jax", "flax"}
     assert {record["config"] for record in finished.records()} == {about["hash"]}
     assert about["hash"] == store.fingerprint(about["config"])
@@ -409,7 +408,7 @@ def refusals(model, tmp_path_factory):
         "no config.json": flags(empty),
         "missing tensor": flags(missing),
         "long answer": flags(model, max_new_tokens=250),
-        "code": flags(model, task="humaneval"),
+        "code": flags(model, task="humaneval", split="test"),
     }
     return root, outcomes("evaluate", cases, root)
 
