@@ -1,5 +1,7 @@
 """The embedded model on word problems that it has never seen; every field is in settings.py."""
 
+from typing import Any
+
 import ml_collections
 
 from jax_power_smc.evaluation import settings
@@ -14,15 +16,17 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_particles = 16  # of every sampler with particles, and of best-of-N and the vote
     config.ramp_tokens = 64
 
-    entry, num = settings.entry, settings.shared(config, "num_particles")
-    n = num["num_particles"]
+    def entry(kind: str, *shared: str, **values: Any) -> ml_collections.ConfigDict:
+        return settings.entry(kind, **settings.shared(config, *shared), **values)
+
+    n = config.get_oneway_ref("num_particles")
     config.samplers.temperature_1 = entry("ancestral", temperature=1.0)
     config.samplers.low_temperature = entry("ancestral", temperature=1.0 / config.get_ref("alpha"))
     config.samplers.greedy = entry("ancestral", temperature=0.0)
-    config.samplers.samples = entry("ancestral", num_samples=n)
+    config.samplers.samples = entry("ancestral", num_samples=config.get_oneway_ref("num_particles"))
     # The moves that N particles cost, 4 (N - 1) / (B + 1), rounded: see ``cost_model``.
     config.samplers.mh = entry("mh", num_blocks=16, moves_per_block=(4 * (n - 1) + 8) // 17)
-    config.samplers.smc = entry("smc", **num)
-    config.samplers.smc_ramp = entry("smc", **num, **settings.shared(config, "ramp_tokens"))
-    config.samplers.swor = entry("swor", **num)
+    config.samplers.smc = entry("smc", "num_particles")
+    config.samplers.smc_ramp = entry("smc", "num_particles", "ramp_tokens")
+    config.samplers.swor = entry("swor", "num_particles")
     return config

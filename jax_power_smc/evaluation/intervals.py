@@ -13,6 +13,8 @@ import numpy as np
 NUM_RESAMPLES = 4000
 # 97.5% quantile of the normal distribution.
 _Z = 1.959963984540054
+# Of the ends of an interval: what is beyond them is rounding.
+_DIGITS = 6
 # Entries of the resamples that are held at a time.
 _BLOCK = 2**22
 
@@ -32,7 +34,7 @@ def mean_and_interval(scores: np.ndarray) -> tuple[float, float, float]:
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"scores has shape {scores.shape}; it must be [problems, seeds].")
     means = _resamples(*scores.shape) @ scores.astype(np.float32).ravel()
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = np.percentile(means, [2.5, 97.5]).round(_DIGITS)
     return float(scores.mean()), float(low), float(high)
 
 

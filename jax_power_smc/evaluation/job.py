@@ -31,8 +31,10 @@ from jax_power_smc.streaming import Engine, StreamRequest
 from jax_power_smc.target import PowerTarget
 from jax_power_smc.tasks.base import Problem, Task
 
-# Prompts whose chains run together, so that records are written between calls.
-CHAINS_BATCH = 64
+# Prompts whose chains run together at most, so that records are written between calls.
+CHAINS_BATCH = 128
+# Items that must be finished before the rest of a run is guessed from them.
+ENOUGH = 8
 # Submissions that may wait for their verdicts before decoding waits for them.
 MOST_PENDING = 256
 
@@ -71,7 +73,7 @@ class State:
     Attributes:
       label: of the run.
       done, total: items.
-      accuracy: of the draws so far, NaN before the first.
+      accuracy: of the draws so far.
       seconds_left: for the rest of the run at the present pace, NaN while that is unknown.
     """
 
@@ -204,7 +206,9 @@ def _slots(
 
 def _chains(job: Job, run: Run, left: Sequence[tuple[int, Problem]]) -> Iterator[Record]:
     """Records without verdicts, batch by batch: all chains follow one schedule."""
-    width = job.slots or CHAINS_BATCH
+    count = len(job.task.problems)
+    # Batches of one size: all rows of a batch take the time of the longest.
+    width = job.slots or math.ceil(count / math.ceil(count / CHAINS_BATCH))
     for seed in job.seeds:
         problems = [problem for own, problem in left if own == seed]
         for first in range(0, len(problems), width):
@@ -218,7 +222,7 @@ def _chains(job: Job, run: Run, left: Sequence[tuple[int, Problem]]) -> Iterator
                 sampler=run.sampler,
                 max_new_tokens=job.max_new_tokens,
                 prompt_ids=[prompt_id(problem.id) for problem in batch],
-                prompts_per_batch=min(width, len(job.task.problems)),
+                prompts_per_batch=width,
                 tokenizer=job.lm.tokenizer,
             )
             seconds = {name: result.info.seconds[name] / len(batch) for name in PHASES}
@@ -278,9 +282,9 @@ class _Progress:
         self._compiling += reading.seconds["compile"]
         done = len(self.readings)
         worked = time.monotonic() - self._began - self._compiling
-        pace = worked / (done - self._before)
-        accuracy = self._right / done if done else math.nan
-        self._report(State(self._label, done, self._total, accuracy, pace * (self._total - done)))
+        own, left = done - self._before, self._total - done
+        seconds = worked / own * left if own >= ENOUGH or not left else math.nan
+        self._report(State(self._label, done, self._total, self._right / done, seconds))
 
 
 def task_digest(task: Task) -> list[list[Any]]:

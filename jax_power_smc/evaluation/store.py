@@ -105,6 +105,20 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
     return held
 
 
+def read_json(path: epath.Path) -> Any:
+    """What a JSON file holds, or None if there is none.
+
+    Raises:
+      ValueError: if it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} is not JSON ({error}).") from error
+
+
 def read_records(workdir: epath.Path) -> Iterator[Record]:
     """All records, one at a time; a torn last line, and a second record of an item, are left out.
 

@@ -1,5 +1,6 @@
 """Progress of an evaluation: a live line on a terminal, a plain line now and then elsewhere."""
 
+import math
 import sys
 import time
 
@@ -40,7 +41,10 @@ class Progress:
 
     def report(self, state: State) -> None:
         """Shows how far a run is."""
-        text = f"accuracy so far {state.accuracy:.3f}, {clock(state.seconds_left)} left"
+        left = state.seconds_left
+        text = f"accuracy so far {state.accuracy:.3f}"
+        if not math.isnan(left):
+            text += f", {clock(left)} left"
         if self._live:
             if self._task is None or self._task[0] != state.label:
                 task = self._live.add_task(state.label, total=state.total, text=text)

@@ -333,7 +333,10 @@ def test_progress_is_reported_after_every_record(finished):
     ]
     assert finished.written == list(range(1, len(RUNS) * each + 1))
     for state in finished.states:
-        assert state.total == each and (state.seconds_left > 0) == (state.done < each)
+        assert state.total == each
+        # Of few items nothing can be told.
+        assert math.isnan(state.seconds_left) == (state.done < job.ENOUGH)
+        assert (state.seconds_left == 0) == (state.done == each)
 
 
 def test_accuracy_so_far_is_that_of_the_draws(finished):

@@ -7,36 +7,36 @@ import json
 import pathlib
 import runpy
 import shutil
-import statistics
 import sys
 
-import numpy as np
 import pytest
-from jax_power_smc.evaluation.methods import Row, Run, standard_runs
-from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from jax_power_smc.evaluation.intervals import paired_bootstrap, wilson
-from jax_power_smc.evaluation.job import Scores
-from jax_power_smc.launchers import evaluate
+from jax_power_smc.evaluation import records, store
+from jax_power_smc.evaluation.job import State
+from jax_power_smc.evaluation.readings import read
+from jax_power_smc.evaluation.summary import Run, summarize
+from jax_power_smc.launchers import evaluate, evaluate_progress
 from jax_power_smc.reasoner import problems
-from jax_power_smc.samplers import Ancestral, PowerSMC
+from jax_power_smc.tasks import tiny_reasoner
 from tests.evaluation import tiny
 from tests.launchers.command import ROOT, assert_refused, call, outcomes
 
 CONFIG = "configs/tiny_reasoner.py"
-N, RAMP, LIMIT = 4, 2, 4
+N, LIMIT = 4, 4
 SMALL = {
     "limit": LIMIT,
     "split": "valid",
     "problem_seed": 3,
     "seeds": (0, 1),
     "num_particles": N,
-    "ramp_tokens": RAMP,
-    "max_new_tokens": 8,
+    "ramp_tokens": 2,
+    "max_new_tokens": 16,
+    "slots": 4,
 }
 # The known model never says 7.
 GOLD = (3, 4, 5, 7)
+RUNS = ["temperature_1", "low_temperature", "greedy", "samples", "mh", "smc", "smc_ramp", "swor"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,34 +52,20 @@ def model(tmp_path_factory):
 
 def make_config(model, /, **changes):
     """The published config made small; values of any type, as a config file may hold them."""
-    published = runpy.run_path(str(ROOT / CONFIG))["get_config"]()
-    return ConfigDict(published.to_dict() | SMALL | {"model": str(model)} | changes)
+    config = runpy.run_path(str(ROOT / CONFIG))["get_config"]()
+    with config.unlocked():
+        for name, value in (SMALL | {"model": str(model)} | changes).items():
+            if name in config:
+                del config[name]
+            config[name] = value
+    return config
 
 
-@dataclasses.dataclass
-class Finished:
-    """An evaluation in which the problems have answers that the known model may give.
-
-    Attributes:
-      scores: what was returned.
-      out: what was printed.
-      workdir: where the files are.
-      asked: the arguments with which problems were made.
-      listed: the problems.
-    """
-
-    scores: list
-    out: str
-    workdir: pathlib.Path
-    asked: list
-    listed: list
-
-    def summary(self):
-        return strictly((self.workdir / "summary.json").read_text())
-
-    def records(self, method=None):
-        lines = (self.workdir / "records.jsonl").read_text().splitlines()
-        return [r for r in map(strictly, lines) if method in (None, r["method"])]
+def small_config(model, /, **changes):
+    """The same through its fields, so that what refers to them follows."""
+    config = runpy.run_path(str(ROOT / CONFIG))["get_config"]()
+    config.update(SMALL | {"model": str(model)} | changes)
+    return config
 
 
 def strictly(text):
@@ -91,173 +77,140 @@ def strictly(text):
     return json.loads(text, parse_constant=refuse)
 
 
-@pytest.fixture(scope="module")
-def finished(model, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("evaluate") / "new"
-    asked, listed = [], []
-    make = problems.problems
+@dataclasses.dataclass
+class Finished:
+    """An evaluation in which the problems have answers that the known model may give.
 
-    def easy(*arguments):
-        asked.append(arguments)
-        for problem, answer in zip(make(*arguments), GOLD, strict=True):
+    Attributes:
+      returned: the summary that was returned.
+      out: what was printed.
+      workdir: where the files are.
+      listed: the problems.
+    """
+
+    returned: dict
+    out: str
+    workdir: pathlib.Path
+    listed: list
+
+    def summary(self):
+        return strictly((self.workdir / "summary.json").read_text())
+
+    def records(self):
+        lines = (self.workdir / "records.jsonl").read_text().splitlines()
+        return [strictly(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def easy():
+    """Answers of the problems that the known model may give; the list of problems asked for."""
+    listed, make = [], problems.problems
+
+    def changed(split, limit, seed):
+        for problem, answer in zip(make(split, limit, seed), GOLD, strict=False):
             listed.append(dataclasses.replace(problem, answer=answer))
             yield listed[-1]
 
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr(evaluate.problems, "problems", easy)
-        scores = evaluate.evaluate(make_config(model), str(workdir))
-    return Finished(scores, out.getvalue(), workdir, asked, listed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_reasoner.problems, "problems", changed)
+        yield listed
+
+
+@pytest.fixture(scope="module")
+def finished(model, easy, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("evaluate") / "new"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        returned = evaluate.evaluate(small_config(model), str(workdir))
+    return Finished(returned, out.getvalue(), workdir, list(easy[:LIMIT]))
 
 
 # --- What is written --------------------------------------------------------------------------
 
 
-def test_the_rows_are_those_of_the_standard_runs(finished):
-    runs = standard_runs(4.0, N, RAMP, 8)
-    rows = finished.summary()["rows"]
-    assert [row["method"] for row in rows] == [row.name for run in runs for row in run.rows]
-    assert [(row["sampler"], row["num_particles"], row["temperature"]) for row in rows] == [
-        (type(run.sampler).__name__, run.sampler.num_particles, run.temperature)
-        for run in runs
-        for _ in run.rows
+def test_every_item_is_recorded_once(finished):
+    items = [records.item_of(record) for record in finished.records()]
+    assert sorted(items) == sorted(
+        (run, seed, problem.key) for run in RUNS for seed in (0, 1) for problem in finished.listed
+    )
+    assert list(dict.fromkeys(run for run, _, _ in items)) == RUNS
+
+
+def test_records_hold_the_problems_that_the_config_names(finished):
+    by_id = {problem.key: problem for problem in finished.listed}
+    assert len(by_id) == LIMIT
+    assert all(problems.split_of(problem.key) == "valid" for problem in finished.listed)
+    for record in finished.records():
+        problem = by_id[record["id"]]
+        assert (record["prompt"], record["gold"]) == (problem.question, problem.answer)
+        for particle in record["particles"]:
+            answer = problems.parse_answer(particle["text"])
+            assert particle["parsed"] == (None if answer is None else str(answer))
+            assert particle["correct"] is (answer == problem.answer)
+
+
+def test_the_summary_is_that_of_the_records(finished):
+    summary = finished.summary()
+    assert summary == strictly(json.dumps(finished.returned))
+    samplers = evaluate.settings.samplers(small_config("m"))
+    runs = [
+        Run(name, evaluate.settings.label(small_config("m"), name), sampler)
+        for name, sampler in samplers.items()
     ]
-    assert {row["alpha"] for row in rows} == {4.0}
+    ids = [problem.key for problem in finished.listed]
+    readings = [read(record) for record in finished.records()]
+    expected = summarize(readings, runs, ids, [0, 1], 4.0, summary["device"])
+    assert summary == strictly(json.dumps(expected))
+    assert summary["complete"] and summary["problems"] == LIMIT
+    assert len({row["accuracy"] for row in summary["rows"]}) > 1, "all alike would show no mix-up"
 
 
 def test_every_row_of_the_summary_has_what_readers_rely_on(finished):
-    summary = finished.summary()
-    assert isinstance(summary["device"], str) and summary["problems"] == LIMIT
-    for row in summary["rows"]:
+    for row in finished.summary()["rows"]:
         assert row.keys() >= {
             *("sampler", "num_particles", "alpha", "temperature", "accuracy", "ci95"),
             *("mean_log_prob", "log_evidence", "tokens_per_problem", "seconds_per_problem"),
             "multiple",
         }
-        assert row["ci95"] == list(wilson(row["accuracy"], LIMIT))
+        assert row["alpha"] == 4.0
 
 
-def test_accuracies_are_those_of_the_records(finished):
-    accuracies = {row["method"]: row["accuracy"] for row in finished.summary()["rows"]}
-    for method, accuracy in accuracies.items():
-        records = finished.records(method)
-        assert sorted((r["seed"], r["problem"]) for r in records) == [
-            (seed, problem) for seed in (0, 1) for problem in range(LIMIT)
-        ]
-        assert accuracy == pytest.approx(statistics.mean(r["correct"] for r in records))
-    assert accuracies["greedy"] == 1 / LIMIT
-    assert len(set(accuracies.values())) > 1, "all methods alike would show no mix-up"
-
-
-def test_the_problems_are_those_that_the_config_names(finished):
-    assert finished.asked == [("valid", LIMIT, 3)]
-    for record in finished.records():
-        problem = finished.listed[record["problem"]]
-        assert (record["prompt"], record["gold"]) == (problem.question, problem.answer)
-        if record["response"] is not None:
-            assert record["parsed"] == problems.parse_answer(record["response"])
-
-
-def test_samplers_of_the_target_are_compared_with_every_decoder(finished):
-    methods = [row["method"] for row in finished.summary()["rows"]]
-    ours = ["Power-SMC", f"Power-SMC, ramp {RAMP}", "without replacement"]
-    assert methods[-3:] == ours
-    pairs = finished.summary()["comparisons"]
-    assert [(pair["method"], pair["against"]) for pair in pairs] == [
-        (name, other) for name in ours for other in methods if other not in ours
-    ]
-    for pair in pairs:
-        judged = [[r["correct"] for r in finished.records(pair[k])] for k in ("method", "against")]
-        means = [np.reshape(row, (2, LIMIT)).mean(axis=0) for row in judged]
-        difference, low, high = paired_bootstrap(*means)
-        assert pair["difference"] == pytest.approx(difference, abs=1e-12)
-        assert pair["ci95"] == pytest.approx([low, high], abs=1e-12)
-
-
-def test_compare_pairs_the_problems():
-    def scores(name, *correct):
-        sampler = PowerSMC(2) if name == "Power-SMC" else Ancestral()
-        run = Run(sampler, (Row(name, "draw"),), 1.0)
-        return Scores(run, run.rows[0], np.array(correct), -1.0, np.nan, 0, 4.0, 0.1, 1.0)
-
-    pairs = evaluate.compare(
-        [
-            scores("greedy", 0.0, 0.5, 0.25),
-            scores("vote", 1.0, 1.0, 1.0),
-            scores("Power-SMC", 0.5, 1.0, 0.75),
-        ]
-    )
-    # Over each problem half a point more: paired, that is certain.
-    assert pairs[0] == {
-        "method": "Power-SMC",
-        "against": "greedy",
-        "difference": 0.5,
-        "ci95": [0.5, 0.5],
-    }
-    assert pairs[1]["against"] == "vote" and pairs[1]["difference"] == -0.25
-    assert len(pairs) == 2
+def test_the_workdir_says_what_was_asked_for(finished):
+    about = strictly((finished.workdir / "config.json").read_text())
+    assert about["config"]["seeds"] == [0, 1] and about["config"]["num_particles"] == N
+    assert about["config"]["samplers"]["swor"]["num_particles"] == N
+    assert list(about["labels"]) == RUNS and about["chat"] is True
+    assert about["versions"].keys() == {"jax_power_smc", "jax", "flax"}
+    assert {record["config"] for record in finished.records()} == {about["hash"]}
+    assert about["hash"] == store.fingerprint(about["config"])
 
 
 # --- What is printed --------------------------------------------------------------------------
 
 
-def test_the_headline_says_what_is_evaluated(finished, model):
-    assert finished.out.splitlines()[0] == (
-        f"{model}: 4 problems of the valid split, alpha 4, N = 4, at most 8 tokens, seeds 0, 1"
-    )
+def test_the_table_and_where_the_files_are(finished):
+    assert "8 samplers, alpha 4, at most 16 tokens, seeds 0, 1" in finished.out
+    for label in ("temperature 1/4", "Power-SMC, ramp 2", "without replacement"):
+        assert label in finished.out
+    assert f"{finished.workdir}/records*.jsonl" in finished.out
+    assert f"launch.report --workdir={finished.workdir}" in finished.out
 
 
-def test_the_table_shows_the_summary(finished):
-    cells = [line.split("│")[1:-1] for line in finished.out.splitlines() if line.startswith("│")]
-    printed = [[cell.strip() for cell in row] for row in cells]
-    rows = finished.summary()["rows"]
-    assert len(printed) == len(rows)
-    for cell, row in zip(printed, rows, strict=True):
-        low, high = row["ci95"]
-        assert cell == [
-            row["method"],
-            str(row["num_particles"]),
-            f"{100 * row['accuracy']:.1f}%",
-            f"{100 * low:.1f} to {100 * high:.1f}",
-            f"{row['mean_log_prob']:.2f}",
-            f"{row['tokens_per_problem']:.0f}",
-            f"{row['seconds_per_problem']:.3f}",
-            f"{row['multiple']:.1f}x",
-        ]
-    assert printed[0][-1] == "1.0x"
-
-
-def test_differences_are_printed_in_points(finished):
-    for pair in finished.summary()["comparisons"]:
-        low, high = (100 * end for end in pair["ci95"])
-        line = (
-            f"  {pair['method']} over {pair['against']}: {100 * pair['difference']:+.1f} "
-            f"({low:+.1f} to {high:+.1f})"
-        )
-        assert line in finished.out.splitlines()
-
-
-def test_progress_and_the_files_are_named(finished):
-    accuracy = finished.summary()["rows"][0]["accuracy"]
-    line = f"temperature 1: 8/8 problems, accuracy so far {accuracy:.3f}, 0 s left"
-    assert line in finished.out.splitlines()
-    for file in ("records.jsonl", "summary.json"):
-        assert str(finished.workdir / file) in finished.out.splitlines()[-1]
-
-
-def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
-    clock = iter([100.0, 105.0, 111.0, 112.0])
-    monkeypatch.setattr(evaluate.time, "monotonic", lambda: next(clock))
-    with evaluate._Progress() as progress:
-        for done in (1, 2, 3, 4):
-            progress.report("greedy", done, 4, 0.5, 10.0 - done)
+def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr(evaluate_progress.time, "monotonic", lambda: clock[0])
+    with evaluate_progress.Progress() as progress:
+        for done, left in ((1, float("nan")), (2, 70.0), (3, 65.0), (4, 0.0)):
+            clock[0] += 6
+            progress.report(State("greedy", done, 4, 0.5, left))
     # The first, the one after more than ten seconds, and the last.
     assert capsys.readouterr().out.splitlines() == [
-        f"greedy: {done}/4 problems, accuracy so far 0.500, {10 - done} s left"
-        for done in (1, 3, 4)
+        "greedy: 1/4 items, accuracy so far 0.500",
+        "greedy: 3/4 items, accuracy so far 0.500, 0:01:05 left",
+        "greedy: 4/4 items, accuracy so far 0.500, 0:00:00 left",
     ]
 
 
-def test_progress_on_a_terminal_is_a_live_line_for_each_method(monkeypatch):
+def test_progress_on_a_terminal_is_a_live_line_for_each_run(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -266,30 +219,97 @@ def test_progress_on_a_terminal_is_a_live_line_for_each_method(monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    with evaluate._Progress() as progress:
-        progress.report("greedy", 1, 4, 0.5, 9.0)
-        progress.report("greedy", 4, 4, 0.25, 0.0)
-        progress.report("vote", 2, 4, 0.75, 3.0)
+    with evaluate_progress.Progress() as progress:
+        progress.report(State("greedy", 1, 4, 0.5, 9.0))
+        progress.report(State("greedy", 4, 4, 0.25, 0.0))
+        progress.report(State("a [bold] vote", 2, 4, 0.75, 3.0))
     last = out.getvalue().split("greedy")[-1]
-    assert "4/4" in last and "accuracy so far 0.250, 0 s left" in last
-    assert "vote" in last and "2/4" in last and "accuracy so far 0.750, 3 s left" in last
+    assert "4/4" in last and "accuracy so far 0.250, 0:00:00 left" in last
+    assert "a [bold] vote" in last and "2/4" in last and "accuracy so far 0.750" in last
+
+
+# --- Restarts ---------------------------------------------------------------------------------
+
+
+def test_a_finished_job_says_so_and_reads_no_model(model, easy, finished, monkeypatch, capsys):
+    monkeypatch.delattr(evaluate, "load")
+    again = evaluate.evaluate(small_config(model), str(finished.workdir))
+    out = capsys.readouterr().out
+    assert again == finished.returned and "64 of 64 items were finished" in out
+
+
+def test_a_job_that_was_asked_to_stop_goes_on(model, easy, finished, tmp_path, capsys):
+    config, before = small_config(model), (finished.workdir / "records.jsonl").read_text()
+    stopped = evaluate.evaluate(config, str(tmp_path), until=lambda: True)
+    assert not stopped["complete"] and stopped["rows"] == []
+    assert "0 of 64 items finished; the same command goes on" in capsys.readouterr().out
+    kept = before.splitlines(keepends=True)[:61]
+    (tmp_path / "records.jsonl").write_text("".join(kept) + '{"torn')
+    rest = evaluate.evaluate(config, str(tmp_path))
+    out = capsys.readouterr().out
+    assert "61 of 64 items were finished" in out and "torn last line of 6 bytes" in out
+    assert rest["complete"]
+    assert [r["accuracy"] for r in rest["rows"]] == [
+        r["accuracy"] for r in finished.returned["rows"]
+    ]
+    assert (tmp_path / "records.jsonl").read_text().startswith("".join(kept))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": (0,)}, r"seeds is \[0\], there it is \[0, 1\]"),
+        ({"alpha": 2.0}, "alpha is 2.0, there it is 4.0; samplers.low_temperature.temperature is"),
+        ({"num_particles": 3}, "num_particles is 3, there it is 4; samplers"),
+        ({"problem_seed": 4}, 'problem_seed is 4, there it is 3; problems is "'),
+    ],
+)
+def test_another_config_is_refused_with_the_fields_that_differ(
+    model, easy, finished, change, message
+):
+    before = (finished.workdir / "records.jsonl").read_text()
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluate(small_config(model, **change), str(finished.workdir))
+    assert (finished.workdir / "records.jsonl").read_text() == before
+
+
+def test_other_grading_processes_are_no_other_config(model, easy, finished):
+    config = small_config(model, grading_processes=1)
+    assert evaluate.evaluate(config, str(finished.workdir)) == finished.returned
+
+
+def test_records_of_another_hash_are_refused(model, easy, finished, tmp_path):
+    for file in ("config.json", "records.jsonl"):
+        shutil.copy(finished.workdir / file, tmp_path)
+    text = (tmp_path / "records.jsonl").read_text()
+    digest = finished.records()[0]["config"]
+    (tmp_path / "records.jsonl").write_text(text.replace(digest, "0123456789ab"))
+    with pytest.raises(ValueError, match="holds a record of config 0123456789ab"):
+        evaluate.evaluate(small_config(model), str(tmp_path))
+
+
+# --- Dry runs ---------------------------------------------------------------------------------
+
+
+def test_a_dry_run_needs_no_weights(tmp_path, capsys):
+    config = small_config("tiny-reasoner", dry_run=True)
+    for name in ("mh", "samples", "greedy", "low_temperature", "smc_ramp"):
+        del config.samplers[name]
+    summary = evaluate.evaluate(config, str(tmp_path))
+    assert summary["complete"] and summary["problems"] == 2 and summary["seeds"] == [0]
+    assert "DRY RUN" in capsys.readouterr().out
 
 
 # --- What is refused --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", evaluate.FIELDS)
-def test_every_field_must_be_there(name, tmp_path):
+@pytest.mark.parametrize("name", ["model", "limit", "seeds", "samplers", "grading_seconds"])
+def test_a_field_that_is_missing_is_named(name, tmp_path):
     config = make_config("no/such/model")
     del config[name]
     with pytest.raises(ValueError, match=f"the config lacks {name}"):
         evaluate.evaluate(config, str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
-
-
-def test_all_missing_fields_are_named_together(tmp_path):
-    with pytest.raises(ValueError, match="the config lacks model, split, limit, problem_seed, "):
-        evaluate.evaluate(ConfigDict({"seeds": (0,)}), str(tmp_path / "new"))
 
 
 INTEGERS = ("limit", "problem_seed", "num_particles", "ramp_tokens", "max_new_tokens")
@@ -298,31 +318,23 @@ INTEGERS = ("limit", "problem_seed", "num_particles", "ramp_tokens", "max_new_to
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        *((name, None, f"config.{name} is None; it must be an integer") for name in INTEGERS),
         *((name, "3", f"config.{name} is '3'; it must be an integer") for name in INTEGERS),
         *((name, 2.0, f"config.{name} is 2.0; it must be an integer") for name in INTEGERS),
         *((name, True, f"config.{name} is True; it must be an integer") for name in INTEGERS),
         *((name, -1, f"config.{name} is -1; it must be an integer") for name in INTEGERS),
         *((name, 2**31, f"config.{name} is 2147483648; it must be") for name in INTEGERS),
         ("limit", 0, "config.limit is 0; it must be an integer of at least 1"),
-        ("num_particles", 0, "config.num_particles is 0; it must be an integer of at least 1"),
         ("max_new_tokens", 0, "config.max_new_tokens is 0; it must be an integer of at least 1"),
+        ("max_new_tokens", 8, "config.samplers.mh: num_blocks is 16"),
         ("model", 5, "config.model is 5; it must be a name"),
-        ("model", None, "config.model is None; it must be a name"),
         ("split", "dev", "config.split is 'dev'; allowed are train, valid, test"),
-        ("split", None, "config.split is None; allowed are"),
         ("alpha", 0.5, "alpha is 0.5; it must be a finite number of at least 1"),
-        ("alpha", 0.0, "alpha is 0.0"),
         ("alpha", "4", "alpha is '4'; it must be a finite number"),
-        ("alpha", None, "alpha is None"),
         ("alpha", float("nan"), "alpha is nan"),
         ("seeds", 0, "config.seeds is 0; it must be a tuple of integers"),
-        ("seeds", None, "config.seeds is None; it must be a tuple"),
-        ("seeds", "01", "config.seeds is '01'; it must be a tuple"),
-        ("seeds", (), "no seeds"),
-        ("seeds", (0.5,), r"seeds\[0\] is 0.5; it must be an integer"),
-        ("seeds", (1, 1), r"seeds is \(1, 1\); they must differ"),
-        ("seeds", (2**32,), r"seeds\[0\] is 4294967296; it must be an integer of at most"),
+        ("seeds", (), r"config.seeds is \(\); at least one seed is needed"),
+        ("seeds", (1, 1), r"config.seeds is \(1, 1\); they must differ"),
+        ("slots", 0, "config.slots is 0; it must be an integer of at least 1"),
     ],
 )
 def test_fields_are_checked_before_the_model_is_read(name, value, message, tmp_path):
@@ -346,20 +358,21 @@ BAD = {
     "alpha": "alpha is 0.0; it must be a finite number of at least 1",
     "no particles": "config.num_particles is 0; it must be an integer of at least 1",
     "split": "config.split is 'dev'; allowed are train, valid, test",
-    "no seeds": "nothing to evaluate: no seeds",
-    "seed": "seeds[0] is 0.5; it must be an integer",
-    "lacking field": "the config lacks seeds, num_particles",
+    "no seeds": "at least one seed is needed",
+    "seed": "config.seeds[0] is 0.5; it must be an integer",
+    "lacking field": "the config lacks num_particles, seeds",
     "wrong type": "config.limit is '3'; it must be an integer",
     "wrong type of a flag": "--config.limit=many: invalid literal",
     "unknown field": "bogus",
     "no config": "--config must have a value",
     "no workdir": "--workdir must have a value",
     "extra argument": "unexpected arguments: more",
-    "workdir is a file": "lacking.py: File exists.",
+    "workdir is a file": "lacking.py",
     "no such model": "'no/such' is neither a directory nor all in the hub's cache",
     "no config.json": "has no config.json",
     "missing tensor": "missing lm_head.weight",
     "long answer": "together they must not exceed the model's 256 positions",
+    "code": "config.allow_code_execution is False",
 }
 
 
@@ -395,6 +408,7 @@ def refusals(model, tmp_path_factory):
         "no config.json": flags(empty),
         "missing tensor": flags(missing),
         "long answer": flags(model, max_new_tokens=250),
+        "code": flags(model, task="humaneval", split="test"),
     }
     return root, outcomes("evaluate", cases, root)
 
@@ -407,17 +421,15 @@ def test_bad_input_is_one_sentence(name, refusals):
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_table_and_writes_both_files(model, tmp_path):
-    arguments = flags(model, tmp_path / "new", config=CONFIG, split="test", ramp_tokens=0)
+def test_the_command_writes_its_files(model, tmp_path):
+    arguments = flags(model, tmp_path / "new", config=CONFIG, split="test")
     code, out, err = call("evaluate", *arguments)
     assert (code, err) == ("0", "")
     summary = strictly((tmp_path / "new/summary.json").read_text())
-    methods = [row.name for run in standard_runs(4.0, N, 0, 8) for row in run.rows]
-    assert [row["method"] for row in summary["rows"]] == methods
-    table = [line for line in out.splitlines() if line.startswith("│")]
-    assert [line.split("│")[1].strip() for line in table] == methods
-    records = (tmp_path / "new/records.jsonl").read_text().splitlines()
+    assert list(dict.fromkeys(row["run"] for row in summary["rows"])) == RUNS
+    lines = (tmp_path / "new/records.jsonl").read_text().splitlines()
     listed = list(problems.problems("test", 3, 3))
-    assert sorted((r["method"], r["prompt"], r["gold"]) for r in map(strictly, records)) == sorted(
-        (method, problem.question, problem.answer) for method in methods for problem in listed
+    assert sorted((r["run"], r["prompt"], r["gold"]) for r in map(strictly, lines)) == sorted(
+        (run, problem.question, problem.answer) for run in RUNS for problem in listed
     )
+    assert "without replacement" in out

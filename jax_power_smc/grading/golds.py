@@ -1,0 +1,101 @@
+"""What the right answers of each kind may be."""
+
+from typing import Any, get_args
+
+from jax_power_smc.tasks.base import Kind
+
+LETTERS = "ABCDEFGHIJ"
+CODE_FIELDS = ("prompt", "test", "entry_point")
+KINDS: tuple[str, ...] = get_args(Kind)
+
+_OPTS = {"match_types": list, "precision": int, "strict": bool, "allow_set_relation_comp": bool}
+_MATCH_TYPES = ("latex", "expr")
+
+
+def check_kind(kind: str) -> None:
+    """Refuses a kind that there is not.
+
+    Raises:
+      ValueError: for it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; allowed are {', '.join(KINDS)}.")
+
+
+def read_gold(kind: str, gold: Any) -> dict[str, Any]:
+    """The right answer as arguments of the function that judges.
+
+    Args:
+      kind: as in ``tasks.base.Kind``.
+      gold: for "math" and "string" a text or a number, for "math" also an object with "answer" and
+        "opts" (see ``math_answer.judge``); for "choice" a letter; for "code" an object with the
+        texts "prompt", "test" and "entry_point"; for "reasoner" an integer.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    if kind == "reasoner":
+        if not _is_number(gold) or int(gold) != gold:
+            raise ValueError(f"gold is {_shown(gold)}; it must be an integer.")
+        return {"gold": int(gold)}
+    if kind == "choice":
+        if not (isinstance(gold, str) and len(gold) == 1 and gold in LETTERS):
+            raise ValueError(f"gold is {_shown(gold)}; it must be a letter from A to J.")
+        return {"gold": gold}
+    if kind == "code":
+        return {"gold": _read_code(gold)}
+    if kind == "math" and isinstance(gold, dict):
+        if set(gold) != {"answer", "opts"}:
+            raise ValueError(f'gold is {_shown(gold)}; as an object it has "answer" and "opts".')
+        return {"gold": _read_text(gold["answer"]), "opts": _read_opts(gold["opts"])}
+    return {"gold": _read_text(gold)}
+
+
+def _read_text(gold: Any) -> str:
+    if _is_number(gold):
+        return str(gold)
+    if not isinstance(gold, str) or not gold.strip():
+        raise ValueError(
+            f"gold is {_shown(gold)}; it must be a text that is not empty, or a number."
+        )
+    return gold
+
+
+def _read_code(gold: Any) -> dict[str, str]:
+    fields: dict[str, Any] = {}
+    if isinstance(gold, dict):
+        fields = {name: gold.get(name) for name in CODE_FIELDS}
+    if not fields or not all(isinstance(text, str) for text in fields.values()):
+        raise ValueError(
+            f"gold is {_shown(gold)}; it must be an object with the texts {', '.join(CODE_FIELDS)}."
+        )
+    if not fields["entry_point"].isidentifier():
+        raise ValueError(f"entry_point is {_shown(fields['entry_point'])}; it must be a name.")
+    return fields
+
+
+def _read_opts(opts: Any) -> dict[str, Any]:
+    if not isinstance(opts, dict):
+        raise ValueError(f"opts is {_shown(opts)}; it must be an object.")
+    for name, value in opts.items():
+        if name not in _OPTS or type(value) is not _OPTS[name]:
+            allowed = ", ".join(f"{key} ({kind.__name__})" for key, kind in _OPTS.items())
+            raise ValueError(f"opts has {name}={_shown(value)}; allowed are {allowed}.")
+    types = opts.get("match_types", ["latex"])
+    if not types or any(each not in _MATCH_TYPES for each in types):
+        raise ValueError(
+            f"opts.match_types is {_shown(types)}; allowed are {', '.join(_MATCH_TYPES)}."
+        )
+    return opts
+
+
+def _is_number(value: Any) -> bool:
+    """A finite number, and no truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value - value == 0
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

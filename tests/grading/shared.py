@@ -1,0 +1,25 @@
+"""Data that the repository does not hold; tests that want it are skipped where it is absent."""
+
+import json
+import pathlib
+
+import pytest
+
+DATA = pathlib.Path(__file__).resolve().parents[2] / "../shared/data"
+
+
+def needs(name):
+    """The mark for tests that read a file of the shared data."""
+    return pytest.mark.skipif(
+        not (DATA / name).is_file(), reason=f"../shared/data/{name} is absent"
+    )
+
+
+def read_lines(name):
+    """The objects of a file of JSON lines."""
+    return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+
+
+def math_answers():
+    """The right answers of MATH500."""
+    return [each["answer"] for each in json.loads((DATA / "MATH500.json").read_text())]
