@@ -1,0 +1,58 @@
+"""How figures are written, in the terminal and on the page."""
+
+import math
+from collections.abc import Sequence
+
+NONE = "–"  # noqa: RUF001, an en dash
+# What is shown of an interval in [0, 100].
+_DIGITS = 1
+
+
+def percent(value: float | None, digits: int = _DIGITS) -> str:
+    """A share in percent, without the sign."""
+    if value is None:
+        return NONE
+    return f"{round(100 * value, digits) + 0.0:.{digits}f}"  # never -0.0
+
+
+def percent_interval(ends: Sequence[float], digits: int = _DIGITS) -> str:
+    """Two shares in percent: [55.0, 76.2]."""
+    return f"[{', '.join(percent(end, digits) for end in ends)}]"
+
+
+def points(value: float, digits: int = _DIGITS) -> str:
+    """A difference of two shares in points of a percent, with its sign."""
+    rounded = round(100 * value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
+
+
+def points_interval(ends: Sequence[float], digits: int = _DIGITS) -> str:
+    """Two differences: [-5.0, +7.5]."""
+    return f"[{', '.join(points(end, digits) for end in ends)}]"
+
+
+def count(value: float) -> str:
+    """A mean of counts: 9.4, 138, 12,345."""
+    return f"{value:.1f}" if 0 < value < 10 else f"{value:,.0f}"
+
+
+def three_digits(value: float | None) -> str:
+    """A positive number to three digits, never with an exponent: 0.0311, 3.21, 1,240."""
+    if value is None:
+        return NONE
+    if value <= 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:,.{min(digits, 6)}f}"
+
+
+def seconds(value: float) -> str:
+    """A duration: 0.42 s, 31 s, 12 min, 3 h 20 min."""
+    if value < 10:
+        return f"{value:.2g} s" if value else "0 s"
+    if value < 100:
+        return f"{value:.0f} s"
+    minutes = round(value / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60:,} h {minutes % 60} min"

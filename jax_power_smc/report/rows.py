@@ -1,0 +1,150 @@
+"""The content of summary.json by run: one row each, and the comparisons by pair."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Summary = Mapping[str, Any]
+# Samplers whose particles have weights: the ones that are compared with all others.
+WEIGHTED = ("PowerSMC", "WithoutReplacement")
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A share with its 95% interval; in [0, 1], or a difference of two such."""
+
+    value: float
+    ends: tuple[float, float]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether 0 lies outside the interval."""
+        return self.ends[0] > 0 or self.ends[1] < 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRow:
+    """All answers of one run.
+
+    Attributes:
+      run, label: its name in the config, and in tables.
+      sampler: name of its class.
+      num_particles: N.
+      temperature: of its proposal.
+      problems: that it has finished with all seeds.
+      draw: accuracy of the drawn particle.
+      vote, best: accuracies of the other answers; None for N = 1.
+      pass_at_n: share of problems that at least one of N answers solves; None for N = 1.
+      log_probs: mean log p by answer; None where nothing is known.
+      figures: the row of the draw in the summary, for what all answers share.
+    """
+
+    run: str
+    label: str
+    sampler: str
+    num_particles: int
+    temperature: float
+    problems: int
+    draw: Estimate
+    vote: Estimate | None
+    best: Estimate | None
+    pass_at_n: Estimate | None
+    log_probs: dict[str, float | None]
+    figures: Mapping[str, Any]
+
+
+def run_rows(summary: Summary) -> list[RunRow]:
+    """A row for every run with a finished problem, in the order of the summary."""
+    by_run: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in summary["rows"]:
+        by_run.setdefault(row["run"], {})[row["answer"]] = row
+    passed = {(row["run"], row["k"]): row for row in summary["pass_at_k"]}
+    made = []
+    for run, answers in by_run.items():
+        draw = answers["draw"]
+        last = passed.get((run, draw["num_particles"]))
+        estimates = {name: _accuracy(row) for name, row in answers.items()}
+        made.append(
+            RunRow(
+                run=run,
+                label=draw["method"],
+                sampler=draw["sampler"],
+                num_particles=draw["num_particles"],
+                temperature=draw["temperature"],
+                problems=draw["problems"],
+                draw=estimates["draw"],
+                vote=estimates.get("vote"),
+                best=estimates.get("best"),
+                pass_at_n=None if last is None else _estimate(last["value"], last["ci95"]),
+                log_probs={name: row["mean_log_prob"] for name, row in answers.items()},
+                figures=draw,
+            )
+        )
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparisons:
+    """Paired differences of accuracy.
+
+    Attributes:
+      methods: the samplers with weights, of which the draw is compared.
+      against: what with; methods of the summary.
+      cells: (method, against) -> method minus against.
+    """
+
+    methods: list[str]
+    against: list[str]
+    cells: dict[tuple[str, str], Estimate]
+
+
+def comparisons(summary: Summary, only_telling: bool = False) -> Comparisons:
+    """All differences in the summary.
+
+    Args:
+      summary: what ``summarize`` made.
+      only_telling: leave out what tells little beside the rest: greedy decoding and other
+        temperatures than 1 and that of the proposal, and the draws of many plain samples.
+    """
+    rows = {row["method"]: row for row in summary["rows"]}
+    cells = {}
+    for pair in summary["comparisons"]:
+        if not only_telling or _is_telling(rows[pair["against"]], rows.values()):
+            key = pair["method"], pair["against"]
+            cells[key] = _estimate(pair["difference"], pair["ci95"])
+    return Comparisons(
+        methods=list(dict.fromkeys(method for method, _ in cells)),
+        # In the order of the table, and not as they came.
+        against=[name for name in rows if any(name == against for _, against in cells)],
+        cells=cells,
+    )
+
+
+def _is_telling(row: Mapping[str, Any], rows: Sequence[Any] | Any) -> bool:
+    if row["sampler"] != "Ancestral":
+        return row["sampler"] in WEIGHTED or row["answer"] == "draw"
+    if row["num_particles"] > 1 and row["answer"] != "draw":
+        return True
+    plain = [r for r in rows if r["sampler"] == "Ancestral" and r["answer"] == "draw"]
+    chosen = [r for r in plain if any(_is_at(r, t) for t in (1.0, 1 / row["alpha"]))] or plain
+    single = [r for r in chosen if r["num_particles"] == 1] or chosen
+    return row in single
+
+
+def _is_at(row: Mapping[str, Any], temperature: float) -> bool:
+    return math.isclose(row["temperature"], temperature, rel_tol=1e-6)
+
+
+def _accuracy(row: Mapping[str, Any]) -> Estimate:
+    return _estimate(row["accuracy"], row["ci95"])
+
+
+def _estimate(value: float, ends: Sequence[float]) -> Estimate:
+    low, high = ends
+    # The bootstrap is in float32; what is beyond its digits is no difference from 0.
+    return Estimate(value, (_rounded(low), _rounded(high)))
+
+
+def _rounded(end: float) -> float:
+    return round(end, 6) + 0.0
