@@ -57,12 +57,11 @@ class MixedTargets:
     def widen(self, request: Request) -> Request:
         """A request [P, ...] made before the last call of ``arrays``, in the structure of now."""
         target, rows = request.target, request.target.cap.shape[0]
-        none = self._completed(jax.tree.map(lambda x: np.asarray(x[0]), target))
-        widened = {
-            name: jnp.full((rows,), getattr(none, name))
-            for name in ("top_k", "top_p")
-            if getattr(target, name) is None and getattr(none, name) is not None
-        }
+        widened = {}
+        if target.top_k is None and self._has_top_k:
+            widened["top_k"] = jnp.full((rows,), self._vocab_size, jnp.int32)
+        if target.top_p is None and self._has_top_p:
+            widened["top_p"] = jnp.ones((rows,), target.alpha.dtype)
         stop = request.stop
         if stop is None and self._table is not None:
             nowhere = jnp.full((rows,), -1, jnp.int16)

@@ -4,14 +4,20 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 from jax._src import distributed
+from jax.experimental import multihost_utils
 
 _T = TypeVar("_T")
 # Processes wait for each other as long as the slowest one works; one that is lost ends the wait.
 _FOREVER_MS = 7 * 24 * 3600 * 1000
+_STOP = "stop"
+# Seconds between two looks whether another process was asked to stop.
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,3 +52,37 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+class Stop:
+    """Whether the job is to stop, because any of its processes was asked to.
+
+    Args:
+      processes: of the job.
+      asked: whether this process was.
+      in_step: whether all processes look at the same moments of one program, and must decide alike.
+    """
+
+    def __init__(self, processes: Processes, asked: Callable[[], bool], in_step: bool) -> None:
+        self._processes, self._asked, self._in_step = processes, asked, in_step
+        self._stopping, self._looked = False, 0.0
+
+    def __call__(self) -> bool:
+        """True from the moment on when it is known."""
+        if not self._stopping:
+            self._stopping = self._look()
+        return self._stopping
+
+    def _look(self) -> bool:
+        if self._processes.count == 1:
+            return self._asked()
+        if self._in_step:
+            return bool(multihost_utils.process_allgather(np.array(self._asked())).any())
+        client: Any = distributed.global_state.client
+        if self._asked():
+            client.key_value_set(_STOP, "yes", allow_overwrite=True)
+            return True
+        if time.monotonic() - self._looked < _SECONDS_BETWEEN_LOOKS:
+            return False
+        self._looked = time.monotonic()
+        return bool(client.key_value_dir_get(_STOP))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jax_power_smc import engine
 from jax_power_smc.admission import check_request
@@ -24,6 +25,7 @@ from jax_power_smc.evaluation.store import Writer
 from jax_power_smc.evaluation.summary import Run
 from jax_power_smc.grading.verdict import Grader
 from jax_power_smc.models.load import LoadedModel
+from jax_power_smc.processes import ALONE, Processes
 from jax_power_smc.randomness import prompt_id
 from jax_power_smc.result import PHASES, SampleResult
 from jax_power_smc.samplers import MetropolisHastings
@@ -53,6 +55,10 @@ class Job:
       config: hash of the config, for the records.
       chat: whether prompts go through the chat template; None for models that have learnt it.
       slots: prompts decoded together; None for as many as the engine thinks good.
+      mesh: devices that decode together; None for one.
+      processes: which of how many this process is. Each does a share of the items; or, if the mesh
+        is that of all of them (``decodes_together``), all decode every item and each records a
+        share.
     """
 
     lm: LoadedModel
@@ -64,6 +70,13 @@ class Job:
     config: str
     chat: bool | None = None
     slots: int | None = None
+    mesh: Mesh | None = None
+    processes: Processes = ALONE
+
+    @property
+    def decodes_together(self) -> bool:
+        """Whether the mesh is one of several processes."""
+        return self.mesh is not None and self.mesh.is_multi_process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +143,12 @@ def evaluate(
     readings: list[Reading] = []
     for run in job.runs:
         own = [reading for reading in done if reading.item[0] == run.name]
-        progress = _Progress(run, own, len(job.task.problems) * len(job.seeds), report)
         left = _left(job, run, {reading.item for reading in own})
-        desk = _Desk(writer, grader, progress)
+        mine = {_item(run, *each) for each in job.processes.share(left)}
+        if not job.decodes_together:
+            left = job.processes.share(left)
+        progress = _Progress(run, own, len(own) + len(mine), report)
+        desk = _Desk(writer, grader, progress, mine)
         work = _chains(job, run, left) if _runs_chains(run) else _slots(job, run, left, until)
         for record in work:
             desk.take(record)
@@ -154,8 +170,12 @@ def _left(job: Job, run: Run, done: set[Item]) -> list[tuple[int, Problem]]:
         (seed, problem)
         for seed in job.seeds
         for problem in problems
-        if (run.name, seed, problem.id) not in done
+        if _item(run, seed, problem) not in done
     ]
+
+
+def _item(run: Run, seed: int, problem: Problem) -> Item:
+    return run.name, seed, problem.id
 
 
 def _encode(job: Job, problem: Problem) -> list[int]:
@@ -184,6 +204,7 @@ def _slots(
         max_new_tokens=job.max_new_tokens,
         slots=job.slots,
         tokenizer=job.lm.tokenizer,
+        mesh=job.mesh,
     )
     requests = [
         StreamRequest(
@@ -224,6 +245,7 @@ def _chains(job: Job, run: Run, left: Sequence[tuple[int, Problem]]) -> Iterator
                 prompt_ids=[prompt_id(problem.id) for problem in batch],
                 prompts_per_batch=width,
                 tokenizer=job.lm.tokenizer,
+                mesh=job.mesh,
             )
             seconds = {name: result.info.seconds[name] / len(batch) for name in PHASES}
             for place, problem in enumerate(batch):
@@ -237,15 +259,20 @@ def _record(job: Job, run: Run, seed: int, problem: Problem, result: SampleResul
 
 
 class _Desk:
-    """Records on their way through the grader into the file."""
+    """Records on their way through the grader into the file, those that are this process's."""
 
-    def __init__(self, writer: Writer, grader: Grader, progress: "_Progress") -> None:
+    def __init__(
+        self, writer: Writer, grader: Grader, progress: "_Progress", mine: set[Item]
+    ) -> None:
         self._writer, self._grader, self._progress = writer, grader, progress
+        self._mine = mine
         self._waiting: dict[Item, Record] = {}
 
     def take(self, record: Record) -> None:
         """Submits a record to the grader, and writes those that it is through with."""
         item = records.item_of(record)
+        if item not in self._mine:
+            return
         self._waiting[item] = record
         self._grader.submit(item, record["gold"], records.texts(record))
         self._write()

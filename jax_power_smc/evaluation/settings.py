@@ -99,6 +99,12 @@ def default() -> ml_collections.ConfigDict:
     config.samplers = ml_collections.ConfigDict()  # name -> entry, see ``entry``
     config.slots = none(int)  # prompts decoded together; None for the engine's choice
 
+    # Several devices. "process": each process decodes prompts of its own, on its own devices;
+    # "global": all processes decode together, for a model that one of them cannot hold.
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.scope = "process"
+    config.mesh.model = 1  # devices that hold one copy of the parameters
+
     # A tiny random model of the same family, two problems, a few tokens.
     config.dry_run = False
     return config

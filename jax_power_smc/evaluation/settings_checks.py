@@ -29,6 +29,10 @@ def check_values(config: ConfigDict) -> None:
             raise ValueError(f"config.{name} is {config[name]!r}; it must be True or False.")
     if config.chat is not None and not isinstance(config.chat, bool):
         raise ValueError(f"config.chat is {config.chat!r}; it must be True, False or None.")
+    if not isinstance(config.mesh, ConfigDict) or set(config.mesh) != {"scope", "model"}:
+        raise ValueError(f"config.mesh is {config.mesh!r}; it must have scope and model.")
+    checks.one_of("config.mesh.scope", config.mesh.scope, ("process", "global"))
+    checks.integer("config.mesh.model", config.mesh.model, at_least=1)
     checks.number("config.grading_seconds", config.grading_seconds, above=0)
     if not isinstance(config.fields, ConfigDict):
         raise ValueError(f"config.fields is {config.fields!r}; it must be a ConfigDict.")

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from absl import app, flags
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from jax_power_smc.evaluation import job, settings, store
@@ -22,18 +23,24 @@ from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.grading.open import open_grader
 from jax_power_smc.launchers.common import launch, stop_on_signals
 from jax_power_smc.launchers.evaluate_progress import Progress
+from jax_power_smc.launchers.processes import define_flags, joined
+from jax_power_smc.mesh import make_mesh
 from jax_power_smc.models.dry_run import tiny_model
 from jax_power_smc.models.load import LoadedModel, load
+from jax_power_smc.processes import ALONE, Processes, Stop
 from jax_power_smc.report import table
 from jax_power_smc.tasks.base import Task
 from jax_power_smc.tasks.load import load_task
 
 # Fields that decide about no result.
-_FREE = ("grading_processes",)
+_FREE = ("grading_processes", "mesh")
 
 
 def evaluate(
-    config: ConfigDict, workdir: str, until: Callable[[], bool] = lambda: False
+    config: ConfigDict,
+    workdir: str,
+    until: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Runs, or goes on with, the evaluation that ``config`` describes; see evaluation/settings.py.
 
@@ -41,9 +48,10 @@ def evaluate(
       config: see configs/.
       workdir: a directory, local or remote (gs://).
       until: asked now and then; once it says True, the job stops and can be gone on with.
+      processes: those that run this job together; all of them see the same workdir.
 
     Returns:
-      What is in summary.json.
+      What is in summary.json; nothing if another process writes it.
 
     Raises:
       ValueError: for a field that is missing or has a value that cannot be, or if the workdir
@@ -67,9 +75,17 @@ def evaluate(
             task = load_task(config, chat=True)
     done = [] if held is None else _finished(root, config, task, held)
     total = len(runs) * len(task.problems) * len(config.seeds)
-    _print_headline(config, task, runs, len(done), total)
+    if processes.is_first:
+        _print_headline(config, task, runs, len(done), total)
+    processes.wait("all have read what is finished")  # before anyone writes
     if len(done) < total:
-        done += _work(config, lm or _model(config), task, runs, root, done, until)
+        lm = lm or _model(config)
+        done += _work(config, lm, task, runs, root, done, until, processes)
+    processes.wait("all are done")
+    if not processes.is_first:
+        return {}
+    if processes.count > 1:
+        done = [read(record) for record in store.read_records(root)]
     return _conclude(config, task, runs, root, done, total)
 
 
@@ -103,8 +119,10 @@ def _work(
     root: epath.Path,
     done: Sequence[Reading],
     until: Callable[[], bool],
+    processes: Processes,
 ) -> list[Reading]:
-    """Does what is left, or as much of it as ``until`` allows."""
+    """Does what is left, or as much of it as ``until`` allows; of several processes a share."""
+    mesh = _mesh(config)
     todo = job.Job(
         lm,
         task,
@@ -115,6 +133,8 @@ def _work(
         store.fingerprint(_decides(config, task)),
         config.chat,
         config.slots,
+        mesh,
+        processes,
     )
     job.check(todo)
     grader = open_grader(
@@ -124,11 +144,15 @@ def _work(
         allow_code_execution=config.allow_code_execution,
     )
     with grader:
-        store.claim(root, _decides(config, task), _about(lm, runs))
-        with store.open_writer(root) as writer, Progress() as progress:
-            if writer.torn:
-                print(f"A torn last line of {writer.torn} bytes was removed.", flush=True)
-            return job.evaluate(todo, done, writer, grader, progress.report, until)
+        if processes.is_first:
+            store.claim(root, _decides(config, task), _about(lm, runs))
+        processes.wait("the workdir is claimed")
+        writer = store.open_writer(root, processes.index, processes.count)
+        stop = Stop(processes, until, in_step=todo.decodes_together)
+        with writer as file, Progress(processes) as progress:
+            if file.torn:
+                print(f"A torn last line of {file.torn} bytes was removed.", flush=True)
+            return job.evaluate(todo, done, file, grader, progress.report, stop)
 
 
 def _model(config: ConfigDict) -> LoadedModel:
@@ -139,7 +163,17 @@ def _model(config: ConfigDict) -> LoadedModel:
         dtype=config.dtype or "float32",
         revision=config.revision,
         max_positions=config.max_positions,
+        mesh=_mesh(config),
     )
+
+
+def _mesh(config: ConfigDict) -> Mesh | None:
+    """The devices that decode together; None if that is one."""
+    of_all = config.mesh.scope == "global"
+    devices = jax.devices() if of_all else jax.local_devices()
+    if len(devices) == 1 and config.mesh.model == 1:
+        return None
+    return make_mesh(config.mesh.model, devices)
 
 
 def _about(lm: LoadedModel, runs: Sequence[Run]) -> dict[str, Any]:
@@ -193,8 +227,9 @@ def main(argv: Sequence[str]) -> None:
     """Runs the launcher with the flags that ``run`` defined."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    with stop_on_signals() as request:
-        evaluate(flags.FLAGS.config, flags.FLAGS.workdir, lambda: bool(request))
+    values = flags.FLAGS
+    with joined(values) as processes, stop_on_signals() as request:
+        evaluate(values.config, values.workdir, lambda: bool(request), processes)
 
 
 def run() -> None:
@@ -206,4 +241,5 @@ def run() -> None:
         "workdir", None, "Directory for records and summary, local or remote (gs://bucket/dir)."
     )
     flags.mark_flags_as_required(["config", "workdir"])
+    define_flags()
     launch(main)

@@ -10,18 +10,25 @@ from rich.progress import Progress as LiveProgress
 
 from jax_power_smc.evaluation.job import State
 from jax_power_smc.launchers.progress import clock
+from jax_power_smc.processes import ALONE, Processes
 
 _SECONDS_BETWEEN_LINES = 10
 
 
 class Progress:
-    """Shows the state of a job; a context manager."""
+    """Shows the state of a job; a context manager.
 
-    def __init__(self) -> None:
+    Args:
+      processes: of several, the first shows how far its own share is, and the others nothing.
+    """
+
+    def __init__(self, processes: Processes = ALONE) -> None:
+        self._share = "" if processes.count == 1 else f" (process 0 of {processes.count})"
+        self._shows = processes.is_first
         self._last = 0.0
         self._task: tuple[str, TaskID] | None = None
         self._live: LiveProgress | None = None
-        if sys.stdout.isatty():
+        if self._shows and sys.stdout.isatty():
             self._live = LiveProgress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -41,6 +48,8 @@ class Progress:
 
     def report(self, state: State) -> None:
         """Shows how far a run is."""
+        if not self._shows:
+            return
         left = state.seconds_left
         text = f"accuracy so far {state.accuracy:.3f}"
         if not math.isnan(left):
@@ -54,4 +63,6 @@ class Progress:
         now = time.monotonic()
         if state.done == state.total or now - self._last > _SECONDS_BETWEEN_LINES:
             self._last = now
-            print(f"{state.label}: {state.done}/{state.total} items, {text}", flush=True)
+            print(
+                f"{state.label}: {state.done}/{state.total} items{self._share}, {text}", flush=True
+            )

@@ -161,7 +161,9 @@ def _watch(command: Sequence[str]) -> int:
 
 def explain(words: str) -> str | None:
     """The sentence for the last words of JAX's runtime, or None if they say something else."""
-    goes_on = "What is finished is recorded; the same command goes on, with any number of processes."
+    goes_on = (
+        "What is finished is recorded; the same command goes on, with any number of processes."
+    )
     if found := _DEAD.search(words):
         return f"{_processes(found[1])} lost, so all stop. {goes_on}"
     if found := _MISSING.search(words):
