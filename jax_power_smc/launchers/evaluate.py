@@ -184,7 +184,8 @@ def _conclude(
         table.show(summary)
     if len(done) < total:
         print(f"Stopped with {len(done)} of {total} items finished; the same command goes on.")
-    print(f"Every answer: {root}/records*.jsonl   the table: {root / 'summary.json'}")
+    lines = "records/*.jsonl" if store.is_remote(root) else "records*.jsonl"
+    print(f"Every answer: {root / lines}   the table: {root / 'summary.json'}")
     print(f"Plots and a page: python -m launch.report --workdir={root}")
     return summary
 
