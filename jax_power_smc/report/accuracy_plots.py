@@ -3,9 +3,7 @@
 from typing import Any
 
 import numpy as np
-from matplotlib import ticker
 from matplotlib.lines import Line2D
-from matplotlib.transforms import ScaledTranslation
 
 from jax_power_smc.report import style
 from jax_power_smc.report.data import ReportData
@@ -14,9 +12,6 @@ from jax_power_smc.report.style import Plot
 
 # The vote and the best stand beside the draw, so many points to its left and right.
 _BESIDE = {"vote": (-8.0, "o"), "best": (8.0, "D")}
-# Seconds that may be ticks of a logarithmic axis, and the most that are.
-_NICE = (1, 2, 5)
-_MOST_TICKS = 9
 
 
 def accuracy(data: ReportData) -> list[Plot]:
@@ -96,8 +91,8 @@ def pass_at_k(data: ReportData) -> list[Plot]:
         own = sorted((row for row in rows if row["run"] == run), key=lambda row: row["k"])
         values = 100 * np.array([[row["value"], *row["ci95"]] for row in own])
         # Beside each other, so that no interval hides another.
-        beside = ScaledTranslation(
-            (place - (len(runs) - 1) / 2) * min(5.0, 40 / len(runs)) / 72, 0, figure.dpi_scale_trans
+        beside = style.to_the_right(
+            figure, (place - (len(runs) - 1) / 2) * min(5.0, 40 / len(runs))
         )
         look = looks[run]
         error = np.abs(values[:, 1:] - values[:, :1]).T
@@ -135,9 +130,9 @@ def _point(figure: Any, axes: Any, row: dict[str, Any], look: style.Look) -> lis
     place = axes.transData.transform((x, y))
     if row["answer"] != "draw":
         shift, marker = _BESIDE[row["answer"]]
-        beside = ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
+        beside = style.to_the_right(figure, shift)
         axes.plot(x, y, **_open(look.colour, marker), transform=axes.transData + beside, zorder=4)
-        return [_around(place + (shift * figure.dpi / 72, 0), 5)]
+        return [_around(place + np.array([shift * figure.dpi / 72, 0]), 5)]
     low, high = (100 * end for end in row["ci95"])
     axes.vlines(x, low, high, color=look.colour, linewidth=1.4, zorder=2)
     axes.plot(
@@ -174,7 +169,7 @@ def _log_seconds(axes: Any, low: float, high: float) -> None:
     """A logarithmic x axis whose ticks are plain numbers."""
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    _plain_ticks(axes.xaxis, low, high, "{:g}")
+    style.plain_ticks(axes.xaxis, low, high)
 
 
 def _multiples(axes: Any, draws: list[dict[str, Any]]) -> bool:
@@ -185,21 +180,8 @@ def _multiples(axes: Any, draws: list[dict[str, Any]]) -> bool:
     base = known[0]["seconds_per_problem"] / known[0]["multiple"]
     top = axes.secondary_xaxis("top", functions=(lambda x: x / base, lambda x: x * base))
     low, high = axes.get_xlim()
-    _plain_ticks(top.xaxis, low / base, high / base, "{:g}×")
+    style.plain_ticks(top.xaxis, low / base, high / base, "{:g}" + style.TIMES)
     top.tick_params(labelsize=style.SMALL, color=style.GREY, labelcolor=style.INK)
     top.spines["top"].set_color(style.GREY)
     top.set_xlabel("multiples of plain decoding", fontsize=style.FONT, color=style.INK)
     return True
-
-
-def _plain_ticks(axis: Any, low: float, high: float, form: str) -> None:
-    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    for factors in (_NICE, (1, 3), (1,)):
-        ticks = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
-        if len(ticks) <= _MOST_TICKS:
-            break
-    axis.set_major_locator(ticker.FixedLocator(ticks))
-    axis.set_major_formatter(
-        ticker.FuncFormatter(lambda value, _: form.format(float(f"{value:.3g}")))
-    )
-    axis.set_minor_locator(ticker.NullLocator())

@@ -154,7 +154,7 @@ def _ordered(
     weight: Mapping[int, float],
     rank: Mapping[int, int],
 ) -> list[Segment]:
-    """The trees with right answers and heavy branches on top, of particles as the record has them."""
+    """The trees, right answers and heavy branches on top, with the record's particles in them."""
 
     def rename(segment: Segment) -> None:
         segment.particles = [chosen[i] for i in segment.particles]
@@ -242,7 +242,7 @@ def _draw_ends(
         )
         words = [_percent(share)] if share > PRINTED else []
         if len(end.particles) > 1:
-            words.append(f"×{len(end.particles)}")
+            words.append(f"{style.TIMES}{len(end.particles)}")
         if is_drawn:
             words.append("drawn")
             axes.plot(
@@ -292,13 +292,13 @@ def _caption(
     copies = len(ends) + left_out < len(weight)
     text = (
         f"Every line is one particle's sequence, from the prompt on the left to where it ends; "
-        f"{len(weight)} particles of positive weight come from {_count(roots, 'first token')} and "
-        f"end in {_count(len(ends) + left_out, 'different place')}. Where two lines meet, going "
+        f"{len(weight)} particles of positive weight go back to "
+        f"{_count(roots, 'particle')} of the first step and end in {_count(len(ends) + left_out, 'different place')}. Where two lines meet, going "
         "left, the sequences are the same from there back to the prompt: one was copied, and the "
         "copies went on differently. What died out on the way is not drawn. A line is as thick as "
         "the weight behind it, which is printed where it is above 1 %"
     )
-    text += "; ×2 stands for two copies of one finished sequence. " if copies else ". "
+    text += f"; {style.TIMES}2 stands for two copies of one sequence. " if copies else ". "
     text += (
         "Colours and marks say which answer a sequence ends with; dark stretches lead to several "
         "answers. The ring is around the particle that was drawn. "

@@ -65,7 +65,7 @@ def write_names(
             (0, 0),
             textcoords="offset pixels",
             fontsize=style.SMALL,
-            color=name.colour,
+            color=style.dark(name.colour),
             parse_math=False,
             ha="left",
             va="bottom",

@@ -4,13 +4,16 @@ import dataclasses
 import functools
 import io
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from matplotlib import font_manager
+import numpy as np
+from matplotlib import font_manager, ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
 from jax_power_smc.report.data import ReportData
@@ -38,9 +41,13 @@ COLOURS = (
     "#332288",
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "*", "d")
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (2, 1)))
+LINES = ("-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1)), (0, (1, 2)))
+TIMES = "\N{MULTIPLICATION SIGN}"
 # Characters of a name in a picture.
 LABEL = 40
+# Of the ticks of a logarithmic axis: their first digits, and how many there may be.
+_FACTORS = ((1, 2, 5), (1, 3), (1,))
+_MOST_TICKS = 9
 _FAMILY = "DejaVu Sans"  # comes with matplotlib
 _SIZE_OF_N = {"ancestral": "num_samples", "mh": "num_chains"}
 
@@ -98,6 +105,11 @@ def looks(data: ReportData) -> dict[str, Look]:
         )
         for place, (run, label) in enumerate(data.labels.items())
     }
+
+
+def dark(colour: str) -> tuple[float, ...]:
+    """A colour, darker: what letters need to be read on white."""
+    return tuple(0.72 * part for part in to_rgb(colour))
 
 
 def settings(data: ReportData, run: str) -> dict[str, Any]:
@@ -168,6 +180,60 @@ def sizes_axis(axes: Any, sizes: Iterable[int], name: str) -> None:
     axes.set_xticks(written, [f"{tick}" for tick in written])
     axes.minorticks_off()
     axes.set_xlabel(name)
+
+
+def plain_ticks(axis: Any, low: float, high: float, form: str = "{:g}") -> None:
+    """Few ticks for a logarithmic axis, as plain numbers.
+
+    Args:
+      axis: of axes.
+      low, high: its ends.
+      form: of a number.
+    """
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks: list[float] = []
+    for factors in _FACTORS:
+        ticks = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
+        if len(ticks) <= _MOST_TICKS:
+            break
+    if len(ticks) < 2:  # the ends are closer than any of these numbers
+        ticks = np.geomspace(low, high, 5)[1:-1].tolist()
+    axis.set_major_locator(ticker.FixedLocator(ticks))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: form.format(float(f"{x:.3g}"))))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def to_the_right(figure: Figure, points: float) -> ScaledTranslation:
+    """A shift of what is drawn, to be added to a transform."""
+    return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
+
+
+def small_multiples(
+    titles: Sequence[str], columns: int, row: float, name: str, names: int = LABEL
+) -> tuple[Figure, list[Any]]:
+    """A grid of panels with shared axes.
+
+    Args:
+      titles: of the panels.
+      columns: at most.
+      row: inches of a row.
+      name: of the x axes, written below the lowest panel of each column.
+      names: characters of a title at most.
+    """
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = new_figure(0.9 + row * rows, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for place, axes in enumerate(grid):
+        if place >= len(titles):
+            axes.set_visible(False)
+            continue
+        tidy(axes)
+        axes.set_title(shown(titles[place], names), fontsize=FONT, color=INK)
+        if place + columns >= len(titles):
+            axes.set_xlabel(name)
+            axes.tick_params(labelbottom=True)
+    return figure, list(grid[: len(titles)])
 
 
 def legend_below(figure: Figure, handles: list[Any], labels: list[str], columns: int = 3) -> None:
