@@ -9,24 +9,29 @@ from jax_power_smc.report.visible import on_one_line
 
 
 def notes(rows: Sequence[RunRow], summary: dict[str, Any]) -> list[str]:
-    """Sentences, one or two to an entry; the last ones only where there is reason for them."""
+    """Sentences, one or two to an entry."""
     over = "problems and seeds" if len(summary["seeds"]) > 1 else "problems"
     lines = [
         f"Accuracies are in percent, with 95% intervals over {over}; "
         "an item that failed counts as wrong.",
         _costs(rows, numbers.seconds(summary["compile_seconds"])),
     ]
-    for name, text in (
-        ("failed", "Items that failed"),
-        ("ungraded", "Answers that could not be graded, and count as wrong"),
-    ):
-        found = [(row.label, row.figures[name]) for row in rows if row.figures[name]]
-        if found:
-            each = ", ".join(f"{on_one_line(label)} {number:,}" for label, number in found)
-            lines.append(f"{text}: {each}.")
     if not summary["complete"]:
         lines.append("The job is not finished; a run counts with the problems that it has done.")
     return lines
+
+
+def went_wrong(rows: Sequence[RunRow]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """What went wrong, and how often for which label; empty if nothing did."""
+    counted = (
+        ("Items that failed", "failed"),
+        ("Answers that could not be graded, and count as wrong", "ungraded"),
+    )
+    found = [
+        (text, [(row.label, row.figures[name]) for row in rows if row.figures[name]])
+        for text, name in counted
+    ]
+    return [(text, counts) for text, counts in found if counts]
 
 
 def _costs(rows: Sequence[RunRow], compilation: str) -> str:

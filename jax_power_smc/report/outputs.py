@@ -116,7 +116,9 @@ def telling(data: ReportData, most: int = 3) -> list[str]:
         # What all runs have done comes first, then where they are most divided.
         scored.append(((-len(means), -float(np.var(list(means.values()))), place), pattern, name))
     scored.sort()
-    seen, first, later = set(), [], []
+    seen: set[tuple[tuple[str, bool], ...]] = set()
+    first: list[str] = []
+    later: list[str] = []
     for _, pattern, name in scored:
         (later if pattern in seen else first).append(name)
         seen.add(pattern)

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from jax_power_smc.report import numbers, trouble
 from jax_power_smc.report.data import ReportData
-from jax_power_smc.report.notes import notes
+from jax_power_smc.report.notes import notes, went_wrong
 from jax_power_smc.report.outputs import ProblemInFull
 from jax_power_smc.report.rows import comparisons, run_rows
 from jax_power_smc.report.state import State
@@ -77,6 +77,7 @@ def render(
             summary=summary,
             rows=rows,
             notes=notes(rows, summary) if summary is not None and rows else [],
+            went_wrong=went_wrong(rows),
             show=_columns(rows, state),
             comparisons=None if summary is None else comparisons(summary),
             pictures=pictures,
@@ -102,6 +103,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "percent": numbers.percent,
+        "share": numbers.share,
         "percent_interval": numbers.percent_interval,
         "points": numbers.points,
         "points_interval": numbers.points_interval,

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jax_power_smc.report import numbers
-from jax_power_smc.report.notes import notes
+from jax_power_smc.report.notes import notes, went_wrong
 from jax_power_smc.report.rows import Comparisons, Estimate, RunRow, comparisons, run_rows
 from jax_power_smc.report.visible import on_one_line
 
@@ -37,7 +37,11 @@ def show(summary: dict[str, Any]) -> None:
     console.print(next((x for x in layouts if _fits(console, x)), layouts[-1]))
     for table in _differences(comparisons(summary, only_telling=True), console):
         console.print(table)
-    for line in notes(rows, summary):
+    lines = notes(rows, summary)
+    for text, counts in went_wrong(rows):
+        each = (f"{on_one_line(label)} {number:,}" for label, number in counts)
+        lines.append(f"{text}: {', '.join(each)}.")
+    for line in lines:
         # No breaks of rich's own: a pipe has no width, and a terminal breaks by itself.
         console.print(Text(line), soft_wrap=True)
 
