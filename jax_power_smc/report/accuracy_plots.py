@@ -13,6 +13,9 @@ from jax_power_smc.report.style import Plot
 # The vote and the best stand beside the draw, so many points to its left and right.
 _BESIDE = {"vote": (-8.0, "o"), "best": (8.0, "D")}
 
+# Characters of a name beside its point.
+_NAME = 32
+
 
 def accuracy(data: ReportData) -> list[Plot]:
     """Accuracy of all runs against seconds per problem."""
@@ -40,7 +43,7 @@ def accuracy(data: ReportData) -> list[Plot]:
         Name(
             row["seconds_per_problem"],
             100 * row["accuracy"],
-            looks[row["run"]].label,
+            style.shown(looks[row["run"]].label, _NAME),
             looks[row["run"]].colour,
         )
         for row in draws
@@ -83,7 +86,8 @@ def pass_at_k(data: ReportData) -> list[Plot]:
     if not runs:
         return []
     looks = style.looks(data)
-    figure = style.new_figure(4.6 + 0.22 * -(-len(runs) // 3), layout="constrained")
+    texts = [looks[run].label for run in runs]
+    figure = style.new_figure(4.4 + style.legend_height(texts), layout="constrained")
     axes = figure.add_subplot()
     style.tidy(axes)
     lines = []
@@ -113,7 +117,7 @@ def pass_at_k(data: ReportData) -> list[Plot]:
     top = max(row["ci95"][1] for row in rows)
     axes.set_ylim(-2, min(102, 100 * top * 1.08 + 4))
     axes.set_ylabel("one of k is right, %")
-    style.legend_below(figure, lines, [looks[run].label for run in runs])
+    style.legend_below(figure, lines, texts)
     caption = (
         "The chance that at least one of k answers of a sampler is right (pass@k), with 95 % "
         "intervals over problems. At k = 1 it is the accuracy of one draw. A curve that rises "

@@ -9,7 +9,6 @@ from jax_power_smc.report import style
 from jax_power_smc.report.data import Item, ReportData
 from jax_power_smc.report.style import Plot
 
-_COLUMNS = 4
 # Inches of a row of panels, and of a box.
 _ROW, _BOX = 2.1, 0.34
 _BINS = 30
@@ -31,9 +30,7 @@ def lengths(data: ReportData) -> list[Plot]:
     longest = max(int(item.lengths.max()) for items in found.values() for item in items)
     edges = length_edges(longest)
     looks = style.looks(data)
-    figure, panels = style.small_multiples(
-        [looks[run].label for run in found], _COLUMNS, _ROW, "tokens", names=28
-    )
+    figure, panels = style.small_multiples([looks[run].label for run in found], _ROW, "tokens")
     highest = 0.0
     for axes, (run, items) in zip(panels, found.items(), strict=True):
         shares = 100 * length_histogram(items, edges)
@@ -84,7 +81,8 @@ def diversity(data: ReportData) -> list[Plot]:
         axes.set_ylim(len(found) - 0.5, -0.5)
     left.set_yticks(range(len(found)), [looks[run].label for run in found])
     right.tick_params(left=False)
-    left.set_xlim(left=0)
+    # Marks at the edge are whole, and a few tokens are not the width of the panel.
+    left.set_xlim(0, 1.06 * max(4, *(values.max() for values in panels[left])))
     left.xaxis.get_major_locator().set_params(integer=True)
     left.set_xlabel("distinct first tokens")
     right.set_xlim(-2, 102)
