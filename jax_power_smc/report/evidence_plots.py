@@ -85,7 +85,8 @@ def series(data: ReportData, runs: list[str]) -> dict[str, list[str]]:
 def gap(data: ReportData) -> list[Plot]:
     """The gap against N and, where there are several seeds, the spread over them."""
     known = evidence(data)
-    if known is None:
+    # One run with one seed is its own highest.
+    if known is None or sum(values.shape[1] for values in known.values.values()) < 2:
         return []
     lines = series(data, list(known.values))
     gaps = {run: mean_and_interval(values) for run, values in known.gaps().items()}
@@ -116,6 +117,10 @@ def gap(data: ReportData) -> list[Plot]:
         "problems. log Z itself is not known, so on average this is a lower bound of the true "
         "gap; smaller is better, and 0 would mean that no other run ever found more. "
     )
+    if any(len(runs) > 1 for runs in lines.values()):
+        caption += (
+            "A line joins the runs that differ in N alone, each with its own colour and mark. "
+        )
     if spreads:
         caption += (
             "On the right the standard deviation of log Z_hat between seeds of the same problem: "

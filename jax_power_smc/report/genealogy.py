@@ -127,7 +127,7 @@ def _picture(record: Record, title: str) -> Plot:
     axes.set_xlim(-0.008 * max(steps, 1), 1.13 * max(steps, 1))
     axes.set_ylim(len(ends) - 0.4, -0.6)
     axes.set_yticks([])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    style.whole_numbers(axes.xaxis)
     axes.set_xlabel("tokens")
     handles = [_sample(answers, rank) for rank, _ in entries]
     style.legend_below(figure, handles, texts)

@@ -43,11 +43,12 @@ def lengths(data: ReportData) -> list[Plot]:
         note = f"median {middle:.0f}"
         if capped > 0:
             note += f"\n{capped:.0f} % at the limit" if capped >= 1 else "\n< 1 % at the limit"
-        _note(axes, note)
+        _note(axes, note, is_right=middle < edges[-1] / 2)
     for axes in panels:
         axes.set_xlim(0, edges[-1])
         # Above the highest bar is room for what is said in the corner.
         axes.set_ylim(0, 1.45 * highest)
+        axes.set_yticks([tick for tick in axes.get_yticks() if tick <= min(100, 1.45 * highest)])
     panels[0].set_ylabel("weight, %")
     caption = (
         "How long the sampled sequences are, in tokens: every problem counts the same, and within "
@@ -83,7 +84,7 @@ def diversity(data: ReportData) -> list[Plot]:
     right.tick_params(left=False)
     # Marks at the edge are whole, and a few tokens are not the width of the panel.
     left.set_xlim(0, 1.06 * max(4, *(values.max() for values in panels[left])))
-    left.xaxis.get_major_locator().set_params(integer=True)
+    style.whole_numbers(left.xaxis)
     left.set_xlabel("distinct first tokens")
     right.set_xlim(-2, 102)
     right.set_xlabel("steps that all particles share, %")
@@ -150,14 +151,14 @@ def _box(axes: Any, place: int, values: np.ndarray, look: style.Look) -> None:
     )
 
 
-def _note(axes: Any, text: str) -> None:
-    """In the upper right corner."""
+def _note(axes: Any, text: str, is_right: bool) -> None:
+    """In an upper corner."""
     axes.text(
-        0.98,
+        0.98 if is_right else 0.02,
         0.97,
         text,
         transform=axes.transAxes,
-        ha="right",
+        ha="right" if is_right else "left",
         va="top",
         fontsize=style.SMALL - 1,
         color=style.INK,

@@ -86,8 +86,8 @@ def steps(data: ReportData) -> list[Plot]:
     texts = ["effective sample size / N", "forks / N", "items still running"]
     style.legend_below(figure, handles, texts)
     caption = (
-        "How the particles fare along the steps: the solid coloured line is the effective sample size "
-        "divided by N, the dashed one the share of particles that took over another one's past "
+        "How the particles fare along the steps: the solid coloured line is the effective sample "
+        "size divided by N, the dashed one the share of particles that took over another one's past "
         "at a step. Lines are medians over problems and seeds, bands reach from the lower to the "
         "upper quartile. An effective sample size near 1/N means that one particle has all the "
         "weight; frequent forks mean that the particles share most of their past. The grey area "

@@ -204,6 +204,13 @@ def plain_ticks(axis: Any, low: float, high: float, form: str = "{:g}") -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
+def whole_numbers(axis: Any, most: int = 10) -> None:
+    """At most so many intervals of round, whole numbers."""
+    axis.set_major_locator(
+        ticker.MaxNLocator(most, integer=True, steps=[1, 2, 5, 10], prune="upper")
+    )
+
+
 def to_the_right(figure: Figure, points: float) -> ScaledTranslation:
     """A shift of what is drawn, to be added to a transform."""
     return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
@@ -215,7 +222,7 @@ def small_multiples(titles: Sequence[str], row: float, name: str) -> tuple[Figur
     Args:
       titles: of the panels.
       row: inches of a row.
-      name: of the x axes, written below the lowest panel of each column.
+      name: of the x axes, whole numbers; written below the last row.
     """
     # As few empty places as possible.
     columns = min((4, 3), key=lambda number: -len(titles) % number)
@@ -230,10 +237,11 @@ def small_multiples(titles: Sequence[str], row: float, name: str) -> tuple[Figur
             continue
         tidy(axes)
         axes.set_title(shown(titles[place], room), fontsize=FONT, color=INK)
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True, prune="upper"))
+        whole_numbers(axes.xaxis, 5)
         if place + columns >= len(titles):
-            axes.set_xlabel(name)
             axes.tick_params(labelbottom=True)
+        if place + columns >= len(grid):
+            axes.set_xlabel(name)
     return figure, list(grid[: len(titles)])
 
 
