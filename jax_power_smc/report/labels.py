@@ -99,8 +99,8 @@ def arrange(
         for i in order.tolist():
             others = [j for j in range(count) if j != i and not np.isnan(boxes[j, 0])]
             taken = np.concatenate([obstacles, boxes[others] + _AROUND * np.array([-1, -1, 1, 1])])
-            leads = [np.concatenate([points[j], _end(points[j], boxes[j])]) for j in others]
-            leads = [lead for lead in leads if math.dist(lead[:2], lead[2:]) > _LED]
+            leads = np.concatenate([points[others], _end(points[others], boxes[others])], axis=1)
+            leads = leads[_length(leads) > _LED]
             corner = _free_corner(points[i], sizes[i], taken, leads, frame)
             boxes[i] = np.concatenate([corner, corner + sizes[i]])
     return boxes[:, :2]
@@ -110,72 +110,78 @@ def _free_corner(
     point: np.ndarray,
     size: np.ndarray,
     taken: np.ndarray,
-    leads: Sequence[np.ndarray],
+    leads: np.ndarray,
     frame: np.ndarray,
 ) -> np.ndarray:
-    """Lower left corner of the nearest place that hides least."""
-    best, least = point, math.inf
-    for radius in np.arange(_NEAREST, _FARTHEST, _RING):
-        for place, degrees in enumerate(_DIRECTIONS):
-            angle = math.radians(degrees)
-            way = np.array([math.cos(angle), math.sin(angle)])
-            # The name's edge, not its middle, is at this distance.
-            corner = point + way * radius + (way - 1) / 2 * size
-            box = np.concatenate([corner, corner + size])
-            cost = radius + 0.8 * place + _cost(box, point, taken, leads, frame)
-            if cost < least:
-                best, least = corner, cost
-        if least < radius:  # farther away is worse
-            break
-    return best
+    """Lower left corner of the place, of all that are tried, that costs least."""
+    radii = np.arange(_NEAREST, _FARTHEST, _RING)[:, None, None]
+    angles = np.radians(_DIRECTIONS)
+    ways = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    # The name's edge, not its middle, is at this distance.
+    corners = (point + ways * radii + (ways - 1) / 2 * size).reshape(-1, 2)
+    cost = (radii[:, :, 0] + 0.8 * np.arange(len(angles))).ravel()
+    cost = cost + _cost(
+        np.concatenate([corners, corners + size], axis=1), point, taken, leads, frame
+    )
+    return corners[np.argmin(cost)]
 
 
 def _cost(
-    box: np.ndarray,
+    boxes: np.ndarray,
     point: np.ndarray,
     taken: np.ndarray,
-    leads: Sequence[np.ndarray],
+    leads: np.ndarray,
     frame: np.ndarray,
-) -> float:
-    """Of a name in this box, but for its distance."""
-    common = np.minimum(box[2:], taken[:, 2:]) - np.maximum(box[:2], taken[:, :2])
-    hidden = np.all(common > 0, axis=1)
-    cost = _HIDES * hidden.sum() + np.prod(common[hidden], axis=1).sum()
-    outside = np.maximum(0, frame[:2] - box[:2]).sum() + np.maximum(0, box[2:] - frame[2:]).sum()
-    cost += _OUTSIDE * outside
-    lead = np.concatenate([point, _end(point, box)])
-    is_led = math.dist(lead[:2], lead[2:]) > _LED
-    for other in leads:
-        cost += _CROSSES * (_passes(other, box[None])[0] or (is_led and _meet(lead, other)))
-    if is_led:
-        # Its own mark and interval are at its beginning.
-        away = ~np.all((taken[:, :2] <= point) & (point <= taken[:, 2:]), axis=1)
-        cost += _THROUGH * _passes(lead, taken[away]).sum()
-    return float(cost)
+) -> np.ndarray:
+    """Of a name in each of these boxes [k, 4], but for its distance from the point."""
+    common = np.minimum(boxes[:, None, 2:], taken[:, 2:]) - np.maximum(
+        boxes[:, None, :2], taken[:, :2]
+    )
+    hidden = np.all(common > 0, axis=2)
+    cost = np.sum(np.where(hidden, _HIDES + np.prod(common, axis=2), 0), axis=1)
+    below = np.maximum(0, frame[:2] - boxes[:, :2])
+    above = np.maximum(0, boxes[:, 2:] - frame[2:])
+    cost += _OUTSIDE * (below + above).sum(axis=1)
+    own = np.concatenate([np.broadcast_to(point, (len(boxes), 2)), _end(point, boxes)], axis=1)
+    is_led = _length(own) > _LED
+    crosses = _pass(leads, boxes).T | (is_led[:, None] & _meet(own, leads))
+    cost += _CROSSES * crosses.sum(axis=1)
+    # Its own mark and interval are where a line begins.
+    away = ~np.all((taken[:, :2] <= point) & (point <= taken[:, 2:]), axis=1)
+    return cost + _THROUGH * np.where(is_led, _pass(own, taken[away]).sum(axis=1), 0)
 
 
-def _end(point: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Where a line from the point reaches the box."""
-    return np.clip(point, box[:2], box[2:])
+def _end(point: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """[..., 2], where a line from the point reaches the boxes [..., 4]."""
+    return np.clip(point, boxes[..., :2], boxes[..., 2:])
 
 
-def _passes(line: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """[boxes], whether a line [x0, y0, x1, y1] goes through each [x0, y0, x1, y1]."""
-    along = np.linspace(0, 1, 40)[:, None, None]
-    spots = line[:2] + along * (line[2:] - line[:2])
-    return np.any(np.all((spots > boxes[:, :2]) & (spots < boxes[:, 2:]), axis=2), axis=0)
+def _length(lines: np.ndarray) -> np.ndarray:
+    """[k], of lines [k, 4], x0 y0 x1 y1."""
+    return np.hypot(*(lines[:, 2:] - lines[:, :2]).T)
 
 
-def _meet(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two lines [x0, y0, x1, y1] cross."""
+def _pass(lines: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """[k, m], whether each line [k, 4] goes through each box [m, 4]."""
+    start, way = lines[:, None, :2], lines[:, None, 2:] - lines[:, None, :2]
+    # Along a line, by 0 at its start and 1 at its end: when it is between the sides of a box.
+    way = np.where(np.abs(way) < 1e-9, 1e-9, way)
+    one, other = (boxes[:, :2] - start) / way, (boxes[:, 2:] - start) / way
+    enters = np.minimum(one, other).max(axis=2)
+    leaves = np.maximum(one, other).min(axis=2)
+    return np.maximum(enters, 0) < np.minimum(leaves, 1)
 
-    def side(line: np.ndarray, spot: np.ndarray) -> float:
-        (ax, ay), (bx, by) = line[2:] - line[:2], spot - line[:2]
-        return float(ax * by - ay * bx)
 
-    return (
-        side(one, other[:2]) * side(one, other[2:]) < 0
-        and side(other, one[:2]) * side(other, one[2:]) < 0
+def _meet(lines: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """[k, m], whether lines [k, 4] cross others [m, 4]."""
+
+    def side(line: np.ndarray, spot: np.ndarray) -> np.ndarray:
+        way, to = line[..., 2:] - line[..., :2], spot - line[..., :2]
+        return way[..., 0] * to[..., 1] - way[..., 1] * to[..., 0]
+
+    one, other = lines[:, None], others[None]
+    return (side(one, other[..., :2]) * side(one, other[..., 2:]) < 0) & (
+        side(other, one[..., :2]) * side(other, one[..., 2:]) < 0
     )
 
 

@@ -71,7 +71,7 @@ def diversity(data: ReportData) -> list[Plot]:
     looks = style.looks(data)
     figure = style.new_figure(1.3 + _BOX * len(found), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    panels = {left: [], right: []}  # type: dict[Any, list[np.ndarray]]
+    panels: dict[Any, list[np.ndarray]] = {left: [], right: []}
     for items in found.values():
         panels[left].append(np.array([item.distinct_roots for item in items]))
         panels[right].append(np.array([100 * common_share(item) for item in items]))

@@ -96,9 +96,7 @@ def steps(data: ReportData) -> list[Plot]:
     if width > 1:
         caption += f" Each point is a mean over {width} steps of an item."
     if top > 1:
-        caption += (
-            " Sampling without replacement also keeps finished sequences, so it can exceed N."
-        )
+        caption += " Without replacement, finished sequences are kept besides, so it can exceed N."
     return [style.plot("steps", "Effective sample size and forks along the steps", caption, figure)]
 
 
