@@ -31,7 +31,7 @@ def accuracy(data: ReportData) -> list[Plot]:
     seconds = [row["seconds_per_problem"] for row in draws]
     # Room for names on both sides.
     _log_seconds(axes, min(seconds) / 2, max(seconds) * 2)
-    axes.set_ylim(-7, 107)
+    axes.set_ylim(-10, 110)
     axes.set_yticks(range(0, 101, 20))
     axes.set_xlabel("seconds per problem (logarithmic)")
     axes.set_ylabel("accuracy, %")

@@ -17,7 +17,7 @@ _DIRECTIONS = (0, 180, 90, 270, 30, -30, 150, 210, 60, -60, 120, 240, 15, -15, 1
 _NEAREST, _FARTHEST, _RING, _AROUND = 9.0, 300.0, 10.0, 3.0
 # Beyond this a line leads from the point to the name.
 _LED = 16.0
-# What it costs, in pixels of distance, to hide something, to leave the axes by a pixel, to cross a
+# What it costs, in pixels of distance, to hide something (or to leave the axes), to leave them by a pixel, to cross a
 # line that leads to another name, and to lead a line through something.
 _HIDES, _OUTSIDE, _CROSSES, _THROUGH = 300.0, 100.0, 200.0, 100.0
 # Every name is placed anew so often, now that the others are where they are.
@@ -65,7 +65,7 @@ def write_names(
         points,
         sizes,
         np.reshape(np.asarray(obstacles, float), (-1, 4)),
-        np.array([frame.x0, frame.y0, frame.x1, frame.y1]),
+        np.array([frame.x0, frame.y0, frame.x1, frame.y1]) + _AROUND * np.array([1, 1, -1, -1]),
     )
     for name, text, point, corner, size in zip(names, texts, points, corners, sizes, strict=True):
         # In points: the stored picture has more pixels than this one.
@@ -141,7 +141,8 @@ def _cost(
     cost = np.sum(np.where(hidden, _HIDES + np.prod(common, axis=2), 0), axis=1)
     below = np.maximum(0, frame[:2] - boxes[:, :2])
     above = np.maximum(0, boxes[:, 2:] - frame[2:])
-    cost += _OUTSIDE * (below + above).sum(axis=1)
+    outside = (below + above).sum(axis=1)
+    cost += np.where(outside > 0, _HIDES + _OUTSIDE * outside, 0)
     own = np.concatenate([np.broadcast_to(point, (len(boxes), 2)), _end(point, boxes)], axis=1)
     is_led = _length(own) > _LED
     crosses = _pass(leads, boxes).T | (is_led[:, None] & _meet(own, leads))

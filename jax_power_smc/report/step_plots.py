@@ -87,8 +87,8 @@ def steps(data: ReportData) -> list[Plot]:
     style.legend_below(figure, handles, texts)
     caption = (
         "How the particles fare along the steps: the solid coloured line is the effective sample "
-        "size divided by N, the dashed one the share of particles that took over another one's past "
-        "at a step. Lines are medians over problems and seeds, bands reach from the lower to the "
+        "size divided by N, the dashed one the share of particles that at a step took over another "
+        "one's past. Lines are medians over problems and seeds, bands reach from the lower to the "
         "upper quartile. An effective sample size near 1/N means that one particle has all the "
         "weight; frequent forks mean that the particles share most of their past. The grey area "
         "is the share of items that had not ended: where it is low, the lines speak of few."

@@ -21,7 +21,7 @@ HOSTILE = (
     "two\nlines\tand\u2028more",
     "x" * 10_000,
     "\u4e2d\u6587\u7b54\u6848" * 20,
-    "\N{GRINNING FACE} e\u0301\u0301\u0301\u0301",
+    "\N{GRINNING FACE}\N{NAZAR AMULET} e\u0301\u0301\u0301\u0301",
     "",
     "%s {0} \\",
 )

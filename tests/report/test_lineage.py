@@ -26,8 +26,6 @@ def smc_case(rng, num, steps):
         if rng.random() < 0.4:
             taken = rng.integers(0, num, num)
             parent[step] = np.where(rng.random(num) < 0.5, taken, parent[step])
-            # A row that others go on from keeps itself.
-            parent[step][np.unique(parent[step])] = np.unique(parent[step])
             length, ended = length[parent[step]], ended[parent[step]]
         length = length + ~ended
         ended = ended | (rng.random(num) < 0.1)
@@ -170,7 +168,7 @@ def test_no_lines_cross(case, seed):
         for branch in segment.branches:
             ends = sorted((heights[id(segment)], heights[id(branch)]))
             across.append((branch.start, *ends))
-    assert across
+    assert len(across) > 2
     for at, low, high in across:
         assert not any(start < at < end and low <= y <= high for start, end, y in along)
 
