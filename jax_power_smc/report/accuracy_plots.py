@@ -13,6 +13,9 @@ from jax_power_smc.report.style import Plot
 # The vote and the best stand beside the draw, so many points to its left and right.
 _BESIDE = {"vote": (-8.0, "o"), "best": (8.0, "D")}
 
+# Characters of a name beside its point.
+_NAME = 32
+
 
 def accuracy(data: ReportData) -> list[Plot]:
     """Accuracy of all runs against seconds per problem."""
@@ -22,16 +25,18 @@ def accuracy(data: ReportData) -> list[Plot]:
         return []
     looks = style.looks(data)
     figure = style.new_figure(6.0)
-    axes = figure.add_axes((0.075, 0.16, 0.905, 0.735))
+    has_multiples = any(row["multiple"] for row in draws)
+    axes = figure.add_axes((0.075, 0.16, 0.905, 0.735 if has_multiples else 0.82))
     style.tidy(axes)
     seconds = [row["seconds_per_problem"] for row in draws]
     # Room for names on both sides.
-    _log_seconds(axes, min(seconds) / 1.6, max(seconds) * 1.9)
-    axes.set_ylim(-7, 107)
+    _log_seconds(axes, min(seconds) / 2, max(seconds) * 2)
+    axes.set_ylim(-10, 110)
     axes.set_yticks(range(0, 101, 20))
     axes.set_xlabel("seconds per problem (logarithmic)")
     axes.set_ylabel("accuracy, %")
-    multiples = _multiples(axes, draws)
+    if has_multiples:
+        _multiples(axes, draws)
 
     obstacles: list[list[float]] = []
     for row in rows:
@@ -40,7 +45,7 @@ def accuracy(data: ReportData) -> list[Plot]:
         Name(
             row["seconds_per_problem"],
             100 * row["accuracy"],
-            looks[row["run"]].label,
+            style.shown(looks[row["run"]].label, _NAME),
             looks[row["run"]].colour,
         )
         for row in draws
@@ -65,7 +70,7 @@ def accuracy(data: ReportData) -> list[Plot]:
             "particles, at the same cost: left of it a vote by weight, right of it the particle "
             "of highest log p. "
         )
-    if multiples:
+    if has_multiples:
         caption += "The upper axis counts the same time in multiples of plain decoding. "
     caption += (
         f"Times are of many problems decoded together on {style.shown(data.summary['device'])}, "
@@ -83,7 +88,8 @@ def pass_at_k(data: ReportData) -> list[Plot]:
     if not runs:
         return []
     looks = style.looks(data)
-    figure = style.new_figure(4.6 + 0.22 * -(-len(runs) // 3), layout="constrained")
+    texts = [looks[run].label for run in runs]
+    figure = style.new_figure(4.4 + style.legend_height(texts), layout="constrained")
     axes = figure.add_subplot()
     style.tidy(axes)
     lines = []
@@ -113,7 +119,7 @@ def pass_at_k(data: ReportData) -> list[Plot]:
     top = max(row["ci95"][1] for row in rows)
     axes.set_ylim(-2, min(102, 100 * top * 1.08 + 4))
     axes.set_ylabel("one of k is right, %")
-    style.legend_below(figure, lines, [looks[run].label for run in runs])
+    style.legend_below(figure, lines, texts)
     caption = (
         "The chance that at least one of k answers of a sampler is right (pass@k), with 95 % "
         "intervals over problems. At k = 1 it is the accuracy of one draw. A curve that rises "
@@ -172,11 +178,9 @@ def _log_seconds(axes: Any, low: float, high: float) -> None:
     style.plain_ticks(axes.xaxis, low, high)
 
 
-def _multiples(axes: Any, draws: list[dict[str, Any]]) -> bool:
-    """A second axis in multiples of plain decoding, if there was any."""
+def _multiples(axes: Any, draws: list[dict[str, Any]]) -> None:
+    """A second axis in multiples of plain decoding."""
     known = [row for row in draws if row["multiple"]]
-    if not known:
-        return False
     base = known[0]["seconds_per_problem"] / known[0]["multiple"]
     top = axes.secondary_xaxis("top", functions=(lambda x: x / base, lambda x: x * base))
     low, high = axes.get_xlim()
@@ -184,4 +188,3 @@ def _multiples(axes: Any, draws: list[dict[str, Any]]) -> bool:
     top.tick_params(labelsize=style.SMALL, color=style.GREY, labelcolor=style.INK)
     top.spines["top"].set_color(style.GREY)
     top.set_xlabel("multiples of plain decoding", fontsize=style.FONT, color=style.INK)
-    return True

@@ -5,6 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+from matplotlib.lines import Line2D
 
 from jax_power_smc.evaluation.intervals import mean_and_interval
 from jax_power_smc.report import style
@@ -84,7 +85,8 @@ def series(data: ReportData, runs: list[str]) -> dict[str, list[str]]:
 def gap(data: ReportData) -> list[Plot]:
     """The gap against N and, where there are several seeds, the spread over them."""
     known = evidence(data)
-    if known is None:
+    # One run with one seed is its own highest.
+    if known is None or sum(values.shape[1] for values in known.values.values()) < 2:
         return []
     lines = series(data, list(known.values))
     gaps = {run: mean_and_interval(values) for run, values in known.gaps().items()}
@@ -93,13 +95,16 @@ def gap(data: ReportData) -> list[Plot]:
     }
     panels = {"mean gap of log Z_hat, nats": gaps}
     if spreads:
-        panels["mean sd of log Z_hat over seeds, nats"] = spreads
-    figure = style.new_figure(4.4 + 0.22 * -(-len(lines) // 3), layout="constrained")
+        panels["sd of log Z_hat over seeds, nats"] = spreads
+    is_single = len({style.num_particles(data, run) for run in gaps}) == 1
+    figure = style.new_figure(
+        (3.0 if is_single else 4.2) + style.legend_height(list(lines)), layout="constrained"
+    )
     handles: list[Any] = []
     for place, (title, points) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), place)
         style.tidy(axes)
-        handles = [_line(figure, axes, data, lines, name, points) for name in lines]
+        handles = [_line(figure, axes, data, lines, name, points, len(panels)) for name in lines]
         sizes = [style.num_particles(data, run) for run in points]
         style.sizes_axis(axes, sizes, "N, particles (logarithmic)")
         _height(axes, list(points.values()))
@@ -112,6 +117,10 @@ def gap(data: ReportData) -> list[Plot]:
         "problems. log Z itself is not known, so on average this is a lower bound of the true "
         "gap; smaller is better, and 0 would mean that no other run ever found more. "
     )
+    if any(len(runs) > 1 for runs in lines.values()):
+        caption += (
+            "A line joins the runs that differ in N alone, each with its own colour and mark. "
+        )
     if spreads:
         caption += (
             "On the right the standard deviation of log Z_hat between seeds of the same problem: "
@@ -129,23 +138,25 @@ def _line(
     lines: dict[str, list[str]],
     name: str,
     points: dict[str, tuple[float, float, float]],
-) -> Any:
-    """One series; every point has the colour and marker of its run."""
+    columns: int,
+) -> Line2D:
+    """One series; every point has the colour and marker of its run. Returns the legend's line."""
     looks = style.looks(data)
     runs = [run for run in lines[name] if run in points]
-    place = list(lines).index(name)
-    # Beside each other, so that no interval hides another.
-    shift = (place - (len(lines) - 1) / 2) * min(5.0, 40 / len(lines))
-    beside = axes.transData + style.to_the_right(figure, shift)
+    # Beside each other, so that no interval hides another: far where there is but one N.
+    is_single = len({style.num_particles(data, run) for run in points}) == 1
+    room = 480.0 if is_single else 60.0
+    place = list(lines).index(name) - (len(lines) - 1) / 2
+    beside = axes.transData + style.to_the_right(figure, place * room / columns / len(lines))
     sizes = [style.num_particles(data, run) for run in runs]
     values = np.array([points[run] for run in runs])
     first = looks[runs[0]]
-    (line,) = axes.plot(
+    axes.plot(
         sizes,
         values[:, 0],
-        **first.curve | {"label": name},
+        color=first.colour,
+        linestyle=first.line,
         linewidth=1.6,
-        markersize=7,
         transform=beside,
         zorder=3,
     )
@@ -157,12 +168,24 @@ def _line(
             value,
             color=look.colour,
             marker=look.marker,
-            markersize=7,
+            markersize=7.5,
             linestyle="none",
             transform=beside,
+            clip_on=False,
             zorder=4,
         )
-    return line
+        if is_single:  # there is room for the number
+            axes.annotate(
+                f"{value:.3g}",
+                (size, value),
+                (9, 0),
+                xycoords=beside,
+                textcoords="offset points",
+                va="center_baseline",
+                fontsize=style.SMALL,
+                color=style.INK,
+            )
+    return Line2D([], [], **first.curve | {"label": name}, linewidth=1.6, markersize=7)
 
 
 def _height(axes: Any, points: list[tuple[float, float, float]]) -> None:

@@ -20,7 +20,7 @@ MOST_ENDS = 128
 _OTHERS = 4
 RIGHT = style.COLOURS[2]
 _OTHER_COLOURS = ("#d55e00", "#0072b2", "#cc79a7", "#e69f00")
-_RIGHT_MARKER, _OTHER_MARKERS, _REST_MARKER = "o", ("s", "^", "D", "v"), "|"
+_RIGHT_MARKER, _OTHER_MARKERS, _REST_MARKER = "o", ("s", "^", "D", "v"), "x"
 # Inches per end of the tree, and around it.
 _ROW, _FRAME = 0.165, 0.75
 # Weight from which on it is printed.
@@ -86,11 +86,14 @@ def genealogy(records: Sequence[Record], labels: Mapping[str, str]) -> list[Plot
       records: of one problem, or of several.
       labels: run -> what tables call it.
     """
-    return [
-        _picture(record, labels.get(record["run"], record["run"]))
-        for record in records
-        if record["failure"] is None and _has_ancestry(record)
-    ]
+    has_seeds = len({record["seed"] for record in records}) > 1
+    plots = []
+    for record in records:
+        if record["failure"] is None and _has_ancestry(record):
+            label = style.shown(labels.get(record["run"], record["run"]))
+            seed = f", seed {record['seed']}" if has_seeds else ""
+            plots.append(_picture(record, f"{label}{seed}: ancestry of the particles"))
+    return plots
 
 
 def _has_ancestry(record: Record) -> bool:
@@ -98,7 +101,7 @@ def _has_ancestry(record: Record) -> bool:
     return bool(alive) and (len(alive) > 1 or bool(record["info"]["moves"]))
 
 
-def _picture(record: Record, label: str) -> Plot:
+def _picture(record: Record, title: str) -> Plot:
     alive = [i for i, p in enumerate(record["particles"]) if p["log_weight"] is not None]
     raw = [math.exp(record["particles"][i]["log_weight"]) for i in alive]
     weight = dict(zip(alive, (w / math.fsum(raw) for w in raw), strict=True))
@@ -109,8 +112,8 @@ def _picture(record: Record, label: str) -> Plot:
 
     ends = [end for tree in trees for end in tree.ends()]
     entries = answers.legend()
-    rows_of_legend = -(-len(entries) // 3)
-    height = max(2.2, _FRAME + 0.25 * rows_of_legend + _ROW * (len(ends) + 1))
+    texts = [text for _, text in entries]
+    height = max(2.2, _FRAME + style.legend_height(texts) + _ROW * (len(ends) + 1))
     figure = style.new_figure(height, layout="constrained")
     axes = figure.add_subplot()
     tree_height = lineage.places(trees)
@@ -124,13 +127,13 @@ def _picture(record: Record, label: str) -> Plot:
     axes.set_xlim(-0.008 * max(steps, 1), 1.13 * max(steps, 1))
     axes.set_ylim(len(ends) - 0.4, -0.6)
     axes.set_yticks([])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    style.whole_numbers(axes.xaxis)
     axes.set_xlabel("tokens")
     handles = [_sample(answers, rank) for rank, _ in entries]
-    style.legend_below(figure, handles, [text for _, text in entries])
+    style.legend_below(figure, handles, texts)
     return style.plot(
         _name(record),
-        f"{style.shown(label)}: ancestry of the particles",
+        title,
         _caption(record, weight, ends, len(trees), left_out),
         figure,
     )
@@ -293,8 +296,9 @@ def _caption(
     text = (
         f"Every line is one particle's sequence, from the prompt on the left to where it ends; "
         f"{len(weight)} particles of positive weight go back to "
-        f"{_count(roots, 'particle')} of the first step and end in {_count(len(ends) + left_out, 'different place')}. Where two lines meet, going "
-        "left, the sequences are the same from there back to the prompt: one was copied, and the "
+        f"{_count(roots, 'particle')} of the first step and end in "
+        f"{_count(len(ends) + left_out, 'different place')}. Where two lines meet, going left, the "
+        "sequences are the same from there back to the prompt: one was copied, and the "
         "copies went on differently. What died out on the way is not drawn. A line is as thick as "
         "the weight behind it, which is printed where it is above 1 %"
     )

@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.figure import Figure
 
 from jax_power_smc.report import style
 
-# Directions that are tried first are where a reader looks first: right, left, above, below.
-_DIRECTIONS = (0, 180, 90, 270, 30, -30, 150, 210, 60, -60, 120, 240)
-# Pixels at DPI: between a point and its name, and around every name.
-_NEAREST, _FARTHEST, _RING, _AROUND = 9.0, 340.0, 11.0, 2.0
+# Directions from a point, in the order in which a reader looks: right, left, above, below, ...
+_DIRECTIONS = (0, 180, 90, 270, 30, -30, 150, 210, 60, -60, 120, 240, 15, -15, 165, 195)
+# Pixels: between a point and its name, between two distances that are tried, around every name.
+_NEAREST, _FARTHEST, _RING, _AROUND = 9.0, 300.0, 10.0, 3.0
 # Beyond this a line leads from the point to the name.
 _LED = 16.0
+# What it costs, in pixels of distance, to hide something (or to leave the axes), to leave them by a pixel, to cross a
+# line that leads to another name, and to lead a line through something.
+_HIDES, _OUTSIDE, _CROSSES, _THROUGH = 300.0, 100.0, 200.0, 100.0
+# Every name is placed anew so often, now that the others are where they are.
+_ROUNDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,135 +45,174 @@ def write_names(
 ) -> list[Any]:
     """Writes every name as near to its point as it can stand free.
 
-    Call it when the layout is final: what is free depends on it.
+    Call it when nothing moves any more: what is free depends on it.
 
     Args:
       figure, axes: where.
       names: what.
-      obstacles: [x0, y0, x1, y1] in pixels of the axes' transform, that no name should hide.
+      obstacles: [x0, y0, x1, y1] each, in pixels, that no name should hide.
 
     Returns:
-      The annotations.
+      The texts, in the order of the names.
     """
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = axes.get_window_extent(renderer)
-    inside = np.array([frame.x0, frame.y0, frame.x1, frame.y1])
-    taken = [np.asarray(box, float) for box in obstacles]
     points = axes.transData.transform([(name.x, name.y) for name in names])
-    made, leads = [], []
-    # Where it is crowded there is least choice: those first.
-    crowd = [np.sum(np.hypot(*(points - point).T) < 80) for point in points]
-    for place in sorted(range(len(names)), key=lambda i: -crowd[i]):
-        name, point = names[place], points[place]
-        text = axes.annotate(
-            name.text,
-            (name.x, name.y),
-            (0, 0),
-            textcoords="offset pixels",
-            fontsize=style.SMALL,
-            color=style.dark(name.colour),
-            parse_math=False,
-            ha="left",
-            va="bottom",
-        )
-        box = text.get_window_extent(renderer)
-        size = np.array([box.width, box.height])
-        corner = _free_corner(point, size, taken, leads, inside)
-        own = np.concatenate([corner - _AROUND, corner + size + _AROUND])
-        taken.append(own)
-        # Pixels of an offset are those of the screen, but the stored picture has more of them.
-        offset = (corner - point) * 72 / figure.dpi
-        text.set_position(tuple(offset))
-        text.set_anncoords("offset points")
-        end = np.clip(point, corner, corner + size)
+    texts = [_text(axes, name) for name in names]
+    extents = [text.get_window_extent(renderer) for text in texts]
+    sizes = np.array([(extent.width, extent.height) for extent in extents])
+    corners = arrange(
+        points,
+        sizes,
+        np.reshape(np.asarray(obstacles, float), (-1, 4)),
+        np.array([frame.x0, frame.y0, frame.x1, frame.y1]) + _AROUND * np.array([1, 1, -1, -1]),
+    )
+    for name, text, point, corner, size in zip(names, texts, points, corners, sizes, strict=True):
+        # In points: the stored picture has more pixels than this one.
+        text.set_position(tuple((corner - point) * 72 / figure.dpi))
+        end = _end(point, np.concatenate([corner, corner + size]))
         if math.dist(point, end) > _LED:
-            leads.append(np.concatenate([point, end]))
-            made.append(_lead(axes, point, end, figure.dpi, name))
-        made.append(text)
-    return made
+            _lead(axes, name, (end - point) * 72 / figure.dpi)
+    return texts
+
+
+def arrange(
+    points: np.ndarray, sizes: np.ndarray, obstacles: np.ndarray, frame: np.ndarray
+) -> np.ndarray:
+    """Where names stand; everything is in pixels.
+
+    Args:
+      points: [n, 2].
+      sizes: [n, 2] of the names.
+      obstacles: [m, 4], x0 y0 x1 y1, that no name should hide.
+      frame: [4], that all should be in.
+
+    Returns:
+      [n, 2], the lower left corner of each.
+    """
+    count = len(points)
+    boxes = np.full((count, 4), np.nan)
+    # Where it is crowded there is least choice: those first.
+    distances = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1))
+    order = np.argsort(-(distances < 80).sum(axis=1), kind="stable")
+    for _ in range(_ROUNDS):
+        for i in order.tolist():
+            others = [j for j in range(count) if j != i and not np.isnan(boxes[j, 0])]
+            taken = np.concatenate([obstacles, boxes[others] + _AROUND * np.array([-1, -1, 1, 1])])
+            leads = np.concatenate([points[others], _end(points[others], boxes[others])], axis=1)
+            leads = leads[_length(leads) > _LED]
+            corner = _free_corner(points[i], sizes[i], taken, leads, frame)
+            boxes[i] = np.concatenate([corner, corner + sizes[i]])
+    return boxes[:, :2]
 
 
 def _free_corner(
     point: np.ndarray,
     size: np.ndarray,
-    taken: Sequence[np.ndarray],
-    leads: Sequence[np.ndarray],
-    inside: np.ndarray,
+    taken: np.ndarray,
+    leads: np.ndarray,
+    frame: np.ndarray,
 ) -> np.ndarray:
-    """Lower left corner of the nearest place that hides least."""
-    best, least = point, math.inf
-    for radius in np.arange(_NEAREST, _FARTHEST, _RING):
-        for order, degrees in enumerate(_DIRECTIONS):
-            angle = math.radians(degrees)
-            way = np.array([math.cos(angle), math.sin(angle)])
-            # The name's edge, not its middle, is at this distance.
-            corner = point + way * radius + (way - 1) / 2 * size
-            box = np.concatenate([corner, corner + size])
-            cost = _cost(box, point, taken, leads, inside) + radius + 0.8 * order
-            if cost < least:
-                best, least = corner, cost
-        if least < radius:  # farther away is worse
-            break
-    return best
+    """Lower left corner of the place, of all that are tried, that costs least."""
+    radii = np.arange(_NEAREST, _FARTHEST, _RING)[:, None, None]
+    angles = np.radians(_DIRECTIONS)
+    ways = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    # The name's edge, not its middle, is at this distance.
+    corners = (point + ways * radii + (ways - 1) / 2 * size).reshape(-1, 2)
+    cost = (radii[:, :, 0] + 0.8 * np.arange(len(angles))).ravel()
+    cost = cost + _cost(
+        np.concatenate([corners, corners + size], axis=1), point, taken, leads, frame
+    )
+    return corners[np.argmin(cost)]
 
 
 def _cost(
-    box: np.ndarray,
+    boxes: np.ndarray,
     point: np.ndarray,
-    taken: Sequence[np.ndarray],
-    leads: Sequence[np.ndarray],
-    inside: np.ndarray,
-) -> float:
-    """How much is hidden, in pixels; large where it cannot be read."""
-    cost = 0.0
-    for other in taken:
-        width = min(box[2], other[2]) - max(box[0], other[0])
-        height = min(box[3], other[3]) - max(box[1], other[1])
-        if width > 0 and height > 0:
-            cost += 300 + width * height
-    outside = np.maximum(0, inside[:2] - box[:2]).sum() + np.maximum(0, box[2:] - inside[2:]).sum()
-    cost += 100 * outside
-    end = np.clip(point, box[:2], box[2:])
-    lead = np.concatenate([point, end])
-    cost += 150 * sum(_meet(lead, other) for other in leads)
-    cost += 150 * sum(_passes(other, box) for other in leads)
-    if math.dist(point, end) > _LED:
-        cost += 60 * sum(_passes(lead, other) for other in taken)
-    return cost
+    taken: np.ndarray,
+    leads: np.ndarray,
+    frame: np.ndarray,
+) -> np.ndarray:
+    """Of a name in each of these boxes [k, 4], but for its distance from the point."""
+    common = np.minimum(boxes[:, None, 2:], taken[:, 2:]) - np.maximum(
+        boxes[:, None, :2], taken[:, :2]
+    )
+    hidden = np.all(common > 0, axis=2)
+    cost = np.sum(np.where(hidden, _HIDES + np.prod(common, axis=2), 0), axis=1)
+    below = np.maximum(0, frame[:2] - boxes[:, :2])
+    above = np.maximum(0, boxes[:, 2:] - frame[2:])
+    outside = (below + above).sum(axis=1)
+    cost += np.where(outside > 0, _HIDES + _OUTSIDE * outside, 0)
+    own = np.concatenate([np.broadcast_to(point, (len(boxes), 2)), _end(point, boxes)], axis=1)
+    is_led = _length(own) > _LED
+    crosses = _pass(leads, boxes).T | (is_led[:, None] & _meet(own, leads))
+    cost += _CROSSES * crosses.sum(axis=1)
+    # Its own mark and interval are where a line begins.
+    away = ~np.all((taken[:, :2] <= point) & (point <= taken[:, 2:]), axis=1)
+    return cost + _THROUGH * np.where(is_led, _pass(own, taken[away]).sum(axis=1), 0)
 
 
-def _passes(line: np.ndarray, box: np.ndarray) -> bool:
-    """Whether a line [x0, y0, x1, y1] goes through a box, other than where it begins."""
-    along = np.linspace(0.15, 1, 30)[:, None]
-    spots = line[:2] + along * (line[2:] - line[:2])
-    return bool(np.any(np.all((spots > box[:2]) & (spots < box[2:]), axis=1)))
+def _end(point: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """[..., 2], where a line from the point reaches the boxes [..., 4]."""
+    return np.clip(point, boxes[..., :2], boxes[..., 2:])
 
 
-def _meet(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two lines [x0, y0, x1, y1] cross."""
+def _length(lines: np.ndarray) -> np.ndarray:
+    """[k], of lines [k, 4], x0 y0 x1 y1."""
+    return np.hypot(*(lines[:, 2:] - lines[:, :2]).T)
 
-    def side(line: np.ndarray, spot: np.ndarray) -> float:
-        (ax, ay), (bx, by) = line[2:] - line[:2], spot - line[:2]
-        return float(ax * by - ay * bx)
 
-    return (
-        side(one, other[:2]) * side(one, other[2:]) < 0
-        and side(other, one[:2]) * side(other, one[2:]) < 0
+def _pass(lines: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """[k, m], whether each line [k, 4] goes through each box [m, 4]."""
+    start, way = lines[:, None, :2], lines[:, None, 2:] - lines[:, None, :2]
+    # Along a line, by 0 at its start and 1 at its end: when it is between the sides of a box.
+    way = np.where(np.abs(way) < 1e-9, 1e-9, way)
+    one, other = (boxes[:, :2] - start) / way, (boxes[:, 2:] - start) / way
+    enters = np.minimum(one, other).max(axis=2)
+    leaves = np.maximum(one, other).min(axis=2)
+    return np.maximum(enters, 0) < np.minimum(leaves, 1)
+
+
+def _meet(lines: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """[k, m], whether lines [k, 4] cross others [m, 4]."""
+
+    def side(line: np.ndarray, spot: np.ndarray) -> np.ndarray:
+        way, to = line[..., 2:] - line[..., :2], spot - line[..., :2]
+        return way[..., 0] * to[..., 1] - way[..., 1] * to[..., 0]
+
+    one, other = lines[:, None], others[None]
+    return (side(one, other[..., :2]) * side(one, other[..., 2:]) < 0) & (
+        side(other, one[..., :2]) * side(other, one[..., 2:]) < 0
     )
 
 
-def _lead(axes: Any, point: np.ndarray, end: np.ndarray, dpi: float, name: Name) -> Any:
+def _text(axes: Any, name: Name) -> Any:
     return axes.annotate(
+        name.text,
+        (name.x, name.y),
+        (0, 0),
+        textcoords="offset points",
+        fontsize=style.SMALL,
+        color=style.dark(name.colour),
+        parse_math=False,
+        ha="left",
+        va="bottom",
+        zorder=7,
+        path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
+    )
+
+
+def _lead(axes: Any, name: Name, offset: np.ndarray) -> None:
+    axes.annotate(
         "",
         (name.x, name.y),
-        tuple((end - point) * 72 / dpi),
+        tuple(offset),
         textcoords="offset points",
         arrowprops={
             "arrowstyle": "-",
             "color": name.colour,
-            "linewidth": 0.7,
+            "linewidth": 0.8,
             "shrinkA": 0,
             "shrinkB": 4,
-            "alpha": 0.8,
         },
     )

@@ -56,8 +56,8 @@ def paths(record: Record, particles: Sequence[int]) -> np.ndarray:
     parents: dict[int, dict[int, int]] = defaultdict(dict)
     for step, row, parent in record["info"]["moves"]:
         parents[step][row] = parent
-    # Moves go on after the longest of some of the particles has ended.
-    steps = max([0, *(len(p["tokens"]) for p in record["particles"])])
+    # Moves go on after a sequence has ended, and the rows are those behind the last move.
+    steps = max([0, *(1 + step for step in parents), *lengths.tolist()])
     rows = np.array([p["row"] for p in chosen], np.int64)
     found = np.full((len(chosen), steps), ENDED, np.int64)
     for step in range(steps - 1, -1, -1):

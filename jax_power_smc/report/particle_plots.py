@@ -9,7 +9,6 @@ from jax_power_smc.report import style
 from jax_power_smc.report.data import Item, ReportData
 from jax_power_smc.report.style import Plot
 
-_COLUMNS = 4
 # Inches of a row of panels, and of a box.
 _ROW, _BOX = 2.1, 0.34
 _BINS = 30
@@ -31,9 +30,7 @@ def lengths(data: ReportData) -> list[Plot]:
     longest = max(int(item.lengths.max()) for items in found.values() for item in items)
     edges = length_edges(longest)
     looks = style.looks(data)
-    figure, panels = style.small_multiples(
-        [looks[run].label for run in found], _COLUMNS, _ROW, "tokens", names=28
-    )
+    figure, panels = style.small_multiples([looks[run].label for run in found], _ROW, "tokens")
     highest = 0.0
     for axes, (run, items) in zip(panels, found.items(), strict=True):
         shares = 100 * length_histogram(items, edges)
@@ -46,11 +43,12 @@ def lengths(data: ReportData) -> list[Plot]:
         note = f"median {middle:.0f}"
         if capped > 0:
             note += f"\n{capped:.0f} % at the limit" if capped >= 1 else "\n< 1 % at the limit"
-        _note(axes, note)
+        _note(axes, note, is_right=middle < edges[-1] / 2)
     for axes in panels:
         axes.set_xlim(0, edges[-1])
         # Above the highest bar is room for what is said in the corner.
         axes.set_ylim(0, 1.45 * highest)
+        axes.set_yticks([tick for tick in axes.get_yticks() if tick <= min(100, 1.45 * highest)])
     panels[0].set_ylabel("weight, %")
     caption = (
         "How long the sampled sequences are, in tokens: every problem counts the same, and within "
@@ -73,7 +71,7 @@ def diversity(data: ReportData) -> list[Plot]:
     looks = style.looks(data)
     figure = style.new_figure(1.3 + _BOX * len(found), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    panels = {left: [], right: []}  # type: dict[Any, list[np.ndarray]]
+    panels: dict[Any, list[np.ndarray]] = {left: [], right: []}
     for items in found.values():
         panels[left].append(np.array([item.distinct_roots for item in items]))
         panels[right].append(np.array([100 * common_share(item) for item in items]))
@@ -84,8 +82,9 @@ def diversity(data: ReportData) -> list[Plot]:
         axes.set_ylim(len(found) - 0.5, -0.5)
     left.set_yticks(range(len(found)), [looks[run].label for run in found])
     right.tick_params(left=False)
-    left.set_xlim(left=0)
-    left.xaxis.get_major_locator().set_params(integer=True)
+    # Marks at the edge are whole, and a few tokens are not the width of the panel.
+    left.set_xlim(0, 1.06 * max(4, *(values.max() for values in panels[left])))
+    style.whole_numbers(left.xaxis)
     left.set_xlabel("distinct first tokens")
     right.set_xlim(-2, 102)
     right.set_xlabel("steps that all particles share, %")
@@ -152,14 +151,14 @@ def _box(axes: Any, place: int, values: np.ndarray, look: style.Look) -> None:
     )
 
 
-def _note(axes: Any, text: str) -> None:
-    """In the upper right corner."""
+def _note(axes: Any, text: str, is_right: bool) -> None:
+    """In an upper corner."""
     axes.text(
-        0.98,
+        0.98 if is_right else 0.02,
         0.97,
         text,
         transform=axes.transAxes,
-        ha="right",
+        ha="right" if is_right else "left",
         va="top",
         fontsize=style.SMALL - 1,
         color=style.INK,

@@ -13,8 +13,7 @@ from jax_power_smc.report.data import Item, ReportData
 from jax_power_smc.report.style import Plot
 
 # Points of a curve at most: further steps are taken together.
-MOST_BINS = 160
-_COLUMNS = 3
+MOST_BINS = 100
 # Inches of a row of panels.
 _ROW = 2.7
 _FORKS = style.INK
@@ -71,7 +70,7 @@ def steps(data: ReportData) -> list[Plot]:
     }
     looks = style.looks(data)
     figure, panels = style.small_multiples(
-        [looks[run].label for run in courses], _COLUMNS, _ROW, "step (tokens so far)"
+        [looks[run].label for run in courses], _ROW, "step (tokens so far)"
     )
     top = max(1.0, *(float(np.nanmax(c.ess[2])) for c in courses.values()))
     for axes, (run, one) in zip(panels, courses.items(), strict=True):
@@ -82,14 +81,14 @@ def steps(data: ReportData) -> list[Plot]:
     handles = [
         Line2D([], [], color=style.GREY, linewidth=2),
         Line2D([], [], color=_FORKS, linewidth=1.3, linestyle=(0, (2, 1))),
-        Patch(color=style.FAINT),
+        Patch(facecolor="#f0f0f0", edgecolor=style.GREY),
     ]
-    texts = ["effective sample size / N (in colour)", "forks / N", "items still running"]
+    texts = ["effective sample size / N", "forks / N", "items still running"]
     style.legend_below(figure, handles, texts)
     caption = (
-        "How the particles fare along the steps: the solid line is the effective sample size "
-        "divided by N, the dashed one the share of particles that took over another one's past "
-        "at a step. Lines are medians over problems and seeds, bands reach from the lower to the "
+        "How the particles fare along the steps: the solid coloured line is the effective sample "
+        "size divided by N, the dashed one the share of particles that at a step took over another "
+        "one's past. Lines are medians over problems and seeds, bands reach from the lower to the "
         "upper quartile. An effective sample size near 1/N means that one particle has all the "
         "weight; frequent forks mean that the particles share most of their past. The grey area "
         "is the share of items that had not ended: where it is low, the lines speak of few."
@@ -97,9 +96,7 @@ def steps(data: ReportData) -> list[Plot]:
     if width > 1:
         caption += f" Each point is a mean over {width} steps of an item."
     if top > 1:
-        caption += (
-            " Sampling without replacement also keeps finished sequences, so it can exceed N."
-        )
+        caption += " Without replacement, finished sequences are kept besides, so it can exceed N."
     return [style.plot("steps", "Effective sample size and forks along the steps", caption, figure)]
 
 
@@ -115,7 +112,8 @@ def _quartiles(curves: Sequence[np.ndarray], bins: int, width: int) -> np.ndarra
 
 
 def _draw(axes: Any, one: Course, colour: str) -> None:
-    axes.fill_between(one.steps, one.running, color=style.FAINT, alpha=0.6, linewidth=0, zorder=1)
+    axes.fill_between(one.steps, one.running, color=style.FAINT, alpha=0.4, linewidth=0, zorder=1)
+    axes.plot(one.steps, one.running, color=style.GREY, linewidth=0.8, zorder=1.5)
     axes.fill_between(one.steps, one.forks[0], one.forks[2], color=_FORKS, alpha=0.2, linewidth=0)
     axes.fill_between(one.steps, one.ess[0], one.ess[2], color=colour, alpha=0.25, linewidth=0)
     axes.plot(one.steps, one.ess[1], color=colour, linewidth=1.8)

@@ -22,12 +22,13 @@ from jax_power_smc.report.data import ReportData
 WIDTH = 10.0
 DPI = 100
 SCALE = 2
+COLOURS_STORED = 128
 # Points.
 FONT, SMALL = 10.0, 9.0
 GREY, FAINT = "#8a8a8a", "#d9d9d9"
 INK = "#303030"
 # Tell apart in every common kind of colour blindness, and dark enough on white (Okabe and Ito's,
-# without yellow, and some of Tol's); two runs of the same colour have different markers.
+# without yellow and black, and some of Tol's); two runs of the same colour have different markers.
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -35,10 +36,10 @@ COLOURS = (
     "#cc79a7",
     "#56b4e9",
     "#e69f00",
-    "#000000",
     "#882255",
     "#999933",
     "#332288",
+    "#7a5230",
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "*", "d")
 LINES = ("-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1)), (0, (1, 2)))
@@ -203,24 +204,30 @@ def plain_ticks(axis: Any, low: float, high: float, form: str = "{:g}") -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
+def whole_numbers(axis: Any, most: int = 10) -> None:
+    """At most so many intervals of round, whole numbers."""
+    axis.set_major_locator(
+        ticker.MaxNLocator(most, integer=True, steps=[1, 2, 5, 10], prune="upper")
+    )
+
+
 def to_the_right(figure: Figure, points: float) -> ScaledTranslation:
     """A shift of what is drawn, to be added to a transform."""
     return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
 
 
-def small_multiples(
-    titles: Sequence[str], columns: int, row: float, name: str, names: int = LABEL
-) -> tuple[Figure, list[Any]]:
+def small_multiples(titles: Sequence[str], row: float, name: str) -> tuple[Figure, list[Any]]:
     """A grid of panels with shared axes.
 
     Args:
       titles: of the panels.
-      columns: at most.
       row: inches of a row.
-      name: of the x axes, written below the lowest panel of each column.
-      names: characters of a title at most.
+      name: of the x axes, whole numbers; written below the last row.
     """
+    # As few empty places as possible.
+    columns = min((4, 3), key=lambda number: -len(titles) % number)
     columns = min(columns, len(titles))
+    room = min(LABEL, 112 // columns)
     rows = -(-len(titles) // columns)
     figure = new_figure(0.9 + row * rows, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -229,20 +236,32 @@ def small_multiples(
             axes.set_visible(False)
             continue
         tidy(axes)
-        axes.set_title(shown(titles[place], names), fontsize=FONT, color=INK)
+        axes.set_title(shown(titles[place], room), fontsize=FONT, color=INK)
+        whole_numbers(axes.xaxis, 5)
         if place + columns >= len(titles):
-            axes.set_xlabel(name)
             axes.tick_params(labelbottom=True)
+        if place + columns >= len(grid):
+            axes.set_xlabel(name)
     return figure, list(grid[: len(titles)])
 
 
-def legend_below(figure: Figure, handles: list[Any], labels: list[str], columns: int = 3) -> None:
+def legend_columns(labels: Sequence[str]) -> int:
+    """Entries that fit beside each other."""
+    return int(max(1, min(4, len(labels), WIDTH // (0.65 + 0.075 * max(map(len, labels))))))
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Inches that ``legend_below`` takes."""
+    return 0.2 * -(-len(labels) // legend_columns(labels)) + 0.1
+
+
+def legend_below(figure: Figure, handles: list[Any], labels: list[str]) -> None:
     """One legend for the whole figure, under it."""
     figure.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=min(columns, len(labels)),
+        ncols=legend_columns(labels),
         fontsize=SMALL,
         frameon=False,
         handlelength=3.2,
@@ -264,7 +283,7 @@ def plot(name: str, title: str, caption: str, figure: Figure) -> Plot:
 def to_png(figure: Figure) -> bytes:
     """The file of a picture, 2000 wide: twice what a page shows, for sharp screens.
 
-    At most 256 colours, which is all there are but for smooth edges, make it a third as large.
+    Few colours, which is all there are but for smooth edges, make it a third as large.
     """
     literal(figure)
     file = io.BytesIO()
@@ -272,7 +291,7 @@ def to_png(figure: Figure) -> bytes:
     width, height = (round(inches * DPI * SCALE) for inches in figure.get_size_inches())
     picture = Image.frombytes("RGBA", (width, height), file.getvalue()).convert("RGB")
     small = io.BytesIO()
-    picture.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    picture.quantize(COLOURS_STORED, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
