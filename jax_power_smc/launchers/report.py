@@ -45,7 +45,7 @@ def report(workdir: str, problems: Sequence[str] = (), output: str | None = None
     target = root / "report" if output is None else epath.Path(output).expanduser()
     if target.exists() and not target.is_dir():
         raise ValueError(f"output is {os.fspath(target)}, a file; it must be a directory.")
-    data = read_report(root)
+    data = _read(root)
     _check_problems(data, problems)
     now = state.state_of(data)
     if now.summary is not None:
@@ -71,6 +71,16 @@ def report(workdir: str, problems: Sequence[str] = (), output: str | None = None
     print(f"{data.about['hash']}: {now.text}; {len(files)} plots beside the page")
     print(f"The page ({_size(content)}): {target / PAGE}")
     return target / PAGE
+
+
+def _read(root: epath.Path) -> ReportData:
+    try:
+        return read_report(root)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"the records in {os.fspath(root)} are not as this version of the package writes them "
+            f"({type(error).__name__}: {error})."
+        ) from error
 
 
 def _check_problems(data: ReportData, problems: Sequence[str]) -> None:

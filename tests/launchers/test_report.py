@@ -18,6 +18,7 @@ BAD = {
     "no records": "empty holds no finished item yet.",
     "damaged records": "line 1 of damaged/records.jsonl is no record",
     "damaged config": "odd/config.json is not what a job wrote",
+    "other records": "the records in other are not as this version of the package writes them",
     "close problem": "problem is 'algebra/7'; finished ones are 'algebra/2', 'algebra/1' and 2",
     "unknown problem": "problem is '?'; finished ones are 'algebra/1', 'algebra/2', 'number/3' and",
     "output is a file": "output is job/config.json, a file; it must be a directory.",
@@ -29,6 +30,7 @@ FLAGS = {
     "no records": ["--workdir=empty"],
     "damaged records": ["--workdir=damaged"],
     "damaged config": ["--workdir=odd"],
+    "other records": ["--workdir=other"],
     "close problem": ["--workdir=job", "--problem=x", "--problem=algebra/7"],
     "unknown problem": ["--workdir=job", "--problem=?"],
     "output is a file": ["--workdir=job", "--output=job/config.json"],
@@ -47,9 +49,10 @@ def cli(tmp_path_factory):
     """name -> outcome of every command line that is wrong."""
     root = tmp_path_factory.mktemp("cli")
     write(root / "job")
-    for name in ("empty", "damaged", "odd"):
+    for name in ("empty", "damaged", "odd", "other"):
         workdirs.write(root / name, workdirs.default_config(2), [])
     (root / "damaged/records.jsonl").write_text('{"run": "smc"}\n')
+    (root / "other/records.jsonl").write_text('{"run": "smc", "seed": 0, "id": "a"}\n')
     (root / "odd/config.json").write_text("[]")
     done = outcomes("report", FLAGS, root)
     assert not (root / "job/report").exists()
