@@ -17,8 +17,8 @@ _DIRECTIONS = (0, 180, 90, 270, 30, -30, 150, 210, 60, -60, 120, 240, 15, -15, 1
 _NEAREST, _FARTHEST, _RING, _AROUND = 9.0, 300.0, 10.0, 3.0
 # Beyond this a line leads from the point to the name.
 _LED = 16.0
-# What it costs, in pixels of distance, to hide something (or to leave the axes), to leave them by a pixel, to cross a
-# line that leads to another name, and to lead a line through something.
+# What it costs, in pixels of distance: to hide something or leave the axes, each pixel outside
+# them, to cross a line that leads to another name, and to lead a line through something.
 _HIDES, _OUTSIDE, _CROSSES, _THROUGH = 300.0, 100.0, 200.0, 100.0
 # Every name is placed anew so often, now that the others are where they are.
 _ROUNDS = 3
