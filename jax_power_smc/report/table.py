@@ -33,7 +33,8 @@ def show(summary: dict[str, Any]) -> None:
     if not rows:
         print("No run has finished a problem with all its seeds yet.")
         return
-    layouts = [_runs(rows, summary, dropped) for dropped in range(_DROPPED + 1)]
+    first = 0 if any(row.pass_at_n is not None for row in rows) else 1
+    layouts = [_runs(rows, summary, dropped) for dropped in range(first, _DROPPED + 1)]
     console.print(next((x for x in layouts if _fits(console, x)), layouts[-1]))
     for table in _differences(comparisons(summary, only_telling=True), console):
         console.print(table)
