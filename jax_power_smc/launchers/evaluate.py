@@ -7,6 +7,7 @@ and summary.json, which the printed table is made of. The same command goes on w
 stopped or killed; ``launch.report`` makes plots and a page.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
@@ -124,7 +125,7 @@ def _work(
         allow_code_execution=config.allow_code_execution,
     )
     with grader:
-        store.claim(root, _decides(config, task), _about(lm, runs))
+        store.claim(root, _decides(config, task), _about(lm, task, runs))
         with store.open_writer(root) as writer, Progress() as progress:
             if writer.torn:
                 print(f"A torn last line of {writer.torn} bytes was removed.", flush=True)
@@ -142,10 +143,12 @@ def _model(config: ConfigDict) -> LoadedModel:
     )
 
 
-def _about(lm: LoadedModel, runs: Sequence[Run]) -> dict[str, Any]:
+def _about(lm: LoadedModel, task: Task, runs: Sequence[Run]) -> dict[str, Any]:
     """What is written down beside the config when a job first starts."""
     return {
         "chat": lm.is_chat,
+        "num_problems": len(task.problems),
+        "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "labels": {run.name: run.label for run in runs},
         "device": jax.devices()[0].device_kind,
         "versions": {name: metadata.version(name) for name in ("jax_power_smc", "jax", "flax")},
