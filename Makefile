@@ -14,9 +14,12 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[dev,test]'
 	@touch $@
 
+# An earlier demo's records would be gone on with, so they make room.
 demo: install
+	@rm -rf runs/demo.before; [ ! -d runs/demo ] || mv runs/demo runs/demo.before
 	$(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/demo \
 		--config.limit=80 --config.num_particles=8
+	$(BIN)/python -m launch.report --workdir=runs/demo
 	@echo
 	@echo "Try next:"
 	@echo '  $(BIN)/python -m launch.generate --prompt="Mia packs 147 boxes with 23 pens each. Then Mia buys 38 more bags with 64 each. How many pens is that?"'

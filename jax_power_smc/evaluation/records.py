@@ -20,7 +20,8 @@ An item is one problem, sampled by one run of a config with one seed. Its record
     info
         ess, forks  of every step, up to the longest particle's last one
         moves       the genealogy: [step, row, parent] for each row that at this step went on from
-                    the past of another row; all other rows went on from their own
+                    the past of another row; all other rows went on from their own. Of all steps,
+                    also those behind the end of the longest particle that is left
         distinct_roots, coalescence, unfinished_mass, dropped_mass, acceptance_rate, model_tokens
                     see ``SampleInfo``
     seconds         by phase, of the run since its previous record: many items share a device, so
@@ -91,7 +92,8 @@ def unjudged(
         "info": {
             "ess": [round(float(x), _ESS_DIGITS) for x in info.ess[0, :steps]],
             "forks": info.forks[0, :steps].tolist(),
-            "moves": moves(info.parent[0, :steps]),
+            # All steps: a long particle may have given way to copies of one that had ended.
+            "moves": moves(info.parent[0]),
             "distinct_roots": int(info.distinct_roots[0]),
             "coalescence": int(info.coalescence[0]),
             "unfinished_mass": finite(info.unfinished_mass[0]),

@@ -139,12 +139,17 @@ def read_records(workdir: epath.Path) -> Iterator[Record]:
 
 def write_whole(path: epath.Path, text: str) -> None:
     """Writes a file so that it is there whole or, as far as anyone can see, not at all."""
+    write_bytes_whole(path, text.encode())
+
+
+def write_bytes_whole(path: epath.Path, content: bytes) -> None:
+    """The same, for what is no text."""
     if is_remote(path):  # an object appears when it has been written
-        path.write_text(text)
+        path.write_bytes(content)
         return
     draft = f"{os.fspath(path)}.tmp"
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(draft, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)

@@ -7,6 +7,7 @@ and summary.json, which the printed table is made of. The same command goes on w
 stopped or killed; ``launch.report`` makes plots and a page.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
@@ -145,7 +146,7 @@ def _work(
     )
     with grader:
         if processes.is_first:
-            store.claim(root, _decides(config, task), _about(lm, runs))
+            store.claim(root, _decides(config, task), _about(lm, task, runs))
         processes.wait("the workdir is claimed")
         writer = store.open_writer(root, processes.index, processes.count)
         stop = Stop(processes, until, in_step=todo.decodes_together)
@@ -176,10 +177,12 @@ def _mesh(config: ConfigDict) -> Mesh | None:
     return make_mesh(config.mesh.model, devices)
 
 
-def _about(lm: LoadedModel, runs: Sequence[Run]) -> dict[str, Any]:
+def _about(lm: LoadedModel, task: Task, runs: Sequence[Run]) -> dict[str, Any]:
     """What is written down beside the config when a job first starts."""
     return {
         "chat": lm.is_chat,
+        "num_problems": len(task.problems),
+        "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "labels": {run.name: run.label for run in runs},
         "device": jax.devices()[0].device_kind,
         "versions": {name: metadata.version(name) for name in ("jax_power_smc", "jax", "flax")},
@@ -218,7 +221,8 @@ def _conclude(
         table.show(summary)
     if len(done) < total:
         print(f"Stopped with {len(done)} of {total} items finished; the same command goes on.")
-    print(f"Every answer: {root}/records*.jsonl   the table: {root / 'summary.json'}")
+    lines = "records/*.jsonl" if store.is_remote(root) else "records*.jsonl"
+    print(f"Every answer: {root / lines}   the table: {root / 'summary.json'}")
     print(f"Plots and a page: python -m launch.report --workdir={root}")
     return summary
 

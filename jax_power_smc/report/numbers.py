@@ -15,6 +15,14 @@ def percent(value: float | None, digits: int = _DIGITS) -> str:
     return f"{round(100 * value, digits) + 0.0:.{digits}f}"  # never -0.0
 
 
+def share(value: float) -> str:
+    """A part of all the weight in percent: what is little is not shown as nothing."""
+    text = percent(value)
+    if text == percent(0.0) and value > 0:
+        return "< 0.1"
+    return "> 99.9" if text == percent(1.0) and value < 1 - 1e-6 else text
+
+
 def percent_interval(ends: Sequence[float], digits: int = _DIGITS) -> str:
     """Two shares in percent: [55.0, 76.2]."""
     return f"[{', '.join(percent(end, digits) for end in ends)}]"

@@ -24,6 +24,13 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Difference(Estimate):
+    """One share minus another, over the problems that both have."""
+
+    problems: int
+
+
+@dataclasses.dataclass(frozen=True)
 class RunRow:
     """All answers of one run.
 
@@ -52,6 +59,11 @@ class RunRow:
     pass_at_n: Estimate | None
     log_probs: dict[str, float | None]
     figures: Mapping[str, Any]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is plain decoding, which costs are multiples of."""
+        return self.sampler == "Ancestral" and self.temperature == 1 and self.num_particles == 1
 
 
 def run_rows(summary: Summary) -> list[RunRow]:
@@ -96,7 +108,7 @@ class Comparisons:
 
     methods: list[str]
     against: list[str]
-    cells: dict[tuple[str, str], Estimate]
+    cells: dict[tuple[str, str], Difference]
 
 
 def comparisons(summary: Summary, only_telling: bool = False) -> Comparisons:
@@ -112,7 +124,8 @@ def comparisons(summary: Summary, only_telling: bool = False) -> Comparisons:
     for pair in summary["comparisons"]:
         if not only_telling or _is_telling(rows[pair["against"]], rows.values()):
             key = pair["method"], pair["against"]
-            cells[key] = _estimate(pair["difference"], pair["ci95"])
+            shared = _estimate(pair["difference"], pair["ci95"])
+            cells[key] = Difference(shared.value, shared.ends, pair["problems"])
     return Comparisons(
         methods=list(dict.fromkeys(method for method, _ in cells)),
         # In the order of the table, and not as they came.

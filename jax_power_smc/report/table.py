@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jax_power_smc.report import numbers
+from jax_power_smc.report.notes import notes, went_wrong
 from jax_power_smc.report.rows import Comparisons, Estimate, RunRow, comparisons, run_rows
 from jax_power_smc.report.visible import on_one_line
 
@@ -32,50 +33,18 @@ def show(summary: dict[str, Any]) -> None:
     if not rows:
         print("No run has finished a problem with all its seeds yet.")
         return
-    layouts = [_runs(rows, summary, dropped) for dropped in range(_DROPPED + 1)]
+    first = 0 if any(row.pass_at_n is not None for row in rows) else 1
+    layouts = [_runs(rows, summary, dropped) for dropped in range(first, _DROPPED + 1)]
     console.print(next((x for x in layouts if _fits(console, x)), layouts[-1]))
     for table in _differences(comparisons(summary, only_telling=True), console):
         console.print(table)
-    for line in notes(rows, summary):
+    lines = notes(rows, summary)
+    for text, counts in went_wrong(rows):
+        each = (f"{on_one_line(label)} {number:,}" for label, number in counts)
+        lines.append(f"{text}: {', '.join(each)}.")
+    for line in lines:
         # No breaks of rich's own: a pipe has no width, and a terminal breaks by itself.
         console.print(Text(line), soft_wrap=True)
-
-
-def notes(rows: Sequence[RunRow], summary: dict[str, Any]) -> list[str]:
-    """What a reader of the table must know, a sentence or two a line."""
-    lines = [
-        "Accuracies are in percent, with 95% intervals over problems"
-        + (" and seeds" if len(summary["seeds"]) > 1 else "")
-        + "; an item that failed counts as wrong."
-    ]
-    if any(row.figures["multiple"] is not None for row in rows):
-        plain = next(row for row in rows if row.sampler == "Ancestral" and _is_plain(row))
-        lines.append(
-            f"multiple: seconds per problem over those of {on_one_line(plain.label)}. "
-            "s/problem has no compilation in it, which took "
-            f"{numbers.seconds(summary['compile_seconds'])} in all."
-        )
-    else:
-        lines.append(
-            f"Compilation took {numbers.seconds(summary['compile_seconds'])} in all and is in no "
-            "other figure; there is no plain decoding at temperature 1 for costs to be multiples "
-            "of."
-        )
-    for name, text in (
-        ("failed", "Items that failed"),
-        ("ungraded", "Answers that could not be graded, and count as wrong"),
-    ):
-        found = [(row.label, row.figures[name]) for row in rows if row.figures[name]]
-        if found:
-            each = ", ".join(f"{on_one_line(label)} {number:,}" for label, number in found)
-            lines.append(f"{text}: {each}.")
-    if not summary["complete"]:
-        lines.append("The job is not finished; a run counts with the problems that it has done.")
-    return lines
-
-
-def _is_plain(row: RunRow) -> bool:
-    return row.temperature == 1.0 and row.num_particles == 1
 
 
 def _runs(rows: Sequence[RunRow], summary: dict[str, Any], dropped: int) -> Table:

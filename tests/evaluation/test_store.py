@@ -235,3 +235,16 @@ def test_a_draft_is_never_seen_in_place_of_the_file(workdir, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         store.write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
+
+
+@pytest.mark.parametrize(
+    ("write", "content"),
+    [(store.write_whole, "é\r\n"), (store.write_bytes_whole, b"\x89PNG\r\n\x1a\n")],
+)
+def test_a_file_is_written_as_it_is_and_in_place_of_another(write, content, tmp_path):
+    path = epath.Path(tmp_path / "file")
+    path.write_text("a longer one that was there before")
+    write(path, content)
+    expected = content.encode() if isinstance(content, str) else content
+    assert path.read_bytes() == expected
+    assert [each.name for each in path.parent.iterdir()] == ["file"]

@@ -87,6 +87,15 @@ def test_one_line_a_run_with_its_figures(width, heads, show, summary, monkeypatc
         assert line_of(out, draw["method"]) == expected
 
 
+def test_no_column_is_empty_where_all_runs_have_one_particle(show):
+    config = workdirs.default_config()
+    for name in ("many", "mh", "smc", "swor"):
+        del config.samplers[name]
+    records = workdirs.every_item(np.random.default_rng(0), config, PROBLEMS)
+    out = show(workdirs.summary_of(config, records, PROBLEMS))
+    assert out.count("95%") == 2 and "in points over" not in out  # a head, and the sentence
+
+
 def test_comparisons_are_a_matrix_in_points(show, summary):
     out = show(summary)
     pairs = {(pair["method"], pair["against"]): pair for pair in summary["comparisons"]}

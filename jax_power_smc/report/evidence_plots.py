@@ -1,0 +1,221 @@
+"""How close the samplers come to log Z, against their number of particles."""
+
+import dataclasses
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from jax_power_smc.evaluation.intervals import mean_and_interval
+from jax_power_smc.report import style
+from jax_power_smc.report.data import ReportData
+from jax_power_smc.report.style import Plot
+
+# Beyond this ratio of the largest to the smallest value an axis is logarithmic.
+_WIDE = 20.0
+_TITLES = {"smc": "Power-SMC", "swor": "without replacement"}
+# Settings by which the runs of one line may differ.
+_FREE = ("num_particles", "label")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """log Z_hat of all runs on the problems that all of them have.
+
+    Attributes:
+      values: run -> [problems, seeds].
+      problems: how many those are.
+      left_out: problems that some run lacks, or has without a finite log Z_hat.
+    """
+
+    values: dict[str, np.ndarray]
+    problems: int
+    left_out: int
+
+    def gaps(self) -> dict[str, np.ndarray]:
+        """Run -> [problems, seeds]: the highest of any run and seed, minus this one's."""
+        highest = np.max([v.max(axis=1) for v in self.values.values()], axis=0)
+        return {run: highest[:, None] - v for run, v in self.values.items()}
+
+    def deviations(self) -> dict[str, np.ndarray]:
+        """Run -> [problems]: the standard deviation over seeds; none where there is one seed."""
+        return {run: v.std(axis=1, ddof=1) for run, v in self.values.items() if v.shape[1] > 1}
+
+
+def evidence(data: ReportData) -> Evidence | None:
+    """What is known of log Z, or None if no problem has it from all runs that estimate it.
+
+    A run takes part if it estimates log Z for any problem; a problem, if every such run has it with
+    every seed.
+    """
+    seeds = sorted({item.reading.item[1] for item in data.items})
+    found: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
+    for item in data.items:
+        run, seed, name = item.reading.item
+        if item.reading.log_evidence is not None and not item.reading.failed:
+            found[run][name, seed] = item.reading.log_evidence
+    runs = [run for run in data.labels if run in found]
+    names = list(dict.fromkeys(item.reading.item[2] for item in data.items if item.run in runs))
+    shared = [
+        name for name in names if all((name, seed) in found[run] for run in runs for seed in seeds)
+    ]
+    if not shared:
+        return None
+    values = {
+        run: np.array([[found[run][name, seed] for seed in seeds] for name in shared])
+        for run in runs
+    }
+    return Evidence(values, len(shared), len(names) - len(shared))
+
+
+def series(data: ReportData, runs: list[str]) -> dict[str, list[str]]:
+    """Name of a line -> its runs: those that differ in N alone, from the smallest N on."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        groups[repr(_fixed(data, run))].append(run)
+    made = {}
+    for members in groups.values():
+        members.sort(key=lambda run: style.num_particles(data, run))
+        name = _series_name(data, members, list(groups.values()))
+        made[name if name not in made else f"{name} ({members[0]})"] = members
+    return made
+
+
+def gap(data: ReportData) -> list[Plot]:
+    """The gap against N and, where there are several seeds, the spread over them."""
+    known = evidence(data)
+    # One run with one seed is its own highest.
+    if known is None or sum(values.shape[1] for values in known.values.values()) < 2:
+        return []
+    lines = series(data, list(known.values))
+    gaps = {run: mean_and_interval(values) for run, values in known.gaps().items()}
+    spreads = {
+        run: mean_and_interval(values[:, None]) for run, values in known.deviations().items()
+    }
+    panels = {"mean gap of log Z_hat, nats": gaps}
+    if spreads:
+        panels["sd of log Z_hat over seeds, nats"] = spreads
+    is_single = len({style.num_particles(data, run) for run in gaps}) == 1
+    figure = style.new_figure(
+        (3.0 if is_single else 4.2) + style.legend_height(list(lines)), layout="constrained"
+    )
+    handles: list[Any] = []
+    for place, (title, points) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), place)
+        style.tidy(axes)
+        handles = [_line(figure, axes, data, lines, name, points, len(panels)) for name in lines]
+        sizes = [style.num_particles(data, run) for run in points]
+        style.sizes_axis(axes, sizes, "N, particles (logarithmic)")
+        _height(axes, list(points.values()))
+        axes.set_ylabel(title)
+    style.legend_below(figure, handles, list(lines))
+    caption = (
+        "How far the estimates of log Z, the normaliser of the target, fall short: for every "
+        "problem the highest log Z_hat that any run and seed found, minus this run's, averaged "
+        f"over the {known.problems} problems that all these runs have, with 95 % intervals over "
+        "problems. log Z itself is not known, so on average this is a lower bound of the true "
+        "gap; smaller is better, and 0 would mean that no other run ever found more. "
+    )
+    if any(len(runs) > 1 for runs in lines.values()):
+        caption += (
+            "A line joins the runs that differ in N alone, each with its own colour and mark. "
+        )
+    if spreads:
+        caption += (
+            "On the right the standard deviation of log Z_hat between seeds of the same problem: "
+            "how much the result depends on chance. "
+        )
+    if known.left_out:
+        caption += f"{known.left_out} problems that some run lacks are left out. "
+    return [style.plot("gap", "Gap of log Z against N", caption.strip(), figure)]
+
+
+def _line(
+    figure: Any,
+    axes: Any,
+    data: ReportData,
+    lines: dict[str, list[str]],
+    name: str,
+    points: dict[str, tuple[float, float, float]],
+    columns: int,
+) -> Line2D:
+    """One series; every point has the colour and marker of its run. Returns the legend's line."""
+    looks = style.looks(data)
+    runs = [run for run in lines[name] if run in points]
+    # Beside each other, so that no interval hides another: far where there is but one N.
+    is_single = len({style.num_particles(data, run) for run in points}) == 1
+    room = 480.0 if is_single else 60.0
+    place = list(lines).index(name) - (len(lines) - 1) / 2
+    beside = axes.transData + style.to_the_right(figure, place * room / columns / len(lines))
+    sizes = [style.num_particles(data, run) for run in runs]
+    values = np.array([points[run] for run in runs])
+    first = looks[runs[0]]
+    axes.plot(
+        sizes,
+        values[:, 0],
+        color=first.colour,
+        linestyle=first.line,
+        linewidth=1.6,
+        transform=beside,
+        zorder=3,
+    )
+    for run, size, (value, low, high) in zip(runs, sizes, values, strict=True):
+        look = looks[run]
+        axes.vlines(size, low, high, color=look.colour, linewidth=1.1, transform=beside)
+        axes.plot(
+            size,
+            value,
+            color=look.colour,
+            marker=look.marker,
+            markersize=7.5,
+            linestyle="none",
+            transform=beside,
+            clip_on=False,
+            zorder=4,
+        )
+        if is_single:  # there is room for the number
+            axes.annotate(
+                f"{value:.3g}",
+                (size, value),
+                (9, 0),
+                xycoords=beside,
+                textcoords="offset points",
+                va="center_baseline",
+                fontsize=style.SMALL,
+                color=style.INK,
+            )
+    return Line2D([], [], **first.curve | {"label": name}, linewidth=1.6, markersize=7)
+
+
+def _height(axes: Any, points: list[tuple[float, float, float]]) -> None:
+    """A linear y axis from 0, or a logarithmic one where the values span much."""
+    means = [mean for mean, _, _ in points]
+    if min(means) > 0 and max(means) > _WIDE * min(means):
+        axes.set_yscale("log")
+        axes.set_ylim(min(means) / 2, max(high for _, _, high in points) * 1.5)
+        style.plain_ticks(axes.yaxis, *axes.get_ylim())
+    else:
+        axes.set_ylim(0, max(1e-3, *(high for _, _, high in points)) * 1.08)
+
+
+def _fixed(data: ReportData, run: str) -> dict[str, Any]:
+    """The settings that all runs of a line share."""
+    return {k: v for k, v in style.settings(data, run).items() if k not in _FREE}
+
+
+def _series_name(data: ReportData, members: list[str], groups: list[list[str]]) -> str:
+    """The label of a run that stands alone, or what its settings say."""
+    if len(members) == 1:
+        return style.shown(data.labels[members[0]])
+    own = _fixed(data, members[0])
+    name = _TITLES.get(own["kind"], own["kind"])
+    if own.get("ramp_tokens"):
+        name += f", ramp {own['ramp_tokens']}"
+    # Whatever else tells it from another line of its kind.
+    others = [_fixed(data, other[0]) for other in groups]
+    others = [other for other in others if other["kind"] == own["kind"]]
+    for key, value in own.items():
+        if key != "ramp_tokens" and any(other.get(key) != value for other in others):
+            name += f", {key} {value}"
+    return style.shown(name)

@@ -1,0 +1,218 @@
+"""Problems in full: what was asked, and what every run said, its heaviest particles first."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_power_smc.evaluation.readings import read
+from jax_power_smc.evaluation.records import Record
+from jax_power_smc.report.data import ReportData
+
+DRAWN = "drawn"
+# Different outputs of a run that are shown, and how many of them without a click.
+MOST_OUTPUTS, OPEN_OUTPUTS = 20, 2
+# Characters of a text that are shown: these at its beginning and those at its end.
+HEAD, TAIL = 12_000, 6_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Particles of one run whose tokens are the same.
+
+    Attributes:
+      weight: of all of them.
+      copies: how many.
+      tokens: how many each has.
+      log_prob: log p.
+      answer: what was read off the text, or None.
+      mark: "right", "wrong" or "not graded".
+      note: why it was not graded, or None.
+      flags: what else is to be known: "drawn", "loop", "very short", "unfinished".
+      text: all of it, or its ends.
+    """
+
+    weight: float
+    copies: int
+    tokens: int
+    log_prob: float | None
+    answer: str | None
+    mark: str
+    note: str | None
+    flags: tuple[str, ...]
+    text: str
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether one of them is what the sampler returned."""
+        return DRAWN in self.flags
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOutputs:
+    """What one run said to one problem with one seed.
+
+    Attributes:
+      label: of the run.
+      failure: why the result means nothing, or None.
+      drawn: the output that was drawn, or None.
+      right: weight of the right answers.
+      answers: different answers among the particles of positive weight.
+      num_particles: that were in use.
+      log_evidence: log Z_hat, or None.
+      first, more: the heaviest outputs, and the drawn one in any case: what is seen at once, and
+        what takes a click.
+      left_out, left_out_weight: outputs that are not among them.
+    """
+
+    label: str
+    failure: str | None
+    drawn: Output | None
+    right: float
+    answers: int
+    num_particles: int
+    log_evidence: float | None
+    first: list[Output]
+    more: list[Output]
+    left_out: int
+    left_out_weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemInFull:
+    """One problem.
+
+    Attributes:
+      id, prompt: its name and what was asked.
+      gold: the right answer, as text.
+      seed, seeds: the one that is shown, and how many there are.
+      runs: in the order of the table.
+      records: the same, as they were read.
+    """
+
+    id: str
+    prompt: str
+    gold: str
+    seed: int
+    seeds: int
+    runs: list[RunOutputs]
+    records: list[Record]
+
+
+def telling(data: ReportData, most: int = 3) -> list[str]:
+    """Ids of the problems about which the runs disagree most, each in another way if possible."""
+    order = {run: place for place, run in enumerate(data.labels)}
+    right: dict[str, dict[str, list[float]]] = {}
+    for item in data.items:
+        by_run = right.setdefault(item.reading.item[2], {})
+        by_run.setdefault(item.run, []).append(item.reading.right)
+    scored = []
+    for place, (name, by_run) in enumerate(right.items()):
+        means = {run: float(np.mean(by_run[run])) for run in sorted(by_run, key=order.__getitem__)}
+        pattern = tuple((run, mean >= 0.5) for run, mean in means.items())
+        # What all runs have done comes first, then where they are most divided.
+        scored.append(((-len(means), -float(np.var(list(means.values()))), place), pattern, name))
+    scored.sort()
+    seen: set[tuple[tuple[str, bool], ...]] = set()
+    first: list[str] = []
+    later: list[str] = []
+    for _, pattern, name in scored:
+        (later if pattern in seen else first).append(name)
+        seen.add(pattern)
+    return (first + later)[:most]
+
+
+def in_full(records: Sequence[Record], labels: Mapping[str, str]) -> ProblemInFull:
+    """One problem from its records; of several seeds the first is shown.
+
+    Args:
+      records: of one problem, at least one.
+      labels: run -> what tables call it, in the order of the table.
+    """
+    seeds = sorted({record["seed"] for record in records})
+    shown = {record["run"]: record for record in records if record["seed"] == seeds[0]}
+    ordered = [shown[run] for run in labels if run in shown]
+    return ProblemInFull(
+        id=records[0]["id"],
+        prompt=shortened(records[0]["prompt"]),
+        gold=shortened(_gold(records[0]["gold"])),
+        seed=seeds[0],
+        seeds=len(seeds),
+        runs=[_outputs(record, labels[record["run"]]) for record in ordered],
+        records=ordered,
+    )
+
+
+def shortened(text: str) -> str:
+    """The text, or its two ends with a line between them that says how much is missing."""
+    missing = len(text) - HEAD - TAIL
+    if missing <= 0:
+        return text
+    return f"{text[:HEAD]}\n[... {missing:,} characters are left out here ...]\n{text[-TAIL:]}"
+
+
+def _outputs(record: Record, label: str) -> RunOutputs:
+    particles = record["particles"]
+    raw = [0.0 if p["log_weight"] is None else math.exp(p["log_weight"]) for p in particles]
+    total = math.fsum(raw) or 1.0
+    weights = [weight / total for weight in raw]
+    same: dict[tuple[int, ...], list[int]] = {}
+    for place, particle in enumerate(particles):
+        same.setdefault(tuple(particle["tokens"]), []).append(place)
+    groups = sorted(same.values(), key=lambda places: -math.fsum(weights[i] for i in places))
+    choice = None if record["failure"] is not None else record["choice"]
+    made = [_output(particles, places, weights, choice) for places in groups]
+    shown = [output for rank, output in enumerate(made) if rank < MOST_OUTPUTS or output.is_drawn]
+    reading = read(record)
+    return RunOutputs(
+        label=label,
+        failure=record["failure"],
+        drawn=next((output for output in made if output.is_drawn), None),
+        right=reading.right,
+        answers=len({p["parsed"] for p, w in zip(particles, weights, strict=True) if w > 0}),
+        num_particles=len(particles),
+        log_evidence=record["log_evidence"],
+        first=[output for rank, output in enumerate(shown) if _is_open(rank, output)],
+        more=[output for rank, output in enumerate(shown) if not _is_open(rank, output)],
+        left_out=len(made) - len(shown),
+        left_out_weight=max(0.0, 1.0 - math.fsum(o.weight for o in shown)) if particles else 0.0,
+    )
+
+
+def _is_open(rank: int, output: Output) -> bool:
+    return rank < OPEN_OUTPUTS or output.is_drawn
+
+
+def _output(
+    particles: Sequence[Record], places: Sequence[int], weights: Sequence[float], choice: int | None
+) -> Output:
+    particle = particles[places[0]]
+    flags = {
+        DRAWN: choice in places,
+        "loop": particle["loop"],
+        "very short": particle["very_short"],
+        "unfinished": not particle["finished"],
+    }
+    mark = "right" if particle["correct"] else "wrong"
+    return Output(
+        weight=math.fsum(weights[i] for i in places),
+        copies=len(places),
+        tokens=len(particle["tokens"]),
+        log_prob=particle["log_prob"],
+        answer=particle["parsed"],
+        mark=mark if particle["note"] is None else "not graded",
+        note=particle["note"],
+        flags=tuple(name for name, is_so in flags.items() if is_so),
+        text=shortened(particle["text"]),
+    )
+
+
+def _gold(gold: Any) -> str:
+    if isinstance(gold, str):
+        return gold
+    if isinstance(gold, Mapping):  # such as the parts of a programming problem
+        return "\n".join(f"{name}:\n{_gold(value)}" for name, value in gold.items())
+    return json.dumps(gold, ensure_ascii=False)

@@ -1,0 +1,322 @@
+"""What all pictures share: a look for every run, text that is drawn as it stands, and the PNG."""
+
+import dataclasses
+import functools
+import io
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import font_manager, ticker
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import ScaledTranslation
+from PIL import Image
+
+from jax_power_smc.report.data import ReportData
+
+# Inches; at so many dots per inch a picture is 1000 wide on the page, and is stored twice as wide.
+WIDTH = 10.0
+DPI = 100
+SCALE = 2
+COLOURS_STORED = 128
+# Points.
+FONT, SMALL = 10.0, 9.0
+GREY, FAINT = "#8a8a8a", "#d9d9d9"
+INK = "#303030"
+# Tell apart in every common kind of colour blindness, and dark enough on white (Okabe and Ito's,
+# without yellow and black, and some of Tol's); two runs of the same colour have different markers.
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "#882255",
+    "#999933",
+    "#332288",
+    "#7a5230",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "*", "d")
+LINES = ("-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1)), (0, (1, 2)))
+TIMES = "\N{MULTIPLICATION SIGN}"
+# Characters of a name in a picture.
+LABEL = 40
+# Of the ticks of a logarithmic axis: their first digits, and how many there may be.
+_FACTORS = ((1, 2, 5), (1, 3), (1,))
+_MOST_TICKS = 9
+_FAMILY = "DejaVu Sans"  # comes with matplotlib
+_SIZE_OF_N = {"ancestral": "num_samples", "mh": "num_chains"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """One picture of the report.
+
+    Attributes:
+      name: stem of its file.
+      title: a few words.
+      caption: one paragraph in plain words: what is seen, and how to read it.
+      figure: the picture.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How a run is drawn, the same in every picture.
+
+    Attributes:
+      label: its name, fit to be drawn.
+      colour, marker, line: matplotlib's.
+    """
+
+    label: str
+    colour: str
+    marker: str
+    line: Any
+
+    @property
+    def curve(self) -> dict[str, Any]:
+        """Keywords for a line with markers."""
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "linestyle": self.line,
+            "label": self.label,
+        }
+
+
+def looks(data: ReportData) -> dict[str, Look]:
+    """Run -> how it is drawn, in the order of the table."""
+    return {
+        run: Look(
+            shown(label),
+            COLOURS[place % len(COLOURS)],
+            MARKERS[place % len(MARKERS)],
+            LINES[place % len(LINES)],
+        )
+        for place, (run, label) in enumerate(data.labels.items())
+    }
+
+
+def dark(colour: str) -> tuple[float, ...]:
+    """A colour, darker: what letters need to be read on white."""
+    return tuple(0.72 * part for part in to_rgb(colour))
+
+
+def settings(data: ReportData, run: str) -> dict[str, Any]:
+    """The entry of the config that declares a run."""
+    return data.about["config"]["samplers"][run]
+
+
+def num_particles(data: ReportData, run: str) -> int:
+    """N."""
+    entry = settings(data, run)
+    return entry.get(_SIZE_OF_N.get(entry["kind"], "num_particles"), 1)
+
+
+def is_weighted(data: ReportData, run: str) -> bool:
+    """Whether its particles have weights and a common past."""
+    return settings(data, run)["kind"] in ("smc", "swor")
+
+
+def shown(text: object, most: int = LABEL) -> str:
+    """Any text as one short line that can be drawn.
+
+    Blanks and line breaks are one blank each; what the font has no sign for, or what would move or
+    hide its neighbours, is written as its number, such as \\u202e. Too much is cut in the middle.
+
+    Args:
+      text: of a model or a data set, so it may hold anything.
+      most: characters of the outcome at most.
+    """
+    # Of a long text only the ends can be seen.
+    whole = str(text)
+    if len(whole) > 4 * most:
+        whole = whole[: 2 * most] + "\0" * most + whole[-2 * most :]
+    signs = [_sign(c) for c in " ".join(unicodedata.normalize("NFC", whole).split())]
+    if sum(map(len, signs)) <= most:
+        return "".join(signs)
+    head, tail = _until(signs, most * 2 // 3), _until(signs[::-1], most - most * 2 // 3 - 1)
+    return "".join(head) + "…" + "".join(tail[::-1])
+
+
+def new_figure(height: float, **layout: Any) -> Figure:
+    """An empty figure of the report's width, on its own canvas."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", **layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tidy(axes: Any, grid: str = "both") -> None:
+    """Thin frame, faint grid, letters of the report's size."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=SMALL, color=GREY, labelcolor=INK)
+    axes.grid(axis=grid, color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(fontsize=FONT, color=INK)
+
+
+def sizes_axis(axes: Any, sizes: Iterable[int], name: str) -> None:
+    """An x axis of powers of two, with a tick at every size."""
+    ticks = sorted(set(sizes))
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(ticks[0] / 2**0.5, ticks[-1] * 2**0.5)
+    # Sizes that are close to each other would be written over one another.
+    apart = (ticks[-1] / ticks[0]) ** (1 / 24)
+    written = [
+        tick for place, tick in enumerate(ticks) if not place or tick / ticks[place - 1] > apart
+    ]
+    axes.set_xticks(written, [f"{tick}" for tick in written])
+    axes.minorticks_off()
+    axes.set_xlabel(name)
+
+
+def plain_ticks(axis: Any, low: float, high: float, form: str = "{:g}") -> None:
+    """Few ticks for a logarithmic axis, as plain numbers.
+
+    Args:
+      axis: of axes.
+      low, high: its ends.
+      form: of a number.
+    """
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks: list[float] = []
+    for factors in _FACTORS:
+        ticks = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
+        if len(ticks) <= _MOST_TICKS:
+            break
+    if len(ticks) < 2:  # the ends are closer than any of these numbers
+        ticks = np.geomspace(low, high, 5)[1:-1].tolist()
+    axis.set_major_locator(ticker.FixedLocator(ticks))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: form.format(float(f"{x:.3g}"))))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def whole_numbers(axis: Any, most: int = 10) -> None:
+    """At most so many intervals of round, whole numbers."""
+    axis.set_major_locator(
+        ticker.MaxNLocator(most, integer=True, steps=[1, 2, 5, 10], prune="upper")
+    )
+
+
+def to_the_right(figure: Figure, points: float) -> ScaledTranslation:
+    """A shift of what is drawn, to be added to a transform."""
+    return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
+
+
+def small_multiples(titles: Sequence[str], row: float, name: str) -> tuple[Figure, list[Any]]:
+    """A grid of panels with shared axes.
+
+    Args:
+      titles: of the panels.
+      row: inches of a row.
+      name: of the x axes, whole numbers; written below the last row.
+    """
+    # As few empty places as possible.
+    columns = min((4, 3), key=lambda number: -len(titles) % number)
+    columns = min(columns, len(titles))
+    room = min(LABEL, 112 // columns)
+    rows = -(-len(titles) // columns)
+    figure = new_figure(0.9 + row * rows, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for place, axes in enumerate(grid):
+        if place >= len(titles):
+            axes.set_visible(False)
+            continue
+        tidy(axes)
+        axes.set_title(shown(titles[place], room), fontsize=FONT, color=INK)
+        whole_numbers(axes.xaxis, 5)
+        if place + columns >= len(titles):
+            axes.tick_params(labelbottom=True)
+        if place + columns >= len(grid):
+            axes.set_xlabel(name)
+    return figure, list(grid[: len(titles)])
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """Entries that fit beside each other."""
+    return int(max(1, min(4, len(labels), WIDTH // (0.65 + 0.075 * max(map(len, labels))))))
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Inches that ``legend_below`` takes."""
+    return 0.2 * -(-len(labels) // legend_columns(labels)) + 0.1
+
+
+def legend_below(figure: Figure, handles: list[Any], labels: list[str]) -> None:
+    """One legend for the whole figure, under it."""
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=legend_columns(labels),
+        fontsize=SMALL,
+        frameon=False,
+        handlelength=3.2,
+    )
+
+
+def literal(figure: Figure) -> None:
+    """Makes all text of a figure be drawn as it stands: a "$" begins no formula."""
+    for text in figure.findobj(Text):
+        text.set(parse_math=False, fontfamily=_FAMILY)
+
+
+def plot(name: str, title: str, caption: str, figure: Figure) -> Plot:
+    """A picture that is complete."""
+    literal(figure)
+    return Plot(name, title, caption, figure)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The file of a picture, 2000 wide: twice what a page shows, for sharp screens.
+
+    Few colours, which is all there are but for smooth edges, make it a third as large.
+    """
+    literal(figure)
+    file = io.BytesIO()
+    figure.savefig(file, format="rgba", dpi=DPI * SCALE)
+    width, height = (round(inches * DPI * SCALE) for inches in figure.get_size_inches())
+    picture = Image.frombytes("RGBA", (width, height), file.getvalue()).convert("RGB")
+    small = io.BytesIO()
+    picture.quantize(COLOURS_STORED, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def _until(signs: list[str], room: int) -> list[str]:
+    kept: list[str] = []
+    for sign in signs:
+        room -= len(sign)
+        if room < 0:
+            break
+        kept.append(sign)
+    return kept
+
+
+@functools.lru_cache(maxsize=4096)
+def _sign(character: str) -> str:
+    code = ord(character)
+    if character == " " or (
+        unicodedata.category(character)[0] in "LNPSZ"
+        and unicodedata.category(character) not in ("Zl", "Zp")
+        and _font().get_char_index(code)
+    ):
+        return character
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+@functools.cache
+def _font() -> Any:
+    return font_manager.get_font(font_manager.findfont(_FAMILY))
