@@ -94,7 +94,7 @@ def test_exactly_one_device_has_a_token(parts):
     for outside in (-1, V, 10**6):
         at = np.array([outside], np.int32)
         local, mine = on_all(parts, lambda v, t: v.here(t, V // parts), at)
-        assert not mine.any() and 0 <= local.min() and local.max() < V // parts
+        assert not mine.any() and local.min() >= 0 and local.max() < V // parts
 
 
 @pytest.mark.parametrize("parts", PARTS)
