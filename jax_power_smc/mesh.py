@@ -218,14 +218,16 @@ def layout_of(model: Any, mesh: Mesh | None) -> Layout:
     if mesh is None:
         return Layout(None, model)
     check_mesh(mesh)
+    # Those of jax.make_mesh have axes in the types of arrays, of which nothing here knows.
+    mesh = Mesh(mesh.devices, mesh.axis_names)
     size = mesh.shape[MODEL]
     if size == 1:
         return Layout(mesh, model)
     on = getattr(model, "on", None)
     if on is None:
         raise ValueError(
-            f"the mesh has {size} devices on its axis {MODEL!r}, and a {type(model).__name__} "
-            "cannot be cut; use a mesh with 1 there."
+            f"the mesh has {size} devices on its axis {MODEL!r}, over which a "
+            f"{type(model).__name__} cannot be cut; use a mesh with 1 there."
         )
     return Layout(mesh, on(size))
 

@@ -11,6 +11,11 @@ import pytest
 
 from jax_power_smc import programs
 
+# So many, for meshes; what is not on a mesh runs on the first of them. Programs that tests start
+# have one, unless they ask for more.
+NUM_DEVICES = 8
+
+jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jax_power_smc import cost_model
 from jax_power_smc.benchmarks import cost, fidelity, plots, records, summary, tables, theorem
-from jax_power_smc.launchers import benchmark_speed, figures
+from jax_power_smc.launchers import benchmark_pods, benchmark_speed, figures
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.reasoner import problems
@@ -37,6 +37,7 @@ FIELDS = {
         *("temperatures", "num_traces", "num_dearest"),
     ),
     "speed": benchmark_speed.FIELDS,
+    "pods": benchmark_pods.FIELDS,
 }
 
 
@@ -248,6 +249,7 @@ _BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], pathlib.Path]] = {
     "cost_model": _cost_model,
     "theory": _theory,
     "speed": benchmark_speed.run,
+    "pods": benchmark_pods.run,
 }
 
 

@@ -1,0 +1,127 @@
+"""What the devices of a mesh exchange in a step: read from the compiled program, calculated, said.
+
+Nothing is run and no speed is claimed. The chunk of decode steps is compiled from shapes alone, for
+as many CPU devices as the machine in question has. Its text says which arrays the devices exchange;
+the makers' figures of the memory and the links then give two times whose ratio is of interest:
+
+    memory    the bytes of parameters, contexts and caches that a device has, once through
+    links     the bytes that a device sends, in a ring
+
+Both are bounds from below. Real collectives of so little data cost more than their bytes; what each
+costs besides is a number that the reader chooses, and is kept apart.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+_KINDS = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
+    *("collective-permute", "collective-broadcast", "ragged-all-to-all"),
+)
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2} | {
+    **{"s32": 4, "u32": 4, "f32": 4},
+    **{"s64": 8, "u64": 8, "f64": 8},
+}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLS = re.compile(
+    r"\b(body|condition|to_apply|calls|\w+_computations?)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)"
+)
+_COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(_KINDS)})(-start)?\(")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange among the devices of a group.
+
+    Attributes:
+      kind: such as "all-reduce".
+      arrays: dtype and shape of each array that it results in.
+      group: devices that take part.
+      loops: loops around it; 1 for what happens at every step of a chunk.
+    """
+
+    kind: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    group: int
+    loops: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of its results on one device."""
+        return sum(_BYTES[dtype] * math.prod(shape) for dtype, shape in self.arrays)
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends to its neighbour in a ring."""
+        others = (self.group - 1) / self.group
+        if self.kind == "all-reduce":
+            return 2 * others * self.size
+        if self.kind == "reduce-scatter":
+            return (self.group - 1) * self.size
+        if self.kind in ("all-gather", "all-to-all"):
+            return others * self.size
+        return self.size
+
+
+def collectives(text: str) -> list[Collective]:
+    """All exchanges of a compiled program.
+
+    Args:
+      text: ``compiled.as_text()`` of a program for CPU devices.
+
+    Raises:
+      ValueError: for an asynchronous one, as the compilers of accelerators write them.
+    """
+    bodies, entry = _computations(text)
+    found = []
+    for name, loops in _reached(bodies, entry, 0):
+        for line in bodies[name]:
+            match = _COLLECTIVE.search(line)
+            if match is None:
+                continue
+            types, kind, start = match.groups()
+            if start:
+                raise ValueError(f"the program has {kind}{start}; only those of a CPU can be read.")
+            arrays = tuple(
+                (dtype, tuple(int(n) for n in sizes.split(",") if n))
+                for dtype, sizes in _SHAPE.findall(types)
+            )
+            found.append(Collective(kind, arrays, _group(line), loops))
+    return found
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of every computation, and which is the first to run."""
+    bodies: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        head = _COMPUTATION.match(line)
+        if head:
+            lines = bodies[head[2]] = []
+            entry = head[2] if head[1] else entry
+        else:
+            lines.append(line)
+    return bodies, entry
+
+
+def _reached(bodies: dict[str, list[str]], name: str, loops: int) -> Iterator[tuple[str, int]]:
+    """Every computation, as often as it is called, with the loops around it."""
+    yield name, loops
+    for line in bodies[name]:
+        for how, called in _CALLS.findall(line):
+            for each in called.replace("%", "").split(", "):
+                yield from _reached(bodies, each, loops + (how == "body"))
+
+
+def _group(line: str) -> int:
+    """Devices in a group, of either notation."""
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    if listed:
+        return len(listed[1].split(","))
+    shaped = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    if shaped:
+        return int(shaped[1])
+    raise ValueError(f"a collective without groups of devices: {line.strip()[:200]}.")

@@ -1,0 +1,270 @@
+"""Decoding on many accelerators, calculated from the compiled chunk of steps; see ``collectives``.
+
+A model of a few layers is compiled twice, with some layers and with some more. What the second has
+more is the layers', all else is there once, and so the exchanges of the whole model follow; a third
+compilation checks that.
+
+The CPU's compiler exchanges 16-bit numbers as float32: of a cut vocabulary the sum of the embeddings
+is twice what it should be. (The sums of the layers are float32 anyway.)
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from jax_power_smc import memory, programs, randomness
+from jax_power_smc.benchmarks.collectives import Collective, collectives
+from jax_power_smc.benchmarks.records import Write
+from jax_power_smc.mesh import Layout, layout_of
+from jax_power_smc.models.config import TransformerConfig
+from jax_power_smc.models.transformer import TransformerLM
+from jax_power_smc.samplers import PowerSMC, Sampler
+from jax_power_smc.target import PowerTarget
+
+# So many steps that the loop over them is a loop in the compiled program.
+_STEPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Several accelerators, by their maker's figures; in ``memory.plan`` it stands for one of them.
+
+    Attributes:
+      name: for the record.
+      memory_bytes: of one device.
+      memory_bandwidth: bytes per second of its memory.
+      link_bandwidth: bytes per second that it can send, over all its links together.
+      seconds_per_collective: what an exchange takes besides its bytes; an assumption.
+    """
+
+    name: str
+    memory_bytes: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    seconds_per_collective: float
+    platform: str = "accelerator"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What is decoded.
+
+    Attributes:
+      prompts_per_row: prompts in the slots of a "data" row.
+      num_particles: N.
+      prompt_tokens, new_tokens: S and T; caches are full, as at the last step.
+    """
+
+    prompts_per_row: int
+    num_particles: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+def lower_chunk(
+    model: TransformerLM,
+    where: Mesh | None,
+    sampler: Sampler,
+    *,
+    prompts: int,
+    prompt_tokens: int,
+    capacity: int,
+    num_steps: int = _STEPS,
+) -> tuple[Any, Any]:
+    """Lowers a chunk of decode steps from shapes alone.
+
+    Args:
+      model: as one device runs it.
+      where: the mesh, or None for one device.
+      sampler: any that has slots.
+      prompts: P, of all rows together.
+      prompt_tokens, capacity: S and T.
+      num_steps: of the chunk.
+
+    Returns:
+      The lowered program, and the shapes of the caches on one device.
+    """
+    layout = layout_of(model, where)
+    params = nnx.state(model.abstract_module())
+    own = sampler.rule()  # type: ignore[union-attr]
+    rule = dataclasses.replace(own, vocabulary=layout.vocabulary)
+
+    def of_all(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((prompts, *x.shape), x.dtype)
+
+    target = PowerTarget(4.0, (0,)).arrays(model.vocab_size, capacity)
+    length = jnp.zeros((), jnp.int32)
+    args: Any = (
+        params,
+        of_all(jax.ShapeDtypeStruct((prompt_tokens,), jnp.int32)),
+        of_all(length),
+        jax.tree.map(of_all, target),
+        jax.eval_shape(sampler.numbers),  # type: ignore[union-attr]
+        of_all(randomness.prompt_keys(jax.random.key(0), [0])[0]),
+        None,
+    )
+    static: dict[str, Any] = {"model": layout.model, "rule": rule}
+    request, carry, _ = programs.results(
+        programs.enter, static | {"capacity": capacity}, args, layout
+    )
+    make = functools.partial(programs.empty_cache, layout.model, params)
+    sizes = rule.num_particles, capacity
+    cache = jax.eval_shape(lambda: make(prompts * layout.group, *sizes))
+    args = params, request, carry._replace(cache=cache), jax.ShapeDtypeStruct((), jnp.int32)
+    specs = programs.SPECS[programs.run_chunk](layout, args)
+    lowered = layout.lower(programs.run_chunk, static | {"num_steps": num_steps}, args, specs)
+    return lowered, jax.eval_shape(lambda: make(prompts // layout.rows, *sizes))
+
+
+def per_step(model: TransformerLM, where: Mesh, load: Load) -> Counter[Collective]:
+    """How often a compiled step of Power-SMC has every exchange."""
+    lowered, _ = lower_chunk(
+        model,
+        where,
+        PowerSMC(load.num_particles),
+        prompts=load.prompts_per_row * where.shape["data"],
+        prompt_tokens=load.prompt_tokens,
+        capacity=load.new_tokens,
+    )
+    found = Counter(collectives(lowered.compile().as_text()))
+    outside = [each for each in found if each.loops != 1]
+    if outside:
+        raise ValueError(f"the chunk exchanges something that is not of a step: {outside[0]}.")
+    return found
+
+
+def measure(
+    config: TransformerConfig,
+    dtype: str,
+    machine: Machine,
+    where: Mesh,
+    load: Load,
+    *,
+    layers: tuple[int, int],
+    checked: int | None,
+    write: Write,
+) -> None:
+    """Writes the figures of one model on one mesh.
+
+    Args:
+      config, dtype: the model.
+      machine: the devices.
+      where: as many CPU devices in their place.
+      load: what is decoded.
+      layers: of the two models that are compiled, the smaller one first.
+      checked: layers of the one that checks them; None for no check.
+      write: receives the figures.
+
+    Raises:
+      ValueError: if the check fails.
+    """
+
+    def counted(num: int) -> Counter[Collective]:
+        some = dataclasses.replace(config, num_layers=num)
+        return per_step(TransformerLM(some, dtype), where, load)
+
+    few, more = (counted(num) for num in layers)
+
+    def extrapolated(num: int) -> dict[Collective, float]:
+        share = (num - layers[0]) / (layers[1] - layers[0])
+        return {each: few[each] + share * (more[each] - few[each]) for each in few | more}
+
+    if checked is not None and extrapolated(checked) != counted(checked):
+        raise ValueError(f"{checked} layers do not exchange what those of {layers} say.")
+    about = {
+        "machine": machine.name,
+        "mesh": "x".join(map(str, where.devices.shape)),
+        **{name: getattr(load, name) for name in ("num_particles", "prompts_per_row")},
+        **{name: getattr(load, name) for name in ("prompt_tokens", "new_tokens")},
+        "num_layers": config.num_layers,
+        "layers_compiled": list(layers),
+        "layers_checked": checked,
+    }
+    whole = extrapolated(config.num_layers)
+    of_layer = {each: (more[each] - few[each]) / (layers[1] - layers[0]) for each in whole}
+    for each, count in whole.items():
+        arrays = " ".join(f"{dtype}{list(shape)}" for dtype, shape in each.arrays)
+        named = {"kind": each.kind, "arrays": arrays, "group": each.group}
+        times = {"per_step": count, "per_layer": of_layer[each]}
+        write("collective_bytes", each.size, "bytes", **named, **times, **about)
+    sent = sum(each.sent * count for each, count in whole.items())
+    number = sum(whole.values())
+    write("collectives_per_step", number, "collectives", **about)
+    write("collectives_per_layer", sum(of_layer.values()), "collectives", **about)
+    write("sent_per_step", sent, "bytes/device", **about)
+    of_layers = sum(each.sent * count for each, count in of_layer.items())
+    write("sent_per_layer", of_layers, "bytes/device", **about)
+
+    read = _memory(TransformerLM(config, dtype), machine, where, load, write, about)
+    memory_time, link_time = read / machine.memory_bandwidth, sent / machine.link_bandwidth
+    besides = number * machine.seconds_per_collective
+    about = {
+        **about,
+        "memory_bandwidth": machine.memory_bandwidth,
+        "link_bandwidth": machine.link_bandwidth,
+        "seconds_per_collective": machine.seconds_per_collective,
+    }
+    write("memory_time", memory_time, "s/step, calculated", **about)
+    write("link_time", link_time, "s/step, calculated", **about)
+    share = link_time / (memory_time + link_time)
+    write("collective_share", share, "of a step, calculated", **about)
+    slow = link_time + besides
+    share = slow / (memory_time + slow)
+    write("collective_share_with_overhead", share, "of a step, calculated", **about)
+
+
+def _memory(
+    model: TransformerLM,
+    machine: Machine,
+    where: Mesh,
+    load: Load,
+    write: Write,
+    about: dict[str, Any],
+) -> int:
+    """Writes what a device holds; returns the bytes that a step reads."""
+    layout = layout_of(model, where)
+    params = nnx.state(model.abstract_module())
+    limit = int(memory.ACCELERATOR_SHARE * machine.memory_bytes)
+    slots = load.prompts_per_row
+    # Without a limit first: what does not fit has a size too.
+    plan = functools.partial(
+        memory.plan,
+        model,
+        params,
+        load.num_particles,
+        load.prompt_tokens,
+        load.new_tokens,
+        slots,
+        group=max(1, slots // 4),
+        device=machine,
+        layout=layout,
+    )
+    needed = plan(limit=2**62)
+    write("weights", needed.params, "bytes/device", **about)
+    kv = slots * (needed.context + needed.cache)
+    write("keys_and_values", kv, "bytes/device", **about)
+    write("planned_memory", needed.total, "bytes/device", **about)
+    write("share_of_memory", needed.total / limit, "of what the engine may use", **about)
+    one = dataclasses.replace(needed, slots=1, limit=limit)
+    fitting = plan(limit=limit).slots if one.fits else 0
+    write("prompts_that_fit", fitting, "of those per row", **about)
+    return needed.params - _unread(layout, params) + kv
+
+
+def _unread(layout: Layout, params: Any) -> int:
+    """Bytes of an embedding of which a step reads some rows only: that is not the head too."""
+    local = dict(nnx.to_flat_state(layout.local(params)))
+    if ("head",) not in local:
+        return 0
+    table = local["embedding",]
+    return int(np.prod(table.shape)) * jnp.dtype(table.dtype).itemsize
