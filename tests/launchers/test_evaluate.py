@@ -9,6 +9,7 @@ import runpy
 import shutil
 import sys
 
+import jax
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -42,6 +43,15 @@ RUNS = ["temperature_1", "low_temperature", "greedy", "samples", "mh", "smc", "s
 @pytest.fixture(autouse=True, scope="module")
 def compiled_once(tmp_path_factory):
     with tiny.compiled_once(tmp_path_factory):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+    """Of the devices of the tests the launcher sees the first, or it would make a mesh of all."""
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.local_devices()[:1]
+        patch.setattr(evaluate.jax, "local_devices", lambda: first)
         yield
 
 
