@@ -13,6 +13,7 @@ from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.samplers.base import Outcome, Particles, Selection
 from jax_power_smc.samplers.power_smc import PowerSMC, PowerSMCNumbers, PowerSMCRule
 from jax_power_smc.target import TargetArrays
+from jax_power_smc.vocabulary import Vocabulary
 
 # Different logits that a model which does not run gives in turn.
 REPLAYED = 64
@@ -144,6 +145,11 @@ class Forced:
     def num_rows(self) -> int:
         """N."""
         return self.rule.num_rows
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """As of the algorithm."""
+        return self.rule.vocabulary
 
     @property
     def draws_first(self) -> bool:
