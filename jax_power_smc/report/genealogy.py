@@ -297,7 +297,7 @@ def _caption(
         f"Every line is one particle's sequence, from the prompt on the left to where it ends; "
         f"{len(weight)} particles of positive weight go back to "
         f"{_count(roots, 'particle')} of the first step and end in "
-        f"{_count(len(ends) + left_out, 'different place')}. Where two lines meet, going left, the "
+        f"{_count(len(ends) + left_out, 'sequence')}. Where two lines meet, going left, the "
         "sequences are the same from there back to the prompt: one was copied, and the "
         "copies went on differently. What died out on the way is not drawn. A line is as thick as "
         "the weight behind it, which is printed where it is above 1 %"

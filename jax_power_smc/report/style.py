@@ -41,13 +41,13 @@ COLOURS = (
     "#332288",
     "#7a5230",
 )
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "*", "d")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "d", "8")
 LINES = ("-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1)), (0, (1, 2)))
 TIMES = "\N{MULTIPLICATION SIGN}"
 # Characters of a name in a picture.
 LABEL = 40
 # Of the ticks of a logarithmic axis: their first digits, and how many there may be.
-_FACTORS = ((1, 2, 5), (1, 3), (1,))
+_FACTORS = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 _MOST_TICKS = 9
 _FAMILY = "DejaVu Sans"  # comes with matplotlib
 _SIZE_OF_N = {"ancestral": "num_samples", "mh": "num_chains"}

@@ -91,6 +91,7 @@ def test_legends_have_as_many_columns_as_fit():
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
+        (0.1001, 0.4, [0.15, 0.2, 0.3]),
         (0.5, 30, [0.5, 1, 2, 5, 10, 20]),
         (0.001, 1000, [0.001, 0.01, 0.1, 1, 10, 100, 1000]),
     ],
