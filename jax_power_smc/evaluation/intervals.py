@@ -15,6 +15,8 @@ NUM_RESAMPLES = 4000
 _Z = 1.959963984540054
 # Of the ends of an interval: what is beyond them is rounding.
 _DIGITS = 6
+# What is so near to 0 or 1 is meant to be: weights do not add up to 1 exactly.
+_ROUNDING = 1e-6
 # Entries of the resamples that are held at a time.
 _BLOCK = 2**22
 
@@ -45,8 +47,8 @@ def accuracy_interval(scores: np.ndarray) -> tuple[float, float, float]:
     certainty; then it is the Wilson interval over problems.
     """
     mean, low, high = mean_and_interval(scores)
-    if np.all(scores == 0) or np.all(scores == 1):
-        low, high = wilson(mean, len(scores))
+    if np.ptp(scores) < _ROUNDING and min(mean, 1 - mean) < _ROUNDING:
+        low, high = wilson(min(1.0, max(0.0, mean)), len(scores))
     return mean, max(0.0, min(low, mean)), min(1.0, max(high, mean))
 
 

@@ -152,6 +152,13 @@ def test_where_nothing_varies_an_accuracy_is_not_certain(value):
     assert mean == value and (low, high) == wilson(value, 20) and low < high
 
 
+def test_weights_that_add_up_to_almost_one_are_no_certainty():
+    almost = 1 - 1e-7 * np.random.default_rng(7).random((20, 2))
+    mean, low, high = accuracy_interval(almost)
+    ends = wilson(1.0, 20)
+    assert (low, high) == pytest.approx(ends, abs=1e-6) and low < mean <= high
+
+
 def test_an_accuracy_has_the_interval_of_its_mean():
     scores = np.random.default_rng(6).integers(2, size=(40, 2)).astype(float)
     assert accuracy_interval(scores) == mean_and_interval(scores)
