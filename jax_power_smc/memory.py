@@ -118,7 +118,9 @@ def plan(
     limit = device_memory(device) if limit is None else limit
     checks.number("memory_limit", limit, at_least=1)
     on_cpu = device.platform == "cpu"
-    whole, params = params, layout.local(params)
+    # Shapes alone: arrays on a mesh of explicit axes have these in their types.
+    whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    params = layout.local(params)
     parts = layout.group  # of keys and values; what else there is in a step is not divided
     weights = tree_bytes(params) + (_converted(params, model.vocab_size) if on_cpu else 0)
     tokens, length = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in [(prompt_tokens,), ()])

@@ -62,8 +62,8 @@ CASES = {
 QUICK = {
     1: ("smc", "mh"),
     2: ("swor", "greedy"),
-    4: ("smc-published-ramp", "smc-one-particle", "mh-stop"),
-    8: ("smc-truncated", "ancestral-stop"),
+    4: ("smc-one-particle", "mh-stop"),
+    8: ("smc-published-ramp", "ancestral-stop"),
 }
 PAIRS = [
     pytest.param(size, case, marks=[] if case in QUICK[size] else [pytest.mark.slow])

@@ -1,6 +1,11 @@
-"""The compiled chunk of steps of a transformer: its cache is written in place, whatever is 1."""
+"""The compiled chunk of steps of a transformer: its cache is written in place, whatever is 1.
 
+On a mesh nothing of the size of a cache or of the logits goes from device to device.
+"""
+
+import functools
 import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +14,9 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc import programs, randomness
+from jax_power_smc.benchmarks.collectives import collectives
+from jax_power_smc.benchmarks.pods import lower_chunk
+from jax_power_smc.mesh import make_mesh
 from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
 
 CAPACITY = 96  # a size that nothing else has
@@ -75,6 +83,115 @@ def test_no_step_copies_the_cache(sampler, num_prompts, num_kv_heads):
     # Whether anyone runs, and whether anyone moves: both are branches, not selects of both sides.
     if not isinstance(sampler, Ancestral):
         assert len(re.findall(r" conditional\(", text)) == 2
+
+
+# --- on a mesh ---
+
+LAYERS, HIDDEN, VOCAB, PARTICLES = 2, 48, 256, 4
+MESH_SAMPLERS = {
+    "ancestral": Ancestral(1.0, PARTICLES),
+    "smc": PowerSMC(PARTICLES),
+    "swor": WithoutReplacement(PARTICLES),
+}
+
+
+@functools.cache
+def compiled_on(size, sampler, slots_per_row, num_kv_heads):
+    """The chunk on a mesh with so many "model" devices (None for one device), and its caches."""
+    config = psmc.TransformerConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        num_layers=LAYERS,
+        num_heads=8,
+        num_kv_heads=num_kv_heads,
+        head_dim=8,
+        mlp_size=32,
+        max_positions=256,
+    )
+    where = None if size is None else make_mesh(size)
+    rows = 1 if size is None else 8 // size
+    lowered, caches = lower_chunk(
+        psmc.TransformerLM(config),
+        where,
+        MESH_SAMPLERS[sampler],
+        prompts=slots_per_row * rows,
+        prompt_tokens=16,
+        capacity=CAPACITY,
+    )
+    return lowered.compile(), jax.tree.leaves(caches)
+
+
+@pytest.mark.parametrize(
+    ("size", "slots_per_row", "num_kv_heads", "sampler"),
+    [
+        (2, 2, 8, "smc"),
+        (4, 1, 4, "smc"),  # one slot and one head on each device
+        pytest.param(4, 2, 8, "swor", marks=pytest.mark.slow),
+        pytest.param(2, 1, 2, "swor", marks=pytest.mark.slow),
+        pytest.param(4, 1, 8, "swor", marks=pytest.mark.slow),
+        pytest.param(8, 3, 8, "smc", marks=pytest.mark.slow),
+        pytest.param(8, 1, 8, "ancestral", marks=pytest.mark.slow),
+        pytest.param(4, 2, 4, "ancestral", marks=pytest.mark.slow),
+    ],
+)
+def test_devices_exchange_two_streams_a_layer_and_small_things(
+    size, slots_per_row, num_kv_heads, sampler
+):
+    compiled, caches = compiled_on(size, sampler, slots_per_row, num_kv_heads)
+    found = Counter(collectives(compiled.as_text()))
+    rows = slots_per_row * PARTICLES
+    stream = rows * HIDDEN
+
+    def elements(each):
+        return sum(int(np.prod(shape)) for _, shape in each.arrays)
+
+    # All of it at every step, within the groups of the axis "model".
+    assert {(each.loops, each.group) for each in found} == {(1, size)}
+    assert {each.kind for each in found} <= {"all-reduce", "all-gather"}
+    streams = [each for each in found if elements(each) == stream]
+    # Attention and MLP of every layer, and the embedding, whose rows are cut.
+    assert sum(found[each] for each in streams) == 2 * LAYERS + 1
+    assert {each.kind for each in streams} == {"all-reduce"}
+    # The masses of blocks (swor: of two tails), K tokens of each part and their logits, and then
+    # a few numbers per particle.
+    blocks = 16
+    largest = max(blocks, size * PARTICLES) if sampler == "swor" else blocks
+    rest = [each for each in found if each not in streams]
+    assert max(elements(each) for each in rest) <= rows * largest
+    # Ancestral: with both ways of drawing.
+    count = sum(found[each] for each in rest)
+    assert count == {"ancestral": 8, "smc": 6, "swor": 10}[sampler]
+    # And nothing that has as much as the part of the logits, or of a cache, of one device.
+    least = min(rows * VOCAB // size, *(leaf.size for leaf in caches))
+    if least > stream:
+        assert all(elements(each) < least for each in found)
+    assert all(elements(each) < leaf.size for each in found for leaf in caches)
+
+
+@pytest.mark.slow
+def test_prompts_on_devices_of_their_own_exchange_nothing():
+    compiled, _ = compiled_on(1, "smc", 1, 8)
+    assert collectives(compiled.as_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "slots_per_row", "num_kv_heads", "sampler"),
+    [
+        (2, 2, 8, "smc"),
+        (4, 1, 4, "smc"),
+        pytest.param(4, 2, 8, "swor", marks=pytest.mark.slow),
+        pytest.param(1, 1, 8, "smc", marks=pytest.mark.slow),
+    ],
+)
+def test_no_step_on_a_mesh_copies_the_cache(size, slots_per_row, num_kv_heads, sampler):
+    compiled, caches = compiled_on(size, sampler, slots_per_row, num_kv_heads)
+    text = compiled.as_text()
+    copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", text)
+    sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in copies]
+    assert len(sizes) > 0 and not {leaf.size for leaf in caches} & set(sizes)
+    assert compiled.memory_analysis().temp_size_in_bytes < sum(4 * leaf.size for leaf in caches)
+    # As on one device: whether anyone of the own row runs, and whether anyone moves.
+    assert len(re.findall(r" conditional\(", text)) == 2
 
 
 def test_a_cpu_process_does_not_keep_more_programs_than_it_may_map(monkeypatch):

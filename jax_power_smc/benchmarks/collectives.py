@@ -117,7 +117,9 @@ def _reached(bodies: dict[str, list[str]], name: str, loops: int) -> Iterator[tu
 
 
 def _group(line: str) -> int:
-    """Devices in a group, of either notation."""
+    """Devices in a group, of either notation; two where one sends to another."""
+    if "source_target_pairs=" in line:
+        return 2
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     if listed:
         return len(listed[1].split(","))

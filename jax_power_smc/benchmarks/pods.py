@@ -4,8 +4,8 @@ A model of a few layers is compiled twice, with some layers and with some more. 
 more is the layers', all else is there once, and so the exchanges of the whole model follow; a third
 compilation checks that.
 
-The CPU's compiler exchanges 16-bit numbers as float32: of a cut vocabulary the sum of the embeddings
-is twice what it should be. (The sums of the layers are float32 anyway.)
+The CPU's compiler exchanges 16-bit numbers as float32: of a cut vocabulary the sum of the
+embeddings is twice what it should be. (The sums of the layers are float32 anyway.)
 """
 
 import dataclasses

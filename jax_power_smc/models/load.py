@@ -149,8 +149,10 @@ def load(
 
 
 def _shardings(mesh: jax.sharding.Mesh, config: TransformerConfig) -> Any:
-    if set(mesh.axis_names) == {DATA, MODEL}:
-        return lambda path, shape: parallel.sharding(path, config, mesh)
+    if mesh.axis_names == (DATA, MODEL):
+        # Those of jax.make_mesh have axes in the types of arrays, of which the models know nothing.
+        own = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
+        return lambda path, shape: parallel.sharding(path, config, own)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
