@@ -2,7 +2,7 @@
 # A workload of a GKE cluster that xpk made; IMAGE holds the repository with its .venv:
 #
 #   CLUSTER=my-cluster IMAGE=gcr.io/project/power-smc TPU_TYPE=v5litepod-16 \
-#       launch/gke_xpk.sh math500 --config=configs/math500_qwen25_math_7b.py --workdir=gs://bucket/math500
+#       launch/gke_xpk.sh math500 --config=configs/math500_qwen25_7b.py --workdir=gs://bucket/math500
 #
 # ZONE and PROJECT are those of gcloud's own configuration, unless XPK_FLAGS names them.
 set -euo pipefail

@@ -1,7 +1,8 @@
 #!/bin/bash
-# One process on each host of an Open MPI hostfile, from the root of the repository:
+# As many processes as the hosts of an Open MPI hostfile have GPUs (lines such as "node1 slots=8"),
+# from the root of the repository:
 #
-#   launch/mpi.sh hosts.txt 4 --config=configs/math500_qwen25_math_7b.py --workdir=/shared/runs/math500
+#   launch/mpi.sh hosts.txt 16 --config=configs/math500_qwen25_7b.py --workdir=/shared/runs/math500
 #
 # MPI only starts the processes, with MPIRUN_FLAGS if there are any; they talk to each other by
 # JAX's own runtime.

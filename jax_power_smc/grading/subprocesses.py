@@ -16,8 +16,8 @@ class NotJudged(Exception):  # noqa: N818
 class KillableProcess:
     """A process in a group of its own, with pipes to its stdin and from its stdout.
 
-    SIGTERM does not reach it: a cluster manager sends that to all processes of a job alike, and what
-    is being judged must not look as if the response had ended it.
+    SIGTERM does not reach it: a cluster manager sends that to all processes of a job alike, and
+    what is being judged must not look as if the response had ended it.
 
     Args:
       command: what to run.

@@ -98,11 +98,7 @@ class Running:
 
     def __init__(self, commands, devices=1):
         self._mark = uuid.uuid4().hex
-        environment = os.environ | {
-            MARK: self._mark,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        }
+        environment = environment_of(devices) | {MARK: self._mark}
         self.processes = [
             subprocess.Popen(
                 command,
@@ -137,6 +133,14 @@ class Running:
     def said(self):
         """All that each has printed, when all of them have ended."""
         return [out + err for out, err in self.outputs()]
+
+
+def environment_of(devices):
+    """In which a process sees so many devices, and compiles quickly."""
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
 
 
 def marked(mark):
