@@ -33,11 +33,8 @@ _PR_SET_PDEATHSIG = 1
 # What says in the environment that there are several processes: variable of their number. (A shell
 # inside a SLURM allocation has SLURM_NTASKS too, but is one process until it says srun.)
 _MANAGERS = {"SLURM": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
-# Lines of the runtime's last words.
-_LAST_WORDS = re.compile(
-    r"^([EFWI]\d{4} |\*\*\* Check failure|    @ |RPC: |# of tasks|The first task|The tasks have|"
-    r"\d+$|\s*\[type\.googleapis|$)"
-)
+# How the runtime's last words begin; other libraries, and the job itself, log in this format too.
+_LAST_WORDS = re.compile(r"^[EFWI]\d{4} .*(coordination_service|JAX distributed service)")
 _MISSING = re.compile(r"Some timed out task names:\n((?:.*\d+\n)+)")
 _DEAD = re.compile(r"unhealthy \(stopped sending heartbeats\):\n((?:.*\d+\n)+)")
 

@@ -76,4 +76,4 @@ def test_a_job_that_is_terminated_stops_and_the_next_one_goes_on(cluster, submit
 def test_bad_input_fails_the_job_at_once(cluster, submit, tmp_path):
     job = submit(tmp_path / "new", alpha=-1.0)
     assert cluster.wait(job, pods.HANGS) == "FAILED"
-    assert (tmp_path / "said").read_text().count("error: alpha is -1") == 2
+    assert (tmp_path / "said").read_text().count("error: config.alpha is -1") == 2

@@ -184,13 +184,15 @@ def wait_for(workdir, count, running):
 
 
 def read(workdir):
-    """Item -> its record without the seconds; every line must be whole, and no item twice."""
+    """Item -> its record without seconds and config; lines must be whole, and no item twice."""
     found = {}
+    config = json.loads((pathlib.Path(workdir) / "config.json").read_text())["hash"]
     for name in shards(workdir):
         text = (pathlib.Path(workdir) / name).read_text()
         assert text.endswith("\n") or not text
         for record in map(json.loads, text.splitlines()):
             del record["seconds"]
+            assert record.pop("config") == config
             item = records.item_of(record)
             assert item not in found, f"{item} was recorded twice"
             found[item] = record

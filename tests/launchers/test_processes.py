@@ -181,10 +181,11 @@ def test_the_watch_passes_on_what_the_work_says(tmp_path):
 
 
 def test_the_watch_says_who_is_missing_instead_of_a_stack_trace(tmp_path):
-    program = f"import os, sys\nsys.stderr.write('usual\\n' + {DIED!r})\nsys.stderr.flush()\n"
+    usual = "W1127 18:07:30.000000 7770 grading.py:80] No network.\n\nusual\n"
+    program = f"import os, sys\nsys.stderr.write({usual + DIED!r})\nsys.stderr.flush()\n"
     code, _, err = watch(program + "os.abort()", tmp_path)
     assert code == processes.LOST
-    assert err == f"usual\nerror: {explain(DIED)}\n"
+    assert err == f"{usual}error: {explain(DIED)}\n"
 
 
 def test_last_words_without_an_explanation_are_shown(tmp_path):
