@@ -2,7 +2,6 @@
 
 import re
 import signal
-import subprocess
 import sys
 import types
 
@@ -157,50 +156,53 @@ def test_other_last_words_are_not_explained():
 # --- The watch ----------------------------------------------------------------------------------
 
 
-def watch(program, tmp_path, signals=()):
-    """(exit code, stdout, stderr) of a process that watches a program."""
-    source = "import sys\nfrom jax_power_smc.launchers.processes import _watch\n"
-    source += "raise SystemExit(_watch([sys.executable, *sys.argv[1:]]))"
-    (tmp_path / "child.py").write_text(program)
-    process = subprocess.Popen(
-        [sys.executable, "-c", source, str(tmp_path / "child.py")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for number in signals:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+@pytest.fixture
+def watch(capfd):
+    """A function of a program: watches it; exit code, stdout and stderr."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def watch(program):
+        code = processes._watch([sys.executable, "-c", f"import os, signal, sys, time\n{program}"])
+        return code, *capfd.readouterr()
+
+    yield watch
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_the_watch_passes_on_what_the_work_says(tmp_path):
-    program = "import sys\nprint('out')\nprint('error: no.', file=sys.stderr)\nsys.exit(2)"
-    assert watch(program, tmp_path) == (2, "out\n", "error: no.\n")
+def aborts(words):
+    """A program with these last words."""
+    return f"sys.stderr.write({words!r})\nsys.stderr.flush()\nos.abort()"
 
 
-def test_the_watch_says_who_is_missing_instead_of_a_stack_trace(tmp_path):
+def test_the_watch_passes_on_what_the_work_says(watch):
+    program = "print('out')\nprint('error: no.', file=sys.stderr)\nsys.exit(2)"
+    assert watch(program) == (2, "out\n", "error: no.\n")
+
+
+def test_the_watch_says_who_is_missing_instead_of_a_stack_trace(watch):
     usual = "W1127 18:07:30.000000 7770 grading.py:80] No network.\n\nusual\n"
-    program = f"import os, sys\nsys.stderr.write({usual + DIED!r})\nsys.stderr.flush()\n"
-    code, _, err = watch(program + "os.abort()", tmp_path)
-    assert code == processes.LOST
-    assert err == f"{usual}error: {explain(DIED)}\n"
+    expected = f"{usual}error: {explain(DIED)}\n"
+    assert watch(aborts(usual + DIED)) == (processes.LOST, "", expected)
 
 
-def test_last_words_without_an_explanation_are_shown(tmp_path):
-    program = "import os, sys\nsys.stderr.write('F1127 no\\n  at all\\n')\nsys.stderr.flush()\n"
-    code, _, err = watch(program + "os.abort()", tmp_path)
-    assert (code, err) == (128 + signal.SIGABRT, "F1127 no\n  at all\n")
+def test_last_words_without_an_explanation_are_shown(watch):
+    words = "F1127 no\n  at all\n"
+    assert watch(aborts(words)) == (128 + signal.SIGABRT, "", words)
 
 
-def test_the_watch_passes_signals_on(tmp_path):
+def test_last_words_of_a_process_that_did_not_abort_are_shown(watch):
+    program = f"sys.stderr.write({FIRST_DIED!r})\nsys.exit(3)"
+    assert watch(program) == (3, "", FIRST_DIED)
+
+
+def test_the_watch_passes_signals_on(watch):
     program = (
-        "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
-        "print('ready', flush=True)\ntime.sleep(60)"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\nsys.exit(1)"
     )
-    assert watch(program, tmp_path, [signal.SIGTERM]) == (0, "", "")
+    assert watch(program) == (0, "", "")
 
 
 # --- What the job asks --------------------------------------------------------------------------
