@@ -35,7 +35,6 @@ def submit(cluster, evaluations, tmp_path):
             cwd=ROOT,
             environment=pods.environment_of(devices=1)
             | cluster.environment
-            # SLURM gives jobs names of its own, so that they cannot be told from the environment.
             | {"PYTHON": sys.executable},
         ).strip()
 
