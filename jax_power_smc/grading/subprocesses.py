@@ -16,20 +16,28 @@ class NotJudged(Exception):  # noqa: N818
 class KillableProcess:
     """A process in a group of its own, with pipes to its stdin and from its stdout.
 
+    SIGTERM does not reach it: a cluster manager sends that to all processes of a job alike, and
+    what is being judged must not look as if the response had ended it.
+
     Args:
       command: what to run.
       options: of ``subprocess.Popen``.
     """
 
     def __init__(self, command: Sequence[str], **options: Any) -> None:
-        self.popen = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            **options,
-        )
+        # What a thread blocks its children block from their first moment on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+        try:
+            self.popen = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                **options,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def kill(self) -> None:
         """Kills the group; may be called from any thread, and again."""

@@ -30,13 +30,11 @@ from jax_power_smc.processes import ALONE, Processes
 LOST = 1
 _CHILD = "JAX_POWER_SMC_PROCESS"
 _PR_SET_PDEATHSIG = 1
-# What says in the environment that there are several processes: variable of their number.
-_MANAGERS = {"SLURM": "SLURM_NTASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
-# Lines of the runtime's last words.
-_LAST_WORDS = re.compile(
-    r"^([EFWI]\d{4} |\*\*\* Check failure|    @ |RPC: |# of tasks|The first task|The tasks have|"
-    r"\d+$|\s*\[type\.googleapis|$)"
-)
+# What says in the environment that there are several processes: variable of their number. (A shell
+# inside a SLURM allocation has SLURM_NTASKS too, but is one process until it says srun.)
+_MANAGERS = {"SLURM": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
+# How the runtime's last words begin; other libraries, and the job itself, log in this format too.
+_LAST_WORDS = re.compile(r"^[EFWI]\d{4} .*(coordination_service|JAX distributed service)")
 _MISSING = re.compile(r"Some timed out task names:\n((?:.*\d+\n)+)")
 _DEAD = re.compile(r"unhealthy \(stopped sending heartbeats\):\n((?:.*\d+\n)+)")
 
@@ -71,6 +69,8 @@ def are_several(values: Any, environment: Mapping[str, str]) -> bool:
             )
         if ":" not in values.coordinator:
             raise ValueError(f"--coordinator is {values.coordinator!r}; it must be host:port.")
+        if values.num_processes < 1:
+            raise ValueError(f"--num_processes is {values.num_processes}; it must be at least 1.")
         if not 0 <= values.process_id < values.num_processes:
             raise ValueError(
                 f"--process_id is {values.process_id}; it must lie in [0, {values.num_processes})."

@@ -4,6 +4,7 @@ Both have the same sizes, so what is compiled for one is used for the other as w
 """
 
 import contextlib
+import dataclasses
 import os
 
 import jax
@@ -61,10 +62,14 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
-def write_random(directory):
-    """A model whose output depends on all of the prompt and ends after a few tokens."""
-    params = psmc.TransformerLM(CONFIG).init(jax.random.key(0))
-    save_pretrained(directory, CONFIG, params, eos_ids=tuple(range(0, VOCABULARY, 8)))
+def write_random(directory, **changes):
+    """A model whose output depends on all of the prompt and ends after a few tokens.
+
+    ``changes`` are of the config.
+    """
+    config = dataclasses.replace(CONFIG, **changes)
+    params = psmc.TransformerLM(config).init(jax.random.key(0))
+    save_pretrained(directory, config, params, eos_ids=tuple(range(0, VOCABULARY, 8)))
     save_tokenizer(_tokenizer(), directory)
     return directory
 

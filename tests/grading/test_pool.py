@@ -105,6 +105,14 @@ def test_a_worker_that_died_between_jobs_is_replaced():
         assert all_of(grader) == {1: [Verdict("x", True, True)]}
 
 
+def test_termination_of_all_processes_of_a_job_spoils_no_verdict():
+    with pool(seconds=60) as grader:
+        grader.submit(0, "x", ["sleep 0.5", "x"])
+        wait_until(lambda: grader._workers[0]._process is not None)
+        grader._workers[0]._process.popen.send_signal(signal.SIGTERM)
+        assert [each.note for each in all_of(grader)[0]] == [None, None]
+
+
 def test_any_text_gets_through_and_noise_does_not():
     texts = ["print", "\x00", "\udcff", "a\nb", "é", "", "9" * 200_000]
     with pool() as grader:

@@ -1,0 +1,149 @@
+"""Evaluations by several real processes: what they record, and what happens when one is lost."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from tests.launchers import pods
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with a parent"),
+]
+TOGETHER = {"mesh.scope": "global"}
+
+
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory):
+    return pods.Pods(tmp_path_factory.mktemp("pods"))
+
+
+@pytest.fixture(scope="module")
+def alone(evaluations, tmp_path_factory):
+    """The workdir of a single process."""
+    workdir = tmp_path_factory.mktemp("alone") / "new"
+    evaluations.alone(workdir)
+    assert len(pods.read(workdir)) == pods.LIMIT * len(pods.RUNS)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "runs", "mesh"),
+    [
+        pytest.param(2, 1, pods.RUNS, {}, id="2-shares"),
+        pytest.param(4, 1, pods.FEW, {}, id="4-shares"),
+        pytest.param(2, 2, pods.FEW, {"mesh.model": 2}, id="2-shares-model-cut-within-each"),
+        pytest.param(2, 1, pods.RUNS, TOGETHER, id="2-decode-together"),
+        pytest.param(2, 1, pods.RUNS, TOGETHER | {"mesh.model": 2}, id="model-cut-over-2"),
+        pytest.param(4, 1, pods.FEW, TOGETHER | {"mesh.model": 2}, id="model-cut-over-2-of-4"),
+    ],
+)
+def test_several_processes_record_what_one_does(
+    evaluations, alone, tmp_path, count, devices, runs, mesh
+):
+    run = evaluations.together(tmp_path, count, devices=devices, runs=runs, **mesh)
+    assert run.codes() == [0] * count, run.said()
+    pods.assert_same(tmp_path, alone, runs)
+    # Every process has a file of its own, and an even share of the problems for each sampler.
+    assert pods.shards(tmp_path) == [f"records-{index:05d}.jsonl" for index in range(count)]
+    sizes = [
+        (tmp_path / name).read_bytes().count(b"\n") / len(runs) for name in pods.shards(tmp_path)
+    ]
+    assert all(pods.LIMIT // count <= size <= pods.LIMIT // count + 1 for size in sizes)
+    printed = [out for out, _ in run.outputs()]
+    assert "Every answer: " in printed[0]
+    # The library of CPU collectives says that it is connected.
+    own = [[line for line in out.splitlines() if "[Gloo]" not in line] for out in printed[1:]]
+    assert own == [[]] * (count - 1)
+    assert [err for _, err in run.outputs()] == [""] * count
+    assert run.left_at_the_end == []
+
+
+def test_a_killed_process_ends_the_others_and_three_finish_what_four_began(
+    evaluations, alone, tmp_path
+):
+    total = pods.LIMIT * len(pods.FEW)
+    run = evaluations.together(tmp_path, 4, runs=pods.FEW)
+    pods.wait_for(tmp_path, 2, run)
+    began = time.monotonic()
+    os.kill(run.processes[2].pid, signal.SIGKILL)
+    codes, said = run.codes(), run.said()
+    assert time.monotonic() - began < 4 * pods.LOST
+    assert codes == [1, 1, -signal.SIGKILL, 1], said
+    for index in (0, 1, 3):
+        assert run.outputs()[index][1] == (
+            "error: process 2 is lost, so all stop. What is finished is recorded; the same "
+            "command goes on, with any number of processes.\n"
+        )
+    assert run.left_at_the_end == []
+    before = pods.written(tmp_path)
+    assert 2 <= before < total
+    again = evaluations.together(tmp_path, 3, runs=pods.FEW)
+    assert again.codes() == [0] * 3, again.said()
+    assert f"{before} of {total} items were finished" in again.said()[0]
+    pods.assert_same(tmp_path, alone, pods.FEW)
+
+
+@pytest.mark.parametrize(("mesh", "which"), [({}, 0), (TOGETHER, 1)], ids=["shares", "together"])
+def test_terminating_one_process_stops_all_of_them(evaluations, alone, tmp_path, mesh, which):
+    total = pods.LIMIT * len(pods.FEW)
+    run = evaluations.together(tmp_path, 2, runs=pods.FEW, **mesh)
+    pods.wait_for(tmp_path, 2, run)
+    run.processes[which].send_signal(signal.SIGTERM)
+    assert run.codes() == [0, 0], run.said()
+    count = pods.written(tmp_path)
+    assert 2 <= count < total
+    sentence = f"Stopped with {count} of {total} items finished; the same command goes on."
+    assert sentence in run.said()[0]
+    # One process alone can do the rest.
+    out = evaluations.alone(tmp_path, runs=pods.FEW)
+    assert f"{count} of {total} items were finished" in out
+    pods.assert_same(tmp_path, alone, pods.FEW)
+
+
+def test_processes_that_never_start_are_named(evaluations, tmp_path):
+    run = evaluations.together(tmp_path, 4, "--join_seconds=10", start=[0, 2])
+    assert run.codes() == [1, 1], run.said()
+    assert run.said()[0] == (
+        "error: processes 1 and 3 are missing: not started, or without a way to the coordinator.\n"
+    )
+    assert run.said()[1].startswith("error: ") and run.said()[1].count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_process_0_the_others_give_up(evaluations, tmp_path):
+    run = evaluations.together(tmp_path, 2, "--join_seconds=1", start=[1])
+    assert run.codes() == [1], run.said()
+    assert run.said()[0].startswith("error: ") and run.said()[0].count("\n") == 1
+    assert "process 0" in run.said()[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"alpha": -1.0}, "alpha"),
+        ({"model": "/no/such/model"}, "/no/such/model"),
+        ({"max_new_tokens": 1000}, "the prompt of problem"),
+        ({"mesh.scope": "global", "mesh.model": 3}, "divisor of the number of devices, 2"),
+    ],
+    ids=["value", "model", "too-long", "mesh"],
+)
+def test_bad_input_is_one_sentence_for_each_and_nobody_hangs(
+    evaluations, tmp_path, fields, message
+):
+    run = evaluations.together(tmp_path, 2, **fields)
+    assert run.codes() == [2, 2], run.said()
+    for _, err in run.outputs():
+        assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert run.left_at_the_end == []
+
+
+def test_a_workdir_of_another_config_is_refused_by_all(evaluations, alone):
+    before = pods.read(alone)
+    run = evaluations.together(alone, 2, alpha=2.0)
+    assert run.codes() == [2, 2], run.said()
+    assert all("alpha is 2.0, there it is 4.0" in err for _, err in run.outputs())
+    assert pods.read(alone) == before
