@@ -52,6 +52,19 @@ def accuracy_interval(scores: np.ndarray) -> tuple[float, float, float]:
     return mean, max(0.0, min(low, mean)), min(1.0, max(high, mean))
 
 
+def difference_interval(scores: np.ndarray) -> tuple[float, float, float]:
+    """Like ``mean_and_interval``, for differences of scores in [-1, 1].
+
+    Where all differences are equal the bootstrap would claim certainty here too; then the interval
+    reaches as far as the Wilson interval of a share of which none was seen.
+    """
+    mean, low, high = mean_and_interval(scores)
+    if np.ptp(scores) < _ROUNDING:
+        _, width = wilson(0.0, len(scores))
+        low, high = max(-1.0, mean - width), min(1.0, mean + width)
+    return mean, low, high
+
+
 def wilson(accuracy: float, num_problems: int) -> tuple[float, float]:
     """The 95% Wilson interval of an accuracy over so many problems.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_power_smc.evaluation.intervals import accuracy_interval, mean_and_interval
+from jax_power_smc.evaluation.intervals import accuracy_interval, difference_interval
 from jax_power_smc.evaluation.readings import ANSWERS, Answer, Reading
 from jax_power_smc.samplers import (
     Ancestral,
@@ -201,7 +201,7 @@ def _comparison(ours: _Table, theirs: _Table, answer: Answer) -> list[dict[str, 
     shared = [name for name in ours.ids if name in set(theirs.ids)]
     if not shared:
         return []
-    difference, low, high = mean_and_interval(
+    difference, low, high = difference_interval(
         ours.scores(lambda r: r.answers["draw"].correct, shared)
         - theirs.scores(lambda r: r.answers[answer].correct, shared)
     )

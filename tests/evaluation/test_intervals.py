@@ -7,7 +7,12 @@ import pytest
 from scipy import stats
 
 from jax_power_smc.evaluation import intervals
-from jax_power_smc.evaluation.intervals import accuracy_interval, mean_and_interval, wilson
+from jax_power_smc.evaluation.intervals import (
+    accuracy_interval,
+    difference_interval,
+    mean_and_interval,
+    wilson,
+)
 
 Z = stats.norm.ppf(0.975)
 
@@ -141,6 +146,22 @@ def test_blocks_of_resamples_are_no_different(monkeypatch):
 def test_what_are_no_scores_is_refused(shape):
     with pytest.raises(ValueError, match=r"must be \[problems, seeds\]"):
         mean_and_interval(np.zeros(shape))
+
+
+# --- Differences ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_where_nothing_varies_a_difference_is_not_certain(value):
+    mean, low, high = difference_interval(np.full((20, 3), value))
+    width = wilson(0.0, 20)[1]
+    assert mean == value
+    assert (low, high) == pytest.approx((max(-1, value - width), min(1, value + width)))
+
+
+def test_a_difference_that_varies_has_the_interval_of_its_mean():
+    scores = np.random.default_rng(6).integers(-1, 2, size=(40, 2)).astype(float)
+    assert difference_interval(scores) == mean_and_interval(scores)
 
 
 # --- Accuracies -------------------------------------------------------------------------------
