@@ -104,7 +104,7 @@ def test_only_some_may_be_none(name):
         ({"ess_threshold": 1.5}, "config.ess_threshold is 1.5; it must be a finite number"),
         ({"seeds": 0}, "config.seeds is 0; it must be a tuple of integers"),
         ({"seeds": "01"}, "config.seeds is '01'; it must be a tuple"),
-        ({"seeds": ()}, "nothing to evaluate: no seeds"),
+        ({"seeds": ()}, "at least one seed is needed"),
         ({"seeds": (0.5,)}, r"config.seeds\[0\] is 0.5; it must be an integer"),
         ({"seeds": (2**32,)}, r"config.seeds\[0\] is 4294967296; it must be an integer of at most"),
         ({"seeds": (1, 1)}, r"config.seeds is \(1, 1\); they must differ"),
