@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 from jax._src import distributed
 from jax.experimental import multihost_utils
@@ -15,6 +16,8 @@ from jax.experimental import multihost_utils
 _T = TypeVar("_T")
 # Processes wait for each other as long as the slowest one works; one that is lost ends the wait.
 _FOREVER_MS = 7 * 24 * 3600 * 1000
+# Within which the runtime ends a process, when another one is lost.
+_SECONDS_TO_BE_ENDED = 10.0
 _STOP = "stop"
 # Seconds between two looks whether another process was asked to stop.
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -48,7 +51,13 @@ class Processes:
         """
         if self.count > 1:
             client: Any = distributed.global_state.client
-            client.wait_at_barrier(name, _FOREVER_MS)
+            try:
+                client.wait_at_barrier(name, _FOREVER_MS)
+            except jax.errors.JaxRuntimeError:
+                # Another one is lost. The runtime is about to end this process too and says why; it
+                # crashes if the process falls apart meanwhile.
+                time.sleep(_SECONDS_TO_BE_ENDED)
+                raise
 
 
 ALONE = Processes()

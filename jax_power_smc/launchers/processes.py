@@ -25,6 +25,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from jax_power_smc.launchers.common import BAD_INPUT
 from jax_power_smc.processes import ALONE, Processes
 
 LOST = 1
@@ -152,7 +153,8 @@ def _watch(command: Sequence[str]) -> int:
             print(line, end="", file=sys.stderr, flush=True)
     code = child.wait()
     words = "".join(held)
-    if code == -signal.SIGABRT and (sentence := explain(words)):
+    # The runtime aborts the child; what else that does to it (a crash, an error) is of no interest.
+    if code not in (0, BAD_INPUT) and (sentence := explain(words)):
         print(f"error: {sentence}", file=sys.stderr, flush=True)
         return LOST
     print(words, end="", file=sys.stderr, flush=True)

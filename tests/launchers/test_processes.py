@@ -5,6 +5,7 @@ import signal
 import sys
 import types
 
+import jax
 import pytest
 
 from jax_power_smc import processes as library
@@ -191,9 +192,16 @@ def test_last_words_without_an_explanation_are_shown(watch):
     assert watch(aborts(words)) == (128 + signal.SIGABRT, "", words)
 
 
-def test_last_words_of_a_process_that_did_not_abort_are_shown(watch):
-    program = f"sys.stderr.write({FIRST_DIED!r})\nsys.exit(3)"
-    assert watch(program) == (3, "", FIRST_DIED)
+@pytest.mark.parametrize("end", ["sys.exit(1)", "os.kill(os.getpid(), signal.SIGSEGV)"])
+def test_last_words_are_explained_however_the_process_then_ends(watch, end):
+    program = f"sys.stderr.write({FIRST_DIED!r})\nsys.stderr.flush()\n{end}"
+    assert watch(program) == (processes.LOST, "", f"error: {explain(FIRST_DIED)}\n")
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_words_of_a_process_that_ended_by_itself_are_shown(watch, code):
+    program = f"sys.stderr.write({FIRST_DIED!r})\nsys.exit({code})"
+    assert watch(program) == (code, "", FIRST_DIED)
 
 
 def test_the_watch_passes_signals_on(watch):
@@ -220,6 +228,19 @@ def test_shares_are_disjoint_whole_and_even(count):
 def test_one_process_is_the_first_and_waits_for_nobody():
     assert ALONE.is_first and not Processes(1, 2).is_first
     ALONE.wait("nobody")  # no runtime is there to ask
+
+
+def test_who_waits_for_a_lost_process_leaves_the_end_to_the_runtime(monkeypatch):
+    def fail(name, timeout):
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE")
+
+    slept = []
+    client = types.SimpleNamespace(wait_at_barrier=fail)
+    monkeypatch.setattr(library.distributed.global_state, "client", client)
+    monkeypatch.setattr(library.time, "sleep", slept.append)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        Processes(1, 2).wait("all")
+    assert slept == [library._SECONDS_TO_BE_ENDED]
 
 
 class Service:
