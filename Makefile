@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow test-cluster parity lint clean
+.PHONY: install demo test test-slow test-cluster test-pods parity lint clean
 
 install: .venv/installed
 
@@ -26,7 +26,7 @@ demo: install
 	@echo '  $(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/more --config.limit=100 --config.num_particles=16'
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not slow and not cluster"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not pods and not cluster"
 
 # The long statistical proofs.
 test-slow: install
@@ -35,7 +35,11 @@ test-slow: install
 # Runs under a real mpirun and a real SLURM of this machine alone, those of them that are installed
 # (Debian: openmpi-bin, slurm-wlm, munge); no other target needs them.
 test-cluster: install
-	$(BIN)/python -m pytest -n 0 -rs -m cluster tests/cluster
+	$(BIN)/python -m pytest -n 0 -rs -m "cluster and not pods" tests/cluster
+
+# More runs by several processes than CI has time for.
+test-pods: install
+	$(BIN)/python -m pytest -n 0 -rs -m pods
 
 # Compares with PyTorch, live: the reference implementation of every model family, and the peers of
 # the benchmark. (python -m tests.parity.make_golden writes anew what make test compares with.)

@@ -35,6 +35,7 @@ def test_mpirun_starts_processes_that_find_each_other(evaluations, alone, tmp_pa
     assert pods.shards(tmp_path / "new") == ["records-00000.jsonl", "records-00001.jsonl"]
 
 
+@pytest.mark.pods
 def test_bad_input_is_said_and_ends_the_job(evaluations, tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=2\n")
     _, _, _, *arguments = evaluations.command(tmp_path / "new", alpha=-1.0)

@@ -50,6 +50,7 @@ def test_a_job_is_done_by_tasks_that_find_each_other(cluster, submit, alone, tmp
     pods.assert_same(tmp_path / "new", alone, pods.FEW)
 
 
+@pytest.mark.pods
 def test_a_job_that_is_terminated_stops_and_the_next_one_goes_on(cluster, submit, alone, tmp_path):
     total = pods.LIMIT * len(pods.FEW)
     job = submit(tmp_path / "new")
@@ -72,6 +73,7 @@ def test_a_job_that_is_terminated_stops_and_the_next_one_goes_on(cluster, submit
     pods.assert_same(tmp_path / "new", alone, pods.FEW)
 
 
+@pytest.mark.pods
 def test_bad_input_fails_the_job_at_once(cluster, submit, tmp_path):
     job = submit(tmp_path / "new", alpha=-1.0)
     assert cluster.wait(job, pods.HANGS) == "FAILED"

@@ -9,10 +9,11 @@ import pytest
 
 from tests.launchers import pods
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with a parent"),
-]
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux ends children with a parent"
+)
+# What CI runs too, and what only ``make test-pods`` does: every run starts several processes.
+slow, pods_only = pytest.mark.slow, pytest.mark.pods
 TOGETHER = {"mesh.scope": "global"}
 
 
@@ -33,12 +34,22 @@ def alone(evaluations, tmp_path_factory):
 @pytest.mark.parametrize(
     ("count", "devices", "runs", "mesh"),
     [
-        pytest.param(2, 1, pods.RUNS, {}, id="2-shares"),
-        pytest.param(4, 1, pods.FEW, {}, id="4-shares"),
-        pytest.param(2, 2, pods.FEW, {"mesh.model": 2}, id="2-shares-model-cut-within-each"),
-        pytest.param(2, 1, pods.RUNS, TOGETHER, id="2-decode-together"),
-        pytest.param(2, 1, pods.RUNS, TOGETHER | {"mesh.model": 2}, id="model-cut-over-2"),
-        pytest.param(4, 1, pods.FEW, TOGETHER | {"mesh.model": 2}, id="model-cut-over-2-of-4"),
+        pytest.param(2, 1, pods.RUNS, {}, id="2-shares", marks=slow),
+        pytest.param(4, 1, pods.FEW, {}, id="4-shares", marks=pods_only),
+        pytest.param(
+            *(2, 2, pods.FEW, {"mesh.model": 2}),
+            id="2-shares-model-cut-within-each",
+            marks=pods_only,
+        ),
+        pytest.param(2, 1, pods.RUNS, TOGETHER, id="2-decode-together", marks=pods_only),
+        pytest.param(
+            *(2, 1, pods.RUNS, TOGETHER | {"mesh.model": 2}), id="model-cut-over-2", marks=slow
+        ),
+        pytest.param(
+            *(4, 1, pods.FEW, TOGETHER | {"mesh.model": 2}),
+            id="model-cut-over-2-of-4",
+            marks=pods_only,
+        ),
     ],
 )
 def test_several_processes_record_what_one_does(
@@ -62,6 +73,7 @@ def test_several_processes_record_what_one_does(
     assert run.left_at_the_end == []
 
 
+@slow
 def test_a_killed_process_ends_the_others_and_three_finish_what_four_began(
     evaluations, alone, tmp_path
 ):
@@ -87,6 +99,7 @@ def test_a_killed_process_ends_the_others_and_three_finish_what_four_began(
     pods.assert_same(tmp_path, alone, pods.FEW)
 
 
+@pods_only
 @pytest.mark.parametrize(("mesh", "which"), [({}, 0), (TOGETHER, 1)], ids=["shares", "together"])
 def test_terminating_one_process_stops_all_of_them(evaluations, alone, tmp_path, mesh, which):
     total = pods.LIMIT * len(pods.FEW)
@@ -104,8 +117,9 @@ def test_terminating_one_process_stops_all_of_them(evaluations, alone, tmp_path,
     pods.assert_same(tmp_path, alone, pods.FEW)
 
 
+@pods_only
 def test_processes_that_never_start_are_named(evaluations, tmp_path):
-    run = evaluations.together(tmp_path, 4, "--join_seconds=10", start=[0, 2])
+    run = evaluations.together(tmp_path, 4, "--join_seconds=30", start=[0, 2])
     assert run.codes() == [1, 1], run.said()
     assert run.said()[0] == (
         "error: processes 1 and 3 are missing: not started, or without a way to the coordinator.\n"
@@ -114,6 +128,7 @@ def test_processes_that_never_start_are_named(evaluations, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pods_only
 def test_without_process_0_the_others_give_up(evaluations, tmp_path):
     run = evaluations.together(tmp_path, 2, "--join_seconds=1", start=[1])
     assert run.codes() == [1], run.said()
@@ -121,6 +136,7 @@ def test_without_process_0_the_others_give_up(evaluations, tmp_path):
     assert "process 0" in run.said()[0]
 
 
+@pods_only
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -141,6 +157,7 @@ def test_bad_input_is_one_sentence_for_each_and_nobody_hangs(
     assert run.left_at_the_end == []
 
 
+@pods_only
 def test_a_workdir_of_another_config_is_refused_by_all(evaluations, alone):
     before = pods.read(alone)
     run = evaluations.together(alone, 2, alpha=2.0)
