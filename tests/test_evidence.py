@@ -36,7 +36,7 @@ from jax_power_smc.evidence import (
 )
 from jax_power_smc.models.table import TableParams
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]
 
 INF = np.inf
 MODEL = TableLM(vocab_size=4, order=2)
@@ -301,8 +301,10 @@ def test_the_ess_of_the_pooled_weights_is_at_most_the_sum(few):
 
 
 def test_the_genealogy_leads_to_the_same_tokens(copies):
-    runs = [first(run, 2) for run in copies[:3]]
-    assert any(r.info.forks.any() for r in runs)
+    forks = np.sum([run.info.forks.sum(axis=1) for run in copies[:3]], axis=0)
+    busy = np.argsort(-forks)[:2]
+    assert forks[busy].all()
+    runs = [changed(run, lambda _, x: x[busy], lambda _, x: x[busy]) for run in copies[:3]]
     # A row that none uses must stay so.
     unused = dataclasses.replace(runs[1].info, rows=np.array([[1, -1], [-1, 0]], np.int32))
     runs[1] = dataclasses.replace(runs[1], info=unused)

@@ -194,6 +194,7 @@ def test_no_step_on_a_mesh_copies_the_cache(size, slots_per_row, num_kv_heads, s
     assert len(re.findall(r" conditional\(", text)) == 2
 
 
+@pytest.mark.slow
 def test_a_cpu_process_does_not_keep_more_programs_than_it_may_map(monkeypatch):
     monkeypatch.setattr(programs, "MOST_ON_CPU", 3)
     programs.forget()

@@ -44,6 +44,7 @@ def test_with_all_parts_it_is_the_model():
 
 
 @pytest.mark.parametrize("without", ["runs", "moves"])
+@pytest.mark.slow
 def test_without_a_part_it_is_not(without):
     altered = Altered(MODEL, **{without: False})
     made = altered.params(PARAMS, PROMPT)
@@ -51,6 +52,7 @@ def test_without_a_part_it_is_not(without):
 
 
 @pytest.mark.parametrize("period", [None, 1, 5])
+@pytest.mark.slow
 def test_forced_rules_resample_when_they_are_told_to(period):
     works = [Work([3], 0, psmc.PowerTarget(1.0), 41)]
     done = timing.decode(MODEL, PARAMS, *Forced.every(64, period), works)

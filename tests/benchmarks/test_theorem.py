@@ -48,6 +48,7 @@ def test_logits_in_half_precision_are_normalised_in_float32():
     np.testing.assert_allclose(np.exp(got.astype(np.float64)).sum(axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_transformers_tokens_sum_to_the_log_probs_of_sampling():
     config = TransformerConfig(
         family="llama",

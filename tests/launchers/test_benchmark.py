@@ -44,6 +44,7 @@ def figures(tmp_path_factory):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_every_setting_has_every_figure(figures):
     settings = [("smc", 4, 0.0), ("smc", 4, 0.25), ("swor", 16, 0.0), ("mh", 4, 0.0)]
     output = ["mean_log_prob", "mean_length", "model_tokens"]
@@ -61,6 +62,7 @@ def test_every_setting_has_every_figure(figures):
     assert all(x["device"].startswith("cpu") for x in figures)
 
 
+@pytest.mark.slow
 def test_the_table_itself_has_exact_figures(figures):
     exact = {x["metric"]: x["value"] for x in figures if "name" not in x}
     assert exact.keys() == {"exact_log_evidence", "exact_mean_log_prob"}
@@ -68,6 +70,7 @@ def test_the_table_itself_has_exact_figures(figures):
     assert exact["exact_log_evidence"] >= 4.0 * exact["exact_mean_log_prob"]
 
 
+@pytest.mark.slow
 def test_the_chain_is_given_about_the_tokens_of_the_particles(figures):
     tokens = {x["name"]: x["value"] for x in figures if x["metric"] == "model_tokens"}
     assert tokens["mh"] == pytest.approx(4 * 12, rel=0.25)
@@ -101,6 +104,7 @@ def test_language_models_have_evidence_and_accuracy(tmp_path):
     assert ("mh", 2, "mean_log_prob") in got and ("mh", 2, "estimated_gap") not in got
 
 
+@pytest.mark.slow
 def test_without_replacement_spreads_less_and_has_a_small_gap(figures):
     def of(metric):
         return {(x["name"], x["ramp_share"]): x["value"] for x in figures if x["metric"] == metric}

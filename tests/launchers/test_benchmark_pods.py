@@ -62,6 +62,7 @@ def value(lines, metric):
     return found
 
 
+@pytest.mark.slow
 def test_what_layers_exchange(lines):
     listed = [line for line in lines if line["metric"] == "collective_bytes"]
     assert all(line["mesh"] == "4x2" and line["group"] == 2 for line in listed)
@@ -75,6 +76,7 @@ def test_what_layers_exchange(lines):
     assert value(lines, "sent_per_layer") == 2 * stream["value"]
 
 
+@pytest.mark.slow
 def test_memory_and_times(lines):
     # bfloat16; each of two devices has two of four heads, and half of every matrix.
     attention = 4 * D * D + 3 * D
@@ -96,6 +98,7 @@ def test_memory_and_times(lines):
     assert value(lines, "prompts_that_fit") == ROWS and value(lines, "share_of_memory") < 1
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_said(tmp_path):
     made = config({"memory_bytes": 1e4, "meshes": ((8, 1),)}, checked_layers=None)
     lines = [json.loads(x) for x in benchmark(made, str(tmp_path)).read_text().splitlines()]
@@ -103,6 +106,7 @@ def test_too_little_memory_is_said(tmp_path):
     assert value(lines, "collectives_per_step") == value(lines, "sent_per_step") == 0
 
 
+@pytest.mark.slow
 def test_layers_that_differ_are_noticed(monkeypatch, tmp_path):
     original = pods.per_step
 

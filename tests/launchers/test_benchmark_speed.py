@@ -67,6 +67,7 @@ def of(figures, metric, *names):
     }
 
 
+@pytest.mark.slow
 def test_steps_are_multiples_of_one_sequence(figures):
     names = "sampler", "num_particles"
     times, multiples = (of(figures, m, *names) for m in ("step_time", "step_multiple"))
@@ -82,6 +83,7 @@ def test_steps_are_multiples_of_one_sequence(figures):
     assert moved["smc", 1] < moved["smc", 4] and min(share.values()) > 0
 
 
+@pytest.mark.slow
 def test_parts_are_shares_of_the_whole(figures):
     shares = of(figures, "part_share", "sampler", "part")
     for sampler in ("smc", "swor"):
@@ -89,6 +91,7 @@ def test_parts_are_shares_of_the_whole(figures):
         assert len(parts) == 4 and sum(parts) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_resampling_is_forced(figures):
     ratios = of(figures, "resampling_ratio", "resampled")
     assert ratios.keys() == {("none",), ("never",), ("every 4",), ("every 1",)}
@@ -97,6 +100,7 @@ def test_resampling_is_forced(figures):
     assert lines["never"]["fork_share"] == 0 and lines["every 1"]["ess_share"] < 1
 
 
+@pytest.mark.slow
 def test_the_other_sections_have_their_figures(figures):
     forks = [x for x in figures if x["metric"] == "swor_over_smc"]
     assert [x["logit_scale"] for x in forks] == [1.0, 64.0]

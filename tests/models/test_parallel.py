@@ -48,11 +48,7 @@ CONFIGS = {
     "whole-vocabulary": TransformerConfig(**{**_SIZES, "vocab_size": 23}, family="qwen2"),
 }
 # Of K = 4 key/value heads each device has two, or one.
-QUICK = {
-    "norm-over-all-heads": (2,),
-    "windows-softcaps-tied": (4,),
-    "whole-vocabulary": (2,),
-}
+QUICK = {"windows-softcaps-tied": (4,)}
 PAIRS = [
     pytest.param(name, size, marks=[] if size in QUICK.get(name, ()) else [pytest.mark.slow])
     for name in CONFIGS
