@@ -17,7 +17,7 @@ from jax_power_smc.tasks.load import load_task
 QWEN = pathlib.Path(__file__).resolve().parents[2] / "../shared/tokenizers/qwen2.5"
 needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason="../shared/tokenizers/qwen2.5 is absent")
 # The others take the time of their compilation.
-QUICK = ("qwen2", "phi3")
+QUICK = ("qwen2",)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
