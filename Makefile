@@ -37,7 +37,7 @@ test-slow: install
 test-cluster: install
 	$(BIN)/python -m pytest -n 0 -rs -m "cluster and not pods" tests/cluster
 
-# More runs by several processes than CI has time for.
+# More runs on many devices and by several processes than CI has time for.
 test-pods: install
 	$(BIN)/python -m pytest -n 0 -rs -m pods
 

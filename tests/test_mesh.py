@@ -66,7 +66,7 @@ QUICK = {
     8: ("mh-stop",),
 }
 PAIRS = [
-    pytest.param(size, case, marks=[] if case in QUICK[size] else [pytest.mark.slow])
+    pytest.param(size, case, marks=[] if case in QUICK[size] else [pytest.mark.pods])
     for size in QUICK
     for case in CASES
 ]
@@ -151,9 +151,9 @@ def _flat(x):
         (4, {"prompts": PROMPTS * 3, "prompts_per_batch": 2}),  # one slot a row, used again
         pytest.param(
             *(4, {"prompts": PROMPTS * 3, "prompts_per_batch": 16}),  # groups of several of a row
-            marks=pytest.mark.slow,
+            marks=pytest.mark.pods,
         ),
-        pytest.param(*(8, {"prompts": PROMPTS[:1], "max_new_tokens": 1}), marks=pytest.mark.slow),
+        pytest.param(*(8, {"prompts": PROMPTS[:1], "max_new_tokens": 1}), marks=pytest.mark.pods),
     ],
 )
 def test_however_prompts_meet_rows(size, options):
@@ -201,7 +201,7 @@ def by_index(done):
 
 
 @pytest.mark.parametrize(
-    "size", [pytest.param(size, marks=pytest.mark.slow) for size in (1, 2, 4, 8)]
+    "size", [pytest.param(size, marks=pytest.mark.pods) for size in (1, 2, 4, 8)]
 )
 def test_a_stream_of_many_targets(short_chunks, size):
     # Those with a restriction come late: what runs then is widened.
@@ -214,7 +214,7 @@ def test_a_stream_of_many_targets(short_chunks, size):
         assert_same(one.result, expected[index].result)
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.pods)])
 def test_a_cancelled_request_stops_no_other_row(short_chunks, size):
     asked = [request(0, prompt=[i], max_new_tokens=12) for i in range(9)]
     expected = by_index(make(None).stream(asked, key=KEY))
@@ -244,7 +244,7 @@ def test_rows_that_end_early_wait_for_no_other(short_chunks):
         assert_same(one.result, expected[one.index].result)
 
 
-@pytest.mark.slow
+@pytest.mark.pods
 def test_warmup_compiles_all_that_a_stream_on_a_mesh_needs():
     # Two buckets of prompts, and two of caches, so that one grows.
     sizes = {"max_prompt_tokens": 100, "max_new_tokens": 300, "slots": 4}

@@ -50,7 +50,7 @@ CONFIGS = {
 # Of K = 4 key/value heads each device has two, or one.
 QUICK = {"windows-softcaps-tied": (4,)}
 PAIRS = [
-    pytest.param(name, size, marks=[] if size in QUICK.get(name, ()) else [pytest.mark.slow])
+    pytest.param(name, size, marks=[] if size in QUICK.get(name, ()) else [pytest.mark.pods])
     for name in CONFIGS
     for size in (1, 2, 4)
 ]
