@@ -34,7 +34,7 @@ def alone(evaluations, tmp_path_factory):
 @pytest.mark.parametrize(
     ("count", "devices", "runs", "mesh"),
     [
-        pytest.param(2, 1, pods.RUNS, {}, id="2-shares", marks=slow),
+        pytest.param(2, 1, pods.RUNS, {}, id="2-shares", marks=pods_only),
         pytest.param(4, 1, pods.FEW, {}, id="4-shares", marks=pods_only),
         pytest.param(
             *(2, 2, pods.FEW, {"mesh.model": 2}),

@@ -18,6 +18,7 @@ QWEN = pathlib.Path(__file__).resolve().parents[2] / "../shared/tokenizers/qwen2
 needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason="../shared/tokenizers/qwen2.5 is absent")
 # The others take the time of their compilation.
 QUICK = ("qwen2",)
+MARKS = {"phi3": pytest.mark.slow}  # the other one of the configs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -46,7 +47,10 @@ def sampled(config, lm, name):
 
 @pytest.mark.parametrize(
     "family",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+    [
+        pytest.param(name, marks=[] if name in QUICK else MARKS.get(name, pytest.mark.pods))
+        for name in FAMILIES
+    ],
 )
 def test_every_family_runs_through(family):
     config = dry(architecture=family)
