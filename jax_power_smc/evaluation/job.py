@@ -149,11 +149,10 @@ def evaluate(
             left = job.processes.share(left)
         progress = _Progress(run, own, len(own) + len(mine), report)
         desk = _Desk(writer, grader, progress, mine)
-        work = _chains(job, run, left) if _runs_chains(run) else _slots(job, run, left, until)
-        for record in work:
+        decode = _chains if _runs_chains(run) else _slots
+        # They ask ``until`` themselves: what has come out together is all recorded.
+        for record in decode(job, run, left, until):
             desk.take(record)
-            if until():
-                break
         desk.finish()
         readings += progress.readings[len(own) :]
         if until():
@@ -225,7 +224,9 @@ def _slots(
         yield record
 
 
-def _chains(job: Job, run: Run, left: Sequence[tuple[int, Problem]]) -> Iterator[Record]:
+def _chains(
+    job: Job, run: Run, left: Sequence[tuple[int, Problem]], until: Callable[[], bool]
+) -> Iterator[Record]:
     """Records without verdicts, batch by batch: all chains follow one schedule."""
     count = len(job.task.problems)
     # Batches of one size: all rows of a batch take the time of the longest.
@@ -233,6 +234,8 @@ def _chains(job: Job, run: Run, left: Sequence[tuple[int, Problem]]) -> Iterator
     for seed in job.seeds:
         problems = [problem for own, problem in left if own == seed]
         for first in range(0, len(problems), width):
+            if until():
+                return
             batch = problems[first : first + width]
             result = engine.sample(
                 job.lm.model,

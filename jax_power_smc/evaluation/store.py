@@ -50,7 +50,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
         f"{name} is {_shown(ours.get(name, absent))}, there it is "
         f"{_shown(theirs.get(name, absent))}"
         for name in sorted({*ours, *theirs})
-        if ours.get(name, absent) != theirs.get(name, absent)
+        # As the hash sees them: to Python 2 is 2.0, and True is 1.
+        if json.dumps(ours.get(name, absent)) != json.dumps(theirs.get(name, absent))
     ]
 
 
@@ -76,6 +77,11 @@ def claim(workdir: epath.Path, config: Mapping[str, Any], about: Mapping[str, An
                 f"{os.fspath(workdir)} holds the records of another config: {'; '.join(changed)}. "
                 "Go on with that config, or choose another workdir."
             )
+        if held["hash"] != digest:
+            raise ValueError(
+                f"{os.fspath(workdir / CONFIG)} is damaged: its hash is {held['hash']}, and that "
+                f"of its config {digest}."
+            )
         return digest
     stray = [os.fspath(path) for path in _files(workdir)]
     if stray:
@@ -99,8 +105,8 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
         return None
     try:
         held = json.loads(path.read_text())
-        held["config"], held["hash"]
-    except (ValueError, KeyError, TypeError) as error:
+        held["config"].keys(), held["hash"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is not what a job wrote ({error}).") from error
     return held
 
@@ -291,8 +297,8 @@ def _files(workdir: epath.Path) -> list[epath.Path]:
 def _parse(line: bytes, path: epath.Path, number: int) -> Record:
     try:
         record = json.loads(line)
-        item_of(record)
-    except (ValueError, KeyError, TypeError) as error:
+        hash(item_of(record))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"line {number} of {os.fspath(path)} is no record ({type(error).__name__}: {error}); "
             "the file is damaged."

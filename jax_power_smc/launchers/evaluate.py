@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jax_power_smc.evaluation import job, settings, store
 from jax_power_smc.evaluation.readings import Reading, read
+from jax_power_smc.evaluation.records import Record, item_of
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.grading.open import open_grader
 from jax_power_smc.launchers.common import launch, stop_on_signals
@@ -68,6 +69,8 @@ def evaluate(
     ]
     root = epath.Path(workdir).expanduser()
     held, lm = store.read_config(root), None
+    if held is not None and not {"chat", "device"} <= held.keys():
+        raise ValueError(f"{root / store.CONFIG} is not what a job wrote: no chat, or no device.")
     # Whether prompts are for a chat model is for the model to say, and is asked once.
     task = load_task(config, chat=held is not None and held["chat"])
     if held is None:
@@ -95,15 +98,23 @@ def _finished(
 ) -> list[Reading]:
     """The readings of what an earlier start has done."""
     store.claim(root, _decides(config, task), {})
-    done = []
-    for record in store.read_records(root):
-        if record["config"] != held["hash"]:
-            raise ValueError(
-                f"{root} holds a record of config {record['config']}, and is that of "
-                f"{held['hash']}; choose another workdir."
-            )
-        done.append(read(record))
-    return done
+    return [_reading(root, record, held["hash"]) for record in store.read_records(root)]
+
+
+def _reading(root: epath.Path, record: Record, digest: str) -> Reading:
+    """What an earlier start has recorded; ValueError unless it is of this config and whole."""
+    if record.get("config") != digest:
+        raise ValueError(
+            f"{root} holds a record of config {record.get('config')}, and is that of {digest}; "
+            "choose another workdir."
+        )
+    try:
+        return read(record)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        item = ", ".join(map(str, item_of(record)))
+        raise ValueError(
+            f"the record of {item} in {root} is damaged ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _decides(config: ConfigDict, task: Task) -> dict[str, Any]:

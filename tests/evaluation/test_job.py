@@ -323,6 +323,15 @@ def test_a_job_that_is_asked_to_stop_records_what_is_finished(
     assert_same(run(made, tmp_path), finished.of(PLAIN) + finished.of(POWER))
 
 
+@pytest.mark.parametrize("run_", [PLAIN, CHAIN], ids=["slots", "chains"])
+def test_what_has_come_out_together_is_all_recorded(known, task, tmp_path, run_):
+    states = []
+    made = make(known, task, [run_], SEEDS)
+    some = run(made, tmp_path, states.append, until=lambda: bool(states))
+    # Four problems to a batch; answers of one length leave the four slots together.
+    assert len(some) == len(GOLD)
+
+
 # --- Progress ---------------------------------------------------------------------------------
 
 

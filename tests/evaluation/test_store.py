@@ -83,7 +83,22 @@ def test_records_of_nobody_are_left_alone(workdir):
     assert lines(workdir) == ["older"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"config": {}}'])
+@pytest.mark.parametrize(("one", "other"), [(2, 2.0), (1, True), ({}, None)])
+def test_values_that_python_calls_equal_are_not_for_the_hash(workdir, one, other):
+    store.claim(workdir, {"x": [one]}, {})
+    with pytest.raises(ValueError, match="another config: x is"):
+        store.claim(workdir, {"x": [other]}, {})
+
+
+def test_a_hash_that_is_not_that_of_the_config(workdir):
+    digest = store.claim(workdir, CONFIG, {})
+    text = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text.replace(digest, "0123456789ab"))
+    with pytest.raises(ValueError, match=r"config.json is damaged: its hash is 0123456789ab"):
+        store.claim(workdir, CONFIG, {})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"config": {}}', '{"config": 1, "hash": ""}'])
 def test_a_damaged_config_is_named(workdir, text):
     workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(text)
@@ -141,7 +156,9 @@ def test_a_line_torn_off_before_its_end_of_line_is_done_again(workdir):
     assert list(store.read_records(workdir)) == []
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "7", '{"run": "smc"}', "\\x00"])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "7", '{"run": "smc"}', '{"run": [], "seed": 0, "id": "a"}', "\\x00"]
+)
 def test_a_damaged_line_is_named(workdir, line):
     store.claim(workdir, CONFIG, {})
     (workdir / "records.jsonl").write_text(f"{json.dumps(record(0))}\n{line}\n")

@@ -301,6 +301,25 @@ def test_records_of_another_hash_are_refused(model, easy, finished, tmp_path):
 # --- Dry runs ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["config", "particles", "choice", "seconds", "info"])
+def test_a_damaged_record_is_named(model, easy, finished, tmp_path, name):
+    shutil.copy(finished.workdir / "config.json", tmp_path)
+    listed = finished.records()
+    del listed[2][name]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in listed))
+    with pytest.raises(ValueError, match=r"is damaged \(KeyError|holds a record of config None"):
+        evaluate.evaluate(small_config(model), str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["chat", "device"])
+def test_a_config_that_no_job_wrote_is_named(model, easy, finished, tmp_path, name):
+    held = json.loads((finished.workdir / "config.json").read_text())
+    del held[name]
+    (tmp_path / "config.json").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"config.json is not what a job wrote"):
+        evaluate.evaluate(small_config(model), str(tmp_path))
+
+
 def test_a_dry_run_needs_no_weights(tmp_path, capsys):
     config = small_config("tiny-reasoner", dry_run=True)
     for name in ("mh", "samples", "greedy", "low_temperature", "smc_ramp"):
