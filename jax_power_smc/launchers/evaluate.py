@@ -67,7 +67,7 @@ def evaluate(
         Run(name, settings.label(config, name), sampler)
         for name, sampler in settings.samplers(config).items()
     ]
-    root = epath.Path(workdir).expanduser()
+    root = _directory(workdir)
     sizes, held, lm = store.sizes(root), store.read_config(root), None
     if held is not None and not {"chat", "device"} <= held.keys():
         raise ValueError(f"{root / store.CONFIG} is not what a job wrote: no chat, or no device.")
@@ -91,6 +91,21 @@ def evaluate(
     if processes.count > 1:
         done = [read(record) for record in store.read_records(root)]
     return _conclude(config, task, runs, root, done, total)
+
+
+def _directory(workdir: str) -> epath.Path:
+    """The workdir as a path; ValueError for none, or one that nothing here can write to."""
+    if not workdir:
+        raise ValueError("workdir is empty; it must be a directory.")
+    try:
+        root = epath.Path(workdir).expanduser()
+        root.exists()
+    except (ImportError, KeyError) as error:  # no library for such places, or none is known
+        raise ValueError(
+            f"workdir is {workdir!r}, and nothing that is installed can write there ({error}); "
+            "for gs:// pip install 'jax-power-smc[gcs]'."
+        ) from error
+    return root
 
 
 def _finished(

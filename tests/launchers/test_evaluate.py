@@ -330,6 +330,14 @@ def test_a_damaged_record_is_named(model, easy, finished, tmp_path, name):
         evaluate.evaluate(small_config(model), str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("workdir", "message"), [("", "workdir is empty"), ("ftp://host/dir", "can write there")]
+)
+def test_a_workdir_that_cannot_be(workdir, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluate(small_config("tiny-reasoner"), workdir)
+
+
 @pytest.mark.parametrize("name", ["chat", "device"])
 def test_a_config_that_no_job_wrote_is_named(model, easy, finished, tmp_path, name):
     held = json.loads((finished.workdir / "config.json").read_text())
