@@ -23,6 +23,7 @@ from jax_power_smc.evaluation.readings import Reading, read
 from jax_power_smc.evaluation.records import Item, Record
 from jax_power_smc.evaluation.store import Writer
 from jax_power_smc.evaluation.summary import Run
+from jax_power_smc.grading.golds import read_gold
 from jax_power_smc.grading.verdict import Grader
 from jax_power_smc.models.load import LoadedModel
 from jax_power_smc.processes import ALONE, Processes
@@ -102,6 +103,11 @@ Report = Callable[[State], None]
 
 def check(job: Job) -> None:
     """Raises ValueError for whatever would stop the job later on, before any work starts."""
+    for problem in job.task.problems:
+        try:
+            read_gold(job.task.kind, problem.gold)
+        except ValueError as error:
+            raise ValueError(f"problem {problem.id!r}: {error}") from error
     prompts = [_encode(job, problem) for problem in job.task.problems]
     limit = job.lm.model.max_positions
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))

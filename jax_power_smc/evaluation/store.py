@@ -143,6 +143,14 @@ def read_records(workdir: epath.Path) -> Iterator[Record]:
                     yield record
 
 
+def sizes(workdir: epath.Path) -> dict[str, int]:
+    """Bytes of every local file of records that holds any: whether there is something new."""
+    if is_remote(workdir):
+        return {}
+    held = {os.fspath(path): os.path.getsize(path) for path in _files(workdir)}
+    return {path: size for path, size in held.items() if size}
+
+
 def write_whole(path: epath.Path, text: str) -> None:
     """Writes a file so that it is there whole or, as far as anyone can see, not at all."""
     write_bytes_whole(path, text.encode())
@@ -178,7 +186,7 @@ class Appender:
         self._file = open(path, "ab")  # noqa: SIM115, closed by close()
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._file.close()
             raise ValueError(
                 f"another job is writing to {os.fspath(path)}; wait for it."

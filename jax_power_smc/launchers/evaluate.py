@@ -67,8 +67,8 @@ def evaluate(
         Run(name, settings.label(config, name), sampler)
         for name, sampler in settings.samplers(config).items()
     ]
-    root = epath.Path(workdir).expanduser()
-    held, lm = store.read_config(root), None
+    root = _directory(workdir)
+    sizes, held, lm = store.sizes(root), store.read_config(root), None
     if held is not None and not {"chat", "device"} <= held.keys():
         raise ValueError(f"{root / store.CONFIG} is not what a job wrote: no chat, or no device.")
     # Whether prompts are for a chat model is for the model to say, and is asked once.
@@ -84,13 +84,28 @@ def evaluate(
     processes.wait("all have read what is finished")  # before anyone writes
     if len(done) < total:
         lm = lm or _model(config)
-        done += _work(config, lm, task, runs, root, done, until, processes)
+        done = _work(config, lm, task, runs, root, done, sizes, until, processes)
     processes.wait("all are done")
     if not processes.is_first:
         return {}
     if processes.count > 1:
         done = [read(record) for record in store.read_records(root)]
     return _conclude(config, task, runs, root, done, total)
+
+
+def _directory(workdir: str) -> epath.Path:
+    """The workdir as a path; ValueError for none, or one that nothing here can write to."""
+    if not workdir:
+        raise ValueError("workdir is empty; it must be a directory.")
+    try:
+        root = epath.Path(workdir).expanduser()
+        root.exists()
+    except (ImportError, KeyError) as error:  # no library for such places, or none is known
+        raise ValueError(
+            f"workdir is {workdir!r}, and nothing that is installed can write there ({error}); "
+            "for gs:// pip install 'jax-power-smc[gcs]'."
+        ) from error
+    return root
 
 
 def _finished(
@@ -130,10 +145,22 @@ def _work(
     runs: Sequence[Run],
     root: epath.Path,
     done: Sequence[Reading],
+    sizes: dict[str, int],
     until: Callable[[], bool],
     processes: Processes,
 ) -> list[Reading]:
-    """Does what is left, or as much of it as ``until`` allows; of several processes a share."""
+    """Does what is left, or as much of it as ``until`` allows; of several processes a share.
+
+    Args:
+      config, lm, task, runs, root: the job.
+      done: what was finished when the files of records had these ``sizes``.
+      sizes: see ``store.sizes``.
+      until: see ``job.evaluate``.
+      processes: of the job.
+
+    Returns:
+      Readings of what was finished, and of what this process has done.
+    """
     mesh = _mesh(config)
     todo = job.Job(
         lm,
@@ -164,7 +191,13 @@ def _work(
         with writer as file, Progress(processes) as progress:
             if file.torn:
                 print(f"A torn last line of {file.torn} bytes was removed.", flush=True)
-            return job.evaluate(todo, done, file, grader, progress.report, stop)
+            processes.wait("all have opened their files")
+            if store.sizes(root) != sizes:  # another job was writing when they were read
+                held = store.read_config(root)
+                assert held is not None
+                done = _finished(root, config, task, held)
+            processes.wait("all know what is finished")
+            return [*done, *job.evaluate(todo, done, file, grader, progress.report, stop)]
 
 
 def _model(config: ConfigDict) -> LoadedModel:

@@ -95,8 +95,16 @@ def grade(
         raise ValueError(f"task is {task!r}; allowed are {', '.join(KINDS)}.")
     if target.is_dir():
         raise ValueError(f"output is {os.fspath(target)}, a directory; it must be a file.")
-    if target.exists() and target.samefile(source):
-        raise ValueError("input and output are the same file; the output needs another name.")
+    if target.exists() and not target.is_file():  # a device would be renamed
+        raise ValueError(f"output is {os.fspath(target)}; it must be an ordinary file.")
+    unfinished = target.with_name(target.name + ".tmp")
+    for written in (target, unfinished):
+        if written.exists() and written.samefile(source):
+            raise ValueError(
+                "input and output are the same file; the output needs another name."
+                if written == target
+                else f"input is {os.fspath(source)}, where the output is made; rename one of them."
+            )
     started = time.monotonic()
     with open_grader(
         KINDS[task],
@@ -106,7 +114,6 @@ def grade(
     ) as grader:
         lines = read_lines(source, task)
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(target.name + ".tmp")
         with unfinished.open("w", encoding="utf-8") as file:
             verdicts = _write(file, lines, grader)
     keep_older(target)

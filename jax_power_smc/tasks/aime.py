@@ -29,7 +29,7 @@ _BOXED = re.compile(r"\\boxed\{\s*(\d+)\s*\}")
 def read(row: Row) -> Example:
     """Reads problem (or Problem, question), answer (or Answer), id (or ID), solution."""
     question = row.text("problem", "Problem", "question", "prompt")
-    solution = row.text("solution", "Solution") if row.has("solution", "Solution") else None
+    solution = row.text_or_none("solution", "Solution")
     answer = None
     if solution is not None and not row.has("answer", "Answer"):
         # One year has the answer in a box and nothing else to say.

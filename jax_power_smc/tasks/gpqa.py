@@ -42,8 +42,7 @@ def read(row: Row) -> Example:
         raise ValueError(
             f"{row.place} has answer {letter!r}; it must be one of {', '.join(prompts.OPTIONS)}."
         )
-    solution = row.text("solution") if row.has("solution") else None
-    return Example(name_of(row, question, "id"), question, letter, solution)
+    return Example(name_of(row, question, "id"), question, letter, row.text_or_none("solution"))
 
 
 def _from_options(row: Row) -> Example:
@@ -53,9 +52,9 @@ def _from_options(row: Row) -> Example:
     key = name_of(row, asked, "Record ID", "id")
     order = prompts.shuffled(len(texts), key)
     letter = prompts.OPTIONS[order.index(0)]
-    solution = None
-    if row.has("Explanation") and str(row.value("Explanation")).strip():
-        solution = f"{row.text('Explanation').strip()}\n" rf"The answer is \boxed{{{letter}}}."
+    solution = row.text_or_none("Explanation")
+    if solution is not None:
+        solution = f"{solution.strip()}\n" rf"The answer is \boxed{{{letter}}}."
     question = prompts.write_options(asked, [texts[i] for i in order])
     return Example(key, question, letter, solution)
 

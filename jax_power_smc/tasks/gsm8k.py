@@ -32,11 +32,11 @@ def read(row: Row) -> Example:
         raise ValueError(
             f"{row.place} has answer {text!r}; it must be a number, or end in {_MARK} and a number."
         )
-    solution = None
+    solution: str | None
     if found and worked.strip():
         solution = f"{_CALCULATION.sub('', worked).strip()}\n" rf"The answer is \boxed{{{gold}}}."
-    elif row.has("solution"):
-        solution = row.text("solution")
+    else:
+        solution = row.text_or_none("solution")
     return Example(name_of(row, question, "id"), question, gold, solution)
 
 

@@ -29,7 +29,7 @@ def read(row: Row) -> Example:
         id=name_of(row, prompt, "task_id", "id"),
         question=prompt,
         gold={name: row.text(name) for name in ("prompt", "test", "entry_point")},
-        solution=row.text("canonical_solution") if row.has("canonical_solution") else None,
+        solution=row.text_or_none("canonical_solution"),
     )
 
 

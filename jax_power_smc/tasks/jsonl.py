@@ -33,7 +33,7 @@ def benchmark(fields: Mapping[str, str | None], kind: Kind) -> Benchmark:
         named = fields["id"]
         key = name_of(row, question) if named is None else row.text(named)
         solution = fields["solution"]
-        worked = row.text(solution) if solution and row.has(solution) else None
+        worked = row.text_or_none(solution) if solution else None
         return Example(key, question, _gold(row, str(fields["answer"]), kind), worked)
 
     return Benchmark(

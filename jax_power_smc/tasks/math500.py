@@ -27,7 +27,7 @@ def read(row: Row) -> Example:
         id=name_of(row, question, "unique_id", "id"),
         question=question,
         gold=row.text("answer").strip(),
-        solution=row.text("solution") if row.has("solution") else None,
+        solution=row.text_or_none("solution"),
     )
 
 

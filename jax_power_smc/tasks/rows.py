@@ -58,7 +58,15 @@ class Row:
             raise ValueError(f"{self.place} has {name} {value!r}; it must be a text.")
         if not str(value).strip():
             raise ValueError(f"{self.place} has an empty {name}.")
+        if any("\ud800" <= letter <= "\udfff" for letter in str(value)):
+            raise ValueError(f"{self.place} has half a character (a lone surrogate) in {name}.")
         return str(value)
+
+    def text_or_none(self, *names: str) -> str | None:
+        """Like ``text``, or None if there is none or it is blank, as in a table's empty cell."""
+        if not self.has(*names) or not str(self.value(*names)).strip():
+            return None
+        return self.text(*names)
 
 
 def read_rows(path: str, field: str = "config.data") -> list[Row]:
@@ -98,7 +106,7 @@ def numbered(records: Iterable[Any], name: str) -> list[Row]:
 def _from_list(text: str, name: str) -> list[Row]:
     try:
         records: Sequence[Any] = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON ({error}).") from error
     return numbered(records, name)
 
@@ -111,7 +119,7 @@ def _from_lines(text: str, name: str) -> list[Row]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number} of {name} is not JSON ({error}).") from error
         rows.append(_row(record, f"line {number} of {name}"))
     return rows

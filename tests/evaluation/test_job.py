@@ -374,6 +374,19 @@ def test_what_would_stop_it_later_is_refused_before(known, task, values, message
         job.check(make(known, task, **values))
 
 
+@pytest.mark.parametrize(
+    ("kind", "gold", "message"),
+    [
+        ("choice", "K", "problem 'a': gold is 'K'; it must be a letter from A to J"),
+        ("code", {"prompt": "", "test": "", "entry_point": "a.b"}, "entry_point is 'a.b'"),
+    ],
+)
+def test_what_no_grader_takes_is_refused_before(known, kind, gold, message):
+    task = dataclasses.replace(make_task(["What?"], [gold]), kind=kind)
+    with pytest.raises(ValueError, match=message):
+        job.check(make(known, task))
+
+
 def test_an_empty_prompt_is_refused(known):
     with pytest.raises(ValueError, match=r"the prompt is ' .n'; it must hold"):
         job.check(make(known, make_task(["What?", " \n"], GOLD)))

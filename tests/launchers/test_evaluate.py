@@ -301,6 +301,25 @@ def test_records_of_another_hash_are_refused(model, easy, finished, tmp_path):
 # --- Dry runs ---------------------------------------------------------------------------------
 
 
+def test_what_another_job_finishes_meanwhile_is_not_done_again(
+    model, easy, finished, tmp_path, monkeypatch
+):
+    kept = (finished.workdir / "records.jsonl").read_text().splitlines(keepends=True)
+    shutil.copy(finished.workdir / "config.json", tmp_path)
+    (tmp_path / "records.jsonl").write_text("".join(kept[:5]))
+    load = evaluate.load
+
+    def slow(*args, **options):
+        # Here the other one ends, after this one has read what is finished.
+        (tmp_path / "records.jsonl").write_text("".join(kept[:60]))
+        return load(*args, **options)
+
+    monkeypatch.setattr(evaluate, "load", slow)
+    summary = evaluate.evaluate(small_config(model), str(tmp_path))
+    assert summary["complete"]
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(kept)
+
+
 @pytest.mark.parametrize("name", ["config", "particles", "choice", "seconds", "info"])
 def test_a_damaged_record_is_named(model, easy, finished, tmp_path, name):
     shutil.copy(finished.workdir / "config.json", tmp_path)
@@ -309,6 +328,14 @@ def test_a_damaged_record_is_named(model, easy, finished, tmp_path, name):
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in listed))
     with pytest.raises(ValueError, match=r"is damaged \(KeyError|holds a record of config None"):
         evaluate.evaluate(small_config(model), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("workdir", "message"), [("", "workdir is empty"), ("ftp://host/dir", "can write there")]
+)
+def test_a_workdir_that_cannot_be(workdir, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluate(small_config("tiny-reasoner"), workdir)
 
 
 @pytest.mark.parametrize("name", ["chat", "device"])

@@ -1,6 +1,7 @@
 """The grading launcher: files in, files out, and what it refuses."""
 
 import json
+import os
 
 import pytest
 
@@ -154,6 +155,22 @@ def test_empty_lines_are_left_out_and_any_text_is_kept(tmp_path):
     summary = grade("string", path, tmp_path / "out.jsonl")
     assert read(tmp_path / "out.jsonl")[0]["response"] == "\ud800\x00"
     assert (summary.graded, summary.correct) == (1, 0)
+
+
+def test_a_device_is_not_renamed(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    source = write(tmp_path / "in.jsonl", GOOD)
+    with pytest.raises(ValueError, match="pipe; it must be an ordinary file"):
+        grade("math500", source, tmp_path / "pipe")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "pipe"]
+
+
+def test_an_input_that_has_the_name_of_the_unfinished_output_is_kept(tmp_path):
+    source = write(tmp_path / "out.jsonl.tmp", GOOD)
+    before = source.read_text()
+    with pytest.raises(ValueError, match="where the output is made"):
+        grade("math500", source, tmp_path / "out.jsonl")
+    assert source.read_text() == before
 
 
 def test_an_empty_file_is_graded(tmp_path):

@@ -241,6 +241,14 @@ def test_own_problems(tmp_path):
     assert load_task(config).kind == kind_of(config) == "string"
 
 
+@pytest.mark.parametrize("task", ["math500", "gsm8k", "gpqa", "aime"])
+def test_a_blank_solution_is_none(task, tmp_path):
+    answer = "A" if task == "gpqa" else "3"
+    row = {"id": "1", "question": "Q?", "answer": answer, "solution": " "}
+    (problem,) = load_task(make_config(task=task, data=write(tmp_path / "a.jsonl", [row]))).problems
+    assert problem.gold == answer
+
+
 OWN = {"task": "jsonl", "data": "a.jsonl", "grader": "math"}
 
 

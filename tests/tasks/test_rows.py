@@ -40,6 +40,8 @@ def test_csv(tmp_path):
         ("a.json", b"[{}", r"a.json is not JSON"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", r"row 2 of a.csv has more cells than a.csv has names"),
         ("a.csv", b'a,b\n1,"2\n', r"a.csv is not CSV"),
+        ("a.jsonl", b'{"a": 1}\n' + b"[" * 10**5, r"line 2 of a.jsonl is not JSON"),
+        ("a.json", b"[" * 10**5, r"a.json is not JSON"),
         ("a.jsonl", b"\xff\xfe", r"a.jsonl'; it cannot be read \('utf-8'"),
         ("a.jsonl.gz", b"{}", r"a.jsonl.gz'; it cannot be read \(Not a gzipped file"),
     ],
@@ -66,17 +68,29 @@ def test_fields_by_any_of_their_names():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gone", "row 4 lacks gone or other; it has null, empty, list, flag"),
+        ("gone", "row 4 lacks gone or other; it has null, empty, list, flag, half"),
         ("null", "row 4 lacks null or other"),
         ("empty", "row 4 has an empty empty"),
         ("list", r"row 4 has list \[1\]; it must be a text"),
         ("flag", "row 4 has flag True; it must be a text"),
+        ("half", "row 4 has half a character .a lone surrogate. in half"),
     ],
 )
 def test_a_field_that_is_no_text(name, message):
-    row = Row("row 4", {"null": None, "empty": " \n", "list": [1], "flag": True})
+    values = {"null": None, "empty": " \n", "list": [1], "flag": True}
+    row = Row("row 4", values | {"half": "\ud83d"})
     with pytest.raises(ValueError, match=message):
         row.text(name, "other")
+
+
+def test_a_text_that_may_be_left_out():
+    row = Row("row 4", {"null": None, "empty": " \n", "list": [1], "text": " x"})
+    assert [row.text_or_none(name) for name in ("gone", "null", "empty", "text")] == [
+        *[None] * 3,
+        " x",
+    ]
+    with pytest.raises(ValueError, match=r"row 4 has list \[1\]"):
+        row.text_or_none("list")
 
 
 def test_rows_are_counted_from_one():
