@@ -17,7 +17,6 @@ Letters: P prompts, N chains, T capacity in generated tokens, S padded prompt le
 """
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +31,8 @@ from jax_power_smc.decode import AnyPrompt, StopArrays
 from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.mesh import DATA, EACH, GROUP, MODEL, SAME, Layout, Specs, layout_of
-from jax_power_smc.result import PHASES, SampleInfo, SampleResult
+from jax_power_smc.phase_clock import PhaseClock, preparing
+from jax_power_smc.result import SampleInfo, SampleResult
 from jax_power_smc.samplers import metropolis_hastings as mh
 from jax_power_smc.samplers.base import Outcome
 from jax_power_smc.samplers.metropolis_hastings import Chains, Entry, MetropolisHastings
@@ -368,36 +368,31 @@ def run_chains(
       ValueError: if there are more blocks than tokens.
     """
     sampler.check(max_new_tokens)
-    seconds = dict.fromkeys(PHASES, 0.0)
     layout = layout_of(model, mesh)
     params = layout.put(params, layout.params(params))
 
-    def call(phase: str, function: Any, static: dict[str, Any], *args: Any) -> Any:
-        """Calls an executable; the seconds of compiling it are not those of the phase."""
+    def call(function: Any, static: dict[str, Any], *args: Any) -> Any:
         if mesh is not None:
             args = layout.put(args, programs.SPECS[function](layout, args).inputs)
-        executable, compiling = programs.executable(function, static, args, layout)
-        seconds["compile"] += compiling
-        seconds[phase] -= compiling
-        return executable(*args)
+        return programs.executable(function, static, args, layout)(*args)
 
-    began = time.perf_counter()
+    clock = PhaseClock()
     batch = _pad(model, prompts, prompt_ids, key, target, max_new_tokens, width, bucket)
     sizes = {"num_chains": sampler.num_chains, "capacity": capacity}
     static = {"model": layout.model}
-    prompt, state = call("prefill", start_batch, static | sizes, params, *batch)
+    prompt, state = call(start_batch, static | sizes, params, *batch)
     jax.block_until_ready(state)
-    prefilled = time.perf_counter()
-    seconds["prefill"] += prefilled - began
+    clock.book("prefill")
     for entry in sampler.schedule(max_new_tokens):
         args = (params, key, stop, prompt, state, entry)
-        state = call("decode", move_batch, static | {"vocabulary": layout.vocabulary}, *args)
+        state = call(move_batch, static | {"vocabulary": layout.vocabulary}, *args)
     prompt, state = prompt._replace(context=None), state._replace(cache=None)
-    state, outcome = jax.device_get(call("decode", finish_batch, {}, prompt, state))
-    seconds["decode"] += time.perf_counter() - prefilled
-    return _collect(len(prompts), target, max_new_tokens, state, outcome, seconds)
+    state, outcome = jax.device_get(call(finish_batch, {}, prompt, state))
+    clock.book("decode")
+    return _collect(len(prompts), target, max_new_tokens, state, outcome, clock.seconds)
 
 
+@preparing()
 def _pad(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],

@@ -12,7 +12,6 @@ Letters: P slots, R prompts that enter or leave together, S padded prompt length
 """
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from jax_power_smc import decode, randomness
 from jax_power_smc.decode import Carry, Observed, Request, StopArrays
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.mesh import EACH, GROUP, ONE_DEVICE, SAME, Layout, Specs
+from jax_power_smc.phase_clock import preparing
 from jax_power_smc.samplers import Outcome, Particles, Rule
 from jax_power_smc.target import TargetArrays
 
@@ -307,17 +307,17 @@ def results(function: Any, static: dict[str, Any], args: Any, layout: Layout) ->
 
 def executable(
     function: Any, static: dict[str, Any], args: Any, layout: Layout = ONE_DEVICE
-) -> tuple[Any, float]:
-    """The compiled form of ``function`` for these shapes, and the seconds it took to make."""
+) -> Any:
+    """The compiled form of ``function`` for these shapes."""
     leaves, structure = jax.tree.flatten(args)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     settings = tuple(sorted(static.items(), key=lambda x: x[0]))
     cache_key = (function, settings, structure, shapes, layout.mesh)
     if cache_key in _EXECUTABLES:
-        return _EXECUTABLES[cache_key], 0.0
+        return _EXECUTABLES[cache_key]
     if len(_EXECUTABLES) >= MOST_ON_CPU and jax.default_backend() == "cpu":
         forget()
-    began = time.perf_counter()
-    executable = layout.lower(function, static, args, SPECS[function](layout, args)).compile()
+    with preparing():
+        executable = layout.lower(function, static, args, SPECS[function](layout, args)).compile()
     _EXECUTABLES[cache_key] = executable
-    return executable, time.perf_counter() - began
+    return executable

@@ -40,7 +40,7 @@ class SampleInfo:
       acceptance_rate: [P], share of the Metropolis-Hastings moves that redrew something and were
         accepted; NaN for other samplers, and if there was no such move.
       model_tokens: [P] int32, tokens drawn over all particles.
-      seconds: by phase, of the whole call: "compile", "prefill", "decode".
+      seconds: by phase, of the whole call: "compile", "prefill", "decode" (``phase_clock``).
     """
 
     ess: np.ndarray

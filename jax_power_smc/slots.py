@@ -25,15 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_power_smc import programs, randomness
+from jax_power_smc import phase_clock, programs, randomness
 from jax_power_smc.buckets import Sizes, pad_prompts
 from jax_power_smc.decode import Carry, Observed, Request
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.mesh import GROUP, SAME, layout_of
 from jax_power_smc.mixed_targets import MixedTargets
+from jax_power_smc.phase_clock import PhaseClock, preparing
 from jax_power_smc.places import Places
 from jax_power_smc.programs import Harvest
-from jax_power_smc.result import PHASES
 from jax_power_smc.samplers import Rule
 from jax_power_smc.target import PowerTarget
 from jax_power_smc.vocabulary import WHOLE
@@ -122,9 +122,9 @@ class Slots:
             self.rule = dataclasses.replace(rule, vocabulary=layout.vocabulary)  # type: ignore[type-var]
         self.key, self.sizes, self.looks_late = key, sizes, looks_late
         self.places = Places(sizes.slots, sizes.group, layout.rows)
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._phases = PhaseClock()
+        self.seconds = self._phases.seconds
         self._targets = MixedTargets(model.vocab_size, tokenizer)
-        self._compiling = 0.0
         self._clear()
 
     def _clear(self) -> None:
@@ -146,7 +146,7 @@ class Slots:
         Returns:
           Seconds of compiling.
         """
-        before, sizes = self.seconds["compile"], self.sizes
+        before, sizes = phase_clock.compile_seconds(), self.sizes
         plain = Work([0], 0, PowerTarget(1.0), 1)
         index = jax.ShapeDtypeStruct((sizes.group,), jnp.int32)
         clock = jax.ShapeDtypeStruct((), jnp.int32)
@@ -174,7 +174,9 @@ class Slots:
         for small, large in itertools.pairwise(caches):
             static = {"model": self.model, "capacity": large}
             self._compile(programs.grow, static, caches[small], clock)
-        return self.seconds["compile"] - before
+        compiling = phase_clock.compile_seconds() - before
+        self.seconds["compile"] += compiling
+        return compiling
 
     # --- The host's loop ---
 
@@ -211,7 +213,7 @@ class Slots:
 
     def _turn(self, arrivals: list[Work]) -> list[Work]:
         """One round: enter, hand out a chunk, look at an earlier one. Returns who is through."""
-        began, self._compiling = time.perf_counter(), 0.0
+        self._phases.start()
         through = [work for work in arrivals if not work.is_wanted]
         entering = [work for work in arrivals if work.is_wanted]
         try:
@@ -222,7 +224,7 @@ class Slots:
                 self._enter({place: goes[slot] for place, slot in group.items()}, group)
             if idle and entering:
                 jax.block_until_ready(self._carry)
-                began = self._book("prefill", began)
+                self._phases.book("prefill")
             through += self._drop_cancelled()
             if any(self._occupants):
                 self._hand_out()
@@ -244,27 +246,17 @@ class Slots:
                     work.error = error
                     through.append(work)
             self._clear()
-        self._book("decode", began)
+        self._phases.book("decode")
         return through
 
-    def _book(self, phase: str, began: float) -> float:
-        """Books the time since ``began``, less that of compiling, and returns the time now."""
-        now = time.perf_counter()
-        self.seconds[phase] += now - began - self._compiling
-        self._compiling = 0.0
-        return now
-
     def _call(self, function: Any, static: dict[str, Any], *args: Any) -> Any:
-        """Calls an executable; the seconds of compiling it are kept apart."""
+        """Calls an executable."""
         if self.layout.mesh is not None:
             args = self.layout.put(args, programs.SPECS[function](self.layout, args).inputs)
         return self._compile(function, static, *args)(*args)
 
     def _compile(self, function: Any, static: dict[str, Any], *args: Any) -> Any:
-        executable, compile_seconds = programs.executable(function, static, args, self.layout)
-        self.seconds["compile"] += compile_seconds
-        self._compiling += compile_seconds
-        return executable
+        return programs.executable(function, static, args, self.layout)
 
     # --- One round ---
 
@@ -279,6 +271,7 @@ class Slots:
             self._occupants[group[place]] = work
             work.clock, work.parts = self._clock, [(seen, place)]
 
+    @preparing()
     def _entering(
         self, works: dict[int, Work], bucket: int
     ) -> tuple[dict[str, Any], tuple[Any, ...]]:
@@ -305,6 +298,7 @@ class Slots:
             ),
         )
 
+    @preparing()
     def _insert(self, request: Request, carry: Carry, group: dict[int, int]) -> None:
         """Puts what has entered into the group's slots; makes or widens the slots if need be."""
         entered = programs.own_part(request), carry

@@ -208,7 +208,6 @@ def test_other_numbers_compile_nothing(four, change):
     before = programs.compiled_count()
     result = sample(**change)
     assert programs.compiled_count() == before
-    assert result.info.seconds["compile"] == 0.0
     assert not np.array_equal(result.log_evidence, four.log_evidence)
 
 

@@ -261,7 +261,7 @@ def test_warmup_compiles_all_that_a_stream_on_a_mesh_needs():
     compiled = programs.compiled_count()
     stream = made.stream(asked, key=KEY)
     found = by_index(stream)
-    assert stream.seconds["compile"] == 0.0 and programs.compiled_count() == compiled
+    assert programs.compiled_count() == compiled
     expected = by_index(make(None, sampler=Ancestral(1.0, 2), **sizes).stream(asked, key=KEY))
     for index, one in found.items():
         assert_same(one.result, expected[index].result)

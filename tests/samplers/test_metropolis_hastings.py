@@ -90,7 +90,7 @@ def run(sampler, target=END, *, prompts=(PROMPT,) * 4, seed=0, cap=CAP, **option
 
 def call(function, static, *args):
     """One of the runner's programs, compiled once for the runner and the test."""
-    return programs.executable(function, static, args)[0](*args)
+    return programs.executable(function, static, args)(*args)
 
 
 def total_variation(one, other):
