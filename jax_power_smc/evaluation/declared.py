@@ -1,5 +1,6 @@
 """What the fields of a config declare: samplers, their names in the table, and the target."""
 
+import collections
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -73,11 +74,22 @@ def target(config: ConfigDict, eos_ids: tuple[int, ...]) -> PowerTarget:
     )
 
 
-def label(config: ConfigDict, name: str) -> str:
-    """What the table calls an entry of ``config.samplers``: its label, or what it does."""
+def labels(config: ConfigDict) -> dict[str, str]:
+    """What the table calls the entries of ``config.samplers``: by their label, or what they do.
+
+    Entries that do the same, as all do what plain decoding does for N = 1, are told apart by name.
+    """
+    own = {name: entry.get("label") for name, entry in config.samplers.items()}
+    made = {name: own[name] or _derived_label(config, name) for name in own}
+    count = collections.Counter(made.values())
+    return {
+        name: label if own[name] or count[label] == 1 else f"{label} ({name})"
+        for name, label in made.items()
+    }
+
+
+def _derived_label(config: ConfigDict, name: str) -> str:
     settings = config.samplers[name]
-    if settings.get("label") is not None:
-        return settings.label
     if settings.kind == "ancestral":
         return _ancestral_label(settings.get("temperature", 1.0), settings.get("num_samples", 1))
     titles = {"mh": "Metropolis-Hastings", "smc": "Power-SMC", "swor": "without replacement"}

@@ -43,11 +43,11 @@ def mean_and_interval(scores: np.ndarray) -> tuple[float, float, float]:
 def accuracy_interval(scores: np.ndarray) -> tuple[float, float, float]:
     """Like ``mean_and_interval``, for scores in [0, 1].
 
-    Where all scores are 0, or all are 1, the bootstrap has nothing to vary and would claim
-    certainty; then it is the Wilson interval over problems.
+    Where all scores are equal the bootstrap has nothing to vary and would claim certainty; then it
+    is the Wilson interval over problems.
     """
     mean, low, high = mean_and_interval(scores)
-    if np.ptp(scores) < _ROUNDING and min(mean, 1 - mean) < _ROUNDING:
+    if np.ptp(scores) < _ROUNDING:
         low, high = wilson(min(1.0, max(0.0, mean)), len(scores))
     return mean, max(0.0, min(low, mean)), min(1.0, max(high, mean))
 

@@ -94,7 +94,7 @@ def read(record: Record) -> Reading:
         answers = {
             "draw": _judged(particles[record["choice"]]),
             "vote": _vote(alive),
-            "best": _judged(max((p for p, _ in alive), key=lambda p: p["log_prob"])),
+            "best": _judged(max((p for p, _ in alive), key=_log_prob)),
         }
     right = [(p, w) for p, w in alive if p["correct"] and not failed]
     return Reading(
@@ -117,19 +117,33 @@ def _weight(particle: Record) -> float:
     return 0.0 if log_weight is None else math.exp(log_weight)
 
 
+def _log_prob(particle: Record) -> float:
+    """log p; one that is not finite was recorded as null."""
+    return -math.inf if particle["log_prob"] is None else particle["log_prob"]
+
+
 def _judged(particle: Record) -> Judged:
     return Judged(particle["correct"], particle["correct_string"], particle["log_prob"])
 
 
 def _vote(alive: Sequence[tuple[Record, float]]) -> Judged:
-    """Ties go to the answer seen first."""
+    """Ties go to the answer seen first.
+
+    Particles of one answer may be judged differently, by strings above all, where the answer was
+    spelt in several ways: then the larger weight among them counts.
+    """
     votes: dict[str, float] = {}
     for particle, weight in alive:
         if particle["parsed"] is not None:
             votes[particle["parsed"]] = votes.get(particle["parsed"], 0.0) + weight
-    mean = math.fsum(p["log_prob"] for p, _ in alive) / len(alive)
+    log_probs = [_log_prob(particle) for particle, _ in alive]
+    mean = math.fsum(log_probs) / len(alive) if math.isfinite(min(log_probs)) else None
     if not votes:
         return Judged(False, False, mean)
     winner = max(votes, key=lambda answer: votes[answer])
-    first = next(particle for particle, _ in alive if particle["parsed"] == winner)
-    return Judged(first["correct"], first["correct_string"], mean)
+
+    def most(verdict: str) -> bool:
+        right = math.fsum(w for p, w in alive if p["parsed"] == winner and p[verdict])
+        return right > votes[winner] / 2
+
+    return Judged(most("correct"), most("correct_string"), mean)

@@ -13,14 +13,14 @@ import ml_collections
 from ml_collections import config_dict
 
 from jax_power_smc.evaluation import settings_checks
-from jax_power_smc.evaluation.declared import KINDS, label, samplers, target
+from jax_power_smc.evaluation.declared import KINDS, labels, samplers, target
 
 __all__ = [
     "KINDS",
     "check",
     "default",
     "entry",
-    "label",
+    "labels",
     "paper",
     "paper_samplers",
     "samplers",

@@ -33,7 +33,7 @@ def check_values(config: ConfigDict) -> None:
         raise ValueError(f"config.mesh is {config.mesh!r}; it must have scope and model.")
     checks.one_of("config.mesh.scope", config.mesh.scope, ("process", "global"))
     checks.integer("config.mesh.model", config.mesh.model, at_least=1)
-    checks.number("config.grading_seconds", config.grading_seconds, above=0)
+    checks.number("config.grading_seconds", config.grading_seconds, above=0, at_most=3600)
     if not isinstance(config.fields, ConfigDict):
         raise ValueError(f"config.fields is {config.fields!r}; it must be a ConfigDict.")
     check_task(config)
@@ -70,17 +70,16 @@ def _check_samplers(config: ConfigDict) -> None:
             f"config.samplers is {str(config.samplers).strip()}; it must be a ConfigDict with at "
             "least one entry."
         )
-    labels: dict[str, str] = {}
     for name in config.samplers:
-        entry = config.samplers[name]
-        _check_entry(f"config.samplers.{name}", entry)
-        label = declared.label(config, name)
-        if label in labels:
+        _check_entry(f"config.samplers.{name}", config.samplers[name])
+    taken: dict[str, str] = {}
+    for name, label in declared.labels(config).items():
+        if label in taken:
             raise ValueError(
-                f"config.samplers.{labels[label]} and config.samplers.{name} are both called "
-                f"{label!r} in the table; give one of them a label."
+                f"config.samplers.{taken[label]} and config.samplers.{name} are both called "
+                f"{label!r} in the table; give one of them another label."
             )
-        labels[label] = name
+        taken[label] = name
     for name, sampler in declared.samplers(config).items():
         if isinstance(sampler, MetropolisHastings):
             try:

@@ -18,7 +18,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
@@ -29,6 +29,7 @@ CONFIG = "config.json"
 OBJECT_RECORDS = 64
 OBJECT_SECONDS = 60.0
 _HASH_BYTES = 6
+_LOCK = ".lock"
 
 
 def is_remote(workdir: epath.Path) -> bool:
@@ -185,12 +186,10 @@ class Appender:
         is_new = not path.exists()
         self._file = open(path, "ab")  # noqa: SIM115, closed by close()
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            _lock(self._file, path)
+        except Exception:
             self._file.close()
-            raise ValueError(
-                f"another job is writing to {os.fspath(path)}; wait for it."
-            ) from error
+            raise
         if is_new:
             _sync_directory(path.parent)
         self.torn = self._repair(path)
@@ -280,15 +279,24 @@ def open_writer(workdir: epath.Path, process: int = 0, num_processes: int = 1) -
       workdir: claimed by the job.
       process, num_processes: which of how many.
     """
-    if is_remote(workdir):
-        writer: Writer = ObjectWriter(workdir / "records", f"{process:05d}")
-    else:
-        name = "records.jsonl" if num_processes == 1 else f"records-{process:05d}.jsonl"
-        writer = Appender(workdir / name)
-    try:
+    with contextlib.ExitStack() as stack:
+        if is_remote(workdir):
+            writer: Writer = ObjectWriter(workdir / "records", f"{process:05d}")
+        else:
+            if process == 0:  # of any job: another number of processes writes to other files
+                _lock(stack.enter_context(open(workdir / _LOCK, "ab")), workdir)
+            name = "records.jsonl" if num_processes == 1 else f"records-{process:05d}.jsonl"
+            writer = Appender(workdir / name)
+        stack.callback(writer.close)
         yield writer
-    finally:
-        writer.close()
+
+
+def _lock(file: IO[bytes], path: epath.Path) -> None:
+    """Keeps others out until the file is closed; ValueError if another job is there."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"another job is writing to {os.fspath(path)}; wait for it.") from error
 
 
 def _files(workdir: epath.Path) -> list[epath.Path]:

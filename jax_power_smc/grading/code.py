@@ -4,8 +4,8 @@ A response is one of
 
 * a continuation of the prompt, as a base model writes it: it begins in the body of the function
   and is cut before the first line that is no longer indented;
-* a whole function, alone or in the last markdown block that has it, as a chat model writes it: it
-  gets the imports and helpers that stand before the function in the prompt.
+* a whole function, alone, between words or in the last markdown block that has it, as a chat model
+  writes it: it gets the imports and helpers that stand before the function in the prompt.
 
 The votes for code are counted by its text, without comments and empty lines.
 """
@@ -21,6 +21,8 @@ LONGEST_CODE = 50_000
 
 _BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _STARTS_CODE = re.compile(r"(?:def|class|import|from|async def)\s|@\w")
+# A line that is no code: it begins as a sentence does, with no assignment or call, or as a heading.
+_WORDS = re.compile(r"(?:[A-Z][\w']*(?!\w)(?!\s*[=(\[.])|[#*>-])")
 _INDENT = "    "
 
 
@@ -70,8 +72,8 @@ def solution(response: str, prompt: str, entry_point: str) -> str:
             return _preamble(prompt, entry_point) + whole[-1]
         if blocks:
             response = blocks[-1]
-        elif _defines(response, entry_point) and _STARTS_CODE.match(first):
-            return _preamble(prompt, entry_point) + _until_prose(response)
+        elif _defines(response, entry_point) and (code := _after_prose(response)):
+            return _preamble(prompt, entry_point) + _until_prose(code)
         response = response.lstrip("\n")
         if response[:1] not in (" ", "\t"):  # who strips a text strips this too
             response = _INDENT + response
@@ -101,6 +103,17 @@ def _body(continuation: str) -> str:
         if line[:1] not in ("", " ", "\t", "\r", ")", "]", "}"):
             return "\n".join(lines[:number]) + "\n"
     return continuation + "\n"
+
+
+def _after_prose(response: str) -> str | None:
+    """From the first line of code on; None if lines before it are a body, not words."""
+    lines = response.split("\n")
+    for number, line in enumerate(lines):
+        if _STARTS_CODE.match(line):
+            return "\n".join(lines[number:])
+        if line.strip() and not _WORDS.match(line):
+            return None
+    return None
 
 
 def _until_prose(code: str) -> str:

@@ -47,8 +47,8 @@ def read_gold(kind: str, gold: Any) -> dict[str, Any]:
     if kind == "math" and isinstance(gold, dict):
         if set(gold) != {"answer", "opts"}:
             raise ValueError(f'gold is {_shown(gold)}; as an object it has "answer" and "opts".')
-        return {"gold": _read_text(gold["answer"]), "opts": _read_opts(gold["opts"])}
-    return {"gold": _read_text(gold)}
+        return {"gold": _read_answer(gold["answer"]), "opts": _read_opts(gold["opts"])}
+    return {"gold": _read_answer(gold) if kind == "math" else _read_text(gold)}
 
 
 def _read_text(gold: Any) -> str:
@@ -59,6 +59,13 @@ def _read_text(gold: Any) -> str:
             f"gold is {_shown(gold)}; it must be a text that is not empty, or a number."
         )
     return gold
+
+
+def _read_answer(gold: Any) -> str:
+    text = _read_text(gold)
+    if not any(letter.isalnum() for letter in text):  # such as the "####" before an answer
+        raise ValueError(f"gold is {_shown(gold)}; it must have a letter or a digit.")
+    return text
 
 
 def _read_code(gold: Any) -> dict[str, str]:

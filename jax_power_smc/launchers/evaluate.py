@@ -63,10 +63,8 @@ def evaluate(
     settings.check(config)
     if config.dry_run:
         settings.shrink(config)
-    runs = [
-        Run(name, settings.label(config, name), sampler)
-        for name, sampler in settings.samplers(config).items()
-    ]
+    labels = settings.labels(config)
+    runs = [Run(name, labels[name], sampler) for name, sampler in settings.samplers(config).items()]
     root = _directory(workdir)
     sizes, held, lm = store.sizes(root), store.read_config(root), None
     if held is not None and not {"chat", "device"} <= held.keys():

@@ -145,7 +145,7 @@ def read_lines(source: pathlib.Path, task: str) -> list[Line]:
 
 def _read_line(content: bytes, task: str) -> Line:
     try:
-        fields = json.loads(content)
+        fields = json.loads(content, parse_constant=_refuse)
     except ValueError:  # also what is not UTF-8
         raise ValueError("this is not JSON.") from None
     except RecursionError:
@@ -165,6 +165,10 @@ def _read_line(content: bytes, task: str) -> Line:
         gold = {"answer": gold, "opts": fields["opts"]}
     read_gold(KINDS[task], gold)
     return Line(fields, gold)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON.")
 
 
 def _write(file: IO[str], lines: Sequence[Line], grader: Grader) -> list[Verdict]:

@@ -167,7 +167,7 @@ def test_a_difference_that_varies_has_the_interval_of_its_mean():
 # --- Accuracies -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_where_nothing_varies_an_accuracy_is_not_certain(value):
     mean, low, high = accuracy_interval(np.full((20, 3), value))
     assert mean == value and (low, high) == wilson(value, 20) and low < high

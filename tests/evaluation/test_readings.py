@@ -85,6 +85,26 @@ def test_ties_go_to_the_answer_seen_first():
     assert not readings.read(record(*equal[::-1])).answers["vote"].correct
 
 
+def test_the_verdict_of_a_vote_is_that_of_the_larger_weight():
+    spelt = [
+        particle(0.2, parsed="4", correct=True, string=True),
+        particle(0.4, parsed="4", correct=True, string=False),
+        particle(0.4, parsed="5", string=True),
+    ]
+    for order in (spelt, spelt[::-1]):
+        vote = readings.read(record(*order)).answers["vote"]
+        assert vote.correct and not vote.correct_string
+
+
+def test_a_log_prob_that_is_not_finite_is_the_worst():
+    reading = readings.read(
+        record(particle(0.5, None, "1"), particle(0.5, -9.0, "1", correct=True))
+    )
+    assert reading.answers["best"] == readings.Judged(True, True, -9.0)
+    assert reading.answers["vote"].log_prob is None
+    assert not reading.failed
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -89,7 +89,7 @@ def test_fields_that_are_none_can_be_set_by_flags():
     assert (config.limit, config.chat, config.top_p, config.seeds) == (3, False, 0.9, (1, 2))
     assert made["swor"].explicit_children == 5
     assert made["smc"].proposal_temperature == 0.5 and made["smc"].order == "published"
-    assert settings.label(config, "mh") == "chains"
+    assert settings.labels(config)["mh"] == "chains"
 
 
 @pytest.mark.parametrize("kind", settings.KINDS)
@@ -138,7 +138,7 @@ def test_plain_decoding_comes_first_however_it_is_called():
 def test_labels(kind, values, label):
     config = settings.default()
     config.samplers.name = settings.entry(kind, **values)
-    assert settings.label(config, "name") == label
+    assert settings.labels(config)["name"] == label
 
 
 # --- The target -------------------------------------------------------------------------------

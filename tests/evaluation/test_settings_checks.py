@@ -147,9 +147,18 @@ def test_entries_of_samplers(entry, message):
         check(with_samplers(x=entry))
 
 
-def test_rows_of_the_table_have_different_names():
-    with pytest.raises(
-        ValueError, match=r"samplers.a and config.samplers.b are both called 'Power"
-    ):
-        check(with_samplers(a=SMC, b=SMC | {"num_particles": 8}))
-    check(with_samplers(a=SMC, b=SMC | {"num_particles": 8, "label": "Power-SMC, N = 8"}))
+def test_labels_in_the_table_are_different():
+    one, other = SMC | {"label": "it"}, SMC | {"num_particles": 8, "label": "it"}
+    with pytest.raises(ValueError, match=r"samplers.a and config.samplers.b are both called 'it'"):
+        check(with_samplers(a=one, b=other))
+    check(with_samplers(a=one, b=other | {"label": "that"}))
+
+
+@pytest.mark.parametrize("changes", [{"num_particles": 1}, {"ramp_tokens": 0}, {"alpha": 1.0}])
+def test_entries_that_come_to_the_same_are_told_apart_by_name(changes):
+    config = with_samplers(a=SMC, b=SMC | {"num_particles": 8}, c=SMC | {"label": "it"})
+    config.update(changes)
+    check(config)
+    labels = settings.labels(config)
+    assert len(set(labels.values())) == 3 and labels["c"] == "it"
+    assert labels["a"].endswith(" (a)") and labels["b"].endswith(" (b)")

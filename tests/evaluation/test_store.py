@@ -192,6 +192,17 @@ def test_only_one_writes_to_a_file(workdir):
         pass
 
 
+def test_jobs_of_one_and_of_several_processes_keep_each_other_out(workdir):
+    store.claim(workdir, CONFIG, {})
+    for counts in ((1, 2), (2, 1)):
+        with (
+            store.open_writer(workdir, num_processes=counts[0]),
+            pytest.raises(ValueError, match="another job is writing to"),
+            store.open_writer(workdir, num_processes=counts[1]),
+        ):
+            pass
+
+
 # --- Objects of a remote workdir --------------------------------------------------------------
 
 

@@ -37,6 +37,11 @@ RIGHT = {
     "stripped": BODY.strip(),
     "whole": WHOLE,
     "whole, then prose": WHOLE + "\nThis function halves it.",
+    "words, then whole": "Sure, here it is:\n\n" + WHOLE,
+    "heading, words, whole, words": "## Solution\nWe halve it. Then it is\nRounded!\n"
+    + WHOLE
+    + "\nThis function halves it.",
+    "stripped body, then the function again": BODY.strip() + "\n\n\ndef half(x):\n    return 1\n",
     "whole with imports": "import math\n\n" + WHOLE,
     "block": "Here it is:\n\n```python\n" + WHOLE + "```\nIt works.",
     "last block": "```python\ndef half(x):\n    pass\n```\nBetter:\n```python\n" + WHOLE + "```",

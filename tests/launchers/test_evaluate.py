@@ -163,7 +163,7 @@ def test_the_summary_is_that_of_the_records(finished):
     assert summary == strictly(json.dumps(finished.returned))
     samplers = evaluate.settings.samplers(small_config("m"))
     runs = [
-        Run(name, evaluate.settings.label(small_config("m"), name), sampler)
+        Run(name, evaluate.settings.labels(small_config("m"))[name], sampler)
         for name, sampler in samplers.items()
     ]
     ids = [problem.key for problem in finished.listed]

@@ -32,6 +32,8 @@ BAD = {
     "gold of another type": "line 2 of in.jsonl: gold is None; it must be a text",
     "opts": "line 2 of in.jsonl: opts has strict='no'; allowed are",
     "not UTF-8": "line 2 of in.jsonl: this is not JSON.",
+    "NaN": "line 2 of in.jsonl: this is not JSON.",
+    "gold without an answer": "line 2 of in.jsonl: gold is '####'; it must have a letter",
     "task": "task is 'chess'; allowed are math500, gsm8k",
     "no input": "missing.jsonl: No such file or directory.",
     "same file": "input and output are the same file",
@@ -50,6 +52,8 @@ LINES = {
     "gold of another type": b'{"gold": null, "response": "1"}',
     "opts": b'{"gold": "1", "response": "1", "opts": {"strict": "no"}}',
     "not UTF-8": b'{"gold": "1", "response": "\xff"}',
+    "NaN": b'{"gold": "1", "response": "1", "score": NaN}',
+    "gold without an answer": b'{"gold": "####", "response": "1"}',
 }
 FLAGS = {
     "task": ["--task=chess"],

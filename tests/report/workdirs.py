@@ -31,7 +31,7 @@ def default_config(num_particles=4):
 def runs_of(config):
     """The runs of a config, in the order of the table."""
     return [
-        Run(name, settings.label(config, name), sampler)
+        Run(name, settings.labels(config)[name], sampler)
         for name, sampler in settings.samplers(config).items()
     ]
 
