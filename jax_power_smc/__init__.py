@@ -6,7 +6,7 @@ result = psmc.sample(lm.model, lm.params, prompts, key=jax.random.key(0), ...)
 """
 
 from jax_power_smc import adapters, exact
-from jax_power_smc.engine import sample
+from jax_power_smc.engine import Stopped, sample
 from jax_power_smc.evidence import pool
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.mesh import make_mesh
@@ -36,6 +36,7 @@ __all__ = [
     "StopBoxed",
     "StopRegex",
     "StopString",
+    "Stopped",
     "Stream",
     "StreamRequest",
     "TableLM",

@@ -11,7 +11,7 @@ of later steps, can.
 
 The cut and the horizon are the same for all chains of all prompts (see ``draw_cut``), so the inner
 loop runs over the same steps for everyone. The schedule is known beforehand: the host hands out
-all its entries without ever waiting for the device.
+all its entries without waiting for the device, unless somebody may want to stop it.
 
 Letters: P prompts, N chains, T capacity in generated tokens, S padded prompt length, V vocabulary.
 """
@@ -38,6 +38,10 @@ from jax_power_smc.samplers.base import Outcome
 from jax_power_smc.samplers.metropolis_hastings import Chains, Entry, MetropolisHastings
 from jax_power_smc.target import PowerTarget, TargetArrays
 from jax_power_smc.vocabulary import WHOLE, Vocabulary
+
+
+class Stopped(Exception):  # noqa: N818, no error: the caller asked for it
+    """Sampling was given up because ``until`` said so."""
 
 
 class Prompt(NamedTuple):
@@ -344,6 +348,7 @@ def run_chains(
     capacity: int,
     stop: StopArrays | None,
     mesh: Mesh | None = None,
+    until: Callable[[], bool] | None = None,
 ) -> SampleResult:
     """Runs the chains of one batch of prompts.
 
@@ -359,6 +364,7 @@ def run_chains(
       capacity: columns of the token buffer, at least T.
       stop: the table of the target's stop rule, or None.
       mesh: devices, of which each "data" row has an equal part of ``width``; None for one device.
+      until: asked before every move; once it says True, the batch is given up.
 
     Returns:
       The result; ``info.acceptance_rate`` says how many of the moves that redrew something were
@@ -366,6 +372,7 @@ def run_chains(
 
     Raises:
       ValueError: if there are more blocks than tokens.
+      Stopped: if ``until`` said so.
     """
     sampler.check(max_new_tokens)
     layout = layout_of(model, mesh)
@@ -384,6 +391,10 @@ def run_chains(
     jax.block_until_ready(state)
     clock.book("prefill")
     for entry in sampler.schedule(max_new_tokens):
+        if until is not None:
+            jax.block_until_ready(state.drawn)  # else all moves would be handed out by now
+            if until():
+                raise Stopped("until said that sampling is to stop.")
         args = (params, key, stop, prompt, state, entry)
         state = call(move_batch, static | {"vocabulary": layout.vocabulary}, *args)
     prompt, state = prompt._replace(context=None), state._replace(cache=None)

@@ -4,7 +4,7 @@ For prompts that come one by one see ``streaming``.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax_power_smc import decode, memory
 from jax_power_smc.admission import check_request
 from jax_power_smc.buckets import Sizes, power_of_two
-from jax_power_smc.chains import run_chains
+from jax_power_smc.chains import Stopped, run_chains
 from jax_power_smc.collect import collect
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.memory import MemoryPlan
@@ -46,6 +46,7 @@ def sample(
     tokenizer: Any = None,
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
+    until: Callable[[], bool] | None = None,
 ) -> SampleResult:
     """Samples from a target, for every prompt.
 
@@ -66,12 +67,15 @@ def sample(
       memory_limit: bytes that may be used on the device; default what it has.
       mesh: devices with the axes "data" and "model" (``make_mesh``); default those on whose mesh
         the parameters lie, or else one device.
+      until: asked between pieces of work: a chunk of steps, a move of all chains. Once it says
+        True, the call is given up.
 
     Returns:
       The particles of every prompt with their weights, see ``SampleResult``.
 
     Raises:
       ValueError: naming the argument, its value and what is allowed, before any work starts.
+      Stopped: if ``until`` said so; what was decoded is lost.
     """
     ids = check_request(
         model, prompts, prompt_ids, key, target, sampler, max_new_tokens, prompts_per_batch
@@ -106,14 +110,17 @@ def sample(
             sizes,
             stop,
             mesh,
+            until,
         )
     works = [Work(prompts[i], ids[i], target, max_new_tokens) for i in order]
     rule = sampler.rule()
     slots = Slots(model, params, rule, sampler.numbers(), key, sizes, tokenizer, mesh=mesh)
     slots.admit(target)
-    for work in slots.run(works):
+    for work in slots.run(works, until or (lambda: False)):
         if work.error is not None:
             raise work.error
+    if any(work.left is None for work in works):
+        raise Stopped("until said that sampling is to stop.")
     in_order = [works[k] for k in np.argsort(order).tolist()]
     lefts = [work.left for work in in_order if work.left is not None]
     seens = [work.seen for work in in_order if work.seen is not None]
@@ -133,6 +140,7 @@ def _sample_chains(
     sizes: Sizes,
     stop: decode.StopArrays | None,
     mesh: Mesh | None,
+    until: Callable[[], bool] | None,
 ) -> SampleResult:
     """Batch by batch: all chains follow one schedule, so nobody leaves before the others."""
     buckets: dict[int, list[int]] = {}
@@ -157,6 +165,7 @@ def _sample_chains(
                     capacity=sizes.token_capacity,
                     stop=stop,
                     mesh=mesh,
+                    until=until,
                 )
             )
             done += batch

@@ -414,3 +414,23 @@ def test_logits_that_are_no_numbers_are_reported_for_their_prompt(sampler, bad):
     assert result.info.bad_logits.tolist() == [True, False]
     first, second = result.failures()
     assert "logits that are no numbers" in first and second is None
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [SAMPLER, psmc.MetropolisHastings(num_blocks=2, moves_per_block=3)],
+    ids=["smc", "mh"],
+)
+@pytest.mark.parametrize("asked", [0, 2])
+def test_a_call_is_given_up_when_it_is_told_to(sampler, asked):
+    looks = []
+
+    def until():
+        looks.append(None)
+        return len(looks) > asked
+
+    with pytest.raises(psmc.Stopped):
+        sample(sampler=sampler, prompts=PROMPTS * 2, prompts_per_batch=2, until=until)
+    assert len(looks) == asked + 1
+    whole = sample(sampler=sampler, until=lambda: False)
+    assert_same(whole, sample(sampler=sampler))

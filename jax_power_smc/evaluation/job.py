@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from jax_power_smc import engine
 from jax_power_smc.admission import check_request
+from jax_power_smc.chains import Stopped
 from jax_power_smc.decode import stop_arrays
 from jax_power_smc.evaluation import records
 from jax_power_smc.evaluation.readings import Reading, read
@@ -240,22 +241,24 @@ def _chains(
     for seed in job.seeds:
         problems = [problem for own, problem in left if own == seed]
         for first in range(0, len(problems), width):
-            if until():
-                return
             batch = problems[first : first + width]
-            result = engine.sample(
-                job.lm.model,
-                job.lm.params,
-                [_encode(job, problem) for problem in batch],
-                key=jax.random.key(seed),
-                target=job.target,
-                sampler=run.sampler,
-                max_new_tokens=job.max_new_tokens,
-                prompt_ids=[prompt_id(problem.id) for problem in batch],
-                prompts_per_batch=width,
-                tokenizer=job.lm.tokenizer,
-                mesh=job.mesh,
-            )
+            try:
+                result = engine.sample(
+                    job.lm.model,
+                    job.lm.params,
+                    [_encode(job, problem) for problem in batch],
+                    key=jax.random.key(seed),
+                    target=job.target,
+                    sampler=run.sampler,
+                    max_new_tokens=job.max_new_tokens,
+                    prompt_ids=[prompt_id(problem.id) for problem in batch],
+                    prompts_per_batch=width,
+                    tokenizer=job.lm.tokenizer,
+                    mesh=job.mesh,
+                    until=until,
+                )
+            except Stopped:
+                return
             seconds = {name: result.info.seconds[name] / len(batch) for name in PHASES}
             for place, problem in enumerate(batch):
                 record = _record(job, run, seed, problem, result.one(place))

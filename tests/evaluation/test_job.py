@@ -332,6 +332,18 @@ def test_what_has_come_out_together_is_all_recorded(known, task, tmp_path, run_)
     assert len(some) == len(GOLD)
 
 
+def test_chains_are_given_up_between_moves(known, task, tmp_path, finished):
+    made, asked = make(known, task, [CHAIN], SEEDS), []
+
+    def until():
+        asked.append(None)
+        return len(asked) > 3
+
+    assert run(made, tmp_path, until=until) == []
+    assert len(asked) < 3 + 8, "not at once"
+    assert_same(run(made, tmp_path), finished.of(CHAIN))
+
+
 # --- Progress ---------------------------------------------------------------------------------
 
 
