@@ -12,6 +12,7 @@ shift
 
 arguments=$(printf '%q ' "$@")  # quoted once more, for the shell of the container
 read -ra more <<< "${XPK_FLAGS:-}"
+# A workload that was stopped has to fail: Kubernetes starts no other one again.
 exec xpk workload create --workload="$workload" --cluster="${CLUSTER:?}" \
     --docker-image="${IMAGE:?}" --tpu-type="${TPU_TYPE:?}" --max-restarts="${RESTARTS:-100}" \
-    "${more[@]}" --command=".venv/bin/python -m launch.evaluate --distributed $arguments"
+    "${more[@]}" --command=".venv/bin/python -m launch.evaluate --distributed --stopped_exit_code=75 $arguments"

@@ -275,7 +275,9 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     values = flags.FLAGS
     with joined(values) as processes, stop_on_signals() as request:
-        evaluate(values.config, values.workdir, lambda: bool(request), processes)
+        summary = evaluate(values.config, values.workdir, lambda: bool(request), processes)
+    if not summary.get("complete", True):
+        raise SystemExit(values.stopped_exit_code)
 
 
 def run() -> None:
@@ -285,6 +287,14 @@ def run() -> None:
     )
     flags.DEFINE_string(
         "workdir", None, "Directory for records and summary, local or remote (gs://bucket/dir)."
+    )
+    flags.DEFINE_integer(
+        "stopped_exit_code",
+        0,
+        "What a job ends with that was asked to stop and has more to do; of several processes, the "
+        "first one. For systems that start again only what has failed.",
+        lower_bound=0,
+        upper_bound=125,
     )
     flags.mark_flags_as_required(["config", "workdir"])
     define_flags()

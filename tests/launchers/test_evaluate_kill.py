@@ -46,11 +46,12 @@ def command(tmp_path_factory):
     }
     flags = [f"--config.{name}={value}" for name, value in values.items()]
 
-    def start(workdir):
+    def start(workdir, *more):
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "launch.evaluate", f"--config={config}"),
                 *(f"--workdir={workdir}", f"--compilation_cache={root / 'compiled'}", *flags),
+                *more,
             ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -67,9 +68,9 @@ def written(workdir):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def finish(process):
+def finish(process, code=0):
     out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
+    assert process.returncode == code, out
     return out
 
 
@@ -123,13 +124,14 @@ def test_ten_kills_at_random_moments_change_nothing(command, tmp_path):
         assert rounded(record) == undisturbed[item], item
 
 
-def test_a_job_that_is_terminated_ends_well_and_says_how_to_go_on(command, tmp_path):
-    process = command(tmp_path)
+@pytest.mark.parametrize("code", [0, 75])
+def test_a_job_that_is_terminated_ends_well_and_says_how_to_go_on(command, tmp_path, code):
+    process = command(tmp_path, f"--stopped_exit_code={code}")
     while written(tmp_path) < 5:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    out = finish(process)
+    out = finish(process, code)
     count = written(tmp_path)
     assert 5 <= count < TOTAL
     assert f"Stopped with {count} of {TOTAL} items finished; the same command goes on." in out
