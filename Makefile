@@ -25,8 +25,11 @@ demo: install
 	@echo '  $(BIN)/python -m launch.generate --prompt="Mia packs 147 boxes with 23 pens each. Then Mia buys 38 more bags with 64 each. How many pens is that?"'
 	@echo '  $(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/more --config.limit=100 --config.num_particles=16'
 
+# Most of its time goes into compiling programs that run for milliseconds, so they are compiled as
+# quickly as can be, and each by one process only.
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not slow and not pods and not cluster"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
+		-m "not slow and not pods and not cluster"
 
 # The long statistical proofs.
 test-slow: install

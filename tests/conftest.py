@@ -1,10 +1,17 @@
 """Strict numerics for every test; no network, no accelerator."""
 
+import importlib.metadata
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# make test asks for the first: most programs of tests run for milliseconds, and what counts is the
+# time to compile them, which the second halves once more. (A flag that XLA does not know ends it.)
+if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1" and importlib.metadata.version(
+    "jaxlib"
+).startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import pytest
@@ -49,9 +56,20 @@ def x64():
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Programs of a module that run for milliseconds: what counts is the time to compile them."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    yield from _optimizations(False)
+
+
+@pytest.fixture(scope="module")
+def full_optimization():
+    """For modules that look at compiled programs."""
+    yield from _optimizations(True)
+
+
+def _optimizations(wanted):
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not wanted)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from jax_power_smc.benchmarks.pods import lower_chunk
 from jax_power_smc.mesh import make_mesh
 from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
 
+pytestmark = pytest.mark.usefixtures("full_optimization")
+
 CAPACITY = 96  # a size that nothing else has
 
 
