@@ -33,7 +33,7 @@ BAD = {
     "opts": "line 2 of in.jsonl: opts has strict='no'; allowed are",
     "not UTF-8": "line 2 of in.jsonl: this is not JSON.",
     "NaN": "line 2 of in.jsonl: this is not JSON.",
-    "gold without an answer": "line 2 of in.jsonl: gold is '####'; it must have a letter",
+    "gold without an answer": "line 2 of in.jsonl: gold is '####'; the answer behind it is",
     "task": "task is 'chess'; allowed are math500, gsm8k",
     "no input": "missing.jsonl: No such file or directory.",
     "same file": "input and output are the same file",
