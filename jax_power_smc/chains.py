@@ -367,8 +367,8 @@ def run_chains(
       until: asked before every move; once it says True, the batch is given up.
 
     Returns:
-      The result; ``info.acceptance_rate`` says how many of the moves that redrew something were
-      accepted.
+      The result, in host memory; ``info.acceptance_rate`` says how many of the moves that redrew
+      something were accepted.
 
     Raises:
       ValueError: if there are more blocks than tokens.
@@ -461,11 +461,11 @@ def _collect(
         seconds=seconds,
     )
     return SampleResult(
-        **{name: jnp.asarray(x) for name, x in sequences.items()},
-        log_probs=jnp.asarray(np.sum(chains.log_p, axis=2)),
-        log_weights=jnp.asarray(log_weights),
-        log_evidence=jnp.asarray(outcome.log_evidence),
-        choice=jnp.asarray(outcome.choice),
+        **sequences,
+        log_probs=np.sum(chains.log_p, axis=2),
+        log_weights=log_weights,
+        log_evidence=np.asarray(outcome.log_evidence),
+        choice=np.asarray(outcome.choice),
         target=target,
         info=info,
     )

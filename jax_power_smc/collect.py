@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc import decode
@@ -24,7 +23,7 @@ def collect(
     seens: Sequence[Observed],
     seconds: dict[str, float],
 ) -> SampleResult:
-    """The result of P prompts with the same target and cap.
+    """The result of P prompts with the same target and cap, in host memory.
 
     Args:
       rule: the sampler's algorithm.
@@ -66,11 +65,11 @@ def collect(
         seconds=dict(seconds),
     )
     return SampleResult(
-        **{name: jnp.asarray(x) for name, x in sequences.items()},
-        log_probs=jnp.asarray(returned(particles.log_prob, 0.0)),
-        log_weights=jnp.asarray(log_weights),
-        log_evidence=jnp.asarray(outcome.log_evidence),
-        choice=jnp.asarray(outcome.choice),
+        **sequences,
+        log_probs=returned(particles.log_prob, 0.0),
+        log_weights=log_weights,
+        log_evidence=np.asarray(outcome.log_evidence),
+        choice=np.asarray(outcome.choice),
         target=target,
         info=info,
     )

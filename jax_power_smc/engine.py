@@ -111,7 +111,7 @@ def sample(
             stop,
             mesh,
             until,
-        )
+        ).on_device()
     works = [Work(prompts[i], ids[i], target, max_new_tokens) for i in order]
     rule = sampler.rule()
     slots = Slots(model, params, rule, sampler.numbers(), key, sizes, tokenizer, mesh=mesh)
@@ -124,7 +124,8 @@ def sample(
     in_order = [works[k] for k in np.argsort(order).tolist()]
     lefts = [work.left for work in in_order if work.left is not None]
     seens = [work.seen for work in in_order if work.seen is not None]
-    return collect(rule, target, max_new_tokens, lefts, seens, slots.seconds)
+    result = collect(rule, target, max_new_tokens, lefts, seens, slots.seconds)
+    return result.on_device()
 
 
 def _sample_chains(

@@ -14,6 +14,7 @@ import numpy as np
 from jax_power_smc import stop as stop_rules
 from jax_power_smc.target import PowerTarget
 
+Array = jax.Array | np.ndarray
 PHASES = ("compile", "prefill", "decode")
 
 
@@ -64,6 +65,10 @@ class SampleInfo:
 class SampleResult:
     """The particles of P prompts.
 
+    The arrays are JAX's, but for what comes out of a stream: that is in host memory (NumPy), since
+    an array on the device could only be looked at when the device is through with the work that it
+    has been given meanwhile.
+
     Attributes:
       tokens: [P, N, T] int32, pad (0) after the end.
       lengths: [P, N] int32, generated tokens, the end token included.
@@ -77,21 +82,29 @@ class SampleResult:
       info: what was observed on the way.
     """
 
-    tokens: jax.Array
-    lengths: jax.Array
-    finished: jax.Array
-    log_probs: jax.Array
-    log_weights: jax.Array
-    log_evidence: jax.Array
-    choice: jax.Array
+    tokens: Array
+    lengths: Array
+    finished: Array
+    log_probs: Array
+    log_weights: Array
+    log_evidence: Array
+    choice: Array
     target: PowerTarget
     info: SampleInfo
 
     def one(self, index: int) -> "SampleResult":
-        """The result of one prompt alone, P = 1; the seconds are still those of the whole call."""
-        part = {name: getattr(self, name)[index : index + 1] for name in _ARRAYS}
+        """The result of one prompt alone, P = 1, in host memory; the seconds are still those of
+        the whole call."""
+        part: dict[str, Any] = {
+            name: np.asarray(getattr(self, name))[index : index + 1] for name in _ARRAYS
+        }
         info = {name: getattr(self.info, name)[index : index + 1] for name in _INFO_ARRAYS}
         return dataclasses.replace(self, **part, info=dataclasses.replace(self.info, **info))
+
+    def on_device(self) -> "SampleResult":
+        """The same with JAX arrays."""
+        arrays: dict[str, Any] = {name: jnp.asarray(getattr(self, name)) for name in _ARRAYS}
+        return dataclasses.replace(self, **arrays)
 
     # --- one answer per prompt ---
 
@@ -229,12 +242,12 @@ _INFO_ARRAYS = (
 
 
 def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleResult:
-    """Joins batches along the prompts, then puts the prompts into ``order``."""
+    """Joins batches along the prompts, in host memory, and puts the prompts into ``order``."""
 
     def join(parts: Sequence[Any]) -> np.ndarray:
         return np.concatenate([np.asarray(part) for part in parts])[order]
 
-    arrays = {name: jnp.asarray(join([getattr(r, name) for r in results])) for name in _ARRAYS}
+    arrays = {name: join([getattr(r, name) for r in results]) for name in _ARRAYS}
     info = SampleInfo(
         **{name: join([getattr(r.info, name) for r in results]) for name in _INFO_ARRAYS},
         seconds={phase: sum(r.info.seconds[phase] for r in results) for phase in PHASES},

@@ -213,7 +213,10 @@ class Slots:
 
     def _turn(self, arrivals: list[Work]) -> list[Work]:
         """One round: enter, hand out a chunk, look at an earlier one. Returns who is through."""
-        self._phases.start()
+        if self._is_decoding():  # whatever the caller did meanwhile
+            self._phases.book("decode")
+        else:
+            self._phases.start()
         through = [work for work in arrivals if not work.is_wanted]
         entering = [work for work in arrivals if work.is_wanted]
         try:
@@ -257,6 +260,10 @@ class Slots:
 
     def _compile(self, function: Any, static: dict[str, Any], *args: Any) -> Any:
         return programs.executable(function, static, args, self.layout)
+
+    def _is_decoding(self) -> bool:
+        """Whether the device still has to do with the last chunk."""
+        return bool(self._unseen) and not self._unseen[-1][1].is_ready()  # type: ignore[attr-defined]
 
     # --- One round ---
 
