@@ -41,17 +41,16 @@ class MixedTargets:
             self.admit(target)
         filled = [*asked, *[(asked[0][0], 0)] * (rows - len(asked))]
         one_each = [self._known[target] for target, _ in filled]
-        stacked: TargetArrays = jax.tree.map(
-            lambda *xs: jnp.asarray(np.stack(xs)), *map(self._completed, one_each)
-        )
-        caps = jnp.asarray([cap for _, cap in filled], jnp.int32)
+        # In host memory, like all that is handed to a program: an operation here would wait for
+        # what the device is doing.
+        stacked: Any = jax.tree.map(lambda *xs: np.stack(xs), *map(self._completed, one_each))
+        caps = np.array([cap for _, cap in filled], np.int32)
         stop = None
         if self._table is not None:
             ends = [self._rules.get(target.stop, (0, -1)) for target, _ in filled]  # type: ignore[arg-type]
             starts, finals = np.array(ends).T
-            stop = StopArrays(
-                self._table, jnp.asarray(starts, jnp.int32), jnp.asarray(finals, jnp.int16)
-            )
+            own: Any = starts.astype(np.int32), finals.astype(np.int16)
+            stop = StopArrays(self._table, *own)
         return stacked._replace(cap=caps), stop
 
     def widen(self, request: Request) -> Request:

@@ -296,8 +296,8 @@ class Slots:
             {"model": self.model, "rule": self.rule, "capacity": self.sizes.token_capacity},
             (
                 self.params,
-                jnp.asarray(tokens),
-                jnp.asarray(lengths),
+                tokens,
+                lengths,
                 targets,
                 self.numbers,
                 randomness.prompt_keys(keys, ids),
@@ -323,7 +323,7 @@ class Slots:
         )
         slots, entered = (jax.tree.map(programs.fit, tree, widest) for tree in (slots, entered))
         index = self.places.index(group, otherwise=self.places.per_row)
-        own, carry = self._call(programs.insert, {}, slots, entered, jnp.asarray(index))
+        own, carry = self._call(programs.insert, {}, slots, entered, index)
         self._request = programs.with_shared(own, request)
         self._carry = carry._replace(cache=cache)
 
@@ -337,7 +337,7 @@ class Slots:
             self.params,
             self._request,
             self._carry,
-            jnp.asarray(self._clock, jnp.int32),
+            np.int32(self._clock),
         )
         self._clock += self.sizes.chunk
         _copy_to_host(running)
@@ -358,7 +358,7 @@ class Slots:
                 programs.grow,
                 {"model": self.model, "capacity": capacity},
                 self._carry.cache,
-                jnp.asarray(self._clock - 1, jnp.int32),
+                np.int32(self._clock - 1),
             )
             self._carry, self._capacity = self._carry._replace(cache=cache), capacity
 
@@ -404,7 +404,7 @@ class Slots:
             {"rule": self.rule},
             self._request._replace(context=None),
             self._carry._replace(cache=None),
-            jnp.asarray(index),
+            index,
         )
         _copy_to_host(left)
         for slot in group.values():
@@ -428,7 +428,7 @@ class Slots:
             return []
         assert self._request is not None
         target = self._request.target
-        cap = self._call(programs.retire, {}, target.cap, jnp.asarray(unwanted))
+        cap = self._call(programs.retire, {}, target.cap, unwanted)
         self._request = self._request._replace(target=target._replace(cap=cap))
         dropped = [w for w in self._occupants if w is not None and w.cancelled]
         self._occupants = [None if w is None or w.cancelled else w for w in self._occupants]

@@ -1,5 +1,7 @@
 """Streams: every request is answered, with what ``sample`` gives, whoever its neighbours are."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM, engine, programs
+from jax_power_smc.slots import Slots
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -152,6 +155,34 @@ def test_a_key_of_the_wrong_kind_is_refused_alone():
     done = sorted(make().stream(asked, key=KEY), key=lambda each: each.index)
     assert [each.error is None for each in done] == [True, False, False]
     assert all("must be a single key" in each.error for each in done[1:])
+
+
+@pytest.mark.parametrize("decoding", [True, False])
+def test_time_between_results_counts_while_the_device_decodes(monkeypatch, decoding):
+    monkeypatch.setattr(Slots, "_is_decoding", lambda self: decoding)
+    pause, count = 0.2, 4
+    stream = make(slots=1).stream([request(i) for i in range(count)], key=KEY)
+    for _ in stream:
+        time.sleep(pause)
+    seconds = stream.seconds["decode"]
+    # After the last result nothing runs any more.
+    assert seconds >= (count - 1) * pause if decoding else seconds < (count - 1) * pause
+
+
+def test_the_device_decodes_until_the_last_chunk_is_ready():
+    made = make(slots=1)
+    stream = made.stream([request(i) for i in range(3)], key=KEY)
+    next(stream)
+    slots = stream._slots
+    jax.block_until_ready(slots._carry)
+    assert slots._unseen and not slots._is_decoding()
+
+
+def test_results_are_in_host_memory():
+    for done in make().stream([request(0)], key=KEY):
+        for name in ("tokens", "lengths", "log_probs", "log_weights", "log_evidence", "choice"):
+            assert isinstance(getattr(done.result, name), np.ndarray), name
+            assert isinstance(getattr(done.result.on_device(), name), jax.Array), name
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2, 5])
