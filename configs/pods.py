@@ -5,9 +5,13 @@ documentation (16 GB at 819 GB/s; 1,600 Gbit/s between chips, given elsewhere as
 directions together); for H200 NVIDIA's data sheet (141 GB at 4.8 TB/s; NVLink 900 GB/s, in both
 directions together). A device sends half of the latter at most. On a TPU that takes all four links
 of a chip, and a "model" group that is a line of the torus has two: times twice as long.
+
+Compiled for as many CPU devices, or by the compiler of TPUs with
+--config.machines.v5e.topology=v5e:4x4 (pip install 'jax-power-smc[tpu]'; no TPU is needed).
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -43,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
             "v5e": {
                 "meshes": ((4, 4),),
                 "prompts_per_row": 4,
+                "topology": placeholder(str),
                 "memory_bytes": 16e9,
                 "memory_bandwidth": 819e9,
                 "link_bandwidth": 200e9,
@@ -52,6 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
             "H200": {
                 "meshes": ((8, 1), (2, 4)),
                 "prompts_per_row": 8,
+                "topology": placeholder(str),
                 "memory_bytes": 141e9,
                 "memory_bandwidth": 4.8e12,
                 "link_bandwidth": 450e9,

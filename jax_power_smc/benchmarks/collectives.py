@@ -1,8 +1,9 @@
 """What the devices of a mesh exchange in a step: read from the compiled program, calculated, said.
 
 Nothing is run and no speed is claimed. The chunk of decode steps is compiled from shapes alone, for
-as many CPU devices as the machine in question has. Its text says which arrays the devices exchange;
-the makers' figures of the memory and the links then give two times whose ratio is of interest:
+as many CPU devices as the machine in question has, or by its own compiler. The text says which
+arrays the devices exchange; the makers' figures of the memory and the links then give two times
+whose ratio is of interest:
 
     memory    the bytes of parameters, contexts and caches that a device has, once through
     links     the bytes that a device sends, in a ring
@@ -70,10 +71,10 @@ def collectives(text: str) -> list[Collective]:
     """All exchanges of a compiled program.
 
     Args:
-      text: ``compiled.as_text()`` of a program for CPU devices.
+      text: ``compiled.as_text()`` of a program for CPUs or TPUs.
 
     Raises:
-      ValueError: for an asynchronous one, as the compilers of accelerators write them.
+      ValueError: for an asynchronous one, as the compilers of GPUs write them.
     """
     bodies, entry = _computations(text)
     found = []
@@ -84,7 +85,9 @@ def collectives(text: str) -> list[Collective]:
                 continue
             types, kind, start = match.groups()
             if start:
-                raise ValueError(f"the program has {kind}{start}; only those of a CPU can be read.")
+                raise ValueError(
+                    f"the program has {kind}{start}; only synchronous ones can be read."
+                )
             arrays = tuple(
                 (dtype, tuple(int(n) for n in sizes.split(",") if n))
                 for dtype, sizes in _SHAPE.findall(types)
@@ -117,7 +120,7 @@ def _reached(bodies: dict[str, list[str]], name: str, loops: int) -> Iterator[tu
 
 
 def _group(line: str) -> int:
-    """Devices in a group, of either notation; two where one sends to another."""
+    """Devices in a group, of any notation; two where one sends to another."""
     if "source_target_pairs=" in line:
         return 2
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
@@ -126,4 +129,8 @@ def _group(line: str) -> int:
     shaped = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
     if shaped:
         return int(shaped[1])
+    axes = re.search(r"replica_groups=mesh\[([^\]]+)\] \{([^}]+)\}", line)
+    if axes:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", axes[2]))
     raise ValueError(f"a collective without groups of devices: {line.strip()[:200]}.")

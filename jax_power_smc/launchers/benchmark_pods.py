@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.table import Table
 
@@ -63,7 +64,7 @@ def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
                 shape,
                 config.dtype,
                 pods.Machine(name, *(machine[field] for field in _OF_MACHINE)),
-                make_mesh(size, jax.devices("cpu")[: rows * size]),
+                _mesh(machine, rows, size),
                 pods.Load(
                     machine.prompts_per_row, num, config.prompt_tokens, config.max_new_tokens
                 ),
@@ -122,7 +123,21 @@ def _check(config: ConfigDict) -> TransformerConfig:
     for rows, size in meshes:
         # Refuses what does not divide the model.
         layout_of(TransformerLM(shape), make_mesh(size, jax.devices("cpu")[: rows * size]))
+    for machine in config.machines.values():
+        for rows, size in machine.meshes:
+            _mesh(machine, rows, size)
     return shape
+
+
+def _mesh(machine: ConfigDict, rows: int, size: int) -> Mesh:
+    """Of the machine's topology, or of CPU devices in its place."""
+    name = machine.get("topology")
+    devices = pods.topology(name) if name else jax.devices("cpu")
+    if len(devices) < rows * size:
+        raise ValueError(
+            f"topology is {name!r}; a mesh of {rows}x{size} devices is too large for it."
+        )
+    return make_mesh(size, devices[: rows * size])
 
 
 def _check_machine(name: str, machine: ConfigDict) -> None:

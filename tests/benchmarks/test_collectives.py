@@ -80,9 +80,14 @@ HEAD = "ENTRY %main (x: f32[4]) -> f32[4] {\n"
     [
         ("  ROOT %a = f32[4]{0} all-reduce(%x), replica_groups={{0,1,2},{3,4,5}}, to_apply=%s", 3),
         ("  ROOT %a = f32[4]{0} all-reduce(%x), replica_groups=[4,2]<=[2,4]T(1,0)", 2),
+        (
+            "  ROOT %a = f32[4]{0:T(128)S(1)} all-reduce(%x), replica_groups="
+            "mesh['axis_0'=4,'axis_1'=2,'axis_2'=3] {'axis_0','axis_2'}, to_apply=%s",
+            12,
+        ),
     ],
 )
-def test_both_notations_of_groups(line, group):
+def test_all_notations_of_groups(line, group):
     add = "%s (a: f32[], b: f32[]) -> f32[] {\n  ROOT %c = f32[] add(%a, %b)\n}\n\n"
     (found,) = collectives(f"{add}{HEAD}{line}\n}}\n")
     assert found == Collective("all-reduce", (("f32", (4,)),), group, 0)

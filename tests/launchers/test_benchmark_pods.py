@@ -1,5 +1,6 @@
 """The calculation for many devices through the launcher, of a model small enough for a test."""
 
+import importlib.util
 import json
 import pathlib
 import runpy
@@ -140,6 +141,13 @@ def test_bad_input_is_refused_before_any_work(machine, changes, message, tmp_pat
     with pytest.raises(ValueError, match=message):
         benchmark(config(machine, **changes), str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_a_topology_needs_its_compiler(tmp_path):
+    with pytest.raises(ValueError, match=r"topology is 'v5e:4x4', for which nothing can be comp"):
+        benchmark(config({"topology": "v5e:4x4"}), str(tmp_path))
+    assert not (tmp_path / "pods.jsonl").exists()
 
 
 def test_a_machine_lacks_a_field(tmp_path):
