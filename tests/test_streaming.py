@@ -1,5 +1,7 @@
 """Streams: every request is answered, with what ``sample`` gives, whoever its neighbours are."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,6 +176,20 @@ def test_a_stream_ends_when_it_is_told_to(rounds):
     for each in done:
         assert_as_alone(each)
     assert len(list(engine.stream([request(0)], key=KEY))) == 1, "the engine is free again"
+
+
+def test_the_time_that_until_takes_is_decoding():
+    # Processes that ask each other wait there for what their devices decode.
+    asked = []
+
+    def until():
+        asked.append(None)
+        time.sleep(0.05)
+        return False
+
+    stream = make().stream([request(0)], key=KEY, until=until)
+    assert len(list(stream)) == 1
+    assert stream.seconds["decode"] >= 0.05 * len(asked)
 
 
 def test_slots_are_no_more_than_the_requests():
