@@ -89,7 +89,7 @@ class Stop:
             return bool(multihost_utils.process_allgather(np.array(self._asked())).any())
         client: Any = distributed.global_state.client
         if self._asked():
-            client.key_value_set(_STOP, "yes", allow_overwrite=True)
+            client.key_value_set(f"{_STOP}/{self._processes.index}", "yes", allow_overwrite=True)
             return True
         if time.monotonic() - self._looked < _SECONDS_BETWEEN_LOOKS:
             return False

@@ -244,7 +244,7 @@ def test_who_waits_for_a_lost_process_leaves_the_end_to_the_runtime(monkeypatch)
 
 
 class Service:
-    """The runtime's store of keys."""
+    """The runtime's store of keys; a key is in a directory only behind a slash."""
 
     def __init__(self):
         self.keys, self.looks = {}, 0
@@ -254,7 +254,7 @@ class Service:
 
     def key_value_dir_get(self, key):
         self.looks += 1
-        return [(name, value) for name, value in self.keys.items() if name.startswith(key)]
+        return [(name, value) for name, value in self.keys.items() if name.startswith(f"{key}/")]
 
 
 @pytest.fixture
