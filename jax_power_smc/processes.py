@@ -6,6 +6,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any, TypeVar
 
 import jax
@@ -44,20 +45,39 @@ class Processes:
         """This process's part of a list that all of them have, every item in one part."""
         return list(items[self.index :: self.count])
 
-    def wait(self, name: str) -> None:
+    def told(self, name: str, value: str) -> str:
+        """The value that process 0 has for this name, whatever that of this process is."""
+        if self.count == 1:
+            return value
+        client: Any = distributed.global_state.client
+        if self.is_first:
+            client.key_value_set(name, value)
+            return value
+        return client.blocking_key_value_get(name, _FOREVER_MS)
+
+    def wait(self, name: str, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Waits until all processes have come to the point of this name.
 
         By the runtime's own barrier: a collective on the devices would time out.
+
+        ``meanwhile`` is called now and then. (The barrier is for a thread: no signal would be
+        heard of before it ends.)
         """
         if self.count > 1:
             client: Any = distributed.global_state.client
+            pool = futures.ThreadPoolExecutor(1)
             try:
-                client.wait_at_barrier(name, _FOREVER_MS)
+                waiting = pool.submit(client.wait_at_barrier, name, _FOREVER_MS)
+                while futures.wait([waiting], _SECONDS_BETWEEN_LOOKS).not_done:
+                    meanwhile()
+                waiting.result()
             except jax.errors.JaxRuntimeError:
                 # Another one is lost. The runtime is about to end this process too and says why; it
                 # crashes if the process falls apart meanwhile.
                 time.sleep(_SECONDS_TO_BE_ENDED)
                 raise
+            finally:
+                pool.shutdown(wait=False)
 
 
 ALONE = Processes()
@@ -81,6 +101,11 @@ class Stop:
         if not self._stopping:
             self._stopping = self._look()
         return self._stopping
+
+    def pass_on(self) -> None:
+        """For a process that has nothing more to do: tells the others if it is asked to stop."""
+        if not self._in_step:
+            self()
 
     def _look(self) -> bool:
         if self._processes.count == 1:
