@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 _FOREVER_MS = 7 * 24 * 3600 * 1000
 # Within which the runtime ends a process, when another one is lost.
 _SECONDS_TO_BE_ENDED = 10.0
-_STOP = "stop"
+_STOP, _FAILED = "stop", "failed"
 # Seconds between two looks whether another process was asked to stop.
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -44,6 +44,21 @@ class Processes:
     def share(self, items: Sequence[_T]) -> list[_T]:
         """This process's part of a list that all of them have, every item in one part."""
         return list(items[self.index :: self.count])
+
+    def all_fail(self, seconds: float) -> bool:
+        """Says that this process has failed; whether all others do so within these seconds."""
+        client: Any = distributed.global_state.client
+        deadline = time.monotonic() + seconds
+        try:
+            client.key_value_set(f"{_FAILED}/{self.index}", "yes")
+            while len(client.key_value_dir_get(_FAILED)) < self.count:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        except jax.errors.JaxRuntimeError:
+            time.sleep(_SECONDS_TO_BE_ENDED)  # see ``wait``
+            return False
+        return True
 
     def told(self, name: str, value: str) -> str:
         """The value that process 0 has for this name, whatever that of this process is."""

@@ -167,6 +167,33 @@ def test_a_workdir_of_another_config_is_refused_by_all(evaluations, alone):
 
 
 @pods_only
+def test_one_that_fails_alone_ends_the_others_too(evaluations, tmp_path):
+    # Process 0 alone refuses it, while the other one waits.
+    (tmp_path / "records.jsonl").touch()
+    began = time.monotonic()
+    run = evaluations.together(tmp_path, 2, runs=pods.FEW)
+    assert run.codes() == [2, 1], run.said()
+    assert time.monotonic() - began < 6 * pods.LOST
+    (_, first), (_, second) = run.outputs()
+    assert "and no config.json" in first and first.count("\n") == 1
+    assert second.startswith("error: process 0 was lost, so all stop.")
+    assert second.count("\n") == 1
+    assert run.left_at_the_end == []
+
+
+@pods_only
+@pytest.mark.parametrize(("which", "word"), [(0, "was"), (1, "is")])
+def test_a_process_killed_while_all_decode_together_is_named(evaluations, tmp_path, which, word):
+    run = evaluations.together(tmp_path, 2, runs=pods.FEW, **TOGETHER)
+    pods.wait_for(tmp_path, 2, run)
+    os.kill(run.processes[which].pid, signal.SIGKILL)
+    assert sorted(run.codes()) == [-signal.SIGKILL, 1], run.said()
+    _, err = run.outputs()[1 - which]
+    assert err.startswith(f"error: process {which} {word} lost, so all stop."), err
+    assert err.count("\n") == 1
+
+
+@pods_only
 def test_one_that_has_done_its_share_still_passes_on_that_all_are_to_stop(evaluations, tmp_path):
     # Process 1 has nothing to do at all, and process 0 begins with very many moves.
     moves = {"samplers.mh.moves_per_block": 5000}
@@ -191,3 +218,4 @@ def test_a_workdir_that_is_not_shared_is_refused(evaluations, tmp_path):
     run = pods.Running(commands)
     assert run.codes() == [1, 2], run.said()
     assert "all processes must see the same directory" in run.outputs()[1][1]
+    assert run.outputs()[0][1].startswith("error: process 1 is lost, so all stop.")

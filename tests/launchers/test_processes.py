@@ -329,3 +329,10 @@ def test_all_are_told_what_the_first_one_says(service):
     service.blocking_key_value_get = lambda key, timeout: service.keys[key]
     assert [Processes(index, 3).told("what", f"{index}") for index in range(3)] == ["0"] * 3
     assert ALONE.told("what", "alone") == "alone"
+
+
+@pytest.mark.parametrize(("others", "all_fail"), [((), False), ((0,), False), ((0, 2), True)])
+def test_whether_all_have_failed(monkeypatch, service, others, all_fail):
+    monkeypatch.setattr(library, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    service.keys = {f"failed/{index}": "yes" for index in others}
+    assert Processes(1, 3).all_fail(0.05) is all_fail
