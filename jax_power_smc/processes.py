@@ -6,6 +6,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any, TypeVar
 
 import jax
@@ -18,7 +19,7 @@ _T = TypeVar("_T")
 _FOREVER_MS = 7 * 24 * 3600 * 1000
 # Within which the runtime ends a process, when another one is lost.
 _SECONDS_TO_BE_ENDED = 10.0
-_STOP = "stop"
+_STOP, _FAILED = "stop", "failed"
 # Seconds between two looks whether another process was asked to stop.
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -44,20 +45,54 @@ class Processes:
         """This process's part of a list that all of them have, every item in one part."""
         return list(items[self.index :: self.count])
 
-    def wait(self, name: str) -> None:
+    def all_fail(self, seconds: float) -> bool:
+        """Says that this process has failed; whether all others do so within these seconds."""
+        client: Any = distributed.global_state.client
+        deadline = time.monotonic() + seconds
+        try:
+            client.key_value_set(f"{_FAILED}/{self.index}", "yes")
+            while len(client.key_value_dir_get(_FAILED)) < self.count:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        except jax.errors.JaxRuntimeError:
+            time.sleep(_SECONDS_TO_BE_ENDED)  # see ``wait``
+            return False
+        return True
+
+    def told(self, name: str, value: str) -> str:
+        """The value that process 0 has for this name, whatever that of this process is."""
+        if self.count == 1:
+            return value
+        client: Any = distributed.global_state.client
+        if self.is_first:
+            client.key_value_set(name, value)
+            return value
+        return client.blocking_key_value_get(name, _FOREVER_MS)
+
+    def wait(self, name: str, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Waits until all processes have come to the point of this name.
 
         By the runtime's own barrier: a collective on the devices would time out.
+
+        ``meanwhile`` is called now and then. (The barrier is for a thread: no signal would be
+        heard of before it ends.)
         """
         if self.count > 1:
             client: Any = distributed.global_state.client
+            pool = futures.ThreadPoolExecutor(1)
             try:
-                client.wait_at_barrier(name, _FOREVER_MS)
+                waiting = pool.submit(client.wait_at_barrier, name, _FOREVER_MS)
+                while futures.wait([waiting], _SECONDS_BETWEEN_LOOKS).not_done:
+                    meanwhile()
+                waiting.result()
             except jax.errors.JaxRuntimeError:
                 # Another one is lost. The runtime is about to end this process too and says why; it
                 # crashes if the process falls apart meanwhile.
                 time.sleep(_SECONDS_TO_BE_ENDED)
                 raise
+            finally:
+                pool.shutdown(wait=False)
 
 
 ALONE = Processes()
@@ -82,6 +117,11 @@ class Stop:
             self._stopping = self._look()
         return self._stopping
 
+    def pass_on(self) -> None:
+        """For a process that has nothing more to do: tells the others if it is asked to stop."""
+        if not self._in_step:
+            self()
+
     def _look(self) -> bool:
         if self._processes.count == 1:
             return self._asked()
@@ -89,7 +129,7 @@ class Stop:
             return bool(multihost_utils.process_allgather(np.array(self._asked())).any())
         client: Any = distributed.global_state.client
         if self._asked():
-            client.key_value_set(_STOP, "yes", allow_overwrite=True)
+            client.key_value_set(f"{_STOP}/{self._processes.index}", "yes", allow_overwrite=True)
             return True
         if time.monotonic() - self._looked < _SECONDS_BETWEEN_LOOKS:
             return False

@@ -194,7 +194,7 @@ class Slots:
         queue: Iterator[Work | None] = iter(waiting)
         broken: Exception | None = None
         open_end = True
-        while (open_end or any(self._occupants) or self._leaving) and not until():
+        while (open_end or any(self._occupants) or self._leaving) and not self._ends(until):
             arrivals: list[Work] = []
             try:
                 while open_end and len(arrivals) < self._occupants.count(None):
@@ -210,6 +210,13 @@ class Slots:
             yield from self._turn(arrivals)
         if broken is not None:
             raise broken
+
+    def _ends(self, until: Callable[[], bool]) -> bool:
+        """What ``until`` says; several processes that ask each other wait for their devices."""
+        self._phases.start()
+        ends = until()
+        self._phases.book("decode")
+        return ends
 
     def _turn(self, arrivals: list[Work]) -> list[Work]:
         """One round: enter, hand out a chunk, look at an earlier one. Returns who is through."""

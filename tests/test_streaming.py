@@ -207,6 +207,20 @@ def test_a_stream_ends_when_it_is_told_to(rounds):
     assert len(list(engine.stream([request(0)], key=KEY))) == 1, "the engine is free again"
 
 
+def test_the_time_that_until_takes_is_decoding():
+    # Processes that ask each other wait there for what their devices decode.
+    asked = []
+
+    def until():
+        asked.append(None)
+        time.sleep(0.05)
+        return False
+
+    stream = make().stream([request(0)], key=KEY, until=until)
+    assert len(list(stream)) == 1
+    assert stream.seconds["decode"] >= 0.05 * len(asked)
+
+
 def test_slots_are_no_more_than_the_requests():
     assert make(slots=None, num_requests=3).plan.slots == 4
     assert make(slots=None).plan.slots > 4

@@ -80,7 +80,8 @@ def evaluate(
     if processes.is_first:
         _print_headline(config, task, runs, len(done), total)
     processes.wait("all have read what is finished")  # before anyone writes
-    if len(done) < total:
+    # Another job may have ended between two of their looks; all must do the same.
+    if processes.told("whether all is finished", str(len(done) == total)) == str(False):
         lm = lm or _model(config)
         done = _work(config, lm, task, runs, root, done, sizes, until, processes)
     processes.wait("all are done")
@@ -194,8 +195,23 @@ def _work(
                 held = store.read_config(root)
                 assert held is not None
                 done = _finished(root, config, task, held)
+            _check_shared(root, done, processes)
             processes.wait("all know what is finished")
-            return [*done, *job.evaluate(todo, done, file, grader, progress.report, stop)]
+            done = [*done, *job.evaluate(todo, done, file, grader, progress.report, stop)]
+            # Whoever has done its share can still be asked to stop, and passes it on.
+            processes.wait("all have done their share", stop.pass_on)
+            return done
+
+
+def _check_shared(root: epath.Path, done: Sequence[Reading], processes: Processes) -> None:
+    """Raises ValueError unless this process finds in the workdir what process 0 does."""
+    items = sorted(list(reading.item) for reading in done)
+    own = store.fingerprint({"claimed": store.read_config(root) is not None, "items": items})
+    if processes.told("what is finished", own) != own:
+        raise ValueError(
+            f"process {processes.index} does not find in {root} what process 0 does; all "
+            "processes must see the same directory."
+        )
 
 
 def _model(config: ConfigDict) -> LoadedModel:

@@ -18,24 +18,29 @@ import re
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
 
-from jax_power_smc.launchers.common import BAD_INPUT
+from jax_power_smc.launchers.common import BAD_INPUT, plain_errors
 from jax_power_smc.processes import ALONE, Processes
 
 LOST = 1
+# Within which the runtime ends a process, when it has found another one lost.
+_SECONDS_TO_BE_ENDED = 10
 _CHILD = "JAX_POWER_SMC_PROCESS"
 _PR_SET_PDEATHSIG = 1
 # What says in the environment that there are several processes: variable of their number. (A shell
 # inside a SLURM allocation has SLURM_NTASKS too, but is one process until it says srun.)
 _MANAGERS = {"SLURM": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
 # How the runtime's last words begin; other libraries, and the job itself, log in this format too.
-_LAST_WORDS = re.compile(r"^[EFWI]\d{4} .*(coordination_service|JAX distributed service)")
+_LAST_WORDS = re.compile(
+    r"^[EFWI]\d{4} .*(coordination_service|preemption_sync_manager|JAX distributed service)"
+)
 _MISSING = re.compile(r"Some timed out task names:\n((?:.*\d+\n)+)")
 _DEAD = re.compile(r"unhealthy \(stopped sending heartbeats\):\n((?:.*\d+\n)+)")
 
@@ -105,9 +110,38 @@ def joined(values: Any) -> Iterator[Processes]:
             initialization_timeout=values.join_seconds + 30,
             heartbeat_timeout_seconds=values.lost_seconds,
         )
-    yield Processes(jax.process_index(), jax.process_count())
+    processes = Processes(jax.process_index(), jax.process_count())
+    try:
+        yield processes
+    except BaseException as error:
+        # What fails may be an exchange with a process that is lost: the runtime is given the time
+        # to end this one too, and to say which it was.
+        if not processes.all_fail(values.lost_seconds + _SECONDS_TO_BE_ENDED):
+            _leave(error)
+        jax.distributed.shutdown()
+        raise
+    # The first one may have much to write down still, and the runtime waits for minutes only.
+    processes.wait("all have ended")
     # Without this the first one to leave would look lost to the others.
     jax.distributed.shutdown()
+
+
+def _leave(error: BaseException) -> NoReturn:
+    """Says what failed and ends this process, so that the others, which go on, find it lost.
+
+    At once: the runtime would have it wait for them, minutes on end.
+    """
+    code: Any = LOST
+    try:
+        with plain_errors():
+            raise error
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager

@@ -2,22 +2,26 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import pathlib
 import runpy
 import shutil
 import sys
+import types
 
 import jax
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jax_power_smc import processes as library
 from jax_power_smc.evaluation import records, store
 from jax_power_smc.evaluation.job import State
 from jax_power_smc.evaluation.readings import read
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.launchers import evaluate, evaluate_progress
+from jax_power_smc.processes import Processes
 from jax_power_smc.reasoner import problems
 from jax_power_smc.tasks import tiny_reasoner
 from tests.evaluation import tiny
@@ -296,6 +300,68 @@ def test_records_of_another_hash_are_refused(model, easy, finished, tmp_path):
     (tmp_path / "records.jsonl").write_text(text.replace(digest, "0123456789ab"))
     with pytest.raises(ValueError, match="holds a record of config 0123456789ab"):
         evaluate.evaluate(small_config(model), str(tmp_path))
+
+
+# --- Several processes ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Names of the waits for other processes, none of which is there."""
+    noted = []
+    monkeypatch.setattr(Processes, "wait", lambda self, name, *more: noted.append(name))
+    monkeypatch.setattr(Processes, "told", lambda self, name, value: value, raising=False)
+    nobody = types.SimpleNamespace(key_value_dir_get=lambda key: [])
+    monkeypatch.setattr(library.distributed.global_state, "client", nobody)
+    return noted
+
+
+def test_a_workdir_is_locked_until_all_processes_have_done_their_share(
+    model, easy, tmp_path, monkeypatch, waits
+):
+    def is_locked():
+        with open(tmp_path / ".lock", "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    file, locked = tmp_path / "records-00000.jsonl", []
+
+    def wait(self, name, *more):
+        if file.exists() and file.stat().st_size:
+            locked.append(is_locked())
+
+    monkeypatch.setattr(Processes, "wait", wait)
+    evaluate.evaluate(small_config(model), str(tmp_path), processes=Processes(0, 2))
+    assert len(file.read_text().splitlines()) == 32
+    assert locked[0]
+
+
+@pytest.mark.parametrize("answer", ["True", "False"])
+def test_all_processes_go_on_or_not_as_the_first_one_says(
+    model, easy, finished, tmp_path, monkeypatch, waits, answer
+):
+    # The last record was written after the first one had looked, and before this one did.
+    for file in ("config.json", "records.jsonl"):
+        shutil.copy(finished.workdir / file, tmp_path)
+
+    def told(self, name, value):
+        return answer if value in ("True", "False") else value
+
+    monkeypatch.setattr(Processes, "told", told, raising=False)
+    assert evaluate.evaluate(small_config(model), str(tmp_path), processes=Processes(1, 2)) == {}
+    assert ("the workdir is claimed" in waits) == (answer == "False")
+
+
+def test_a_process_that_finds_other_records_than_the_first_one_is_refused(
+    model, easy, finished, tmp_path, monkeypatch, waits
+):
+    shutil.copy(finished.workdir / "config.json", tmp_path)
+    monkeypatch.setattr(Processes, "told", lambda self, name, value: "False")
+    with pytest.raises(ValueError, match=r"process 1 does not find in .* what process 0 does"):
+        evaluate.evaluate(small_config(model), str(tmp_path), processes=Processes(1, 2))
 
 
 # --- Dry runs ---------------------------------------------------------------------------------

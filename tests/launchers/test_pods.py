@@ -164,3 +164,58 @@ def test_a_workdir_of_another_config_is_refused_by_all(evaluations, alone):
     assert run.codes() == [2, 2], run.said()
     assert all("alpha is 2.0, there it is 4.0" in err for _, err in run.outputs())
     assert pods.read(alone) == before
+
+
+@pods_only
+def test_one_that_fails_alone_ends_the_others_too(evaluations, tmp_path):
+    # Process 0 alone refuses it, while the other one waits.
+    (tmp_path / "records.jsonl").touch()
+    began = time.monotonic()
+    run = evaluations.together(tmp_path, 2, runs=pods.FEW)
+    assert run.codes() == [2, 1], run.said()
+    assert time.monotonic() - began < 6 * pods.LOST
+    (_, first), (_, second) = run.outputs()
+    assert "and no config.json" in first and first.count("\n") == 1
+    assert second.startswith("error: process 0 was lost, so all stop.")
+    assert second.count("\n") == 1
+    assert run.left_at_the_end == []
+
+
+@pods_only
+@pytest.mark.parametrize(("which", "word"), [(0, "was"), (1, "is")])
+def test_a_process_killed_while_all_decode_together_is_named(evaluations, tmp_path, which, word):
+    run = evaluations.together(tmp_path, 2, runs=pods.FEW, **TOGETHER)
+    pods.wait_for(tmp_path, 2, run)
+    os.kill(run.processes[which].pid, signal.SIGKILL)
+    assert sorted(run.codes()) == [-signal.SIGKILL, 1], run.said()
+    _, err = run.outputs()[1 - which]
+    assert err.startswith(f"error: process {which} {word} lost, so all stop."), err
+    assert err.count("\n") == 1
+
+
+@pods_only
+def test_one_that_has_done_its_share_still_passes_on_that_all_are_to_stop(evaluations, tmp_path):
+    # Process 1 has nothing to do at all, and process 0 begins with very many moves.
+    moves = {"samplers.mh.moves_per_block": 5000}
+    run = evaluations.together(tmp_path, 2, limit=1, **moves)
+    while not (tmp_path / "records-00001.jsonl").exists():
+        assert run.processes[1].poll() is None
+        time.sleep(0.1)
+    time.sleep(3)
+    run.processes[1].send_signal(signal.SIGTERM)
+    assert run.codes() == [0, 0], run.said()
+    assert " of 4 items finished; the same command goes on." in run.said()[0]
+
+
+@pods_only
+def test_a_workdir_that_is_not_shared_is_refused(evaluations, tmp_path):
+    port = pods.free_port()
+    commands = []
+    for index in range(2):
+        (tmp_path / str(index)).mkdir()
+        flags = f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={index}"
+        commands.append(evaluations.command(tmp_path / str(index), *flags, runs=("smc",)))
+    run = pods.Running(commands)
+    assert run.codes() == [1, 2], run.said()
+    assert "all processes must see the same directory" in run.outputs()[1][1]
+    assert run.outputs()[0][1].startswith("error: process 1 is lost, so all stop.")

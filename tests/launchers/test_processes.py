@@ -3,6 +3,7 @@
 import re
 import signal
 import sys
+import threading
 import types
 
 import jax
@@ -244,17 +245,17 @@ def test_who_waits_for_a_lost_process_leaves_the_end_to_the_runtime(monkeypatch)
 
 
 class Service:
-    """The runtime's store of keys."""
+    """The runtime's store of keys; a key is in a directory only behind a slash."""
 
     def __init__(self):
         self.keys, self.looks = {}, 0
 
-    def key_value_set(self, key, value, allow_overwrite):
+    def key_value_set(self, key, value, allow_overwrite=False):
         self.keys[key] = value
 
     def key_value_dir_get(self, key):
         self.looks += 1
-        return [(name, value) for name, value in self.keys.items() if name.startswith(key)]
+        return [(name, value) for name, value in self.keys.items() if name.startswith(f"{key}/")]
 
 
 @pytest.fixture
@@ -299,3 +300,39 @@ def test_in_step_nobody_stops_before_all_know(monkeypatch):
         library.multihost_utils, "process_allgather", lambda own: library.np.array([own, False])
     )
     assert not Stop(Processes(0, 2), lambda: False, in_step=True)()
+
+
+def test_who_has_nothing_more_to_do_still_passes_on_that_it_is_asked_to_stop(monkeypatch, service):
+    passed = threading.Event()
+    service.wait_at_barrier = lambda name, timeout: passed.wait(60)
+    monkeypatch.setattr(library, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    asked = []
+    stop = Stop(Processes(0, 2), lambda: bool(asked), in_step=False)
+
+    def meanwhile():
+        stop.pass_on()
+        if len(service.keys) or asked:
+            passed.set()
+        asked.append(True)
+
+    Processes(0, 2).wait("all", meanwhile)
+    assert service.keys
+
+
+def test_in_step_nothing_is_passed_on(monkeypatch):
+    # The others would not take part in the exchange.
+    monkeypatch.delattr(library.multihost_utils, "process_allgather")
+    Stop(Processes(0, 2), lambda: True, in_step=True).pass_on()
+
+
+def test_all_are_told_what_the_first_one_says(service):
+    service.blocking_key_value_get = lambda key, timeout: service.keys[key]
+    assert [Processes(index, 3).told("what", f"{index}") for index in range(3)] == ["0"] * 3
+    assert ALONE.told("what", "alone") == "alone"
+
+
+@pytest.mark.parametrize(("others", "all_fail"), [((), False), ((0,), False), ((0, 2), True)])
+def test_whether_all_have_failed(monkeypatch, service, others, all_fail):
+    monkeypatch.setattr(library, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    service.keys = {f"failed/{index}": "yes" for index in others}
+    assert Processes(1, 3).all_fail(0.05) is all_fail
