@@ -213,17 +213,14 @@ class Slots:
 
     def _ends(self, until: Callable[[], bool]) -> bool:
         """What ``until`` says; several processes that ask each other wait for their devices."""
-        self._phases.start()
+        self._resume()
         ends = until()
         self._phases.book("decode")
         return ends
 
     def _turn(self, arrivals: list[Work]) -> list[Work]:
         """One round: enter, hand out a chunk, look at an earlier one. Returns who is through."""
-        if self._is_decoding():  # whatever the caller did meanwhile
-            self._phases.book("decode")
-        else:
-            self._phases.start()
+        self._resume()
         through = [work for work in arrivals if not work.is_wanted]
         entering = [work for work in arrivals if work.is_wanted]
         try:
@@ -267,6 +264,13 @@ class Slots:
 
     def _compile(self, function: Any, static: dict[str, Any], *args: Any) -> Any:
         return programs.executable(function, static, args, self.layout)
+
+    def _resume(self) -> None:
+        """The clock goes on; while the device decoded, it ran, whatever the caller did."""
+        if self._is_decoding():
+            self._phases.book("decode")
+        else:
+            self._phases.start()
 
     def _is_decoding(self) -> bool:
         """Whether the device still has to do with the last chunk."""

@@ -236,8 +236,20 @@ def _chains(
 ) -> Iterator[Record]:
     """Records without verdicts, batch by batch: all chains follow one schedule."""
     count = len(job.task.problems)
+    prompts = {problem.id: _encode(job, problem) for problem in job.task.problems}
+    fitting, _ = engine.plan_slots(
+        job.lm.model,
+        job.lm.params,
+        run.sampler,
+        prompt_tokens=max(map(len, prompts.values())),
+        new_tokens=job.max_new_tokens,
+        wanted=min(count, CHAINS_BATCH),
+        slots=job.slots,
+        memory_limit=None,
+        mesh=job.mesh,
+    )
     # Batches of one size: all rows of a batch take the time of the longest.
-    width = job.slots or math.ceil(count / math.ceil(count / CHAINS_BATCH))
+    width = job.slots or math.ceil(count / math.ceil(count / fitting.slots))
     for seed in job.seeds:
         problems = [problem for own, problem in left if own == seed]
         for first in range(0, len(problems), width):
@@ -246,7 +258,7 @@ def _chains(
                 result = engine.sample(
                     job.lm.model,
                     job.lm.params,
-                    [_encode(job, problem) for problem in batch],
+                    [prompts[problem.id] for problem in batch],
                     key=jax.random.key(seed),
                     target=job.target,
                     sampler=run.sampler,
