@@ -23,6 +23,8 @@ _BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _STARTS_CODE = re.compile(r"(?:def|class|import|from|async def)\s|@\w")
 # A line that is no code: it begins as a sentence does, with no assignment or call, or as a heading.
 _WORDS = re.compile(r"(?:[A-Z][\w']*(?!\w)(?!\s*[=(\[.])|[#*>-])")
+# After a function: a fence, a sentence, a heading such as "Explanation:", or a point of a list.
+_ENDS_CODE = re.compile(r"```|[A-Z][a-z']* [a-z']+ |\*{0,2}[A-Z][\w ]*:\W*$|[-*] |\d+\. ")
 _INDENT = "    "
 
 
@@ -120,6 +122,6 @@ def _until_prose(code: str) -> str:
     """A function without a block around it, up to a line that looks like words."""
     lines = code.split("\n")
     for number, line in enumerate(lines):
-        if re.match(r"```|[A-Z][a-z']* [a-z']+ ", line):
+        if _ENDS_CODE.match(line):
             return "\n".join(lines[:number]) + "\n"
     return code + "\n"

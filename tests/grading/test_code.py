@@ -38,6 +38,9 @@ RIGHT = {
     "whole": WHOLE,
     "whole, then prose": WHOLE + "\nThis function halves it.",
     "words, then whole": "Sure, here it is:\n\n" + WHOLE,
+    "whole, then a heading": WHOLE + "\nExplanation:\n- It halves the number.",
+    "whole, then a bold heading": WHOLE + "\n**Explanation:**\n\nIt halves the number.",
+    "whole, then a list": WHOLE + "\n1. It halves the number.",
     "heading, words, whole, words": "## Solution\nWe halve it. Then it is\nRounded!\n"
     + WHOLE
     + "\nThis function halves it.",
