@@ -21,6 +21,7 @@ LONGEST_CODE = 50_000
 
 _BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _STARTS_CODE = re.compile(r"(?:def|class|import|from|async def)\s|@\w")
+_IMPORT_IN_BODY = re.compile(r"(?:import|from)\s[^\n(\\]*\n(?:[ \t]*\n)*[ \t]+\S")
 # A line that is no code: it begins as a sentence does, with no assignment or call, or as a heading.
 _WORDS = re.compile(r"(?:[A-Z][\w']*(?!\w)(?!\s*[=(\[.])|[#*>-])")
 # After a function: a fence, a sentence, a heading such as "Explanation:", or a point of a list.
@@ -112,7 +113,9 @@ def _after_prose(response: str) -> str | None:
     lines = response.split("\n")
     for number, line in enumerate(lines):
         if _STARTS_CODE.match(line):
-            return "\n".join(lines[number:])
+            code = "\n".join(lines[number:])
+            # A stripped body may begin with an import: what follows is indented then.
+            return None if _IMPORT_IN_BODY.match(code) else code
         if line.strip() and not _WORDS.match(line):
             return None
     return None

@@ -45,6 +45,10 @@ RIGHT = {
     + WHOLE
     + "\nThis function halves it.",
     "stripped body, then the function again": BODY.strip() + "\n\n\ndef half(x):\n    return 1\n",
+    "stripped body with an import, then the function again": "import math\n"
+    + BODY
+    + "\n\ndef half(x):\n    return 1\n",
+    "whole with indented lines before": "import math\n\nif True:\n    y = 1\n\n" + WHOLE,
     "whole with imports": "import math\n\n" + WHOLE,
     "block": "Here it is:\n\n```python\n" + WHOLE + "```\nIt works.",
     "last block": "```python\ndef half(x):\n    pass\n```\nBetter:\n```python\n" + WHOLE + "```",
