@@ -21,8 +21,11 @@ LONGEST_CODE = 50_000
 
 _BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _STARTS_CODE = re.compile(r"(?:def|class|import|from|async def)\s|@\w")
+_IMPORT_IN_BODY = re.compile(r"(?:import|from)\s[^\n(\\]*\n(?:[ \t]*\n)*[ \t]+\S")
 # A line that is no code: it begins as a sentence does, with no assignment or call, or as a heading.
 _WORDS = re.compile(r"(?:[A-Z][\w']*(?!\w)(?!\s*[=(\[.])|[#*>-])")
+# After a function: a fence, a sentence, a heading such as "Explanation:", or a point of a list.
+_ENDS_CODE = re.compile(r"```|[A-Z][a-z']* [a-z']+ |\*{0,2}[A-Z][\w ]*:\W*$|[-*] |\d+\. ")
 _INDENT = "    "
 
 
@@ -110,7 +113,9 @@ def _after_prose(response: str) -> str | None:
     lines = response.split("\n")
     for number, line in enumerate(lines):
         if _STARTS_CODE.match(line):
-            return "\n".join(lines[number:])
+            code = "\n".join(lines[number:])
+            # A stripped body may begin with an import: what follows is indented then.
+            return None if _IMPORT_IN_BODY.match(code) else code
         if line.strip() and not _WORDS.match(line):
             return None
     return None
@@ -120,6 +125,6 @@ def _until_prose(code: str) -> str:
     """A function without a block around it, up to a line that looks like words."""
     lines = code.split("\n")
     for number, line in enumerate(lines):
-        if re.match(r"```|[A-Z][a-z']* [a-z']+ ", line):
+        if _ENDS_CODE.match(line):
             return "\n".join(lines[:number]) + "\n"
     return code + "\n"

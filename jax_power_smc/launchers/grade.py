@@ -8,6 +8,7 @@ where a response could not be judged; other fields are kept.
 """
 
 import json
+import math
 import os
 import pathlib
 import sys
@@ -145,8 +146,8 @@ def read_lines(source: pathlib.Path, task: str) -> list[Line]:
 
 def _read_line(content: bytes, task: str) -> Line:
     try:
-        fields = json.loads(content, parse_constant=_refuse)
-    except ValueError:  # also what is not UTF-8
+        fields = json.loads(content, parse_constant=_refuse, parse_float=_finite)
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError("this is not JSON.") from None
     except RecursionError:
         raise ValueError("its brackets are nested too deep.") from None
@@ -167,8 +168,16 @@ def _read_line(content: bytes, task: str) -> Line:
     return Line(fields, gold)
 
 
+def _finite(number: str) -> float:
+    """The number; one that is too large would be written as Infinity, which is not JSON."""
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number[:80]} is too large a number.")
+    return value
+
+
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON.")
+    del constant
+    raise ValueError("this is not JSON.")
 
 
 def _write(file: IO[str], lines: Sequence[Line], grader: Grader) -> list[Verdict]:

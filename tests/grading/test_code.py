@@ -38,10 +38,17 @@ RIGHT = {
     "whole": WHOLE,
     "whole, then prose": WHOLE + "\nThis function halves it.",
     "words, then whole": "Sure, here it is:\n\n" + WHOLE,
+    "whole, then a heading": WHOLE + "\nExplanation:\n- It halves the number.",
+    "whole, then a bold heading": WHOLE + "\n**Explanation:**\n\nIt halves the number.",
+    "whole, then a list": WHOLE + "\n1. It halves the number.",
     "heading, words, whole, words": "## Solution\nWe halve it. Then it is\nRounded!\n"
     + WHOLE
     + "\nThis function halves it.",
     "stripped body, then the function again": BODY.strip() + "\n\n\ndef half(x):\n    return 1\n",
+    "stripped body with an import, then the function again": "import math\n"
+    + BODY
+    + "\n\ndef half(x):\n    return 1\n",
+    "whole with indented lines before": "import math\n\nif True:\n    y = 1\n\n" + WHOLE,
     "whole with imports": "import math\n\n" + WHOLE,
     "block": "Here it is:\n\n```python\n" + WHOLE + "```\nIt works.",
     "last block": "```python\ndef half(x):\n    pass\n```\nBetter:\n```python\n" + WHOLE + "```",

@@ -33,6 +33,7 @@ BAD = {
     "opts": "line 2 of in.jsonl: opts has strict='no'; allowed are",
     "not UTF-8": "line 2 of in.jsonl: this is not JSON.",
     "NaN": "line 2 of in.jsonl: this is not JSON.",
+    "infinite": "line 2 of in.jsonl: 1e400 is too large a number.",
     "gold without an answer": "line 2 of in.jsonl: gold is '####'; the answer behind it is",
     "task": "task is 'chess'; allowed are math500, gsm8k",
     "no input": "missing.jsonl: No such file or directory.",
@@ -53,6 +54,7 @@ LINES = {
     "opts": b'{"gold": "1", "response": "1", "opts": {"strict": "no"}}',
     "not UTF-8": b'{"gold": "1", "response": "\xff"}',
     "NaN": b'{"gold": "1", "response": "1", "score": NaN}',
+    "infinite": b'{"gold": "1", "response": "1", "score": 1e400}',
     "gold without an answer": b'{"gold": "####", "response": "1"}',
 }
 FLAGS = {
