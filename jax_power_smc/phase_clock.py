@@ -6,9 +6,11 @@ costs of samplers are compared.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Iterator
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -33,13 +35,40 @@ class PhaseClock:
         """The time until now belongs to no phase."""
         self._began, self._compiled = time.perf_counter(), compile_seconds()
 
-    def book(self, phase: str) -> None:
-        """The time since the last call belongs to a phase, but for what was compiled."""
+    def book(self, phase: str, until: float = math.inf) -> None:
+        """The time since the last call belongs to a phase, but for what was compiled.
+
+        What comes after ``until``, by ``time.perf_counter``, belongs to none.
+        """
         now, compiled = time.perf_counter(), compile_seconds()
         compiling = compiled - self._compiled
         self.seconds["compile"] += compiling
-        self.seconds[phase] += max(now - self._began - compiling, 0.0)
+        self.seconds[phase] += max(min(now, until) - self._began - compiling, 0.0)
         self._began, self._compiled = now, compiled
+
+
+class ReadyTimes:
+    """When arrays became ready, while the host did something else."""
+
+    def __init__(self) -> None:
+        self._pool = futures.ThreadPoolExecutor(1)
+        self._last: futures.Future[float] | None = None
+
+    def watch(self, x: jax.Array) -> None:
+        """The next array; they become ready in this order."""
+        self._last = self._pool.submit(_ready_time, x)
+
+    def last(self) -> float:
+        """When the last one became ready, by ``time.perf_counter``; infinity if it is not yet."""
+        if self._last is None:
+            return -math.inf
+        return self._last.result() if self._last.done() else math.inf
+
+
+def _ready_time(x: jax.Array) -> float:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # whoever looks at it finds out
+        jax.block_until_ready(x)
+    return time.perf_counter()
 
 
 def compile_seconds() -> float:

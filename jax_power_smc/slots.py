@@ -31,7 +31,7 @@ from jax_power_smc.decode import Carry, Observed, Request
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.mesh import GROUP, SAME, layout_of
 from jax_power_smc.mixed_targets import MixedTargets
-from jax_power_smc.phase_clock import PhaseClock, preparing
+from jax_power_smc.phase_clock import PhaseClock, ReadyTimes, preparing
 from jax_power_smc.places import Places
 from jax_power_smc.programs import Harvest
 from jax_power_smc.samplers import Rule
@@ -122,7 +122,7 @@ class Slots:
             self.rule = dataclasses.replace(rule, vocabulary=layout.vocabulary)  # type: ignore[type-var]
         self.key, self.sizes, self.looks_late = key, sizes, looks_late
         self.places = Places(sizes.slots, sizes.group, layout.rows)
-        self._phases = PhaseClock()
+        self._phases, self._ready = PhaseClock(), ReadyTimes()
         self.seconds = self._phases.seconds
         self._targets = MixedTargets(model.vocab_size, tokenizer)
         self._clear()
@@ -267,14 +267,7 @@ class Slots:
 
     def _resume(self) -> None:
         """The clock goes on; while the device decoded, it ran, whatever the caller did."""
-        if self._is_decoding():
-            self._phases.book("decode")
-        else:
-            self._phases.start()
-
-    def _is_decoding(self) -> bool:
-        """Whether the device still has to do with the last chunk."""
-        return bool(self._unseen) and not self._unseen[-1][1].is_ready()  # type: ignore[attr-defined]
+        self._phases.book("decode", until=self._ready.last())
 
     # --- One round ---
 
@@ -351,6 +344,7 @@ class Slots:
             np.int32(self._clock),
         )
         self._clock += self.sizes.chunk
+        self._ready.watch(running)
         _copy_to_host(running)
         self._unseen.append((list(self._occupants), running))
         seen = _Seen(observed)

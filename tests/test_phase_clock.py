@@ -1,5 +1,6 @@
 """The seconds of a run's phases hold no compiling, whoever compiled."""
 
+import math
 import time
 
 import jax
@@ -70,6 +71,28 @@ def test_preparing_counts_as_a_whole_if_anything_was_compiled():
         compile_for(PAUSE)
         time.sleep(PAUSE)
     assert phase_clock.compile_seconds() - before >= 2 * PAUSE
+
+
+def test_what_comes_after_the_end_belongs_to_no_phase():
+    clock = PhaseClock()
+    time.sleep(PAUSE)
+    end = time.perf_counter()
+    time.sleep(PAUSE)
+    clock.book("decode", until=end)
+    assert PAUSE <= clock.seconds["decode"] < 2 * PAUSE
+    clock.book("decode", until=end)
+    assert clock.seconds["decode"] < 2 * PAUSE
+
+
+def test_when_an_array_became_ready():
+    ready = phase_clock.ReadyTimes()
+    assert ready.last() == -math.inf
+    began = time.perf_counter()
+    pause = jax.jit(lambda x: jax.pure_callback(lambda x: time.sleep(PAUSE) or x, x, x))
+    ready.watch(pause(jnp.zeros(3)))
+    assert ready.last() == math.inf
+    time.sleep(3 * PAUSE)
+    assert began + PAUSE <= ready.last() < began + 3 * PAUSE
 
 
 @pytest.mark.parametrize("sampler", [psmc.Ancestral(), psmc.MetropolisHastings(num_blocks=2)])
