@@ -4,6 +4,7 @@
                         is refused
     records.jsonl       a line per finished item, flushed and synced before the next one; several
                         processes write records-00001.jsonl and so on
+    .lock               held by process 0 of the job that is running
     records/*.jsonl     instead, where the workdir is remote (gs://): objects cannot be appended to,
                         so some lines at a time are written as a whole
 
