@@ -5,6 +5,7 @@ import runpy
 import pytest
 
 from jax_power_smc.evaluation import settings
+from jax_power_smc.launchers.evaluate import evaluate
 from jax_power_smc.models.dry_run import tiny_model
 from jax_power_smc.tasks.load import kind_of, load_task
 from tests.launchers.command import ROOT
@@ -50,3 +51,16 @@ def test_every_config_can_be_run(name):
     assert len(task.problems) == 2
     for problem in task.problems:
         assert len(lm.encode(problem.prompt)) + config.max_new_tokens <= lm.model.max_positions
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("name", [n for n, c in CONFIGS.items() if c.model != "tiny-reasoner"])
+def test_every_config_of_the_paper_dry_runs(name, tmp_path, capsys):
+    config = evaluations()[name]
+    config.dry_run = True
+    config.allow_code_execution = kind_of(config) == "code"
+    made = evaluate(config, str(tmp_path))
+    assert made["complete"] and made["problems"] == 2
+    assert {row["run"] for row in made["rows"]} == set(config.samplers)
+    assert capsys.readouterr().out.startswith("DRY RUN with random weights")

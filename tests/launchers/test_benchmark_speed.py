@@ -113,6 +113,7 @@ def test_the_other_sections_have_their_figures(figures):
 
 
 @pytest.mark.skipif(not peers.available(), reason="torch is absent")
+@pytest.mark.slow
 def test_torch_is_compared_where_it_is_installed(figures):
     names = "num_particles", "peer"
     assert of(figures, "speedup", *names).keys() == {

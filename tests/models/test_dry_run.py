@@ -18,7 +18,6 @@ QWEN = pathlib.Path(__file__).resolve().parents[2] / "../shared/tokenizers/qwen2
 needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason="../shared/tokenizers/qwen2.5 is absent")
 # The others take the time of their compilation.
 QUICK = ("qwen2",)
-MARKS = {"phi3": pytest.mark.slow}  # the other one of the configs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -47,10 +46,7 @@ def sampled(config, lm, name):
 
 @pytest.mark.parametrize(
     "family",
-    [
-        pytest.param(name, marks=[] if name in QUICK else MARKS.get(name, pytest.mark.pods))
-        for name in FAMILIES
-    ],
+    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.pods]) for name in FAMILIES],
 )
 def test_every_family_runs_through(family):
     config = dry(architecture=family)
@@ -100,7 +96,7 @@ def test_the_tokenizer_is_the_models_own():
 
 
 @needs_qwen
-@pytest.mark.slow
+@pytest.mark.pods
 def test_a_large_vocabulary_runs_through():
     config = dry(str(QWEN))
     lm = tiny_model(config)
