@@ -35,15 +35,22 @@ class PhaseClock:
         """The time until now belongs to no phase."""
         self._began, self._compiled = time.perf_counter(), compile_seconds()
 
-    def book(self, phase: str, until: float = math.inf) -> None:
-        """The time since the last call belongs to a phase, but for what was compiled.
+    def resume(self, phase: str, until: float) -> None:
+        """The time until now is the caller's, but the phase went on beside it.
 
-        What comes after ``until``, by ``time.perf_counter``, belongs to none.
+        Args:
+          phase: what went on.
+          until: when it ended, by ``time.perf_counter``; what the caller compiled is no part of it.
         """
+        self.seconds[phase] += max(min(time.perf_counter(), until) - self._began, 0.0)
+        self.start()
+
+    def book(self, phase: str) -> None:
+        """The time since the last call belongs to a phase, but for what was compiled."""
         now, compiled = time.perf_counter(), compile_seconds()
         compiling = compiled - self._compiled
         self.seconds["compile"] += compiling
-        self.seconds[phase] += max(min(now, until) - self._began - compiling, 0.0)
+        self.seconds[phase] += max(now - self._began - compiling, 0.0)
         self._began, self._compiled = now, compiled
 
 

@@ -267,7 +267,7 @@ class Slots:
 
     def _resume(self) -> None:
         """The clock goes on; while the device decoded, it ran, whatever the caller did."""
-        self._phases.book("decode", until=self._ready.last())
+        self._phases.resume("decode", until=self._ready.last())
 
     # --- One round ---
 

@@ -40,7 +40,7 @@ def test_all_seconds_are_booked_once():
     clock.book("prefill")
     compile_for(PAUSE)
     clock.book("decode")
-    assert sum(clock.seconds.values()) == pytest.approx(time.perf_counter() - began, abs=1e-2)
+    assert sum(clock.seconds.values()) == pytest.approx(time.perf_counter() - began, abs=PAUSE / 3)
 
 
 def test_time_before_start_belongs_to_no_phase():
@@ -78,18 +78,27 @@ def test_what_comes_after_the_end_belongs_to_no_phase():
     time.sleep(PAUSE)
     end = time.perf_counter()
     time.sleep(PAUSE)
-    clock.book("decode", until=end)
+    clock.resume("decode", until=end)
     assert PAUSE <= clock.seconds["decode"] < 2 * PAUSE
-    clock.book("decode", until=end)
+    clock.resume("decode", until=end)
     assert clock.seconds["decode"] < 2 * PAUSE
+
+
+def test_what_the_caller_compiles_meanwhile_takes_nothing_away():
+    clock = PhaseClock()
+    compile_for(PAUSE)
+    clock.resume("decode", until=math.inf)
+    assert clock.seconds["decode"] >= PAUSE and clock.seconds["compile"] == 0
 
 
 def test_when_an_array_became_ready():
     ready = phase_clock.ReadyTimes()
     assert ready.last() == -math.inf
-    began = time.perf_counter()
     pause = jax.jit(lambda x: jax.pure_callback(lambda x: time.sleep(PAUSE) or x, x, x))
-    ready.watch(pause(jnp.zeros(3)))
+    zeros = jnp.zeros(3)
+    pause(zeros).block_until_ready()  # it is compiled
+    began = time.perf_counter()
+    ready.watch(pause(zeros))
     assert ready.last() == math.inf
     time.sleep(3 * PAUSE)
     assert began + PAUSE <= ready.last() < began + 3 * PAUSE

@@ -74,7 +74,7 @@ def collectives(text: str) -> list[Collective]:
       text: ``compiled.as_text()`` of a program for CPUs or TPUs.
 
     Raises:
-      ValueError: for an asynchronous one, as the compilers of GPUs write them.
+      ValueError: for an asynchronous one, as some compilers write them.
     """
     bodies, entry = _computations(text)
     found = []

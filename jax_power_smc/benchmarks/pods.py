@@ -4,8 +4,9 @@ A model of a few layers is compiled twice, with some layers and with some more. 
 more is the layers', all else is there once, and so the exchanges of the whole model follow; a third
 compilation checks that.
 
-The CPU's compiler exchanges everything as float32, as the program says. That of a TPU sees that
-the sums of a bfloat16 model are rounded at once, and exchanges them in 16 bits: half the bytes.
+In a bfloat16 model the program sums the layers' results in float32 and rounds the sums. The CPU's
+compiler exchanges all in float32, the embeddings too, which are 16 bits wide; that of a TPU
+exchanges all of these in 16 bits: half the bytes.
 """
 
 import dataclasses

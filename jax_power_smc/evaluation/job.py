@@ -235,6 +235,8 @@ def _chains(
     job: Job, run: Run, left: Sequence[tuple[int, Problem]], until: Callable[[], bool]
 ) -> Iterator[Record]:
     """Records without verdicts, batch by batch: all chains follow one schedule."""
+    if not left:
+        return
     count = len(job.task.problems)
     prompts = {problem.id: _encode(job, problem) for problem in job.task.problems}
     fitting, _ = engine.plan_slots(

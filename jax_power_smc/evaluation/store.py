@@ -186,11 +186,7 @@ class Appender:
     def __init__(self, path: epath.Path) -> None:
         is_new = not path.exists()
         self._file = open(path, "ab")  # noqa: SIM115, closed by close()
-        try:
-            _lock(self._file, path)
-        except Exception:
-            self._file.close()
-            raise
+        _lock(self._file, path)
         if is_new:
             _sync_directory(path.parent)
         self.torn = self._repair(path)
@@ -293,10 +289,11 @@ def open_writer(workdir: epath.Path, process: int = 0, num_processes: int = 1) -
 
 
 def _lock(file: IO[bytes], path: epath.Path) -> None:
-    """Keeps others out until the file is closed; ValueError if another job is there."""
+    """Keeps others out until the file is closed; closes it, with a ValueError, if one is there."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        file.close()
         raise ValueError(f"another job is writing to {os.fspath(path)}; wait for it.") from error
 
 

@@ -120,12 +120,10 @@ def _check(config: ConfigDict) -> TransformerConfig:
         _check_machine(f"config.machines.{name}", machine)
     meshes = [mesh for machine in config.machines.values() for mesh in machine.meshes]
     _make_devices(max((math.prod(mesh) for mesh in meshes), default=1))
-    for rows, size in meshes:
-        # Refuses what does not divide the model.
-        layout_of(TransformerLM(shape), make_mesh(size, jax.devices("cpu")[: rows * size]))
     for machine in config.machines.values():
         for rows, size in machine.meshes:
-            _mesh(machine, rows, size)
+            # Refuses what does not divide the model.
+            layout_of(TransformerLM(shape), _mesh(machine, rows, size))
     return shape
 
 
