@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow test-cluster test-pods parity lint clean
+.PHONY: install demo test test-slow test-cluster test-pods parity lint docs clean
 
 install: .venv/installed
 
@@ -56,5 +56,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy jax_power_smc launch
 
+# The Markdown reads without it; this fills the tables from docs/records and builds site/.
+docs: install
+	$(BIN)/pip install --quiet --editable '.[dev,test,docs]'
+	$(BIN)/python docs/tables.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache
