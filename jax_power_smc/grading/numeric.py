@@ -14,11 +14,11 @@ from sympy import Add, Eq, Expr, Float, I, Integer, Mul, Number, Pow, Rational, 
 
 # What ``float_rounding`` of Math-Verify may also be: not digits, but a part of the size.
 RELATIVE = "relative"
-# Equal to the last digit that a float has, for those who must not take one number for another.
+# Equal to the last digit, for those who must not take one number for another.
 EXACT = "exact"
 
 # 0.333333 is still 1/3.
-_TOLERANCES = {RELATIVE: 1.000001e-6, EXACT: 1e-14}
+_TOLERANCE = 1.000001e-6
 # Roots and functions are computed to 40 digits, so what differs by more is not the same.
 _DIGITS = 40
 _ROUNDING = 1e-25
@@ -50,16 +50,15 @@ def _equal(a: Any, b: Any, float_rounding: int | str, numeric_precision: int) ->
         return _by_digits(a, b, 0, numeric_precision)
     if a.free_symbols or b.free_symbols:
         return _equal_at_points(a, b, _by_digits(a, b, 6, numeric_precision))
-    return _close(a, b, _TOLERANCES[float_rounding])
+    return _close(a, b, exact=float_rounding == EXACT)
 
 
-def _close(a: Expr, b: Expr, tolerance: float) -> bool:
-    a, b = (grader.safe_sympy_doit(_whole_floats(each)) for each in (a, b))
+def _close(a: Expr, b: Expr, exact: bool) -> bool:
+    a, b = (grader.safe_sympy_doit(_rational(each, exact)) for each in (a, b))
     if isinstance(a, Rational) and isinstance(b, Rational):
         return bool(a == b)
-    if not (a.atoms(Float) or b.atoms(Float)):
-        tolerance = _ROUNDING
-    return _near(a.evalf(_DIGITS), b.evalf(_DIGITS), tolerance)
+    decimal = a.atoms(Float) or b.atoms(Float)
+    return _near(a.evalf(_DIGITS), b.evalf(_DIGITS), _TOLERANCE if decimal else _ROUNDING)
 
 
 def _near(a: Expr, b: Expr, tolerance: float) -> bool:
@@ -71,10 +70,10 @@ def _near(a: Expr, b: Expr, tolerance: float) -> bool:
         return bool(a == b)
 
 
-def _whole_floats(number: Expr) -> Expr:
-    """1000001.0 as 1000001: it is not only near to 1000000."""
-    floats = (each for each in number.atoms(Float) if float(each).is_integer())
-    return number.xreplace({each: Integer(each) for each in floats})
+def _rational(number: Expr, exact: bool) -> Expr:
+    """1000001.0 as 1000001, which is not only near to 1000000; if ``exact``, also 0.25 as 1/4."""
+    floats = (each for each in number.atoms(Float) if exact or float(each).is_integer())
+    return number.xreplace({each: Rational(str(each)) for each in floats})
 
 
 def _equal_at_points(a: Expr, b: Expr, same: bool) -> bool:

@@ -193,6 +193,8 @@ def normalise(answer: str) -> str:
     text = " ".join(text.split())
     text = _SPACED_THOUSANDS.sub(lambda found: found[0].replace(" ", ""), text)
     text = _SPACE.sub("", text).rstrip(".").removeprefix("+")
+    if _THOUSANDS.fullmatch(text):  # 12, 345 was none
+        text = text.replace(",", ", ")
     if slash := _SLASH.fullmatch(text):
         text = rf"{slash[1]}\frac{{{slash[2]}}}{{{slash[3]}}}"
     return _decimal(text)
