@@ -42,10 +42,10 @@ _NUMBER = re.compile(
 )
 # An amount in words: "18 dollars a day", "2 1/3 cups", "2 + 3 = 5 dollars", "12, 15 and 18 cents".
 _FIGURE = r"(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)"
-_SIGNED = rf"[-\u2212\u2013]?\s?\$?{_FIGURE}"
+_SIGNED = rf"(?:[-\u2212\u2013]\s?)?\$?{_FIGURE}"
 _TERM = rf"\(?{_SIGNED}[)%]*(?: [a-z]+){{0,2}}"
 _OPERATOR = r"\s?(?:[-+*/^\u2212\u00d7\u00f7\u00b7]|x(?= ?\d))\s?"
-_SUM = re.compile(rf"(?:{_TERM}(?:{_OPERATOR}{_TERM})*\s?=\s?)+(?=[-.$\d\u2212])")
+_SUM = re.compile(rf"(?:{_TERM}(?:{_OPERATOR}{_TERM}){{0,20}}\s?=\s?){{1,20}}(?=[-.$\d\u2212])")
 _AMOUNT = re.compile(
     rf"(?P<amount>{_SIGNED}(?:(?:, ?{_SIGNED})*,? (?:and|or) {_SIGNED}"
     r"|(?: \d+)?\s?/\s?\d+| ?[\u00bc-\u00be\u2150-\u215e]|:\d\d"
