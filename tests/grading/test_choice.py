@@ -186,7 +186,7 @@ def test_the_plain_rule_wants_the_letter_in_a_box():
     "piece",
     [
         *("answer is ", "answer ", "(", r"\boxed{", "answer to ", r"answer is \text{", "A "),
-        *("I choose ", "not ", "so ", "C is ", "<think>", "- A) x\n"),
+        *("I choose ", "not ", "so ", "c is ", "<think>", "- K) x\n"),
     ],
 )
 def test_whatever_a_model_writes_is_read_quickly(piece):
