@@ -7,19 +7,26 @@ A response is one of
 * a whole function, alone, between words or in the last markdown block that has it, as a chat model
   writes it: it gets the imports and helpers that stand before the function in the prompt.
 
+A block may be indented, as in a point of a list. What is between <think> tags is never read.
+
 The votes for code are counted by its text, without comments and empty lines.
 """
 
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from jax_power_smc.grading.sandbox import Sandbox
+from jax_power_smc.grading.thinking import without_thinking
 
 # No solution of a problem is longer.
 LONGEST_CODE = 50_000
 
-_BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+# The fence may be indented, inside a list for example; the block is then as well.
+_BLOCK = re.compile(r"(?P<indent>[ \t]*)```[^\n`]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
+# No body of a function begins like this, however far it is indented.
+_NO_BODY = re.compile(r"\s*(?:```|[-*+] |\d+[.)] )")
 _STARTS_CODE = re.compile(r"(?:def|class|import|from|async def)\s|@\w")
 _IMPORT_IN_BODY = re.compile(r"(?:import|from)\s[^\n(\\]*\n(?:[ \t]*\n)*[ \t]+\S")
 # A line that is no code: it begins as a sentence does, with no assignment or call, or as a heading.
@@ -66,11 +73,12 @@ class CodeWorker:
 
 def solution(response: str, prompt: str, entry_point: str) -> str:
     """The program in a response: the whole function with what it needs from the prompt."""
-    response = response.replace("\r\n", "\n")
+    response = without_thinking(response).replace("\r\n", "\n")
     first = next((line for line in response.split("\n") if line.strip()), "")
-    if first[:1] not in (" ", "\t"):
-        blocks = _BLOCK.findall(response)
-        whole = [block for block in blocks if _defines(block, entry_point)]
+    if first[:1] not in (" ", "\t") or _NO_BODY.match(first):
+        blocks = [_unindented(found) for found in _BLOCK.finditer(response)]
+        dedented = map(textwrap.dedent, blocks)
+        whole = [block for block in dedented if _defines(block, entry_point)]
         if whole:
             return _preamble(prompt, entry_point) + whole[-1]
         if blocks:
@@ -91,6 +99,12 @@ def normalise(code: str) -> str:
 
 def _defines(code: str, entry_point: str) -> bool:
     return re.search(rf"^(?:async )?def {re.escape(entry_point)}\b", code, re.MULTILINE) is not None
+
+
+def _unindented(block: re.Match[str]) -> str:
+    """The code without the indentation that its fence has."""
+    indent = re.escape(block["indent"])
+    return re.sub(rf"^{indent}", "", block["code"], flags=re.MULTILINE)
 
 
 def _preamble(prompt: str, entry_point: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from jax_power_smc.grading import choice, string_rule
 from jax_power_smc.grading.golds import read_gold
+from jax_power_smc.grading.thinking import without_thinking
 from jax_power_smc.grading.verdict import Verdict
 from jax_power_smc.reasoner.problems import parse_answer
 
@@ -66,7 +67,7 @@ def judge_string(gold: str, response: str) -> Verdict:
 
 def judge_reasoner(gold: int, response: str) -> Verdict:
     """As the training of the tiny reasoner does."""
-    answer = parse_answer(response)
+    answer = parse_answer(without_thinking(response))
     return Verdict(None if answer is None else str(answer), *(2 * (answer == gold,)))
 
 

@@ -7,25 +7,49 @@ so 2\sqrt{3} and \sqrt{12} differ.
 A response without \boxed is read as follows; the first that is found is the answer:
 
 * what follows the last "####", as solutions of GSM8K end;
-* what follows the last "answer is" or "answer:", to the end of the sentence;
+* what follows the last "answer is" or "answer:", to the end of the sentence; of a sum such as
+  "2 + 3 = 5 dollars" what it comes to, and of an amount in words the number;
 * the whole response, if it is nothing but an answer (see ``is_bare``);
 * the last number.
 
-A response whose last \boxed was never closed was cut short and has no answer.
+A response whose last \boxed was never closed was cut short and has no answer. Boxes with nothing
+but a comma or "and" between them hold a list. What is between <think> tags is never read.
 """
 
 import re
 
+from jax_power_smc.grading import spelling
+from jax_power_smc.grading.thinking import without_thinking
+
 # Longer texts are no answers; normalising stays quick whatever a model wrote.
 LONGEST_ANSWER = 1000
+# A list in boxes is not longer.
+_MOST_BOXES = 20
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed (?=[^\s{])")
 _STATED = re.compile(r"(?i:\banswer(?:\s+is\s*:?|\s*:))[\s*]*")
 # The end of a sentence, or of the line; a point between digits ends nothing.
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|\n|\.?\s*I hope")
+# Of two boxes what makes them a list.
+_BETWEEN_BOXES = re.compile(
+    r"[\s$]*(?:(?:,|;|,?\s*(?:\\quad)?\s*(?:\\text\{\s*)?(?:and|or)\b\s*\}?)(?:\s|\\quad|[$])*)"
+)
 _NUMBER = re.compile(
-    r"(?<![^\W_])-?(?<![^\W_])(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
-    r"(?:/\d+)?"
+    r"(?<![^\W_])[-\u2212\u2013]?(?<![^\W_])"
+    r"(?:\d+ (?=\d+/\d)|(?=[\d.]))"  # of a mixed number
+    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
+    r"(?:/\d+| ?[\u00bc-\u00be\u2150-\u215e])?"
+)
+# An amount in words: "18 dollars a day", "2 1/3 cups", "2 + 3 = 5 dollars", "12, 15 and 18 cents".
+_FIGURE = r"(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)"
+_SIGNED = rf"(?:[-\u2212\u2013]\s?)?\$?{_FIGURE}"
+_TERM = rf"\(?{_SIGNED}[)%]*(?: [a-z]+){{0,2}}"
+_OPERATOR = r"\s?(?:[-+*/^\u2212\u00d7\u00f7\u00b7]|x(?= ?\d))\s?"
+_SUM = re.compile(rf"(?:{_TERM}(?:{_OPERATOR}{_TERM}){{0,20}}\s?=\s?){{1,20}}(?=[-.$\d\u2212])")
+_AMOUNT = re.compile(
+    rf"(?P<amount>{_SIGNED}(?:(?:, ?{_SIGNED})*,? (?:and|or) {_SIGNED}"
+    r"|(?: \d+)?\s?/\s?\d+| ?[\u00bc-\u00be\u2150-\u215e]|:\d\d"
+    rf"|(?:\s?[+*^\u00d7]\s?\$?{_FIGURE})+)?)"
 )
 # What words in an answer may be: texts, environments, commands.
 _COMMAND = re.compile(
@@ -39,13 +63,14 @@ _FUNCTIONS = frozenset(
 
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _DROPPED = re.compile(
-    r"(?<!\\)(?:\\[!,;:]|\\(?:quad|qquad|left|right|displaystyle|degree)(?![a-zA-Z])|\\[$%])"
+    r"(?<!\\)(?:\\[!,;:]|\\(?:left|right|displaystyle|degree)(?![a-zA-Z])|\\[$%])"
     r"|\^\\circ(?![a-zA-Z])|\^\{\\circ\}|[°$%\x00]"
 )
 _SPELLINGS = {
     **{r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac"},
     **{r"\leq": r"\le", r"\geq": r"\ge", r"\neq": r"\ne"},
-    **{r"\lbrace": r"\{", r"\rbrace": r"\}", r"\ ": " ", "~": " ", "−": "-"},  # noqa: RUF001
+    **{r"\lbrace": r"\{", r"\rbrace": r"\}", r"\ ": " ", "~": " "},
+    **{r"\quad": " ", r"\qquad": " ", "×": r"\times", "·": r"\cdot"},  # noqa: RUF001
 }
 # Not the second backslash of the two that end a row of a matrix.
 _RESPELLED = re.compile(
@@ -60,6 +85,9 @@ _UNIT = re.compile(
 _TEXT = re.compile(r"\\(?:text|mbox|textnormal|mathrm|textbf|textit)\s*\{([^{}]*)\}")
 _LABEL = re.compile(r"^[a-zA-Z]\w?\s*(?:=|\\in(?![a-z]))\s*")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+# 12 345 is one number, and 3 5 two.
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)")
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(?:(\d)|\{)")
 _HALF_FRACTION = re.compile(r"(\\frac\{[^{}]*\})\s*(\d)")
 _SHORT_ROOT = re.compile(r"\\sqrt\s*(\w)")
@@ -86,6 +114,7 @@ def gold_answer(gold: str) -> str:
 
 def extract(response: str) -> str | None:
     """The answer in a response as it is written there, or None."""
+    response = without_thinking(response)
     if r"\boxed" in response or r"\fbox" in response:
         return last_boxed(response)
     answer = marked(response)
@@ -94,18 +123,37 @@ def extract(response: str) -> str | None:
 
 def marked(response: str) -> str | None:
     """The answer in a response without a box that says where it is, or is nothing else."""
+    response = without_thinking(response)
     finds = (_after_hashes, _stated, _bare)
     return next((answer for find in finds if (answer := find(response)) is not None), None)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{...} holds; None if there is none or it is not closed."""
+    r"""What the last \boxed{...} holds; None if there is none or it is not closed.
+
+    Of boxes that a comma, "and" or "or" joins, all of them, with commas.
+    """
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
-    start = boxes[-1].end()
+    held, _ = _box(text, boxes[-1].end())
+    if held is None or len(boxes) == 1:
+        return held
+    parts, start = [held], boxes[-1].start()
+    for box in reversed(boxes[max(0, len(boxes) - _MOST_BOXES) : -1]):
+        before, end = _box(text, box.end())
+        if before is None or not _BETWEEN_BOXES.fullmatch(text, end, start):
+            break
+        parts.append(before)
+        start = box.start()
+    return _short(", ".join(dict.fromkeys(reversed(parts))))
+
+
+def _box(text: str, start: int) -> tuple[str | None, int]:
+    """What a box holds whose contents begin there, and where it ends."""
     if text[start] != "{":  # \boxed 5
-        return _short(re.split(r"[$\s]", text[start:], maxsplit=1)[0])
+        held = re.split(r"[$\s]", text[start:], maxsplit=1)[0]
+        return _short(held), start + len(held)
     depth, at = 0, start
     while at < len(text):
         if text[at] == "\\":  # \{ and \} are printed characters
@@ -113,9 +161,9 @@ def last_boxed(text: str) -> str | None:
             continue
         depth += (text[at] == "{") - (text[at] == "}")
         if depth == 0:
-            return _short(text[start + 1 : at])
+            return _short(text[start + 1 : at]), at + 1
         at += 1
-    return None
+    return None, at
 
 
 def is_bare(text: str) -> bool:
@@ -131,7 +179,7 @@ def is_bare(text: str) -> bool:
 def normalise(answer: str) -> str:
     """The answer without differences of spelling; at most ``LONGEST_ANSWER`` characters count."""
     text = _inside(answer[:LONGEST_ANSWER].strip())
-    text = text.rstrip(".").strip()
+    text = spelling.respell(text.rstrip(".").strip())
     text = _RESPELLED.sub(lambda found: _SPELLINGS[found[0]], _THIN_COMMA.sub(",", text))
     text = _DROPPED.sub("", text).strip()
     text = _UNIT.sub("", text)
@@ -142,7 +190,11 @@ def normalise(answer: str) -> str:
     text = _SHORT_FRACTION.sub(_braced, text)
     text = _HALF_FRACTION.sub(r"\1{\2}", text)
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
-    text = "".join(text.split()).rstrip(".")
+    text = " ".join(text.split())
+    text = _SPACED_THOUSANDS.sub(lambda found: found[0].replace(" ", ""), text)
+    text = _SPACE.sub("", text).rstrip(".").removeprefix("+")
+    if _THOUSANDS.fullmatch(text):  # 12, 345 was none
+        text = text.replace(",", ", ")
     if slash := _SLASH.fullmatch(text):
         text = rf"{slash[1]}\frac{{{slash[2]}}}{{{slash[3]}}}"
     return _decimal(text)
@@ -164,11 +216,14 @@ def _stated(text: str) -> str | None:
     answer = _SENTENCE_END.split(tail, maxsplit=1)[0].strip().strip("*").strip()
     if not answer:
         return None
-    if is_bare(answer) or answer.startswith(("$", "\\")):
+    if sum_ := _SUM.match(answer):
+        answer = answer[sum_.end() :]
+    if is_bare(answer) or answer.startswith("\\"):
         return _short(answer)
-    # "18 dollars a day": the amount counts.
-    number = re.match(r"\$?(?P<number>-?[\d.,]*\d)", answer)
-    return number["number"] if number else _short(answer)
+    amount = _AMOUNT.match(answer)
+    if amount is None or (answer.startswith("$") and answer.find("$", 1) > 0):  # $x$ is a formula
+        return _short(answer)
+    return amount["amount"].strip().replace("$", "")
 
 
 def _bare(text: str) -> str | None:

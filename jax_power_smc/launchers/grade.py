@@ -145,8 +145,14 @@ def read_lines(source: pathlib.Path, task: str) -> list[Line]:
 
 
 def _read_line(content: bytes, task: str) -> Line:
+    constants: list[str] = []
+
+    def constant(name: str) -> float:
+        constants.append(name)
+        return float(name)
+
     try:
-        fields = json.loads(content, parse_constant=_refuse, parse_float=_finite)
+        fields = json.loads(content, parse_constant=constant, parse_float=_finite)
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError("this is not JSON.") from None
     except RecursionError:
@@ -165,6 +171,8 @@ def _read_line(content: bytes, task: str) -> Line:
     if KINDS[task] == "math" and fields.get("opts"):
         gold = {"answer": gold, "opts": fields["opts"]}
     read_gold(KINDS[task], gold)
+    if constants:  # NaN or Infinity, which the output could not have either
+        raise ValueError("this is not JSON.")
     return Line(fields, gold)
 
 
@@ -173,11 +181,6 @@ def _finite(number: str) -> float:
     if not math.isfinite(value := float(number)):
         raise ValueError(f"{number[:80]} is too large a number.")
     return value
-
-
-def _refuse(constant: str) -> None:
-    del constant
-    raise ValueError("this is not JSON.")
 
 
 def _write(file: IO[str], lines: Sequence[Line], grader: Grader) -> list[Verdict]:

@@ -9,6 +9,7 @@ import dataclasses
 import gzip
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -31,17 +32,17 @@ class Row:
     values: Mapping[str, Any]
 
     def has(self, *names: str) -> bool:
-        """Whether one of the fields is there and not null."""
-        return any(self.values.get(name) is not None for name in names)
+        """Whether one of the fields is there and neither null nor NaN."""
+        return any(not _is_missing(self.values.get(name)) for name in names)
 
     def value(self, *names: str) -> Any:
-        """The first of the fields that is there and not null.
+        """The first of the fields that is there and neither null nor NaN.
 
         Raises:
           ValueError: if there is none.
         """
         for name in names:
-            if self.values.get(name) is not None:
+            if self.has(name):
                 return self.values[name]
         found = ", ".join(map(str, self.values)) or "nothing"
         raise ValueError(f"{self.place} lacks {' or '.join(names)}; it has {found}.")
@@ -53,9 +54,11 @@ class Row:
           ValueError: if there is none, or it is neither text nor a number, or blank.
         """
         value = self.value(*names)
-        name = next(name for name in names if self.values.get(name) is not None)
+        name = next(filter(self.has, names))
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError(f"{self.place} has {name} {value!r}; it must be a text.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{self.place} has {name} {value!r}; it must be a finite number.")
         if not str(value).strip():
             raise ValueError(f"{self.place} has an empty {name}.")
         if any("\ud800" <= letter <= "\udfff" for letter in str(value)):
@@ -135,6 +138,11 @@ def _from_csv(text: str, name: str) -> list[Row]:
         if None in row.values:
             raise ValueError(f"{row.place} has more cells than {name} has names.")
     return rows
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether there is none; an export of pandas has NaN where there is none."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _row(record: Any, place: str) -> Row:

@@ -96,6 +96,33 @@ def verdicts():
     return dict(zip(named, found, strict=True))
 
 
+def indented(code, by):
+    return textwrap.indent(code, by)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "1. Write it:\n\n   ```python\n" + indented(WHOLE, "   ") + "   ```\n2. Done.",
+        "- Code:\n    ```\n" + indented(WHOLE, "    ") + "    ```\n",
+        "* Code:\n\t```py\n" + indented(WHOLE, "\t") + "\t```\n",
+        "   ```python\n" + indented(WHOLE, "   ") + "   ```\n",
+        " 1. Code:\n    ```python\n" + indented(WHOLE, "    ") + "    ```\n",
+        "1. Code:\n   ```python\n" + WHOLE + "   ```\n",
+        "1. The body:\n   ```python\n" + indented(BODY, "   ") + "   ```\n",
+        "<think>\n```python\ndef half(x):\n    return 0\n```\n</think>\n```python\n"
+        + WHOLE
+        + "```",
+        "```python\ndef half(x):\n    return 0\n```\n</think>" + BODY,
+        "```python\n" + WHOLE + "```\n<think>\n```python\ndef half(x):\n    return 0\n",
+    ],
+)
+def test_blocks_in_lists_and_beside_reasoning_are_found(response):
+    names = {}
+    exec(solution(response, GOLD["prompt"], "half"), names)
+    assert [names["half"](4), names["half"](7)] == [2, 3]
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_programs_pass(name, verdicts):
     found = verdicts[name]

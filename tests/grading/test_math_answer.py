@@ -2,6 +2,7 @@
 
 import pytest
 
+from jax_power_smc.grading import string_rule
 from jax_power_smc.grading.math_answer import LARGEST_NUMBER_OF_LEADERS, judge, merge
 from tests.grading.shared import math_answers, needs, read_lines
 
@@ -87,13 +88,212 @@ def test_long_answers_are_texts():
     assert merge([(long, 1), ("101", 2)]) == {long: long, "101": "101"}
 
 
+def boxed(*answers):
+    return [rf"so \boxed{{{answer}}}." for answer in answers]
+
+
+def stated(*answers):
+    return [f"The answer is {answer}." for answer in answers]
+
+
+def every_way(*answers):
+    return [
+        form.format(answer)
+        for answer in answers
+        for form in (
+            "so \\boxed{{{}}}.",
+            "The answer is {}.",
+            "3 + 4\n#### {}",
+            "It is:\n$\\boxed{{{}}}$",
+        )
+    ]
+
+
+# kind -> gold, right responses, wrong responses.
+KINDS = {
+    "a list is not one of its parts": [
+        ("3, 5, 7", every_way("3,5,7", "7, 5, 3"), every_way("7", "3", "3, 5", "3, 5, 8", "357")),
+        ("15", every_way("15"), every_way("12, 15", "15, 12", "12,15", "12 and 15", "15, -15")),
+        ("1,-2", every_way("1, -2", "-2,1"), every_way("1", "-2", "1,2", "-1,2")),
+        ("12", stated("12, not 15", "12, because 5 + 7 = 12"), stated("12, 15 and 18 apples")),
+        (
+            "12",
+            [r"\boxed{10}. No: \boxed{12}"],
+            [r"\boxed{10} and \boxed{12}", r"\boxed{12}, \boxed{5}"],
+        ),
+        ("2", [], boxed(r"x=1 \text{ or } x=2", "x=1, x=2")),
+        ("58,500", every_way("58500", r"58{,}500"), every_way("58, 500", "58,5007", "500", "58")),
+    ],
+    "a sign": [
+        ("- 3", every_way("-3", "- 3", "\u22123", "\u20133"), every_way("3", "+3")),
+        ("3", every_way("3", "+ 3"), every_way("- 3", "\u2212 3", "\u20133")),
+        ("-3", stated("- 3 dollars each", "\u22123 degrees outside"), stated("3 degrees outside")),
+        ("x - 3", every_way("x \u2013 3", "x \u2212 3"), every_way("x+3")),
+        (r"-\frac{1}{2}", every_way("- 1/2", "\u22120.5"), every_way("1/2", "0.5")),
+        ("(-1, 2)", every_way("(\u22121, 2)", "( - 1, 2)"), every_way("(1,2)", "(1,-2)")),
+    ],
+    "numbers by their size": [
+        (
+            "0.0000001",
+            every_way("1e-7", r"1\times10^{-7}", ".0000001"),
+            every_way("0.0000002", "0", "1e-8", "0.00000011"),
+        ),
+        (
+            r"6.63\times10^{-34}",
+            every_way("6.63e-34", r"6.63 \cdot 10^{-34}", "6.63 × 10^-34", "6.63×10⁻³⁴"),  # noqa: RUF001
+            every_way(r"9.11\times10^{-31}", "6.63", "6.64e-34", r"6.63\times10^{34}"),
+        ),
+        (r"\frac{1}{2^{99}}", every_way("2^{-99}"), every_way(r"\frac{1}{2^{98}}", "0")),
+        ("1/3", every_way("0.333333", "0.3333333"), every_way("0.3333", "0.33")),
+        ("1000000", every_way("1,000,000", "10^6", "1000000.0"), every_way("1000001", "1000001.0")),
+        (r"\frac{1000000}{3}", every_way("333333.333"), every_way("333333", "333334")),
+        ("0", every_way("0.0"), every_way("0.0000001", "10^{-30}")),
+        ("(0.0000001, 1)", every_way("(1e-7, 1)"), every_way("(0.0000002, 1)")),
+        ("x = 6.63e-34", every_way("6.63e-34"), every_way("x = 9.11e-31")),
+        (r"\frac{x}{2^{99}}", boxed("2^{-99}x"), boxed(r"\frac{x}{2^{98}}")),
+        (r"\frac{9}{19}", [], boxed(r"\frac{10}{0}")),
+    ],
+    "mixed numbers": [
+        (
+            r"\frac{7}{3}",
+            every_way("2 1/3", r"2\frac{1}{3}", "2⅓", r"2\ 1/3"),
+            every_way("21/3", "7"),
+        ),
+        ("3.5", every_way("3 1/2", "3½", "7/2"), every_way("31/2", "1/2", "3", "2 1/2")),
+        ("2 1/3", every_way("7/3", "2 1/3"), every_way("21/3", "7", "2/3")),
+        ("-7/3", every_way("-2 1/3", "\u22122⅓"), every_way("-5/3", "2 1/3")),
+        (
+            "5/2",
+            [*stated("2 1/2 cups of it"), "She needs 2 1/2 cups of it."],
+            stated("1 1/2 cups of it"),
+        ),
+        ("1/2", [], [*stated("2 1/2 cups of it"), "She needs 2 1/2 cups of it."]),
+        ("2", [], stated("2/3 cups of flour", "2 1/2 cups of flour")),
+    ],
+    "sums": [
+        (
+            "5",
+            stated(
+                "2 + 3 = 5 dollars",
+                "2 + 3 = $5",
+                "2 apples + 3 apples = 5 apples",
+                "5 * 1 = 2 + 3 = 5 cents",
+            )
+            + stated("5 because 2 + 2 = 4 plus one", "5 (since 2+3=5)", "10 / 2 = 5 per person"),
+            stated("2 + 3 = 6 dollars", "5 + 1 = 6 dollars", "5 + 2 dollars", "5/2 dollars each"),
+        ),
+        ("3", stated("3 dollars"), stated("3:30 in the afternoon")),
+    ],
+    "bases": [
+        (
+            "52_8",
+            every_way("52_8", "52_{8}", "52₈", r"52_{\text{eight}}"),
+            every_way("52_9", "52_80", "53_8"),
+        ),
+        # A base that the problem asks for may be left out.
+        ("52_8", [*every_way("52"), *stated("52 (base 8)")], every_way("42", "53")),
+        ("5", every_way("5_{10}"), []),
+        ("101_2, 110_2", boxed("110_2, 101_2"), boxed("101_3, 110_3", "101_2")),
+    ],
+    "roots": [
+        (r"2\sqrt{3}", every_way("2√3", "2√(3)", "√12"), every_way("3√2", "√3", "2∛3")),
+        (r"\sqrt{1/n}", boxed(r"\frac{1}{\sqrt{n}}", r"\frac{\sqrt{n}}{n}"), boxed(r"\sqrt{n}")),
+        (
+            r"\frac{1}{\sqrt{n}}",
+            boxed(r"\sqrt{\frac{1}{n}}"),
+            boxed(r"-\sqrt{1/n}", r"\frac{1}{n}"),
+        ),
+        (r"\sqrt{x^2}", boxed("|x|"), boxed("x", "-x")),
+    ],
+    "reasoning is no answer": [
+        (
+            "7",
+            [
+                r"<think>\boxed{3}</think> The answer is 7.",
+                "It is 3.</think>\n7",
+                r"\boxed{7}<think>\boxed{3}",
+            ],
+            [
+                r"<think>\boxed{7}",
+                r"<think>\boxed{7}</think>",
+                "#### 7</think>",
+                "<think>7</think> It is 3.",
+            ],
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_answers(kind):
+    for gold, right, wrong in KINDS[kind]:
+        assert [each for each in right if not judge(gold, each)["correct"]] == []
+        assert [each for each in wrong if judge(gold, each)["correct"]] == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1", "1,-2"),
+        ("12", "12,15"),
+        ("1.2", "1,2"),
+        ("12345", "12, 345"),
+        ("35", "3 5"),
+        ("0.0000001", "0.0000002"),
+        ("0.333333", r"\frac{1}{3}"),
+        ("1234567.1", "1234567.2"),
+        (r"6.63\times10^{-34}", r"9.11\times10^{-31}"),
+        (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
+        ("52_8", "52_9"),
+        ("52_8", "52"),
+        ("2 1/3", "21/3"),
+        ("3", "- 3"),
+    ],
+)
+def test_different_numbers_are_not_put_together(one, other):
+    merged = merge([(string_rule.normalise(one), 2), (string_rule.normalise(other), 1)])
+    assert len(set(merged.values())) == 2
+
+
+def test_a_precision_that_is_asked_for_is_one_of_digits():
+    assert judge("0.0000001", r"\boxed{0.0000002}", {"precision": 6})["correct"]
+    assert not judge("0.0000001", r"\boxed{0.0000002}", {"precision": 7})["correct"]
+
+
+FORMS = ["so \\boxed{{{}}}.", "The answer is {}.", "so\n#### {}", "The answer is ${}$.", "{}"]
+
+
+def wrong_verdicts(golds, neighbours, forms):
+    """Golds that are not right for themselves, and those that are for another of the next ones."""
+    own = [
+        (gold, form)
+        for gold in sorted(set(golds))
+        for form in forms
+        if not judge(gold, form.format(gold))["correct"]
+    ]
+    others = [
+        (gold, other)
+        for shift in range(1, neighbours + 1)
+        for gold, other in zip(golds, golds[shift:], strict=False)
+        if other != gold and judge(gold, forms[shift % len(forms)].format(other))["correct"]
+    ]
+    return own, others
+
+
 @needs("MATH500.json")
-@pytest.mark.parametrize("form", ["{}", "... \\boxed{{{}}}."])
-def test_every_answer_of_math500_is_right_for_itself_and_no_other(form):
-    answers = sorted(set(math_answers()))
-    assert [each for each in answers if not judge(each, form.format(each))["correct"]] == []
-    shifted = zip(answers[::3], answers[7::3], strict=False)
-    assert sum(judge(gold, form.format(other))["correct"] for gold, other in shifted) < 5
+@pytest.mark.parametrize(
+    ("neighbours", "forms"), [(1, FORMS[:2]), pytest.param(4, FORMS, marks=pytest.mark.slow)]
+)
+def test_the_golds_of_math500_are_right_for_themselves_and_wrong_for_others(neighbours, forms):
+    own, others = wrong_verdicts(math_answers(), neighbours, forms)
+    assert own == []
+    assert set(others) <= {("5", "x=5"), ("x=5", "5")}  # which are equal
+
+
+@needs("gsm8k_test.jsonl")
+def test_the_golds_of_gsm8k_are_right_for_themselves_and_wrong_for_others():
+    golds = [each["answer"].rpartition("#### ")[2] for each in read_lines("gsm8k_test.jsonl")]
+    assert wrong_verdicts(golds, 2, FORMS[:3]) == ([], [])
 
 
 @needs("grader_cases.jsonl")

@@ -54,6 +54,24 @@ def test_mathematics_goes_through_the_pool():
             ["6*7=42\nanswer 42", "answer 41", "42"],
             [Verdict("42", True, True), Verdict("41", False, False), Verdict(None, False, False)],
         ),
+        (
+            "reasoner",
+            42,
+            ["<think>answer 41</think>answer 42", "<think>\nanswer 42", "answer 42</think>"],
+            [Verdict("42", True, True), *2 * [Verdict(None, False, False)]],
+        ),
+        (
+            "string",
+            "7",
+            [r"<think>\boxed{3}</think>7", r"<think>\boxed{7}", r"\boxed{7}</think>"],
+            [Verdict("7", True, True), *2 * [Verdict(None, False, False)]],
+        ),
+        (
+            "choice",
+            "A",
+            ["<think>Answer: B</think>\n\n**A**", "<think>Answer: A", r"\boxed{A}</think>"],
+            [Verdict("A", True, False), *2 * [Verdict(None, False, False)]],
+        ),
     ],
 )
 def test_what_cannot_hang_is_judged_at_once(kind, gold, responses, expected):

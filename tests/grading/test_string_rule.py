@@ -41,6 +41,15 @@ from tests.grading.shared import math_answers, needs, read_lines
         ("It is 18 dollars.", "18"),
         ("first 12, and then -1,234.5 more", "-1,234.5"),
         ("it wins with 2/3 of them", "2/3"),
+        ("She needs 2 1/3 cups.", "2 1/3"),
+        ("So the answer is 2 + 3 = 5 dollars.", "5"),
+        ("The answer is 3/4 cups of flour.", "3/4"),
+        ("The answer is 12, 15 and 18 apples.", "12, 15 and 18"),
+        (r"\boxed{1}, $\boxed{2}$ and \boxed{3}", "1, 2, 3"),
+        (r"\boxed{1} or rather \boxed{2}", "2"),
+        (r"<think>\boxed{1}</think>It is 2", "2"),
+        (r"\boxed{1}</think>It is 2", "2"),
+        (r"<think>\boxed{1}", None),
         ("AZYUK2A", None),
         ("nothing at all", None),
         ("", None),
@@ -76,6 +85,10 @@ def test_extract(response, answer):
         (r"25\%", "25", "25%"),
         (r"\text{Evelyn}", "Evelyn", r"\textbf{Evelyn}"),
         (r"x \leq 3", r"x\le 3"),
+        (r"2\frac{1}{3}", "2 1/3", r"2\ 1/3", "2⅓", "+2 1/3"),
+        ("-3", "- 3", "\u22123", "\u20133"),
+        (r"2\sqrt{3}", "2√3", "2√(3)"),
+        ("12345", "12 345", "12,345"),
     ],
 )
 def test_spellings_of_the_same_answer(spellings):
@@ -95,6 +108,9 @@ def test_spellings_of_the_same_answer(spellings):
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
         ("(1,2)", "[1,2]"),
         ("2x", "2y"),
+        ("2 1/3", "21/3"),
+        ("3 5", "35"),
+        ("12, 345", "12,345"),
     ],
 )
 def test_different_answers_stay_different(one, other):
@@ -132,6 +148,12 @@ def test_what_is_an_answer_and_nothing_else():
         "." * 200_000,
         r"\frac" * 40_000,
         "\x00\udcff",
+        "the answer is " + "1 + " * 50_000,
+        "the answer is " + "1 a b + 2 c d = " * 10_000,
+        "the answer is " + "1, " * 50_000,
+        "√" * 100_000,
+        "1 " * 100_000,
+        "1_" * 100_000,
     ],
 )
 def test_whatever_a_model_writes_is_read_quickly(text):

@@ -163,6 +163,15 @@ def test_empty_lines_are_left_out_and_any_text_is_kept(tmp_path):
     assert (summary.graded, summary.correct) == (1, 0)
 
 
+@pytest.mark.parametrize("gold", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("task", KINDS)
+def test_a_gold_that_is_no_number_is_refused_like_null(task, gold, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text(f'\n{{"gold": {gold}, "response": "1"}}\n')
+    with pytest.raises(ValueError, match=rf"line 2 of .*in.jsonl: gold is {float(gold)}; it must"):
+        read_lines(path, task)
+
+
 def test_a_device_is_not_renamed(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     source = write(tmp_path / "in.jsonl", GOOD)

@@ -68,9 +68,11 @@ def test_fields_by_any_of_their_names():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gone", "row 4 lacks gone or other; it has null, empty, list, flag, half"),
+        ("gone", "row 4 lacks gone or other; it has null, empty, list, flag, half, nan"),
         ("null", "row 4 lacks null or other"),
         ("empty", "row 4 has an empty empty"),
+        ("nan", "row 4 lacks nan or other"),
+        ("infinite", "row 4 has infinite -inf; it must be a finite number"),
         ("list", r"row 4 has list \[1\]; it must be a text"),
         ("flag", "row 4 has flag True; it must be a text"),
         ("half", "row 4 has half a character .a lone surrogate. in half"),
@@ -78,7 +80,8 @@ def test_fields_by_any_of_their_names():
 )
 def test_a_field_that_is_no_text(name, message):
     values = {"null": None, "empty": " \n", "list": [1], "flag": True}
-    row = Row("row 4", values | {"half": "\ud83d"})
+    values |= {"half": "\ud83d", "nan": float("nan"), "infinite": -float("inf")}
+    row = Row("row 4", values)
     with pytest.raises(ValueError, match=message):
         row.text(name, "other")
 
@@ -91,6 +94,14 @@ def test_a_text_that_may_be_left_out():
     ]
     with pytest.raises(ValueError, match=r"row 4 has list \[1\]"):
         row.text_or_none("list")
+
+
+def test_nan_in_a_file_is_a_field_that_lacks(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "One?", "answer": 1}\n{"answer": NaN}\n')
+    rows = read_rows(str(tmp_path / "a.jsonl"))
+    assert not rows[1].has("answer") and rows[1].text_or_none("answer") is None
+    with pytest.raises(ValueError, match=r"line 2 of a.jsonl lacks answer"):
+        rows[1].text("answer")
 
 
 def test_rows_are_counted_from_one():

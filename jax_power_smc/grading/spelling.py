@@ -1,0 +1,112 @@
+r"""Spellings of numbers and signs that neither LaTeX nor Math-Verify knows.
+
+Characters are written as LaTeX (2√3 as 2\sqrt{3}, 2½ as 2\frac{1}{2}, other signs of minus as -),
+6.6e-34 as 6.6\times10^{-34}, and a mixed number 2 1/3 as 2\frac{1}{3}.
+"""
+
+import re
+import unicodedata
+
+_SUPERSCRIPTS = {ord(each): str(value) for value, each in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+_SUPERSCRIPTS |= {ord("⁻"): "-", ord("⁺"): "+", ord("ⁿ"): "n"}
+_SUBSCRIPTS = {ord(each): str(value) for value, each in enumerate("₀₁₂₃₄₅₆₇₈₉")}
+_FRACTIONS = {
+    each: unicodedata.normalize("NFKC", each).split("\u2044") for each in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+}
+_COMMANDS = {
+    **{"π": r"\pi ", "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp "},
+    **{"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne "},
+    **{"\u222a": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset "},
+    **dict.fromkeys("\u2212\u2010\u2011\ufe63\uff0d", "-"),
+    **dict.fromkeys("\u2044\u2215", "/"),
+    **dict.fromkeys("\u00a0\u2009\u202f", " "),
+}
+_CHARACTERS = str.maketrans(_COMMANDS)
+# Between two digits a dash is no sign but says "to", and so does a long one between words.
+_DASH = re.compile(r"(?<!\d)–\s?(?=[\d.\\a-zA-Z√($])|(?<=\s)–(?=\s)|(?:(?<=[\s({\[$])|^)—(?=\d)")  # noqa: RUF001
+_ROOT = re.compile(r"([√∛∜])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|\\?[a-zA-Z]+))")
+_DEGREES = {"√": "", "∛": "[3]", "∜": "[4]"}
+_SCIENTIFIC = re.compile(
+    r"(?<![\w.\\])(?P<sign>-?)(?P<factor>\d+(?:\.\d*)?)"
+    r"(?:[eE](?P<e>[+-]?\d+)(?!\w|\.\d)"
+    r"|\s*(?:[x×*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*"  # noqa: RUF001
+    r"(?:\{\s*(?P<braced>[+-]?\s?\d+)\s*\}|\((?P<bracketed>[+-]?\d+)\)|(?P<plain>[+-]?\d+)))"
+)
+_MIXED = re.compile(
+    r"(?<![\d.,/^_])(?P<whole>\d+)(?:\s|\\[ ,;:]|~)+(?P<over>[1-9]\d*)\s?/\s?(?P<under>\d+)"
+    r"(?![\d/]|[.,]\d)"
+)
+# A number in another base, as 52_8, 1A_{16}, 101_{\text{two}} or "52 (base 8)".
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7"}
+_BASES |= {"eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}
+_BASE_NAME = rf"\s*(?:\d\d?|{'|'.join(_BASES)})\s*"
+_BASE = re.compile(
+    r"(?<![\w\\}.])(?P<digits>\d[\dA-F]*(?:,[\dA-F]{3})*)"
+    rf"(?:_\s?(?:\d\d?|\{{{_BASE_NAME}\}}"
+    rf"|\\(?:text|mathrm)\{{{_BASE_NAME}\}}|\{{\\(?:text|mathrm)\{{{_BASE_NAME}\}}\}})(?!\d)"
+    r"|\s?\\text\{\s*\(?base[\s-]?\d\d?\)?\s*\}|\s?\(base[\s-]?\d\d?\)"
+    r"|\s(?:in )?base[\s-]?\d\d?(?!\d))"
+)
+_SPACED_SIGN = re.compile(r"^\s*([-+])\s+(?=[\d.$\\])")
+
+
+def respell(text: str) -> str:
+    """The text in the spelling that is read; it may be a whole response."""
+    if not text.isascii():
+        text = text.translate(_CHARACTERS)
+        text = _DASH.sub("-", text)
+        text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", _superscript, text)
+        text = re.sub(r"[₀-₉]+", lambda run: f"_{{{run[0].translate(_SUBSCRIPTS)}}}", text)
+        for each, (over, under) in _FRACTIONS.items():
+            text = text.replace(each, rf"\frac{{{over}}}{{{under}}}")
+        text = _ROOT.sub(_root, text)
+    return _MIXED.sub(_mixed, _SCIENTIFIC.sub(_scientific, text))
+
+
+def join_sign(answer: str) -> str:
+    """- 3 as -3, in a text that is an answer alone: elsewhere it may be a point of a list."""
+    return _SPACED_SIGN.sub(r"\1", answer)
+
+
+def has_base(text: str) -> bool:
+    """Whether a number in it says its base."""
+    return _BASE.search(text) is not None
+
+
+def mark_bases(text: str, keep: bool = True) -> str:
+    """Numbers with their bases as products, of which no two with different bases are equal.
+
+    Args:
+      text: with numbers as they are written.
+      keep: False drops the bases.
+    """
+
+    def mark(found: re.Match[str]) -> str:
+        base = re.findall(rf"\d+|{'|'.join(_BASES)}", found[0][len(found["digits"]) :])[0]
+        base = _BASES.get(base, base)
+        drop = not keep or base == "10"
+        return found["digits"] if drop else rf"{found['digits']}\cdot B_{{{base}}}"
+
+    return _BASE.sub(mark, text)
+
+
+def _superscript(run: re.Match[str]) -> str:
+    return f"^{{{run[0].translate(_SUPERSCRIPTS)}}}"
+
+
+def _root(found: re.Match[str]) -> str:
+    inside = next(group for group in found.groups()[1:] if group is not None)
+    return rf"\sqrt{_DEGREES[found[1]]}{{{inside}}}"
+
+
+def _scientific(found: re.Match[str]) -> str:
+    powers = (found[name] for name in ("e", "braced", "bracketed", "plain"))
+    power = next(filter(None, powers)).replace(" ", "").removeprefix("+")
+    return rf"{found['sign']}{found['factor']}\times10^{{{power}}}"
+
+
+def _mixed(found: re.Match[str]) -> str:
+    """Only a proper fraction makes a mixed number: 1 200/3 has a space between thousands."""
+    if int(found["over"]) >= int(found["under"]):
+        return found[0]
+    return rf"{found['whole']}\frac{{{found['over']}}}{{{found['under']}}}"
