@@ -3,13 +3,11 @@
 import concurrent.futures
 import hashlib
 import itertools
-import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
 
-from jax_power_smc.models.headers import INDEX, WEIGHTS
+from jax_power_smc.models.headers import weight_files
 from jax_power_smc.models.saved import FILES, PARAMS
 
 # Bytes that are hashed at a time. The digest depends on it.
@@ -37,11 +35,15 @@ def fingerprint(directory: str | os.PathLike[str], *, weights: bool = True) -> s
 
     Raises:
       OSError: if a file cannot be read.
+      CheckpointError: for an index of shards that cannot be read.
     """
     root = pathlib.Path(directory)
     names = [name for name in FILES if (root / name).is_file()]
-    if weights:
-        names += _weight_files(root)
+    if weights and (root / PARAMS).is_dir():
+        files = sorted(path for path in (root / PARAMS).rglob("*") if path.is_file())
+        names += [path.relative_to(root).as_posix() for path in files]
+    elif weights:
+        names += weight_files(root)
     digest = hashlib.blake2b(digest_size=16)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for name in names:
@@ -58,24 +60,6 @@ def hub_commit(directory: pathlib.Path) -> str | None:
         "models--"
     )
     return directory.name if in_cache and _COMMIT.fullmatch(directory.name) else None
-
-
-def _weight_files(root: pathlib.Path) -> list[str]:
-    """The names of the files that ``load`` reads the weights from, in a fixed order."""
-    if (root / PARAMS).is_dir():
-        return list(_below(root, PARAMS))
-    if (root / WEIGHTS).is_file():
-        return [WEIGHTS]
-    if not (root / INDEX).is_file():
-        return []
-    places = json.loads((root / INDEX).read_text("utf-8"))["weight_map"]
-    return [INDEX, *sorted(set(places.values()))]
-
-
-def _below(root: pathlib.Path, name: str) -> Iterator[str]:
-    for path in sorted((root / name).rglob("*")):
-        if path.is_file():
-            yield path.relative_to(root).as_posix()
 
 
 def _digest(path: pathlib.Path, offset: int) -> bytes:

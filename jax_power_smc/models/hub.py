@@ -8,9 +8,12 @@ import re
 from collections.abc import Sequence
 
 from jax_power_smc.models.config import CheckpointError
+from jax_power_smc.models.headers import INDEX
+from jax_power_smc.models.saved import FILES
 
-# What a model is loaded from; neither pickles nor code nor copies in folders.
-SMALL = ("*.json", "*.jinja")
+# What a model is loaded from; neither pickles nor code nor copies in folders. By their names: a
+# cache without the hub is refused if it lacks a file that these match.
+SMALL = (*FILES, INDEX)
 ALL = (*SMALL, "*.safetensors")
 IGNORED = ("*/*", "consolidated*")
 # Seconds in which the hub must begin to answer.
@@ -32,7 +35,8 @@ def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = ALL)
     Args:
       name: owner/model.
       revision: a branch, tag or commit; None is the main branch.
-      patterns: of the names of the files: ``ALL``, or ``SMALL`` for those without the weights.
+      patterns: of the names of the files: ``ALL``, or ``SMALL`` for those without the weights, or
+        that and the names of the weights.
 
     Raises:
       CheckpointError: if there is no such model or revision, if it is not in the cache and the hub
