@@ -219,7 +219,7 @@ def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> t
         kinds = [_WINDOW if (i + 1) % pattern else _FULL for i in range(layers)]
     if _WINDOW in kinds and window is None:
         raise CheckpointError(f"{source} has layers with {_WINDOW!r} and gives no window.")
-    found = tuple(window if kind == _WINDOW else 0 for kind in kinds)
+    found = tuple(window or 0 if kind == _WINDOW else 0 for kind in kinds)
     return found if any(found) else ()
 
 
