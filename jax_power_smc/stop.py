@@ -45,7 +45,8 @@ class StopString:
 
     Attributes:
       text: what to look for; at most 511 bytes of UTF-8. The text of a special token is never
-        generated as text: name its id in ``eos_ids`` instead.
+        generated as text, and refused once the tokenizer is known: name its id in ``eos_ids``
+        instead.
 
     Raises:
       ValueError: for a text that is empty or too long.
@@ -143,10 +144,13 @@ def compile_stop(rule: StopRule, tokenizer: Any, vocab_size: int | None = None) 
       vocab_size: V of the model, where it differs from the tokenizer's; see ``token_bytes``.
 
     Raises:
-      ValueError: for a tokenizer whose tokens have no known bytes.
+      ValueError: for a tokenizer whose tokens have no known bytes, or a rule that looks for the
+        text of a special token.
     """
     if not isinstance(tokenizer, list):
-        return token_table(rule.automaton(), token_bytes(tokenizer, vocab_size))
+        pieces = token_bytes(tokenizer, vocab_size)
+        _refuse_special_tokens(rule, tokenizer)
+        return token_table(rule.automaton(), pieces)
     if not all(piece is None or isinstance(piece, bytes) for piece in tokenizer):
         raise ValueError(
             "tokenizer is a list; as such it must hold the bytes (or None) of each token."
@@ -156,6 +160,21 @@ def compile_stop(rule: StopRule, tokenizer: Any, vocab_size: int | None = None) 
             f"tokenizer lists the bytes of {len(tokenizer)} tokens; the model has {vocab_size}."
         )
     return token_table(rule.automaton(), tokenizer)
+
+
+def _refuse_special_tokens(rule: StopRule, tokenizer: Any) -> None:
+    """Refuses what would never match, since special tokens have no bytes."""
+    if isinstance(rule, StopBoxed):
+        return
+    name, text = ("text", rule.text) if isinstance(rule, StopString) else ("pattern", rule.pattern)
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    for i, token in backend.get_added_tokens_decoder().items():
+        wanted = token.content if isinstance(rule, StopString) else re.escape(token.content)
+        if token.special and wanted and wanted in text:
+            raise ValueError(
+                f"{name} is {text!r}; {token.content!r} is a special token, which is never "
+                f"generated as text: put its id, {i}, in eos_ids instead."
+            )
 
 
 def token_bytes(tokenizer: Any, vocab_size: int | None = None) -> list[bytes | None]:

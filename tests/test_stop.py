@@ -393,6 +393,27 @@ def test_added_tokens_are_text(tiny):
     assert stop.token_bytes(backend) == stop.token_bytes(tiny) + added
 
 
+@pytest.mark.parametrize(
+    ("rule", "field"),
+    [
+        (StopString("<|im_end|>"), "text is '<|im_end|>'"),
+        (StopString("done<|im_end|>\n"), "text is 'done<|im_end|>\\n'"),
+        (StopRegex(r"(<\|im_end\|>|QED)"), "pattern is"),
+    ],
+)
+def test_the_text_of_a_special_token_is_refused(rule, field, tiny):
+    backend = Tokenizer.from_str(tiny.to_str())
+    stop.compile_stop(rule, backend)  # text like any other here
+    backend.add_tokens([AddedToken("<|im_end|>", special=True)])
+    for tokenizer in (backend, PreTrainedTokenizerFast(tokenizer_object=backend)):
+        with pytest.raises(ValueError) as error:
+            stop.compile_stop(rule, tokenizer)
+        message = str(error.value)
+        assert message.startswith(field) and "'<|im_end|>' is a special token" in message
+        assert f"put its id, {tiny.get_vocab_size()}, in eos_ids instead." in message
+    stop.compile_stop(StopBoxed(), backend)
+
+
 def test_named_tokens_of_qwen(vocabulary):
     tokenizer, pieces = vocabulary("qwen")
     assert pieces[tokenizer.token_to_id("<tool_call>")] == b"<tool_call>"

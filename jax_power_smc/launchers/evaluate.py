@@ -78,7 +78,8 @@ def evaluate(
     done = [] if held is None else _finished(root, config, task, held)
     total = len(runs) * len(task.problems) * len(config.seeds)
     if processes.is_first:
-        _print_headline(config, task, runs, len(done), total)
+        decided = lm.describe(config.chat) if lm else (held or {}).get("decided", "")
+        _print_headline(config, task, runs, len(done), total, decided)
     processes.wait("all have read what is finished")  # before anyone writes
     # Another job may have ended between two of their looks; all must do the same.
     if processes.told("whether all is finished", str(len(done) == total)) == str(False):
@@ -183,7 +184,7 @@ def _work(
     )
     with grader:
         if processes.is_first:
-            store.claim(root, _decides(config, task), _about(lm, task, runs))
+            store.claim(root, _decides(config, task), _about(config, lm, task, runs))
         processes.wait("the workdir is claimed")
         writer = store.open_writer(root, processes.index, processes.count)
         stop = Stop(processes, until, in_step=todo.decodes_together)
@@ -235,10 +236,11 @@ def _mesh(config: ConfigDict) -> Mesh | None:
     return make_mesh(config.mesh.model, devices)
 
 
-def _about(lm: LoadedModel, task: Task, runs: Sequence[Run]) -> dict[str, Any]:
+def _about(config: ConfigDict, lm: LoadedModel, task: Task, runs: Sequence[Run]) -> dict[str, Any]:
     """What is written down beside the config when a job first starts."""
     return {
         "chat": lm.is_chat,
+        "decided": lm.describe(config.chat),
         "num_problems": len(task.problems),
         "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "labels": {run.name: run.label for run in runs},
@@ -248,13 +250,13 @@ def _about(lm: LoadedModel, task: Task, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _print_headline(
-    config: ConfigDict, task: Task, runs: Sequence[Run], done: int, total: int
+    config: ConfigDict, task: Task, runs: Sequence[Run], done: int, total: int, decided: str
 ) -> None:
     dry = "DRY RUN with random weights, the figures mean nothing. " if config.dry_run else ""
     print(
         f"{dry}{config.model} on {len(task.problems)} problems of {task.name}, "
         f"{len(runs)} samplers, alpha {config.alpha:g}, at most {config.max_new_tokens} tokens, "
-        f"seeds {', '.join(map(str, config.seeds))}",
+        f"seeds {', '.join(map(str, config.seeds))}; {decided}",
         flush=True,
     )
     if done:

@@ -92,6 +92,7 @@ def generate(options: Options) -> dict[str, Any]:
         "resampled": int(result.info.resampled[0].sum()),
         "failure": result.failures()[0],
         "seconds": result.info.seconds,
+        "decided": lm.describe(options.chat),
         **dataclasses.asdict(options),
     }
 
@@ -128,6 +129,7 @@ def main(argv: Sequence[str]) -> None:
         + (f"log Z_hat {evidence:.2f}   " if evidence is not None else "")
         + f"{answer['tokens']} tokens of {answer['model_tokens']} drawn"
     )
+    print(f"{answer['model']}: {answer['decided']}")
     print("   ".join(f"{phase} {s:.2f} s" for phase, s in answer["seconds"].items()))
 
 

@@ -202,7 +202,7 @@ def test_the_workdir_says_what_was_asked_for(finished):
 
 
 def test_the_table_and_where_the_files_are(finished):
-    assert "8 samplers, alpha 4, at most 16 tokens, seeds 0, 1" in finished.out
+    assert "8 samplers, alpha 4, at most 16 tokens, seeds 0, 1; chat model, " in finished.out
     for label in ("temperature 1/4", "Power-SMC, ramp 2", "without replacement"):
         assert label in finished.out
     assert f"{finished.workdir}/records*.jsonl" in finished.out

@@ -246,10 +246,11 @@ def test_the_command_prints_the_answer_and_how_it_came_about(model):
     code, out, err = call("generate", *flags(model, seed=3))
     assert (code, err) == ("0", "")
     answer = generate(options(model, seed=3))
-    text, empty, numbers, times = out.splitlines()
+    text, empty, numbers, decided, times = out.splitlines()
     assert (text, empty) == (answer["text"], "")
     log_prob = f"log p {answer['log_prob']:.2f}"
     assert numbers == f"{log_prob}   weight 0.250   log Z_hat -2.63   4 tokens of 16 drawn"
+    assert decided == f"{model}: {answer['decided']}" and ", answers end at " in decided
     assert [phase.split()[0] for phase in times.split("   ")] == ["compile", "prefill", "decode"]
 
 
