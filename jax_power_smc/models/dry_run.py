@@ -112,7 +112,8 @@ def tiny_model(config: ConfigDict) -> LoadedModel:
     }
     made = config_from_hf(raw, f"the dry run's {family}", config.max_positions)
     model = TransformerLM(made, jnp.dtype(config.dtype or "float32"))
-    return LoadedModel(model, model.init(jax.random.key(0)), tokenizer, eos_ids, made, directory)
+    params = model.init(jax.random.key(0))
+    return LoadedModel(model, params, tokenizer, eos_ids, made, directory, random_weights=True)
 
 
 def _family(config: ConfigDict) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib.resources
 import json
 import os
@@ -15,6 +16,7 @@ from flax import nnx
 from jax_power_smc.mesh import DATA, MODEL
 from jax_power_smc.models import checkpoint, hub, parallel, saved
 from jax_power_smc.models.config import CheckpointError, TransformerConfig
+from jax_power_smc.models.fingerprint import fingerprint, hub_commit
 from jax_power_smc.models.hf_config import read_config
 from jax_power_smc.models.transformer import TransformerLM
 
@@ -33,6 +35,7 @@ class LoadedModel:
       eos_ids: the ids that end a sequence, by generation_config.json or config.json.
       config: the sizes.
       directory: where it was read from.
+      random_weights: whether the parameters are random, and only the tokenizer is from there.
     """
 
     model: TransformerLM
@@ -41,6 +44,24 @@ class LoadedModel:
     eos_ids: tuple[int, ...]
     config: TransformerConfig
     directory: pathlib.Path
+    random_weights: bool = False
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the files that it was loaded from, as they are now: 32 hexadecimal digits.
+
+        The first use reads all of them; see ``fingerprint.fingerprint`` for what counts. With
+        random weights: of the config, and of the files without the weights.
+        """
+        if not self.random_weights:
+            return fingerprint(self.directory)
+        text = f"random {self.config!r} {fingerprint(self.directory, weights=False)}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a model of the hub; None for other models."""
+        return hub_commit(self.directory)
 
     @functools.cached_property
     def is_chat(self) -> bool:

@@ -1,0 +1,85 @@
+"""A digest of the files that a model is loaded from: equal digests mean the same model."""
+
+import concurrent.futures
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from jax_power_smc.models.headers import INDEX, WEIGHTS
+from jax_power_smc.models.saved import FILES, PARAMS
+
+# Bytes that are hashed at a time. The digest depends on it.
+_CHUNK = 2**24
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def fingerprint(directory: str | os.PathLike[str], *, weights: bool = True) -> str:
+    """A digest of everything that decides what a model computes.
+
+    It covers the names and every byte of config.json, generation_config.json, the tokenizer's
+    files, the chat template, and the weights: model.safetensors, or the index and the shards that
+    it names, or the Orbax checkpoint of a saved model. No other file counts. A file that is
+    rewritten with the same meaning (other spaces in the JSON, other shards) changes the digest.
+
+    Every byte is read. A gigabyte that the operating system has cached takes 0.7 seconds on two
+    cores, and less on more, up to eight.
+
+    Args:
+      directory: as for ``load``, a local one.
+      weights: False leaves the weights out.
+
+    Returns:
+      32 hexadecimal digits.
+
+    Raises:
+      OSError: if a file cannot be read.
+    """
+    root = pathlib.Path(directory)
+    names = [name for name in FILES if (root / name).is_file()]
+    if weights:
+        names += _weight_files(root)
+    digest = hashlib.blake2b(digest_size=16)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for name in names:
+            size = (root / name).stat().st_size
+            digest.update(f"{name}\0{size}\0".encode())
+            for part in pool.map(_digest, itertools.repeat(root / name), range(0, size, _CHUNK)):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def hub_commit(directory: pathlib.Path) -> str | None:
+    """The commit whose files a directory of the hub's cache holds; None for another directory."""
+    in_cache = directory.parent.name == "snapshots" and directory.parents[1].name.startswith(
+        "models--"
+    )
+    return directory.name if in_cache and _COMMIT.fullmatch(directory.name) else None
+
+
+def _weight_files(root: pathlib.Path) -> list[str]:
+    """The names of the files that ``load`` reads the weights from, in a fixed order."""
+    if (root / PARAMS).is_dir():
+        return list(_below(root, PARAMS))
+    if (root / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (root / INDEX).is_file():
+        return []
+    places = json.loads((root / INDEX).read_text("utf-8"))["weight_map"]
+    return [INDEX, *sorted(set(places.values()))]
+
+
+def _below(root: pathlib.Path, name: str) -> Iterator[str]:
+    for path in sorted((root / name).rglob("*")):
+        if path.is_file():
+            yield path.relative_to(root).as_posix()
+
+
+def _digest(path: pathlib.Path, offset: int) -> bytes:
+    """The digest of one chunk of a file; the interpreter's lock is free while it is made."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return hashlib.blake2b(file.read(_CHUNK)).digest()
