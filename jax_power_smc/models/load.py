@@ -1,6 +1,7 @@
 """``psmc.load``: a model, its parameters and its tokenizer from one name."""
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import importlib.resources
@@ -16,7 +17,7 @@ from flax import nnx
 from jax_power_smc.mesh import DATA, MODEL
 from jax_power_smc.models import checkpoint, hub, parallel, saved
 from jax_power_smc.models.config import CheckpointError, TransformerConfig
-from jax_power_smc.models.fingerprint import fingerprint, hub_commit
+from jax_power_smc.models.fingerprint import file_digests, hub_commit, of_digests
 from jax_power_smc.models.hf_config import read_config
 from jax_power_smc.models.transformer import TransformerLM
 
@@ -47,16 +48,21 @@ class LoadedModel:
     random_weights: bool = False
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """A digest of the files that it was loaded from, as they are now: 32 hexadecimal digits.
+    def file_digests(self) -> dict[str, str]:
+        """A digest of each file that it was loaded from, as they are now, by name.
 
-        The first use reads all of them; see ``fingerprint.fingerprint`` for what counts. With
-        random weights: of the config, and of the files without the weights.
+        The first use reads all of them; see ``fingerprint.file_digests``. With random weights the
+        place of the weights is taken by the config.
         """
         if not self.random_weights:
-            return fingerprint(self.directory)
-        text = f"random {self.config!r} {fingerprint(self.directory, weights=False)}"
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+            return file_digests(self.directory)
+        own = hashlib.blake2b(repr(self.config).encode(), digest_size=16).hexdigest()
+        return file_digests(self.directory, weights=False) | {"random weights": own}
+
+    @property
+    def fingerprint(self) -> str:
+        """One digest of all that, 32 hexadecimal digits: equal ones mean the same model."""
+        return of_digests(self.file_digests)
 
     @property
     def commit(self) -> str | None:
@@ -80,12 +86,16 @@ class LoadedModel:
         ends = set(after) & set(self.tokenizer.all_special_ids)
         return not ends or not ends.isdisjoint(self.eos_ids)
 
-    def encode(self, prompt: str, *, chat: bool | None = None) -> list[int]:
+    def encode(
+        self, prompt: str, *, chat: bool | None = None, date: datetime.date | None = None
+    ) -> list[int]:
         """The token ids of a prompt.
 
         Args:
           prompt: some text.
           chat: whether it goes through the chat template; None for ``is_chat``.
+          date: what a template that tells today's date (``strftime_now``) takes for it; None for
+            the date and time of the clock.
 
         Raises:
           ValueError: for an empty prompt, or if there is no template and one is asked for.
@@ -96,8 +106,13 @@ class LoadedModel:
             raise ValueError(f"chat is {chat!r}; the tokenizer has no chat template.")
         if not (self.is_chat if chat is None else chat):
             return list(self.tokenizer.encode(prompt))
+        # What a template is given by name goes before the library's function of that name.
+        clock = {} if date is None else {"strftime_now": date.strftime}
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **clock,
         )
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
@@ -175,6 +190,14 @@ def _shardings(mesh: jax.sharding.Mesh, config: TransformerConfig) -> Any:
         own = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
         return lambda path, shape: parallel.sharding(path, config, own)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def local_directory(name: str | os.PathLike[str]) -> pathlib.Path | None:
+    """Where the files of a model lie that is not on the hub; None if there are none."""
+    try:
+        return None if _is_on_hub(name) else _local(name, None)
+    except CheckpointError:
+        return None
 
 
 def read_eos_ids(directory: pathlib.Path) -> tuple[int, ...]:
