@@ -19,7 +19,9 @@ CONFIG = "config.json"
 _LOCK = ".lock"
 _CLAIMS = "claims"
 # What the first start decides for all later ones; the rest is as the latest start has it.
-_FIRST = ("date", "started", "device", "versions")
+_FIRST = ("date", "started", "device", "versions", "commit")
+# Where conditions have the digests of the model's files.
+_FILES = "model.files."
 
 
 @contextlib.contextmanager
@@ -56,26 +58,26 @@ def claim(workdir: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: if the workdir is that of other conditions; with the fields that differ.
       OSError: if it cannot be written.
     """
-    wanted = conditions.as_json(dict(wanted))
-    start = wanted.pop("start", None)
-    wanted["hash"] = hash_of(wanted)
+    made: dict[str, Any] = conditions.as_json(dict(wanted))
+    started = [made.pop("start")] if "start" in made else []
+    own = hash_of(made)
     held = read_config(workdir)
     if held is None:
         _refuse_strays(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         if store.is_remote(workdir):
-            _claim_remote(workdir, wanted["hash"])
-        held = {"hash": "", "starts": []}
+            _claim_remote(workdir, own)
     else:
         check_same(workdir, wanted, held)
-        wanted |= {name: held[name] for name in _FIRST if name in held}
+        made |= {name: held[name] for name in _FIRST if name in held}
         for name in ("problems", "renderings"):
             # Those of this start first: ``conditions.scope_of`` counts them.
-            wanted[name] |= {x: v for x, v in held[name].items() if x not in wanted[name]}
-    starts = [*held.get("starts", []), *([] if start is None else [start])]
+            made[name] |= {x: v for x, v in held[name].items() if x not in made[name]}
+        started = [*held["starts"], *started]
     # The hash and the config first, where people look.
-    made = {"hash": wanted["hash"], "config": wanted["config"], **wanted, "starts": starts}
-    store.write_json(workdir / CONFIG, made)
+    made = {"hash": own, "config": made["config"]} | made | {"hash": own, "starts": started}
+    if made != held:
+        store.write_json(workdir / CONFIG, made)
     return made
 
 
@@ -84,16 +86,22 @@ def check_same(workdir: epath.Path, wanted: Mapping[str, Any], held: Mapping[str
 
     Args:
       workdir: for the sentence.
-      wanted: of the start: "config", and "conditions" where they are known already.
+      wanted: of the start: "config", and "conditions" and "commit" if the model is known already.
       held: what config.json holds.
     """
     place = os.fspath(workdir)
     conditions.check_version(held, place)
-    config = conditions.as_json(wanted["config"])
-    changed = conditions.config_differences(config, held["config"])
+    changed = conditions.config_differences(conditions.as_json(wanted["config"]), held["config"])
     if not changed and "conditions" in wanted:
-        changed = conditions.differences(
-            conditions.as_json(wanted["conditions"]), held["conditions"]
+        own = conditions.as_json(wanted["conditions"])
+        changed = conditions.differences(own, held["conditions"])
+    files = [name.removeprefix(_FILES) for name, *_ in changed if name.startswith(_FILES)]
+    if files:
+        commits = [str(each.get("commit")) for each in (held, wanted)]
+        moved = f" (commit {commits[0]} then, {commits[1]} now)" if len(set(commits)) > 1 else ""
+        raise ValueError(
+            f"{place} holds the records of another model{moved}: its {' and '.join(files)} "
+            "changed since the first start; restore them, or choose another workdir."
         )
     if changed:
         named = "; ".join(f"{name} is {own}, there it is {other}" for name, own, other in changed)

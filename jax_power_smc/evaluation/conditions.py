@@ -172,7 +172,7 @@ def conditions_of(held: Mapping[str, Any]) -> Conditions:
 
 def scope_of(held: Mapping[str, Any]) -> Scope:
     """The one that a workdir's config.json declares: that of the latest start."""
-    problems = list(held["problems"])[: held["num_problems"]]
+    problems = list(held["problems"])[: held.get("num_problems")]
     return Scope(list(held["labels"]), held["config"]["seeds"], problems)
 
 

@@ -20,9 +20,7 @@ _WEIGHTS = "weights"
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
-def file_digests(
-    directory: str | os.PathLike[str], *, weights: bool = True
-) -> dict[str, str]:
+def file_digests(directory: str | os.PathLike[str], *, weights: bool = True) -> dict[str, str]:
     """A digest of each file that decides what a model computes, by name.
 
     Those are config.json, generation_config.json, the tokenizer's files, the chat template, and
@@ -93,9 +91,7 @@ def _below(root: pathlib.Path, name: str) -> Iterator[str]:
             yield path.relative_to(root).as_posix()
 
 
-def _digest_of(
-    root: pathlib.Path, names: Sequence[str], pool: concurrent.futures.Executor
-) -> str:
+def _digest_of(root: pathlib.Path, names: Sequence[str], pool: concurrent.futures.Executor) -> str:
     """The digest of some files' names and contents."""
     digest = hashlib.blake2b(digest_size=_BYTES)
     for name in names:
