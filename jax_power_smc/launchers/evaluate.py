@@ -76,7 +76,7 @@ def evaluate(
     scope = Scope(list(labels), config.seeds, [problem.id for problem in task.problems])
     done: list[Reading] = []
     if lm is not None:
-        said = start.decided(config, lm, task)
+        said = lm.describe(config.chat)
     else:
         assert held is not None
         said = held["decided"]

@@ -191,7 +191,7 @@ def about(
         "conditions": made.common,
         **_scope(task, runs),
         "chat": lm.is_chat,
-        "decided": decided(config, lm, task),
+        "decided": lm.describe(config.chat),
         "date": date.isoformat(),
         "commit": lm.commit,
         "fingerprint": lm.fingerprint,
@@ -202,26 +202,15 @@ def about(
     }
 
 
-def decided(config: ConfigDict, lm: LoadedModel, task: Task) -> str:
-    """What was found out about the model and decides how it is asked, in a few words."""
-    chat = lm.is_chat if config.chat is None else config.chat
-    tokenizer, bos = lm.tokenizer, "no BOS"
-    first = lm.encode(task.problems[0].prompt, chat=config.chat)[:1]
-    if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]:
-        bos = f"BOS {tokenizer.bos_token} ({first[0]})"
-    ids = ", ".join(map(str, lm.eos_ids))
-    return f"{'chat' if chat else 'base'} prompts, {bos}, {f'eos ids {ids}' if ids else 'no eos'}"
-
-
 def headline(
     config: ConfigDict, task: Task, runs: Sequence[Run], said: str, date: datetime.date
 ) -> str:
     """The first line that a job prints."""
     dry = "DRY RUN with random weights, the figures mean nothing. " if config.dry_run else ""
     return (
-        f"{dry}{config.model} ({said}, date {date}) on {len(task.problems)} problems of "
-        f"{task.name}, {len(runs)} samplers, alpha {config.alpha:g}, at most "
-        f"{config.max_new_tokens} tokens, seeds {', '.join(map(str, config.seeds))}"
+        f"{dry}{config.model} on {len(task.problems)} problems of {task.name}, "
+        f"{len(runs)} samplers, alpha {config.alpha:g}, at most {config.max_new_tokens} tokens, "
+        f"seeds {', '.join(map(str, config.seeds))}; {said}, date {date}"
     )
 
 

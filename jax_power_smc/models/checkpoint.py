@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from safetensors.flax import save
 
@@ -18,6 +19,8 @@ from jax_power_smc.models.headers import FLOATS, INDEX, WEIGHTS, StoredTensor, r
 from jax_power_smc.models.hf_config import config_to_hf
 from jax_power_smc.models.tensors import Entry, tensor_table
 from jax_power_smc.models.transformer import TransformerLM
+
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def load_params(
@@ -141,6 +144,8 @@ def _match(root: pathlib.Path, config: TransformerConfig) -> list[tuple[Entry, S
     ]
     problems += [f"missing {name}" for name in table if name not in seen and name not in astray]
     refuse_misfits(root, problems)
+    if config.tied_embeddings and _HEAD in seen:
+        refuse_misfits(root, _untied(tensors))
     return [(entry, tensor) for tensor in tensors for entry in table.get(tensor.name, [])]
 
 
@@ -161,6 +166,22 @@ def _misfit(
     return None
 
 
+def _untied(tensors: Sequence[StoredTensor]) -> list[str]:
+    """What is wrong if a head beside tied embeddings is not a copy of them."""
+    head, embedding = (
+        next(tensor for tensor in tensors if tensor.name == name) for name in (_HEAD, _EMBEDDING)
+    )
+    if (head.shape, head.dtype) == (embedding.shape, embedding.dtype):
+        rows = [slice(i, i + 4096) for i in range(0, head.shape[0], 4096)]
+        ours, theirs = head.map().view(np.uint8), embedding.map().view(np.uint8)
+        if all(np.array_equal(ours[part], theirs[part]) for part in rows):
+            return []
+    return [
+        f"{_HEAD} differs from {_EMBEDDING} and tie_word_embeddings is true (with false the head "
+        "is used)"
+    ]
+
+
 def _joined(parts: list[tuple[int, jax.Array]]) -> jax.Array:
     """A tensor from its parts (first row, rows)."""
     if len(parts) == 1:
@@ -170,7 +191,7 @@ def _joined(parts: list[tuple[int, jax.Array]]) -> jax.Array:
 
 def _ignorable(name: str, config: TransformerConfig) -> bool:
     """Tensors that old exports carry and that hold nothing of the model's own."""
-    tied_copy = config.tied_embeddings and name == "lm_head.weight"
+    tied_copy = config.tied_embeddings and name == _HEAD  # see _untied
     return tied_copy or name.endswith("rotary_emb.inv_freq")
 
 

@@ -17,7 +17,8 @@ from jax_power_smc.models import hub
 from jax_power_smc.models.config import CheckpointError
 from jax_power_smc.models.families import FAMILIES
 from jax_power_smc.models.hf_config import config_from_hf
-from jax_power_smc.models.load import EMBEDDED, LoadedModel, load_tokenizer, read_eos_ids
+from jax_power_smc.models.load import EMBEDDED, LoadedModel
+from jax_power_smc.models.tokenizer import load_tokenizer, read_eos_ids
 from jax_power_smc.models.transformer import TransformerLM
 
 _TOKENIZER = "tokenizer.json"
@@ -100,13 +101,11 @@ def tiny_model(config: ConfigDict) -> LoadedModel:
     found = _find(config, _TOKENIZER)
     directory = found.parent if found else _embedded("tiny-reasoner")
     tokenizer = load_tokenizer(directory)
-    eos_ids = read_eos_ids(directory)
-    if not eos_ids and tokenizer.eos_token_id is not None:
-        eos_ids = (int(tokenizer.eos_token_id),)
+    eos_ids = read_eos_ids(directory, tokenizer)
     raw = {
         "model_type": family,
         "architectures": [FAMILIES[family].architecture],
-        "vocab_size": max(len(tokenizer), *(i + 1 for i in eos_ids)),
+        "vocab_size": 1 + max(*tokenizer.get_vocab().values(), *eos_ids),
         **_SIZES,
         **_FEATURES[family],
     }

@@ -5,7 +5,8 @@ looked up here, everything that differs between them is a field of ``Transformer
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +48,17 @@ class Family:
       activation: of the MLP's gate.
       fused: q, k and v are one tensor of the file, gate and up another.
       scaled_embedding: embeddings are multiplied by sqrt(D).
-      tied_embeddings: whether the head is the embedding if the config does not say.
       windows: which layers see only a window: "none"; "some", by ``layer_types`` or a pattern;
         "all", if the config gives a window; "asked" is "some" if ``use_sliding_window`` is set.
-      pattern: of "some", without ``layer_types``: every so many layers one sees everything.
+      pattern: of "some", without ``layer_types``: every so many layers one sees everything. A
+        ``sliding_window_pattern`` of the config goes before it where ``defaults`` has that name.
       theta: base of the rotary frequencies if the config does not say.
       local_theta: base of the rotary frequencies in layers with a window, if it is another one.
       scalars: of our fields, those that the config of this family gives, and their names there.
-      required: names without which a config means something else than its absence says.
-      norm_eps: epsilon of the norms if the config does not say.
+      defaults: what the reference reads where a config lacks a name. An explicit null is kept: it
+        means none (no window, no cap), or what follows from the other sizes, or is refused.
+      biases: names of the config that ask for biases which are not implemented; the reference does
+        not read the others in this family.
     """
 
     architecture: str
@@ -66,24 +69,53 @@ class Family:
     activation: Literal["silu", "gelu_tanh"] = "silu"
     fused: bool = False
     scaled_embedding: bool = False
-    tied_embeddings: bool = False
     windows: Literal["none", "some", "all", "asked"] = "none"
     pattern: int = 0
     theta: float = 10_000.0
     local_theta: float | None = None
     scalars: tuple[tuple[str, str], ...] = ()
-    required: tuple[str, ...] = ()
-    norm_eps: float = 1e-6
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    biases: tuple[str, ...] = ("attention_bias",)
 
 
+_DEFAULTS: dict[str, Any] = {
+    "num_key_value_heads": None,  # as many as there are query heads
+    "head_dim": None,  # the width over the query heads
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+_QWEN = {
+    **_DEFAULTS,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_GEMMA2 = {
+    **_DEFAULTS,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+_GEMMA3 = {
+    **_GEMMA2,
+    "max_position_embeddings": 131072,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "sliding_window_pattern": 6,
+}
 _GEMMA = {
     "norms": _AROUND,
     "norm_offset": True,
     "activation": "gelu_tanh",
     "scaled_embedding": True,
-    "tied_embeddings": True,
     "windows": "some",
-    "required": ("head_dim", "num_key_value_heads", "query_pre_attn_scalar", "sliding_window"),
 }
 _SOFTCAPS = (
     ("query_scalar", "query_pre_attn_scalar"),
@@ -93,21 +125,40 @@ _SOFTCAPS = (
 
 # model_type of config.json -> family
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM"),
+    "llama": Family(
+        "LlamaForCausalLM",
+        defaults={**_DEFAULTS, "max_position_embeddings": 2048},
+        biases=("attention_bias", "mlp_bias"),
+    ),
     "mistral": Family(
         "MistralForCausalLM",
         windows="all",
-        required=("sliding_window", "num_key_value_heads"),
+        defaults={
+            **_DEFAULTS,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "sliding_window": 4096,
+        },
+        biases=(),
     ),
-    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windows="asked"),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windows="asked", defaults=_QWEN, biases=()),
     "qwen3": Family(
-        "Qwen3ForCausalLM",
-        qk_norm="head",
-        windows="asked",
-        required=("head_dim", "num_key_value_heads"),
+        "Qwen3ForCausalLM", qk_norm="head", windows="asked", defaults={**_QWEN, "head_dim": 128}
     ),
-    "phi3": Family("Phi3ForCausalLM", fused=True, windows="all", norm_eps=1e-5),
-    "gemma2": Family("Gemma2ForCausalLM", pattern=2, scalars=_SOFTCAPS, **_GEMMA),  # type: ignore[arg-type]
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        fused=True,
+        windows="all",
+        defaults={
+            **_DEFAULTS,
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": None,
+        },
+        biases=(),
+    ),
+    "gemma2": Family("Gemma2ForCausalLM", pattern=2, scalars=_SOFTCAPS, defaults=_GEMMA2, **_GEMMA),  # type: ignore[arg-type]
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         qk_norm="head",
@@ -115,9 +166,15 @@ FAMILIES: dict[str, Family] = {
         theta=1_000_000.0,
         local_theta=10_000.0,
         scalars=_SOFTCAPS,
+        defaults=_GEMMA3,
         **_GEMMA,  # type: ignore[arg-type]
     ),
-    "olmo2": Family("Olmo2ForCausalLM", norms=_AFTER, qk_norm="all", norm_eps=1e-5),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        norms=_AFTER,
+        qk_norm="all",
+        defaults={**_DEFAULTS, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+    ),
     "granite": Family(
         "GraniteForCausalLM",
         scalars=(
@@ -126,6 +183,14 @@ FAMILIES: dict[str, Family] = {
             ("residual_multiplier", "residual_multiplier"),
             ("logits_divisor", "logits_scaling"),
         ),
-        required=("attention_multiplier",),
+        defaults={
+            **_DEFAULTS,
+            "max_position_embeddings": 2048,
+            "attention_multiplier": 1.0,
+            "embedding_multiplier": 1.0,
+            "residual_multiplier": 1.0,
+            "logits_scaling": 1.0,
+        },
+        biases=("attention_bias", "mlp_bias"),
     ),
 }

@@ -7,9 +7,9 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from jax_power_smc.models.headers import INDEX, WEIGHTS
+from jax_power_smc.models.headers import weight_files
 from jax_power_smc.models.saved import FILES, PARAMS
 
 # Bytes that are hashed at a time. The digest depends on it.
@@ -41,11 +41,15 @@ def file_digests(directory: str | os.PathLike[str], *, weights: bool = True) -> 
 
     Raises:
       OSError: if a file cannot be read.
+      CheckpointError: for an index of shards that cannot be read.
     """
     root = pathlib.Path(directory)
     groups = {name: [name] for name in FILES if (root / name).is_file()}
-    if weights and (found := _weight_files(root)):
-        groups[_WEIGHTS] = found
+    if weights and (root / PARAMS).is_dir():
+        files = sorted(path for path in (root / PARAMS).rglob("*") if path.is_file())
+        groups[_WEIGHTS] = [path.relative_to(root).as_posix() for path in files]
+    elif weights:
+        groups[_WEIGHTS] = weight_files(root)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         return {name: _digest_of(root, files, pool) for name, files in groups.items()}
 
@@ -71,24 +75,6 @@ def hub_commit(directory: pathlib.Path) -> str | None:
         "models--"
     )
     return directory.name if in_cache and _COMMIT.fullmatch(directory.name) else None
-
-
-def _weight_files(root: pathlib.Path) -> list[str]:
-    """The names of the files that ``load`` reads the weights from, in a fixed order."""
-    if (root / PARAMS).is_dir():
-        return list(_below(root, PARAMS))
-    if (root / WEIGHTS).is_file():
-        return [WEIGHTS]
-    if not (root / INDEX).is_file():
-        return []
-    places = json.loads((root / INDEX).read_text("utf-8"))["weight_map"]
-    return [INDEX, *sorted(set(places.values()))]
-
-
-def _below(root: pathlib.Path, name: str) -> Iterator[str]:
-    for path in sorted((root / name).rglob("*")):
-        if path.is_file():
-            yield path.relative_to(root).as_posix()
 
 
 def _digest_of(root: pathlib.Path, names: Sequence[str], pool: concurrent.futures.Executor) -> str:

@@ -67,20 +67,44 @@ def read_headers(directory: pathlib.Path) -> tuple[list[StoredTensor], dict[str,
     """
     if (directory / WEIGHTS).is_file():
         return _read_header(directory / WEIGHTS), {}
-    path = directory / INDEX
-    if not path.is_file():
+    places = _read_index(directory)
+    if not places:
         pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
         hint = f"; {', '.join(pickles)} is a pickle, which is never loaded" if pickles else ""
         raise CheckpointError(f"{directory} has neither {WEIGHTS} nor {INDEX}{hint}.")
-    try:
-        places = json.loads(path.read_text("utf-8"))["weight_map"]
-        files = {name: directory / name for name in sorted(set(places.values()))}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a safetensors index ({error!r}).") from error
+    files = {name: directory / name for name in sorted(set(places.values()))}
     missing = [name for name, file in files.items() if not file.is_file()]
     if missing:
-        raise CheckpointError(f"{path} names {', '.join(missing)}, which is not there.")
+        raise CheckpointError(
+            f"{directory / INDEX} names {', '.join(missing)}, which is not there."
+        )
     return [tensor for file in files.values() for tensor in _read_header(file)], places
+
+
+def weight_files(directory: pathlib.Path) -> list[str]:
+    """The names of the files that ``read_headers`` reads; empty if there are none.
+
+    Raises:
+      CheckpointError: for an index that cannot be read.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [WEIGHTS]
+    places = _read_index(directory)
+    return [INDEX, *sorted(set(places.values()))] if places else []
+
+
+def _read_index(directory: pathlib.Path) -> dict[str, str]:
+    """The file of every tensor, by its name; empty if there is no index."""
+    path = directory / INDEX
+    if not path.is_file():
+        return {}
+    try:
+        places = json.loads(path.read_text("utf-8"))["weight_map"]
+        if not all(isinstance(file, str) for file in places.values()):
+            raise TypeError("weight_map holds other things than names of files")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a safetensors index ({error!r}).") from error
+    return dict(places)
 
 
 def _read_header(file: pathlib.Path) -> list[StoredTensor]:

@@ -31,6 +31,8 @@ _OPTIONAL = {
     "head_dim": "head_dim",
     "max_positions": "max_position_embeddings",
 }
+# Those whose default is a number, and of which a null says something of its own.
+_NULLABLE = {"num_key_value_heads", "attn_logit_softcapping", "final_logit_softcapping"}
 # Name of the field, and the values, that say what activation it is.
 _ACTIVATIONS = {
     "silu": ("hidden_act", ("silu", "swish")),
@@ -86,47 +88,47 @@ def config_from_hf(
     """
     name = _family(raw, source)
     family = FAMILIES[name]
-    required = [*_REQUIRED.values(), *(x for x in family.required if x not in raw)]
-    missing = [key for key in required if raw.get(key) is None]
+    missing = [key for key in _REQUIRED.values() if raw.get(key) is None]
     if missing:
         raise CheckpointError(f"{source} lacks {', '.join(missing)}.")
+    raw = {**family.defaults, **raw}
     ropes = read_ropes(raw, family, source)
     _refuse_unimplemented(raw, name, source)
     names = _REQUIRED | _OPTIONAL
-    sizes = {ours: raw[key] for ours, key in names.items() if raw.get(key) is not None}
-    scalars: dict[str, Any] = {
-        ours: raw[key] for ours, key in family.scalars if raw.get(key) is not None
-    }
-    numbers = {
-        **{key: scalars[ours] for ours, key in family.scalars if ours in scalars},
-        "rope_theta": ropes.theta,
-        "rms_norm_eps": raw.get("rms_norm_eps"),
-    }
-    bad = [f"{names[ours]} {value!r}" for ours, value in sizes.items() if not is_size(value)]
-    bad += [f"{k} {v!r}" for k, v in numbers.items() if v is not None and not is_positive(v)]
+    given = {key: raw[key] for key in names.values()}
+    scalars = {key: raw[key] for _, key in family.scalars}
+    numbers = {**scalars, "rope_theta": ropes.theta, "rms_norm_eps": raw["rms_norm_eps"]}
+    nullable = {key for key, value in family.defaults.items() if value is None} | _NULLABLE
+    bad = [
+        f"{key} {value!r}"
+        for values, is_right in ((given, is_size), (numbers, is_positive))
+        for key, value in values.items()
+        if not (is_right(value) or (value is None and key in nullable))
+    ]
     if bad:
         raise CheckpointError(
             f"{source} has {', '.join(bad)}; sizes must be positive integers, the others positive "
             "numbers."
         )
+    sizes = {ours: given[key] for ours, key in names.items()}
     heads, width = sizes["num_heads"], sizes["hidden_size"]
-    if "head_dim" not in sizes and width % heads:
+    if sizes["head_dim"] is None and width % heads:
         raise CheckpointError(
             f"{source} has hidden_size {width} and num_attention_heads {heads} and no head_dim; "
             "the first must then be a multiple of the second."
         )
-    defaults = {"num_kv_heads": heads, "head_dim": width // heads, "max_positions": 2048}
-    sizes = defaults | sizes
+    sizes["num_kv_heads"] = sizes["num_kv_heads"] or heads
+    sizes["head_dim"] = sizes["head_dim"] or width // heads
     sizes["max_positions"] = _positions(sizes["max_positions"], max_positions, ropes, source)
     try:
         return TransformerConfig(
             **sizes,
-            **scalars,
+            **{ours: scalars[key] for ours, key in family.scalars},
             rope_theta=float(ropes.theta),
             rope_scaling=ropes.scaling,
             local_rope_theta=ropes.local_theta,
-            norm_eps=float(numbers["rms_norm_eps"] or family.norm_eps),
-            tied_embeddings=bool(raw.get("tie_word_embeddings", family.tied_embeddings)),
+            norm_eps=float(raw["rms_norm_eps"]),
+            tied_embeddings=_truth(raw, "tie_word_embeddings", source),
             windows=_windows(raw, family, sizes["num_layers"], source),
             family=name,
         )
@@ -139,11 +141,15 @@ def config_to_hf(config: TransformerConfig, **extra: Any) -> dict[str, Any]:
     family = config.of_family
     names = _REQUIRED | _OPTIONAL
     key, values = _ACTIVATIONS[family.activation]
+    scalars = {ours: getattr(config, ours) for ours, _ in family.scalars}
+    # These two may not be null in the file.
+    scalars["query_scalar"] = config.query_scalar or config.head_dim
+    scalars["query_multiplier"] = config.query_scale
     made = {
         "architectures": [family.architecture],
         "model_type": config.family,
         **{name: getattr(config, ours) for ours, name in names.items()},
-        **{name: getattr(config, ours) for ours, name in family.scalars},
+        **{name: scalars[ours] for ours, name in family.scalars},
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied_embeddings,
         key: values[0],
@@ -188,38 +194,49 @@ def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> t
             f"{_FULL!r}, and {_WINDOW!r} in the families that have windows)."
         )
     window = raw.get("sliding_window")
-    asked = family.windows != "asked" or bool(raw.get("use_sliding_window"))
-    if family.windows == "none" or not asked or window is None:
-        if _WINDOW in kinds:
-            raise CheckpointError(f"{source} has layers with {_WINDOW!r} and gives no window.")
+    if family.windows == "none":
         return ()
-    if not is_size(window):
+    if family.windows == "asked" and not _truth(raw, "use_sliding_window", source):
+        window = None
+    if window is not None and not is_size(window):
         raise CheckpointError(
             f"{source} has sliding_window {window!r}; it must be a positive integer or null."
         )
     if family.windows == "all":
-        if _FULL in kinds:
+        if _FULL in kinds and window is not None:
             raise UnsupportedModelError(
                 f"{source} asks for layer_types {_FULL!r} beside a sliding_window (implemented "
                 "is a window in all layers of this family)."
             )
-        kinds = [_WINDOW] * layers
+        kinds = kinds if window is None else [_WINDOW] * layers
     elif not kinds and family.windows == "asked":
-        first = _integer(raw, "max_window_layers", 28, source)
-        kinds = [_WINDOW if i >= first else _FULL for i in range(layers)]
+        first = _integer(raw, "max_window_layers", 0, source)
+        kinds = [_WINDOW if i >= first and window is not None else _FULL for i in range(layers)]
     elif not kinds:
-        pattern = _integer(raw, "sliding_window_pattern", family.pattern, source) or family.pattern
+        pattern = family.pattern
+        if "sliding_window_pattern" in family.defaults:
+            pattern = _integer(raw, "sliding_window_pattern", 1, source)
         kinds = [_WINDOW if (i + 1) % pattern else _FULL for i in range(layers)]
+    if _WINDOW in kinds and window is None:
+        raise CheckpointError(f"{source} has layers with {_WINDOW!r} and gives no window.")
     found = tuple(window if kind == _WINDOW else 0 for kind in kinds)
     return found if any(found) else ()
 
 
-def _integer(raw: dict[str, Any], key: str, default: int, source: str) -> int:
-    """A value that may be absent, null or 0."""
-    value = raw.get(key, default) or 0
-    if value != 0 and not is_size(value):
-        raise CheckpointError(f"{source} has {key} {value!r}; it must be an integer of at least 0.")
-    return int(value)
+def _integer(raw: dict[str, Any], key: str, smallest: int, source: str) -> int:
+    value = raw[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise CheckpointError(
+            f"{source} has {key} {value!r}; it must be an integer of at least {smallest}."
+        )
+    return value
+
+
+def _truth(raw: dict[str, Any], key: str, source: str) -> bool:
+    value = raw[key]
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{source} has {key} {value!r}; it must be true or false.")
+    return value
 
 
 def _refuse_unimplemented(raw: dict[str, Any], name: str, source: str) -> None:
@@ -236,8 +253,7 @@ def _refuse_unimplemented(raw: dict[str, Any], name: str, source: str) -> None:
     windowless = family.windows == "none" and bool(raw.get("use_sliding_window"))
     refusals = {
         "use_sliding_window true (not in this family)": windowless,
-        "attention_bias true (implemented is false)": bool(raw.get("attention_bias")),
-        "mlp_bias true (implemented is false)": bool(raw.get("mlp_bias")),
+        **{f"{x} true (implemented is false)": bool(raw.get(x)) for x in family.biases},
         f"{key} {activation!r} (implemented is {allowed[0]!r})": activation not in allowed,
         f"{' and '.join(softcaps)} (not in this family)": bool(softcaps),
         "use_bidirectional_attention true (implemented is false)": bool(

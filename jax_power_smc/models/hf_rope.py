@@ -13,6 +13,7 @@ from jax_power_smc.models.families import Family
 from jax_power_smc.models.rope import RopeScaling
 
 _FULL, _WINDOW = "full_attention", "sliding_attention"
+_ORIGINAL = "original_max_position_embeddings"
 
 
 class Ropes(NamedTuple):
@@ -67,7 +68,9 @@ def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
     scaling = None
     if kind != "default":
         settings = places[kinds.index(kind)]
-        scaling = _READERS[kind](_Settings({**raw, **settings}, source))
+        # The one name that the reference looks for outside first.
+        original = {_ORIGINAL: raw[_ORIGINAL]} if _ORIGINAL in raw else {}
+        scaling = _READERS[kind](_Settings({**raw, **settings, **original}, source))
     local_theta = None
     if family.local_theta is not None:
         given = (local.get("rope_theta"), raw.get("rope_local_base_freq"), family.local_theta)
@@ -85,13 +88,14 @@ def write_ropes(config: TransformerConfig) -> dict[str, Any]:
         return made
     settings: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind != "linear":
-        settings["original_max_position_embeddings"] = scaling.original_positions
+        settings[_ORIGINAL] = scaling.original_positions
     if scaling.kind == "llama3":
         settings |= {
             "low_freq_factor": scaling.low_factor,
             "high_freq_factor": scaling.high_factor,
         }
     if scaling.kind == "longrope":
+        made[_ORIGINAL] = scaling.original_positions
         settings |= {
             "short_factor": list(scaling.short_factors),
             "long_factor": list(scaling.long_factors),
@@ -126,13 +130,12 @@ class _Settings:
 
     def original(self) -> int:
         """The context of the pretraining."""
-        names = ("original_max_position_embeddings", "max_position_embeddings")
-        value = next((self.values[n] for n in names if self.values.get(n) is not None), None)
+        value = self.values.get(_ORIGINAL, self.values["max_position_embeddings"])
         if not is_size(value):
             raise CheckpointError(
-                f"{self.source} has {names[0]} {value!r}; it must be a positive integer."
+                f"{self.source} has {_ORIGINAL} {value!r}; it must be a positive integer."
             )
-        return int(value)  # type: ignore[arg-type]
+        return int(value)
 
 
 def _linear(settings: _Settings) -> RopeScaling:

@@ -8,11 +8,16 @@ import re
 from collections.abc import Sequence
 
 from jax_power_smc.models.config import CheckpointError
+from jax_power_smc.models.headers import INDEX
+from jax_power_smc.models.saved import FILES
 
-# What a model is loaded from; neither pickles nor code nor copies in folders.
-SMALL = ("*.json", "*.jinja")
+# What a model is loaded from; neither pickles nor code nor copies in folders. By their names: a
+# cache without the hub is refused if it lacks a file that these match.
+SMALL = (*FILES, INDEX)
 ALL = (*SMALL, "*.safetensors")
 IGNORED = ("*/*", "consolidated*")
+# Not read where tokenizer_config.json has an added_tokens_decoder.
+_OLD = ("special_tokens_map.json", "added_tokens.json")
 # Seconds in which the hub must begin to answer.
 TIMEOUT = 5.0
 
@@ -32,7 +37,8 @@ def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = ALL)
     Args:
       name: owner/model.
       revision: a branch, tag or commit; None is the main branch.
-      patterns: of the names of the files: ``ALL``, or ``SMALL`` for those without the weights.
+      patterns: of the names of the files: ``ALL``, or ``SMALL`` for those without the weights, or
+        that and the names of the weights.
 
     Raises:
       CheckpointError: if there is no such model or revision, if it is not in the cache and the hub
@@ -58,7 +64,7 @@ def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = ALL)
     # Of many kinds, some of them of an HTTP library that changes with the hub library's version.
     except Exception as failure:
         try:
-            return _download(name, revision, patterns, local_files_only=True)
+            return _from_cache(name, revision, patterns)
         except LocalEntryNotFoundError as error:
             version = f" at revision {revision!r}" if revision else ""
             raise CheckpointError(
@@ -80,6 +86,20 @@ def cached(name: str, file: str, revision: str | None = None) -> pathlib.Path | 
     found = try_to_load_from_cache(name, file, revision=revision)
     # It may also be known that there is no such file.
     return pathlib.Path(found) if isinstance(found, str) else None
+
+
+def _from_cache(name: str, revision: str | None, patterns: Sequence[str]) -> pathlib.Path:
+    """The directory in the cache, if no file is missing that the model is loaded from."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return _download(name, revision, patterns, local_files_only=True)
+    except LocalEntryNotFoundError as error:
+        settings = pathlib.Path(getattr(error, "snapshot_path", ""), "tokenizer_config.json")
+        if not settings.is_file() or '"added_tokens_decoder"' not in settings.read_text("utf-8"):
+            raise
+        needed = [pattern for pattern in patterns if pattern not in _OLD]
+        return _download(name, revision, needed, local_files_only=True)
 
 
 def _download(

@@ -5,7 +5,6 @@ import datetime
 import functools
 import hashlib
 import importlib.resources
-import json
 import os
 import pathlib
 from typing import Any
@@ -17,8 +16,17 @@ from flax import nnx
 from jax_power_smc.mesh import DATA, MODEL
 from jax_power_smc.models import checkpoint, hub, parallel, saved
 from jax_power_smc.models.config import CheckpointError, TransformerConfig
+from jax_power_smc.models.dated import dated
 from jax_power_smc.models.fingerprint import file_digests, hub_commit, of_digests
+from jax_power_smc.models.headers import WEIGHTS, weight_files
 from jax_power_smc.models.hf_config import read_config
+from jax_power_smc.models.tokenizer import (
+    begins_with_bos,
+    load_tokenizer,
+    read_eos_ids,
+    refuse_tokens_without_embedding,
+    special_tokens,
+)
 from jax_power_smc.models.transformer import TransformerLM
 
 # name -> directory inside the package
@@ -33,7 +41,8 @@ class LoadedModel:
       model: implements the ``LanguageModel`` protocol.
       params: its parameters, a pytree.
       tokenizer: a ``transformers`` tokenizer, as tokenizer.json describes it.
-      eos_ids: the ids that end a sequence, by generation_config.json or config.json.
+      eos_ids: the ids that end a sequence, by generation_config.json, or else config.json, or else
+        the tokenizer; empty if none says.
       config: the sizes.
       directory: where it was read from.
       random_weights: whether the parameters are random, and only the tokenizer is from there.
@@ -74,17 +83,38 @@ class LoadedModel:
         """Whether prompts go through the tokenizer's chat template.
 
         Base models of some families carry the template of their chat models. They never learnt it:
-        the token with which it ends an answer is then not one of their eos ids.
+        the token with which it ends an answer is then not one of their eos ids. A template that
+        does not say how answers end is meant to be used.
         """
         if self.tokenizer.chat_template is None:
             return False
         answer = "An answer"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        try:
+            text = self._render(turns)
+        except ValueError:  # it takes no answers; whether it takes prompts will show
+            return True
         _, found, rest = text.rpartition(answer)
         after = self.tokenizer.encode(rest if found else "", add_special_tokens=False)
-        ends = set(after) & set(self.tokenizer.all_special_ids)
+        ends = set(after) & special_tokens(self.tokenizer).keys()
         return not ends or not ends.isdisjoint(self.eos_ids)
+
+    def describe(self, chat: bool | None = None) -> str:
+        """What was decided about prompts and answers, in one sentence.
+
+        Args:
+          chat: as for ``encode``.
+        """
+        chat = self.is_chat if chat is None else chat
+        kind = "chat model" if chat else "base model"
+        bos = self.tokenizer.bos_token
+        has_bos = begins_with_bos(self.tokenizer, self.encode("?", chat=chat))
+        start = f"prompts begin with {bos}" if has_bos else "no BOS"
+        names = self.tokenizer.convert_ids_to_tokens(list(self.eos_ids))
+        ends = ", ".join(f"{name} ({i})" for name, i in zip(names, self.eos_ids, strict=True))
+        return f"{kind}, {start}, " + (
+            f"answers end at {ends}" if ends else "no token ends answers"
+        )
 
     def encode(
         self, prompt: str, *, chat: bool | None = None, date: datetime.date | None = None
@@ -98,23 +128,42 @@ class LoadedModel:
             the date and time of the clock.
 
         Raises:
-          ValueError: for an empty prompt, or if there is no template and one is asked for.
+          ValueError: for an empty prompt, one with a token for which the model has no embedding, or
+            one that the chat template cannot render; or if there is no template and one is asked
+            for.
         """
         if not prompt.strip():
             raise ValueError(f"the prompt is {prompt!r}; it must hold some text.")
         if chat and self.tokenizer.chat_template is None:
             raise ValueError(f"chat is {chat!r}; the tokenizer has no chat template.")
-        if not (self.is_chat if chat is None else chat):
-            return list(self.tokenizer.encode(prompt))
-        # What a template is given by name goes before the library's function of that name.
-        clock = {} if date is None else {"strftime_now": date.strftime}
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **clock,
-        )
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        if self.is_chat if chat is None else chat:
+            turns = [{"role": "user", "content": prompt}]
+            options: dict[str, Any] = {"add_generation_prompt": True}
+            if date is not None:
+                options["chat_template"] = dated(self.tokenizer.get_chat_template(), date)
+            text = self._render(turns, **options)
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        else:
+            ids = self.tokenizer.encode(prompt)
+        for i in ids:
+            if i >= self.config.vocab_size:
+                raise ValueError(
+                    f"the prompt holds {self.tokenizer.convert_ids_to_tokens(i)!r}, token {i}; the "
+                    f"model has an embedding only for ids below {self.config.vocab_size}."
+                )
+        return list(ids)
+
+    def _render(self, turns: list[dict[str, str]], **options: Any) -> str:
+        """Some turns as the chat template writes them; ValueError if it cannot."""
+        try:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        except Exception as error:  # templates raise what they like
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(
+                f"the chat template in {self.directory} cannot render a prompt "
+                f"({type(error).__name__}: {reason}); chat=False leaves it out."
+            ) from error
+        return str(text)
 
 
 def load(
@@ -161,12 +210,8 @@ def load(
         shardings = _shardings(mesh, config)
     model = TransformerLM(config, dtype)
     tokenizer = load_tokenizer(directory)
-    if len(tokenizer) > config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer in {directory} has {len(tokenizer)} ids, the embedding only "
-            f"{config.vocab_size} rows."
-        )
-    eos_ids = read_eos_ids(directory)
+    refuse_tokens_without_embedding(tokenizer, config.vocab_size, directory)
+    eos_ids = read_eos_ids(directory, tokenizer)
     outside = [i for i in eos_ids if not 0 <= i < config.vocab_size]
     if outside:
         raise CheckpointError(
@@ -174,7 +219,8 @@ def load(
         )
     if on_hub:
         # Gigabytes, and so after everything that may be wrong with the rest; of the same commit.
-        directory = hub.fetch(str(name), directory.name)
+        wanted = (*hub.SMALL, *(weight_files(directory) or [WEIGHTS]))
+        directory = hub.fetch(str(name), directory.name, wanted)
     if saved.is_saved(directory):
         params = saved.load_params(directory, config, dtype, shardings=shardings)
     else:
@@ -200,27 +246,6 @@ def local_directory(name: str | os.PathLike[str]) -> pathlib.Path | None:
         return None
 
 
-def read_eos_ids(directory: pathlib.Path) -> tuple[int, ...]:
-    """The eos set: that of generation_config.json, or else that of config.json, or empty."""
-    for file in ("generation_config.json", "config.json"):
-        path = directory / file
-        if not path.is_file():
-            continue
-        try:
-            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} is not a JSON object ({error}).") from error
-        if value is None:
-            continue
-        ids = value if isinstance(value, list) else [value]
-        if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-            raise CheckpointError(
-                f"{path} has eos_token_id {value!r}; it must be an integer or a list of them."
-            )
-        return tuple(ids)
-    return ()
-
-
 def _is_on_hub(name: str | os.PathLike[str]) -> bool:
     # A path object means a directory.
     return isinstance(name, str) and hub.is_hub_id(name) and not pathlib.Path(name).exists()
@@ -244,26 +269,3 @@ def _local(name: str | os.PathLike[str], revision: str | None) -> pathlib.Path:
     if embedded is None:
         return directory
     return pathlib.Path(str(importlib.resources.files("jax_power_smc"))) / embedded
-
-
-def load_tokenizer(directory: pathlib.Path) -> Any:
-    """The tokenizer that tokenizer.json of a directory describes.
-
-    Raises:
-      CheckpointError: if it is missing or cannot be read.
-    """
-    if not (directory / "tokenizer.json").is_file():
-        raise CheckpointError(f"{directory} has no tokenizer.json.")
-    # Imported here: it takes a second, and a pipeline with its own tokens does not need it.
-    # Not AutoTokenizer: it goes by config.json's model_type, and for "qwen2" it builds a byte-pair
-    # tokenizer of its own from a tokenizer.json that may hold another kind. This one reads the
-    # file as it is.
-    # Without the variable it complains on stderr that PyTorch is absent, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # the library raises many kinds for a broken file
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"the tokenizer in {directory} cannot be read ({reason}).") from error

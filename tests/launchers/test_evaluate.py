@@ -212,7 +212,7 @@ def test_every_record_says_what_it_was_made_with(finished, model):
     for record in finished.records():
         assert record["digest"] == made.digests(records.item_of(record))
         assert record["rendered"] == record["prompt"]
-        assert len(record["digest"]) == 8
+        assert len(record["digest"]) == 9
 
 
 # --- What is printed --------------------------------------------------------------------------
@@ -221,7 +221,8 @@ def test_every_record_says_what_it_was_made_with(finished, model):
 def test_the_table_and_where_the_files_are(finished):
     first = finished.out.splitlines()[0]
     assert "8 samplers, alpha 4, at most 16 tokens, seeds 0, 1" in first
-    assert f"(base prompts, no BOS, eos ids {tiny.END_ID}, date {datetime.date.today()})" in first
+    assert "; chat model, no BOS, answers end at <|end|> (0), date " in first
+    assert first.endswith(str(datetime.date.today()))
     for label in ("temperature 1/4", "Power-SMC, ramp 2", "without replacement"):
         assert label in finished.out
     assert f"{finished.workdir}/records*.jsonl" in finished.out
@@ -296,7 +297,7 @@ def test_a_job_that_was_asked_to_stop_goes_on(model, easy, finished, tmp_path, c
         ({"problem_seed": 4}, "problem_seed is 4, there it is 3"),
         ({"max_new_tokens": 17}, "max_new_tokens is 17, there it is 16"),
         ({"dtype": "bfloat16"}, 'dtype is "bfloat16", there it is null'),
-        ({"samplers.smc.ess_threshold": 0.25}, "samplers.smc.ess_threshold is 0.25, there it is"),
+        ({"ess_threshold": 0.25}, "samplers.smc.ess_threshold is 0.25, there it is 0.5"),
     ],
 )
 def test_another_config_is_refused_with_the_fields_that_differ(
@@ -478,13 +479,12 @@ def test_a_template_with_the_date_of_today_keeps_that_of_the_first_start(
         states.append(path.exists() and bool(path.read_text()))
         return states[-1]
 
-    with config.unlocked():
-        config.slots = 1
+    config.slots = 1
     evaluate.evaluate(config, str(workdir), until=until)
     assert 1 <= len(items(workdir)) < 3
     assert "date 2026-07-31" in capsys.readouterr().out
     evaluate.evaluate(config, str(workdir))
-    assert "(chat prompts, no BOS," in (out := capsys.readouterr().out)
+    assert "chat model, no BOS," in (out := capsys.readouterr().out)
     assert "date 2026-07-31" in out.splitlines()[0]
     listed = [json.loads(line) for line in (workdir / "records.jsonl").read_text().splitlines()]
     assert len(listed) == 3

@@ -126,6 +126,21 @@ def test_what_old_exports_carry_is_ignored(tmp_path):
 # --- what is refused ---
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_a_tied_head_that_is_a_model_of_its_own(tmp_path, dtype):
+    tensors = small.write(tmp_path, TIED)
+    embedding = tensors["model.embed_tokens.weight"].astype(dtype)
+    others = []
+    for row, column in ((0, 0), (-1, -1)):
+        head = embedding.copy()
+        head[row, column] += dtype(0.25)
+        others.append(head)
+    for head in (*others, embedding[:-1], embedding.astype(np.float16)):
+        changed = {"model.embed_tokens.weight": embedding, "lm_head.weight": head}
+        save_file(tensors | changed, tmp_path / "model.safetensors")
+        refused(tmp_path, "lm_head.weight differs", "tie_word_embeddings is true", config=TIED)
+
+
 def refused(directory, *parts, config=CONFIG):
     with pytest.raises(CheckpointError) as error:
         load_params(directory, config)

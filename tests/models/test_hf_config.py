@@ -6,7 +6,6 @@ import json
 import pytest
 
 from jax_power_smc.models.config import CheckpointError, TransformerConfig, UnsupportedModelError
-from jax_power_smc.models.families import FAMILIES
 from jax_power_smc.models.hf_config import config_from_hf, config_to_hf, read_config
 from jax_power_smc.models.rope import RopeScaling
 from tests.models import small
@@ -416,17 +415,6 @@ def test_bad_settings_of_a_family_are_refused(extra, error_type, parts):
     with pytest.raises(error_type) as error:
         config_from_hf(PHI3 | extra, "there/config.json", longest)
     small.assert_one_sentence(error, "there/config.json", *parts)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_family_cannot_do_without_is_asked_for(family):
-    raw = without(without(SIZES, "head_dim"), "num_key_value_heads") | {"model_type": family}
-    if not FAMILIES[family].required:
-        config_from_hf(raw)
-        return
-    with pytest.raises(CheckpointError) as error:
-        config_from_hf(raw, "there/config.json")
-    small.assert_one_sentence(error, "lacks", *FAMILIES[family].required)
 
 
 @pytest.mark.parametrize(

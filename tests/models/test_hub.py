@@ -23,7 +23,9 @@ WANTED = (
     "config.json",
     "model-00001-of-00001.safetensors",
     "model.safetensors.index.json",
+    "special_tokens_map.json",
     "tokenizer.json",
+    "tokenizer_config.json",
 )
 UNWANTED = (
     "README.md",
@@ -31,8 +33,12 @@ UNWANTED = (
     "modeling_own.py",
     "onnx/config.json",
     "original/model.safetensors",
+    "preprocessor_config.json",
     "pytorch_model.bin",
+    "vocab.json",
 )
+OLD, TEMPLATE = "special_tokens_map.json", "chat_template.jinja"
+SHARD = "model-00001-of-00001.safetensors"
 
 # Every case in a process of its own: the library reads its variables once.
 PROGRAM = """
@@ -57,8 +63,15 @@ for number, (variables, *arguments) in enumerate(json.loads(sys.argv[1])):
 """
 
 
+MODELS = ("owner/model", "owner/other", "owner/third", "owner/fourth")
+
+
+def content(file, commit):
+    return f'{file} {commit[0]} "added_tokens_decoder"'
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Models with two revisions: "owner/model", "owner/other"; "owner/gated", "owner/broken"."""
+    """Models with two revisions: those of MODELS; and "owner/gated", "owner/broken"."""
 
     def do_HEAD(self):
         self.do_GET()
@@ -72,7 +85,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
         if model == "owner/broken":
             return self._answer(403, b"", {})
-        if model not in ("owner/model", "owner/other"):
+        if model not in MODELS:
             return self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
         rest = parts[4:] if parts[0] == "api" else parts[3:]
         revision = rest[rest[0] in ("revision", "tree")] if rest else "main"
@@ -82,14 +95,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if parts[0] != "api":
             file = "/".join(parts[4:])
             return self._answer(
-                200, f"{file} {commit[0]}".encode(), {"ETag": f'"{file}{commit}"'}, commit
+                200, content(file, commit).encode(), {"ETag": f'"{file}{commit}"'}, commit
             )
         if rest and rest[0] == "tree":
             files = [
                 {
                     "type": "file",
                     "path": file,
-                    "size": len(file) + 2,
+                    "size": len(content(file, commit)),
                     "oid": file,
                 }
                 for file in WANTED + UNWANTED
@@ -143,6 +156,10 @@ def outcomes(tmp_path_factory):
             "error": (here, "owner/broken", None),
             "offline": (offline, "owner/model", None),
             "offline, no model": (offline, "owner/none", "v3"),
+            "most": (here, "owner/third", None, [*(set(hub.SMALL) - {OLD}), SHARD]),
+            "offline, most": (offline, "owner/third", None, [*hub.SMALL, SHARD]),
+            "few": (here, "owner/fourth", None, [*(set(hub.SMALL) - {TEMPLATE}), SHARD]),
+            "offline, few": (offline, "owner/fourth", None, [*hub.SMALL, SHARD]),
             "gone": (gone, "owner/model", "v1"),
             "gone, no model": (gone, "owner/none", None),
         }
@@ -166,7 +183,7 @@ def outcomes(tmp_path_factory):
 )
 def test_what_a_model_is_loaded_from_and_no_more(outcomes, case, commit):
     # Without a hub it is what the cache holds.
-    assert outcomes[0][case]["files"] == {file: f"{file} {commit}" for file in WANTED}
+    assert outcomes[0][case]["files"] == {file: content(file, commit) for file in WANTED}
 
 
 def test_nothing_else_is_asked_for(outcomes):
@@ -192,9 +209,14 @@ def test_the_token_of_the_environment_is_used(outcomes):
     assert tokens == {"Bearer hf_secret"}
 
 
+def test_a_cache_may_lack_what_is_not_read(outcomes):
+    assert set(outcomes[0]["offline, most"]["files"]) == set(WANTED) - {OLD}
+
+
 @pytest.mark.parametrize(
     ("case", "parts"),
     [
+        ("offline, few", ["'owner/fourth' is neither a directory nor all in the hub's cache"]),
         ("no revision", ["'owner/model' has no revision 'v2'"]),
         (
             "no model",
