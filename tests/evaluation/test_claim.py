@@ -63,7 +63,7 @@ def test_the_same_may_go_on_and_keeps_the_first_date(workdir):
         {"samplers": {"swor": {"kind": "swor"}}},
         {"samplers": {"smc": {**CONFIG["samplers"]["smc"], "label": "another name"}}},
         {"num_particles": 9},
-        {"slots": 3},
+        {"mesh": {"scope": "global"}},
     ],
 )
 def test_another_scope_may_go_on_and_is_written_down(workdir, change):
