@@ -297,7 +297,7 @@ def test_a_job_that_was_asked_to_stop_goes_on(model, easy, finished, tmp_path, c
         ({"problem_seed": 4}, "problem_seed is 4, there it is 3"),
         ({"max_new_tokens": 17}, "max_new_tokens is 17, there it is 16"),
         ({"dtype": "bfloat16"}, 'dtype is "bfloat16", there it is null'),
-        ({"ess_threshold": 0.25}, "samplers.smc.ess_threshold is 0.25, there it is 0.5"),
+        ({"ramp_tokens": 3}, "samplers.smc_ramp.ramp_tokens is 3, there it is 2"),
     ],
 )
 def test_another_config_is_refused_with_the_fields_that_differ(
