@@ -70,6 +70,18 @@ class Processes:
             return value
         return client.blocking_key_value_get(name, _FOREVER_MS)
 
+    def gather(self, name: str, value: str) -> list[str]:
+        """What each process has for this name, in their order, the same list for all of them."""
+        if self.count == 1:
+            return [value]
+        client: Any = distributed.global_state.client
+        client.key_value_set(f"{name}/{self.index}", value)
+        self.wait(f"all have said: {name}")
+        return [
+            client.blocking_key_value_get(f"{name}/{index}", _FOREVER_MS)
+            for index in range(self.count)
+        ]
+
     def wait(self, name: str, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Waits until all processes have come to the point of this name.
 

@@ -7,10 +7,10 @@ or after how many restarts, it is done.
 """
 
 import dataclasses
+import datetime
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -20,6 +20,7 @@ from jax_power_smc.admission import check_request
 from jax_power_smc.chains import Stopped
 from jax_power_smc.decode import stop_arrays
 from jax_power_smc.evaluation import records
+from jax_power_smc.evaluation.conditions import Conditions, digest
 from jax_power_smc.evaluation.readings import Reading, read
 from jax_power_smc.evaluation.records import Item, Record
 from jax_power_smc.evaluation.store import Writer
@@ -54,8 +55,8 @@ class Job:
       target: what all of them sample from.
       max_new_tokens: T, the cap.
       seeds: each gives one independent result per problem and run.
-      config: hash of the config, for the records.
-      chat: whether prompts go through the chat template; None for models that have learnt it.
+      prompts: problem id -> token ids, see ``render``.
+      conditions: what the items follow from, for the records.
       slots: prompts decoded together; None for as many as the engine thinks good.
       mesh: devices that decode together; None for one.
       processes: which of how many this process is. Each does a share of the items; or, if the mesh
@@ -69,8 +70,8 @@ class Job:
     target: PowerTarget
     max_new_tokens: int
     seeds: Sequence[int]
-    config: str
-    chat: bool | None = None
+    prompts: Mapping[str, list[int]]
+    conditions: Conditions
     slots: int | None = None
     mesh: Mesh | None = None
     processes: Processes = ALONE
@@ -102,6 +103,33 @@ class State:
 Report = Callable[[State], None]
 
 
+def render(
+    lm: LoadedModel, task: Task, chat: bool | None = None, date: datetime.date | None = None
+) -> dict[str, list[int]]:
+    """The token ids of every problem's prompt, by problem id.
+
+    Args:
+      lm: the model.
+      task: the problems.
+      chat: whether prompts go through the chat template; None for models that have learnt it.
+      date: what a template takes for today.
+
+    Raises:
+      ValueError: for a prompt that cannot be, see ``LoadedModel.encode``.
+    """
+    return {p.id: lm.encode(p.prompt, chat=chat, date=date) for p in task.problems}
+
+
+def problem_digests(task: Task) -> dict[str, str]:
+    """What makes two problems of one id the same: the text, and the right answer."""
+    return {p.id: digest([p.prompt, p.gold]) for p in task.problems}
+
+
+def rendering_digests(prompts: Mapping[str, list[int]]) -> dict[str, str]:
+    """The same of prompts as the model reads them."""
+    return {name: digest(ids) for name, ids in prompts.items()}
+
+
 def check(job: Job) -> None:
     """Raises ValueError for whatever would stop the job later on, before any work starts."""
     for problem in job.task.problems:
@@ -109,7 +137,7 @@ def check(job: Job) -> None:
             read_gold(job.task.kind, problem.gold)
         except ValueError as error:
             raise ValueError(f"problem {problem.id!r}: {error}") from error
-    prompts = [_encode(job, problem) for problem in job.task.problems]
+    prompts = [job.prompts[problem.id] for problem in job.task.problems]
     limit = job.lm.model.max_positions
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     size = len(prompts[longest])
@@ -184,10 +212,6 @@ def _item(run: Run, seed: int, problem: Problem) -> Item:
     return run.name, seed, problem.id
 
 
-def _encode(job: Job, problem: Problem) -> list[int]:
-    return job.lm.encode(problem.prompt, chat=job.chat)
-
-
 def _runs_chains(run: Run) -> bool:
     return isinstance(run.sampler, MetropolisHastings)
 
@@ -198,7 +222,7 @@ def _slots(
     """Records without verdicts, as the engine's slots give up their prompts."""
     if not left:
         return
-    prompts = {problem.id: _encode(job, problem) for problem in job.task.problems}
+    prompts = job.prompts
     keys = {seed: jax.random.key(seed) for seed in job.seeds}
     slots = Engine(
         job.lm.model,
@@ -238,7 +262,7 @@ def _chains(
     if not left:
         return
     count = len(job.task.problems)
-    prompts = {problem.id: _encode(job, problem) for problem in job.task.problems}
+    prompts = job.prompts
     fitting, _ = engine.plan_slots(
         job.lm.model,
         job.lm.params,
@@ -280,8 +304,17 @@ def _chains(
 
 
 def _record(job: Job, run: Run, seed: int, problem: Problem, result: SampleResult) -> Record:
-    number = prompt_id(problem.id)
-    return records.unjudged(job.config, run.name, seed, problem, number, result, job.lm.tokenizer)
+    tokenizer = job.lm.tokenizer
+    return records.unjudged(
+        job.conditions.digests(_item(run, seed, problem)),
+        run.name,
+        seed,
+        problem,
+        prompt_id(problem.id),
+        tokenizer.decode(job.prompts[problem.id], clean_up_tokenization_spaces=False),
+        result,
+        tokenizer,
+    )
 
 
 class _Desk:
@@ -338,8 +371,3 @@ class _Progress:
         own, left = done - self._before, self._total - done
         seconds = worked / own * left if own >= ENOUGH or not left else math.nan
         self._report(State(self._label, done, self._total, self._right / done, seconds))
-
-
-def task_digest(task: Task) -> list[list[Any]]:
-    """What makes two tasks the same: every problem with its prompt and right answer."""
-    return [[problem.id, problem.prompt, problem.gold] for problem in task.problems]

@@ -2,11 +2,12 @@
 
 An item is one problem, sampled by one run of a config with one seed. Its record holds
 
-    config          hash of the config of the job
+    digest          part -> digest of what the result follows from, see ``conditions``
     run             name of the sampler in the config, such as "smc"
     seed, id        of the problem; the three name the item
     prompt_id       what its randomness follows from
     prompt, gold    of the problem
+    rendered        the prompt as the model read it: its tokens as text, special ones too
     failure         why the result means nothing, or null
     log_evidence    log Z_hat, or null where the sampler has none
     choice          index of the drawn particle in the list that follows, or null if it is empty
@@ -31,7 +32,7 @@ Numbers that are not finite are null.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,22 +53,24 @@ def item_of(record: Record) -> Item:
 
 
 def unjudged(
-    config: str,
+    digests: Mapping[str, str],
     run: str,
     seed: int,
     problem: Problem,
     prompt_id: int,
+    rendered: str,
     result: SampleResult,
     tokenizer: Any,
 ) -> Record:
     """The record of a result of one prompt, but for the verdicts and the seconds.
 
     Args:
-      config: hash of the job's config.
-      run: name of the sampler in it.
+      digests: of the item's conditions.
+      run: name of the sampler in the job's config.
       seed: of the run.
       problem: what was asked.
       prompt_id: what the randomness followed from.
+      rendered: the prompt as the model read it.
       result: what came out, P = 1.
       tokenizer: that of the model.
     """
@@ -78,13 +81,14 @@ def unjudged(
     steps = max((len(p["tokens"]) for p in particles), default=0)
     info = result.info
     return {
-        "config": config,
+        "digest": dict(digests),
         "run": run,
         "seed": seed,
         "id": problem.id,
         "prompt_id": prompt_id,
         "prompt": problem.prompt,
         "gold": problem.gold,
+        "rendered": rendered,
         "failure": failure,
         "log_evidence": finite(result.log_evidence[0]),
         "choice": used.index(choice) if choice in used else None,

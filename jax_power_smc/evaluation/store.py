@@ -1,7 +1,6 @@
 """The workdir of a job: what was asked for, and the records of what is finished.
 
-    config.json         the config with its hash, written once; a job that asks for something else
-                        is refused
+    config.json         what the records were made with, see ``claim``
     records.jsonl       a line per finished item, flushed and synced before the next one; several
                         processes write records-00001.jsonl and so on
     .lock               held by process 0 of the job that is running
@@ -13,104 +12,25 @@ A job that was killed leaves at most a torn last line, which the next start remo
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import IO, Any
 
 from etils import epath
 
 from jax_power_smc.evaluation.records import Item, Record, item_of
 
-CONFIG = "config.json"
 # A remote object is written when it holds so many records, or its first one is so old.
 OBJECT_RECORDS = 64
 OBJECT_SECONDS = 60.0
-_HASH_BYTES = 6
-_LOCK = ".lock"
 
 
 def is_remote(workdir: epath.Path) -> bool:
     """Whether files there can only be written whole."""
     return "://" in os.fspath(workdir)
-
-
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """A hash of all fields of a config, in hexadecimal digits."""
-    text = json.dumps(config, sort_keys=True, allow_nan=False)
-    return hashlib.blake2b(text.encode(), digest_size=_HASH_BYTES).hexdigest()
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Every field of two configs that is not the same, with both values."""
-    ours, theirs = _flat(ours), _flat(theirs)
-    absent = "absent"
-    return [
-        f"{name} is {_shown(ours.get(name, absent))}, there it is "
-        f"{_shown(theirs.get(name, absent))}"
-        for name in sorted({*ours, *theirs})
-        # As the hash sees them: to Python 2 is 2.0, and True is 1.
-        if json.dumps(ours.get(name, absent)) != json.dumps(theirs.get(name, absent))
-    ]
-
-
-def claim(workdir: epath.Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    """Makes the workdir that of a config, unless it is already, and returns the config's hash.
-
-    Args:
-      workdir: local or remote; made if it does not exist.
-      config: all that decides about the results.
-      about: what else is written down when the job first starts, such as versions.
-
-    Raises:
-      ValueError: if the workdir is that of another config; with the fields that differ.
-      OSError: if it cannot be written.
-    """
-    config = json.loads(json.dumps(config, allow_nan=False))  # tuples are lists there
-    digest = fingerprint(config)
-    held = read_config(workdir)
-    if held is not None:
-        changed = differences(config, held["config"])
-        if changed:
-            raise ValueError(
-                f"{os.fspath(workdir)} holds the records of another config: {'; '.join(changed)}. "
-                "Go on with that config, or choose another workdir."
-            )
-        if held["hash"] != digest:
-            raise ValueError(
-                f"{os.fspath(workdir / CONFIG)} is damaged: its hash is {held['hash']}, and that "
-                f"of its config {digest}."
-            )
-        return digest
-    stray = [os.fspath(path) for path in _files(workdir)]
-    if stray:
-        raise ValueError(
-            f"{os.fspath(workdir)} holds {stray[0]} and no {CONFIG} that says what it is; choose "
-            "another workdir."
-        )
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_whole(workdir / CONFIG, _pretty({"hash": digest, "config": config, **about}))
-    return digest
-
-
-def read_config(workdir: epath.Path) -> dict[str, Any] | None:
-    """What ``claim`` wrote, or None if nobody has claimed the workdir.
-
-    Raises:
-      ValueError: if the file is damaged.
-    """
-    path = workdir / CONFIG
-    if not path.exists():
-        return None
-    try:
-        held = json.loads(path.read_text())
-        held["config"].keys(), held["hash"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{os.fspath(path)} is not what a job wrote ({error}).") from error
-    return held
 
 
 def read_json(path: epath.Path) -> Any:
@@ -134,7 +54,7 @@ def read_records(workdir: epath.Path) -> Iterator[Record]:
       ValueError: for a line that is no record, with its place.
     """
     seen: set[Item] = set()
-    for path in _files(workdir):
+    for path in files(workdir):
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
@@ -149,7 +69,7 @@ def sizes(workdir: epath.Path) -> dict[str, int]:
     """Bytes of every local file of records that holds any: whether there is something new."""
     if is_remote(workdir):
         return {}
-    held = {os.fspath(path): os.path.getsize(path) for path in _files(workdir)}
+    held = {os.fspath(path): os.path.getsize(path) for path in files(workdir)}
     return {path: size for path, size in held.items() if size}
 
 
@@ -186,7 +106,7 @@ class Appender:
     def __init__(self, path: epath.Path) -> None:
         is_new = not path.exists()
         self._file = open(path, "ab")  # noqa: SIM115, closed by close()
-        _lock(self._file, path)
+        lock(self._file, path)
         if is_new:
             _sync_directory(path.parent)
         self.torn = self._repair(path)
@@ -273,22 +193,21 @@ def open_writer(workdir: epath.Path, process: int = 0, num_processes: int = 1) -
     """Where one of several processes puts its records.
 
     Args:
-      workdir: claimed by the job.
+      workdir: claimed by the job, and locked by its process 0: another number of processes
+        writes to other files.
       process, num_processes: which of how many.
     """
     with contextlib.ExitStack() as stack:
         if is_remote(workdir):
             writer: Writer = ObjectWriter(workdir / "records", f"{process:05d}")
         else:
-            if process == 0:  # of any job: another number of processes writes to other files
-                _lock(stack.enter_context(open(workdir / _LOCK, "ab")), workdir)
             name = "records.jsonl" if num_processes == 1 else f"records-{process:05d}.jsonl"
             writer = Appender(workdir / name)
         stack.callback(writer.close)
         yield writer
 
 
-def _lock(file: IO[bytes], path: epath.Path) -> None:
+def lock(file: IO[bytes], path: epath.Path) -> None:
     """Keeps others out until the file is closed; closes it, with a ValueError, if one is there."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -297,8 +216,8 @@ def _lock(file: IO[bytes], path: epath.Path) -> None:
         raise ValueError(f"another job is writing to {os.fspath(path)}; wait for it.") from error
 
 
-def _files(workdir: epath.Path) -> list[epath.Path]:
-    """Of all processes and starts."""
+def files(workdir: epath.Path) -> list[epath.Path]:
+    """Those with records, of all processes and starts."""
     if not workdir.exists():
         return []
     objects = workdir / "records"
@@ -332,20 +251,6 @@ def _pretty(value: Any) -> str:
 def write_json(path: epath.Path, value: Any) -> None:
     """Writes a JSON file for people to read; see ``write_whole``."""
     write_whole(path, _pretty(value))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _shown(value: Any) -> str:
-    return value if value == "absent" else json.dumps(value)
 
 
 def _sync_directory(directory: epath.Path) -> None:

@@ -7,9 +7,9 @@ and summary.json, which the printed table is made of. The same command goes on w
 stopped or killed; ``launch.report`` makes plots and a page.
 """
 
-import time
+import contextlib
+import datetime
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -18,11 +18,12 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from jax_power_smc.evaluation import job, settings, store
-from jax_power_smc.evaluation.readings import Reading, read
-from jax_power_smc.evaluation.records import Record, item_of
+from jax_power_smc.evaluation import claim, conditions, job, settings, store
+from jax_power_smc.evaluation.conditions import Conditions, Scope
+from jax_power_smc.evaluation.readings import Reading
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.grading.open import open_grader
+from jax_power_smc.launchers import evaluate_start as start
 from jax_power_smc.launchers.common import launch, stop_on_signals
 from jax_power_smc.launchers.evaluate_progress import Progress
 from jax_power_smc.launchers.processes import define_flags, joined
@@ -33,9 +34,6 @@ from jax_power_smc.processes import ALONE, Processes, Stop
 from jax_power_smc.report import table
 from jax_power_smc.tasks.base import Task
 from jax_power_smc.tasks.load import load_task
-
-# Fields that decide about no result.
-_FREE = ("grading_processes", "mesh")
 
 
 def evaluate(
@@ -60,37 +58,51 @@ def evaluate(
         holds the records of another config.
       OSError: if the workdir cannot be written.
     """
+    start.agree_on_start(processes, config)
     settings.check(config)
     if config.dry_run:
         settings.shrink(config)
     labels = settings.labels(config)
     runs = [Run(name, labels[name], sampler) for name, sampler in settings.samplers(config).items()]
     root = _directory(workdir)
-    sizes, held, lm = store.sizes(root), store.read_config(root), None
-    if held is not None and not {"chat", "device"} <= held.keys():
-        raise ValueError(f"{root / store.CONFIG} is not what a job wrote: no chat, or no device.")
+    sizes, held, lm = store.sizes(root), start.read_held(root, config), None
+    date = start.fixed_date(held, processes)
     # Whether prompts are for a chat model is for the model to say, and is asked once.
     task = load_task(config, chat=held is not None and held["chat"])
     if held is None:
         lm = _model(config)
         if lm.is_chat:
             task = load_task(config, chat=True)
-    done = [] if held is None else _finished(root, config, task, held)
-    total = len(runs) * len(task.problems) * len(config.seeds)
+    scope = Scope(list(labels), config.seeds, [problem.id for problem in task.problems])
+    done: list[Reading] = []
+    if lm is not None:
+        said = lm.describe(config.chat)
+    else:
+        assert held is not None
+        said = held["decided"]
+        done = start.finished(root, start.expected(held, config, task), scope)
     if processes.is_first:
-        decided = lm.describe(config.chat) if lm else (held or {}).get("decided", "")
-        _print_headline(config, task, runs, len(done), total, decided)
+        print(start.headline(config, task, runs, said, date), flush=True)
+        if done:
+            print(f"{len(done)} of {len(scope)} items were finished by an earlier start.")
     processes.wait("all have read what is finished")  # before anyone writes
     # Another job may have ended between two of their looks; all must do the same.
-    if processes.told("whether all is finished", str(len(done) == total)) == str(False):
+    is_finished = str(len(done) == len(scope))
+    if processes.told("whether all is finished", is_finished) == str(False):
         lm = lm or _model(config)
-        done = _work(config, lm, task, runs, root, done, sizes, until, processes)
+        done = _work(config, lm, task, runs, date, root, held, done, sizes, until, processes)
+    elif held is not None:
+        start.check_files(root, config, held)
+        if processes.is_first:
+            start.narrow(root, config, task, runs, held)
     processes.wait("all are done")
     if not processes.is_first:
         return {}
     if processes.count > 1:
-        done = [read(record) for record in store.read_records(root)]
-    return _conclude(config, task, runs, root, done, total)
+        now = claim.read_config(root)
+        assert now is not None
+        done = start.finished(root, conditions.conditions_of(now), scope)
+    return _conclude(config, task, runs, root, done, len(scope))
 
 
 def _directory(workdir: str) -> epath.Path:
@@ -108,42 +120,14 @@ def _directory(workdir: str) -> epath.Path:
     return root
 
 
-def _finished(
-    root: epath.Path, config: ConfigDict, task: Task, held: dict[str, Any]
-) -> list[Reading]:
-    """The readings of what an earlier start has done."""
-    store.claim(root, _decides(config, task), {})
-    return [_reading(root, record, held["hash"]) for record in store.read_records(root)]
-
-
-def _reading(root: epath.Path, record: Record, digest: str) -> Reading:
-    """What an earlier start has recorded; ValueError unless it is of this config and whole."""
-    if record.get("config") != digest:
-        raise ValueError(
-            f"{root} holds a record of config {record.get('config')}, and is that of {digest}; "
-            "choose another workdir."
-        )
-    try:
-        return read(record)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        item = ", ".join(map(str, item_of(record)))
-        raise ValueError(
-            f"the record of {item} in {root} is damaged ({type(error).__name__}: {error})."
-        ) from error
-
-
-def _decides(config: ConfigDict, task: Task) -> dict[str, Any]:
-    """All that decides about the results."""
-    fields = {name: value for name, value in config.to_dict().items() if name not in _FREE}
-    return fields | {"problems": store.fingerprint({"task": job.task_digest(task)})}
-
-
 def _work(
     config: ConfigDict,
     lm: LoadedModel,
     task: Task,
     runs: Sequence[Run],
+    date: datetime.date,
     root: epath.Path,
+    held: dict[str, Any] | None,
     done: Sequence[Reading],
     sizes: dict[str, int],
     until: Callable[[], bool],
@@ -152,7 +136,8 @@ def _work(
     """Does what is left, or as much of it as ``until`` allows; of several processes a share.
 
     Args:
-      config, lm, task, runs, root: the job.
+      config, lm, task, runs, date, root: the job.
+      held: what config.json held when this start began.
       done: what was finished when the files of records had these ``sizes``.
       sizes: see ``store.sizes``.
       until: see ``job.evaluate``.
@@ -161,20 +146,14 @@ def _work(
     Returns:
       Readings of what was finished, and of what this process has done.
     """
-    mesh = _mesh(config)
-    todo = job.Job(
-        lm,
-        task,
-        runs,
-        settings.target(config, lm.eos_ids),
-        config.max_new_tokens,
-        tuple(config.seeds),
-        store.fingerprint(_decides(config, task)),
-        config.chat,
-        config.slots,
-        mesh,
-        processes,
-    )
+    todo = _job(config, lm, task, runs, date, processes)
+    made = todo.conditions
+    scope = Scope([run.name for run in runs], todo.seeds, list(made.problems))
+    start.agree_on_work(processes, made.common, made, scope)
+    if held is not None:
+        wanted = {"config": config.to_dict(), "conditions": made.common, "commit": lm.commit}
+        claim.check_same(root, wanted, held)
+        start.check_renderings(root, done, made, held)
     job.check(todo)
     grader = open_grader(
         task.kind,
@@ -182,9 +161,9 @@ def _work(
         seconds=config.grading_seconds,
         allow_code_execution=config.allow_code_execution,
     )
-    with grader:
+    with grader, claim.locked(root) if processes.is_first else contextlib.nullcontext():
         if processes.is_first:
-            store.claim(root, _decides(config, task), _about(config, lm, task, runs))
+            claim.claim(root, start.about(config, lm, task, runs, made, date, processes))
         processes.wait("the workdir is claimed")
         writer = store.open_writer(root, processes.index, processes.count)
         stop = Stop(processes, until, in_step=todo.decodes_together)
@@ -193,9 +172,7 @@ def _work(
                 print(f"A torn last line of {file.torn} bytes was removed.", flush=True)
             processes.wait("all have opened their files")
             if store.sizes(root) != sizes:  # another job was writing when they were read
-                held = store.read_config(root)
-                assert held is not None
-                done = _finished(root, config, task, held)
+                done = start.finished(root, made, scope)
             _check_shared(root, done, processes)
             processes.wait("all know what is finished")
             done = [*done, *job.evaluate(todo, done, file, grader, progress.report, stop)]
@@ -204,10 +181,40 @@ def _work(
             return done
 
 
+def _job(
+    config: ConfigDict,
+    lm: LoadedModel,
+    task: Task,
+    runs: Sequence[Run],
+    date: datetime.date,
+    processes: Processes,
+) -> job.Job:
+    prompts = job.render(lm, task, config.chat, date)
+    made = Conditions(
+        start.common_conditions(config, lm, task),
+        conditions.of_config(config.to_dict())["samplers"],
+        job.problem_digests(task),
+        job.rendering_digests(prompts),
+    )
+    return job.Job(
+        lm,
+        task,
+        runs,
+        settings.target(config, lm.eos_ids),
+        config.max_new_tokens,
+        tuple(config.seeds),
+        prompts,
+        made,
+        config.slots,
+        _mesh(config),
+        processes,
+    )
+
+
 def _check_shared(root: epath.Path, done: Sequence[Reading], processes: Processes) -> None:
     """Raises ValueError unless this process finds in the workdir what process 0 does."""
     items = sorted(list(reading.item) for reading in done)
-    own = store.fingerprint({"claimed": store.read_config(root) is not None, "items": items})
+    own = conditions.digest([claim.read_config(root), items])
     if processes.told("what is finished", own) != own:
         raise ValueError(
             f"process {processes.index} does not find in {root} what process 0 does; all "
@@ -236,33 +243,6 @@ def _mesh(config: ConfigDict) -> Mesh | None:
     return make_mesh(config.mesh.model, devices)
 
 
-def _about(config: ConfigDict, lm: LoadedModel, task: Task, runs: Sequence[Run]) -> dict[str, Any]:
-    """What is written down beside the config when a job first starts."""
-    return {
-        "chat": lm.is_chat,
-        "decided": lm.describe(config.chat),
-        "num_problems": len(task.problems),
-        "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "labels": {run.name: run.label for run in runs},
-        "device": jax.devices()[0].device_kind,
-        "versions": {name: metadata.version(name) for name in ("jax_power_smc", "jax", "flax")},
-    }
-
-
-def _print_headline(
-    config: ConfigDict, task: Task, runs: Sequence[Run], done: int, total: int, decided: str
-) -> None:
-    dry = "DRY RUN with random weights, the figures mean nothing. " if config.dry_run else ""
-    print(
-        f"{dry}{config.model} on {len(task.problems)} problems of {task.name}, "
-        f"{len(runs)} samplers, alpha {config.alpha:g}, at most {config.max_new_tokens} tokens, "
-        f"seeds {', '.join(map(str, config.seeds))}; {decided}",
-        flush=True,
-    )
-    if done:
-        print(f"{done} of {total} items were finished by an earlier start.", flush=True)
-
-
 def _conclude(
     config: ConfigDict,
     task: Task,
@@ -272,7 +252,7 @@ def _conclude(
     total: int,
 ) -> dict[str, Any]:
     """Writes the summary and prints the table."""
-    held = store.read_config(root)
+    held = claim.read_config(root)
     assert held is not None
     ids = [problem.id for problem in task.problems]
     summary = summarize(done, runs, ids, list(config.seeds), config.alpha, held["device"])

@@ -1,6 +1,7 @@
 """``psmc.load``: a model, its parameters and its tokenizer from one name."""
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import importlib.resources
@@ -15,7 +16,8 @@ from flax import nnx
 from jax_power_smc.mesh import DATA, MODEL
 from jax_power_smc.models import checkpoint, hub, parallel, saved
 from jax_power_smc.models.config import CheckpointError, TransformerConfig
-from jax_power_smc.models.fingerprint import fingerprint, hub_commit
+from jax_power_smc.models.dated import dated
+from jax_power_smc.models.fingerprint import file_digests, hub_commit, of_digests
 from jax_power_smc.models.headers import WEIGHTS, weight_files
 from jax_power_smc.models.hf_config import read_config
 from jax_power_smc.models.tokenizer import (
@@ -55,16 +57,21 @@ class LoadedModel:
     random_weights: bool = False
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """A digest of the files that it was loaded from, as they are now: 32 hexadecimal digits.
+    def file_digests(self) -> dict[str, str]:
+        """A digest of each file that it was loaded from, as they are now, by name.
 
-        The first use reads all of them; see ``fingerprint.fingerprint`` for what counts. With
-        random weights: of the config, and of the files without the weights.
+        The first use reads all of them; see ``fingerprint.file_digests``. With random weights the
+        place of the weights is taken by the config.
         """
         if not self.random_weights:
-            return fingerprint(self.directory)
-        text = f"random {self.config!r} {fingerprint(self.directory, weights=False)}"
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+            return file_digests(self.directory)
+        own = hashlib.blake2b(repr(self.config).encode(), digest_size=16).hexdigest()
+        return file_digests(self.directory, weights=False) | {"random weights": own}
+
+    @property
+    def fingerprint(self) -> str:
+        """One digest of all that, 32 hexadecimal digits: equal ones mean the same model."""
+        return of_digests(self.file_digests)
 
     @property
     def commit(self) -> str | None:
@@ -109,12 +116,16 @@ class LoadedModel:
             f"answers end at {ends}" if ends else "no token ends answers"
         )
 
-    def encode(self, prompt: str, *, chat: bool | None = None) -> list[int]:
+    def encode(
+        self, prompt: str, *, chat: bool | None = None, date: datetime.date | None = None
+    ) -> list[int]:
         """The token ids of a prompt.
 
         Args:
           prompt: some text.
           chat: whether it goes through the chat template; None for ``is_chat``.
+          date: what a template that tells today's date (``strftime_now``) takes for it; None for
+            the date and time of the clock.
 
         Raises:
           ValueError: for an empty prompt, one with a token for which the model has no embedding, or
@@ -127,7 +138,10 @@ class LoadedModel:
             raise ValueError(f"chat is {chat!r}; the tokenizer has no chat template.")
         if self.is_chat if chat is None else chat:
             turns = [{"role": "user", "content": prompt}]
-            text = self._render(turns, add_generation_prompt=True)
+            options: dict[str, Any] = {"add_generation_prompt": True}
+            if date is not None:
+                options["chat_template"] = dated(self.tokenizer.get_chat_template(), date)
+            text = self._render(turns, **options)
             ids = self.tokenizer.encode(text, add_special_tokens=False)
         else:
             ids = self.tokenizer.encode(prompt)
@@ -222,6 +236,14 @@ def _shardings(mesh: jax.sharding.Mesh, config: TransformerConfig) -> Any:
         own = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
         return lambda path, shape: parallel.sharding(path, config, own)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def local_directory(name: str | os.PathLike[str]) -> pathlib.Path | None:
+    """Where the files of a model lie that is not on the hub; None if there are none."""
+    try:
+        return None if _is_on_hub(name) else _local(name, None)
+    except CheckpointError:
+        return None
 
 
 def _is_on_hub(name: str | os.PathLike[str]) -> bool:

@@ -7,13 +7,13 @@ in a second pass (``in_full``).
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from jax_power_smc.evaluation import store
+from jax_power_smc.evaluation import claim, conditions, store
 from jax_power_smc.evaluation.readings import Reading, read
 from jax_power_smc.evaluation.records import Record
 
@@ -84,24 +84,39 @@ def read_report(workdir: epath.Path) -> ReportData:
     """Reads what a job has written so far.
 
     Raises:
-      ValueError: if there is no job, none of its items is finished, or a file is damaged.
+      ValueError: if there is no job, none of its items is finished, a file is damaged, or a record
+        was made under other conditions than the job has.
     """
-    about = store.read_config(workdir)
+    about = claim.read_config(workdir)
     if about is None:
         raise ValueError(f"{os.fspath(workdir)} is not the workdir of an evaluation.")
-    items = [_item(record) for record in store.read_records(workdir)]
+    items = [_item(record) for record in _records(workdir, about)]
     if not items:
         raise ValueError(f"{os.fspath(workdir)} holds no finished item yet.")
     return ReportData(workdir, about, store.read_json(workdir / "summary.json"), items)
 
 
 def in_full(workdir: epath.Path, ids: Iterable[str]) -> dict[str, list[Record]]:
-    """All records of some problems, by problem id, in the order of ``ids``."""
+    """The job's records of some problems, by problem id, in the order of ``ids``."""
     found: dict[str, list[Record]] = {name: [] for name in ids}
-    for record in store.read_records(workdir):
+    about = claim.read_config(workdir)
+    assert about is not None
+    for record in _records(workdir, about):
         if record["id"] in found:
             found[record["id"]].append(record)
     return found
+
+
+def _records(workdir: epath.Path, about: dict[str, Any]) -> Iterator[Record]:
+    """Those within the scope of the job's latest start, all made as config.json says."""
+    place = os.fspath(workdir)
+    conditions.check_version(about, place)
+    return conditions.checked(
+        store.read_records(workdir),
+        conditions.conditions_of(about),
+        conditions.scope_of(about),
+        place,
+    )
 
 
 def _item(record: Record) -> Item:

@@ -144,6 +144,8 @@ def _facts(data: ReportData, state: State) -> list[tuple[str, str]]:
         ("Job", state.text),
         ("Config", str(about["hash"])),
     ]
+    if about.get("decided"):
+        facts.insert(1, ("Prompts", f"{about['decided']}; date {about['date']}"))
     if about.get("started"):
         facts.insert(-1, ("Started", str(about["started"])))
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())

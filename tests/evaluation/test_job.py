@@ -11,6 +11,7 @@ from etils import epath
 
 import jax_power_smc as psmc
 from jax_power_smc.evaluation import job, records, store
+from jax_power_smc.evaluation.conditions import Conditions
 from jax_power_smc.evaluation.readings import read
 from jax_power_smc.evaluation.summary import Run
 from jax_power_smc.randomness import prompt_id
@@ -68,7 +69,14 @@ def make_task(questions, gold, ids="abcdefghijkl"):
 
 def make(lm, task, runs=(PLAIN,), seeds=(0,), cap=CAP, slots=4, **target):
     target = psmc.PowerTarget(**{"alpha": ALPHA, "eos_ids": lm.eos_ids, **target})
-    return job.Job(lm, task, runs, target, cap, seeds, "hash", slots=slots)
+    prompts = job.render(lm, task)
+    made = Conditions(
+        {"algorithm": 1},
+        {run.name: {} for run in runs},
+        job.problem_digests(task),
+        job.rendering_digests(prompts),
+    )
+    return job.Job(lm, task, runs, target, cap, seeds, prompts, made, slots)
 
 
 def run(made, workdir, report=lambda state: None, until=lambda: False, grader=None):
@@ -156,7 +164,11 @@ def test_a_record_says_what_was_asked_and_what_came_of_it(finished, task):
         problem = task.problems["abcd".index(record["id"])]
         assert (record["prompt"], record["gold"]) == (problem.prompt, problem.gold)
         assert record["prompt_id"] == prompt_id(record["id"])
-        assert record["config"] == "hash" and record["failure"] is None
+        assert record["failure"] is None
+        assert record["digest"].keys() == {
+            *("algorithm", "sampler", "problem", "rendering", "seed"),
+        }
+        assert record["rendered"] == problem.prompt
         assert record["seconds"].keys() == {"compile", "prefill", "decode"}
         weights = [p["log_weight"] for p in record["particles"]]
         assert sum(math.exp(w) for w in weights if w is not None) == pytest.approx(1, abs=1e-5)

@@ -49,7 +49,9 @@ def test_copies_made_after_the_longest_that_is_left_had_ended_are_known():
     parent = np.tile(np.arange(2), (6, 1))
     parent[4, 1] = 0
     problem = Problem(id="a", prompt="question", gold="1")
-    record = records.unjudged("x", "smc", 0, problem, 1, result(parent, [[5, 6], [5, 6]]), None)
+    record = records.unjudged(
+        {}, "smc", 0, problem, 1, "question", result(parent, [[5, 6], [5, 6]]), None
+    )
     assert record["info"]["moves"] == [[4, 1, 0]]
     assert len(record["info"]["ess"]) == 2
     (tree,) = lineage.forest(lineage.paths(record, [0, 1]))

@@ -1,15 +1,12 @@
-"""The workdir: who may write there, what a kill leaves behind, and what is read back."""
+"""The workdir: what a kill leaves behind, and what is read back."""
 
 import json
 import os
-import re
 
 import pytest
 from etils import epath
 
 from jax_power_smc.evaluation import store
-
-CONFIG = {"model": "m", "seeds": [0], "samplers": {"smc": {"num_particles": 8}}}
 
 
 def record(seed=0, id="a", **more):
@@ -25,92 +22,11 @@ def lines(workdir, name="records.jsonl"):
     return (workdir / name).read_text().splitlines()
 
 
-# --- Whose workdir it is ----------------------------------------------------------------------
-
-
-def test_a_new_workdir_says_what_was_asked_for(workdir):
-    digest = store.claim(workdir, CONFIG, {"version": "1"})
-    assert store.read_config(workdir) == {"hash": digest, "config": CONFIG, "version": "1"}
-    assert [path.name for path in workdir.iterdir()] == ["config.json"]
-
-
-def test_the_same_config_may_go_on(workdir):
-    digest = store.claim(workdir, CONFIG, {"version": "1"})
-    tuples = {**CONFIG, "seeds": (0,)}
-    assert store.claim(workdir, tuples, {"version": "2"}) == digest
-    assert store.read_config(workdir)["version"] == "1"
-
-
-def test_another_config_is_refused_with_every_field_that_differs(workdir):
-    store.claim(workdir, CONFIG, {})
-    other = {
-        "model": "n",
-        "seeds": [0, 1],
-        "samplers": {"smc": {"num_particles": 16}},
-        "more": None,
-    }
-    with pytest.raises(ValueError, match="another config") as refusal:
-        store.claim(workdir, other, {})
-    for sentence in (
-        'model is "n", there it is "m"',
-        "seeds is [0, 1], there it is [0]",
-        "samplers.smc.num_particles is 16, there it is 8",
-        "more is null, there it is absent",
-    ):
-        assert sentence in str(refusal.value)
-    assert store.read_config(workdir)["config"] == CONFIG
-
-
-def test_every_field_counts_for_the_hash():
-    hashes = {
-        store.fingerprint(config)
-        for config in (
-            CONFIG,
-            {**CONFIG, "model": "n"},
-            {**CONFIG, "seeds": [1]},
-            {**CONFIG, "samplers": {"smc": {"num_particles": 9}}},
-        )
-    }
-    assert len(hashes) == 4 and all(re.fullmatch("[0-9a-f]{12}", x) for x in hashes)
-    assert store.fingerprint(dict(reversed(CONFIG.items()))) == store.fingerprint(CONFIG)
-
-
-def test_records_of_nobody_are_left_alone(workdir):
-    workdir.mkdir(parents=True)
-    (workdir / "records.jsonl").write_text("older\n")
-    with pytest.raises(ValueError, match=r"records.jsonl and no config.json"):
-        store.claim(workdir, CONFIG, {})
-    assert lines(workdir) == ["older"]
-
-
-@pytest.mark.parametrize(("one", "other"), [(2, 2.0), (1, True), ({}, None)])
-def test_values_that_python_calls_equal_are_not_for_the_hash(workdir, one, other):
-    store.claim(workdir, {"x": [one]}, {})
-    with pytest.raises(ValueError, match="another config: x is"):
-        store.claim(workdir, {"x": [other]}, {})
-
-
-def test_a_hash_that_is_not_that_of_the_config(workdir):
-    digest = store.claim(workdir, CONFIG, {})
-    text = (workdir / "config.json").read_text()
-    (workdir / "config.json").write_text(text.replace(digest, "0123456789ab"))
-    with pytest.raises(ValueError, match=r"config.json is damaged: its hash is 0123456789ab"):
-        store.claim(workdir, CONFIG, {})
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"config": {}}', '{"config": 1, "hash": ""}'])
-def test_a_damaged_config_is_named(workdir, text):
-    workdir.mkdir(parents=True)
-    (workdir / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config.json is not what a job wrote"):
-        store.claim(workdir, CONFIG, {})
-
-
 # --- Lines of a local file --------------------------------------------------------------------
 
 
 def test_records_come_back(workdir):
-    store.claim(workdir, CONFIG, {})
+    workdir.mkdir(parents=True)
     written = [record(seed, id, text="\ud800 \n é") for seed in (0, 1) for id in "ab"]
     with store.open_writer(workdir) as writer:
         for number, each in enumerate(written, start=1):
@@ -121,7 +37,7 @@ def test_records_come_back(workdir):
 
 
 def test_every_line_is_on_the_disk_before_the_next(workdir, monkeypatch):
-    store.claim(workdir, CONFIG, {})
+    workdir.mkdir(parents=True)
     sizes = []
     with store.open_writer(workdir) as writer:
         monkeypatch.setattr(os, "fsync", lambda file: sizes.append(os.fstat(file).st_size))
@@ -134,7 +50,7 @@ def test_every_line_is_on_the_disk_before_the_next(workdir, monkeypatch):
 @pytest.mark.parametrize("size", [0, 1, 2**20, 2**20 + 1])
 @pytest.mark.parametrize("whole", [0, 1, 3])
 def test_a_torn_last_line_is_cut_off_and_nothing_else(workdir, whole, size):
-    store.claim(workdir, CONFIG, {})
+    workdir.mkdir(parents=True)
     with store.open_writer(workdir) as writer:
         for seed in range(whole):
             writer.add(record(seed, text="x" * 2**20))
@@ -148,7 +64,7 @@ def test_a_torn_last_line_is_cut_off_and_nothing_else(workdir, whole, size):
 
 
 def test_a_line_torn_off_before_its_end_of_line_is_done_again(workdir):
-    store.claim(workdir, CONFIG, {})
+    workdir.mkdir(parents=True)
     with store.open_writer(workdir) as writer:
         writer.add(record(0))
     with open(workdir / "records.jsonl", "r+") as file:
@@ -160,14 +76,14 @@ def test_a_line_torn_off_before_its_end_of_line_is_done_again(workdir):
     "line", ["{", "[]", "7", '{"run": "smc"}', '{"run": [], "seed": 0, "id": "a"}', "\\x00"]
 )
 def test_a_damaged_line_is_named(workdir, line):
-    store.claim(workdir, CONFIG, {})
+    workdir.mkdir(parents=True)
     (workdir / "records.jsonl").write_text(f"{json.dumps(record(0))}\n{line}\n")
     with pytest.raises(ValueError, match=r"line 2 of .*records.jsonl is no record"):
         list(store.read_records(workdir))
 
 
 def test_an_item_that_was_recorded_twice_is_read_once(workdir):
-    store.claim(workdir, CONFIG, {})
+    workdir.mkdir(parents=True)
     (workdir / "records.jsonl").write_text(f"{json.dumps(record(0, n=1))}\n")
     (workdir / "records-00001.jsonl").write_text(
         f"{json.dumps(record(0, n=2))}\n{json.dumps(record(1, n=2))}\n"
@@ -176,7 +92,7 @@ def test_an_item_that_was_recorded_twice_is_read_once(workdir):
 
 
 def test_only_one_writes_to_a_file(workdir):
-    store.claim(workdir, CONFIG, {})
+    workdir.mkdir(parents=True)
     with store.open_writer(workdir) as writer:
         # The lock belongs to the open file, so this is what another process would see.
         with (
@@ -192,17 +108,6 @@ def test_only_one_writes_to_a_file(workdir):
         pass
 
 
-def test_jobs_of_one_and_of_several_processes_keep_each_other_out(workdir):
-    store.claim(workdir, CONFIG, {})
-    for counts in ((1, 2), (2, 1)):
-        with (
-            store.open_writer(workdir, num_processes=counts[0]),
-            pytest.raises(ValueError, match="another job is writing to"),
-            store.open_writer(workdir, num_processes=counts[1]),
-        ):
-            pass
-
-
 # --- Objects of a remote workdir --------------------------------------------------------------
 
 
@@ -213,7 +118,7 @@ def objects(workdir):
 def test_objects_are_written_whole_and_read_in_order(workdir, monkeypatch):
     monkeypatch.setattr(store, "is_remote", lambda path: True)
     monkeypatch.setattr(store, "OBJECT_RECORDS", 2)
-    store.claim(workdir, CONFIG, {})
+    workdir.mkdir(parents=True)
     with store.open_writer(workdir) as writer:
         writer.add(record(0))
         assert objects(workdir) == []
@@ -233,7 +138,7 @@ def test_an_object_does_not_wait_long(workdir, monkeypatch):
     monkeypatch.setattr(store, "is_remote", lambda path: True)
     clock = [100.0]
     monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])
-    store.claim(workdir, CONFIG, {})
+    workdir.mkdir(parents=True)
     with store.open_writer(workdir) as writer:
         writer.add(record(0))
         clock[0] += store.OBJECT_SECONDS - 1

@@ -14,6 +14,7 @@ import uuid
 import pytest
 
 from jax_power_smc.evaluation import records
+from jax_power_smc.evaluation.conditions import conditions_of
 from tests.evaluation import tiny
 from tests.launchers.command import ROOT
 
@@ -35,13 +36,16 @@ class Pods:
 
     Args:
       root: a directory for it.
+
+    Attributes:
+      model: its directory.
     """
 
     def __init__(self, root):
         self._root = root
         # Its answers depend on all of the prompt, so that a mix-up of any kind would show; two
         # heads of each kind, so that it can be cut in two.
-        self._model = tiny.write_random(root / "model", num_kv_heads=2)
+        self.model = tiny.write_random(root / "model", num_kv_heads=2)
 
     def command(self, workdir, *flags, runs=RUNS, **values):
         """The command line of an evaluation, fields of the config changed to ``values``."""
@@ -55,7 +59,7 @@ class Pods:
             f"        del config.samplers[name]\n"
             f"    return config\n"
         )
-        fields = {"model": self._model} | SMALL | values
+        fields = {"model": self.model} | SMALL | values
         return [
             *(sys.executable, "-m", "launch.evaluate", f"--config={config}"),
             *(f"--workdir={workdir}", f"--lost_seconds={LOST}"),
@@ -69,15 +73,18 @@ class Pods:
         assert run.codes() == [0], run.said()
         return run.said()[0]
 
-    def together(self, workdir, count, *flags, start=None, devices=1, **values):
-        """Several processes do it; those of ``start`` only, if not all."""
+    def together(self, workdir, count, *flags, start=None, devices=1, odd=None, **values):
+        """Several processes do it; those of ``start`` only, if not all.
+
+        ``odd`` are values that only the last one has.
+        """
         port = free_port()
         commands = [
             self.command(
                 workdir,
                 *(f"--coordinator=localhost:{port}", f"--num_processes={count}"),
                 *(f"--process_id={index}", *flags),
-                **values,
+                **values | ((odd or {}) if index == count - 1 else {}),
             )
             for index in (range(count) if start is None else start)
         ]
@@ -184,16 +191,16 @@ def wait_for(workdir, count, running):
 
 
 def read(workdir):
-    """Item -> its record without seconds and config; lines must be whole, and no item twice."""
+    """Item -> its record without seconds; lines must be whole, and no item twice."""
     found = {}
-    config = json.loads((pathlib.Path(workdir) / "config.json").read_text())["hash"]
+    made = conditions_of(json.loads((pathlib.Path(workdir) / "config.json").read_text()))
     for name in shards(workdir):
         text = (pathlib.Path(workdir) / name).read_text()
         assert text.endswith("\n") or not text
         for record in map(json.loads, text.splitlines()):
             del record["seconds"]
-            assert record.pop("config") == config
             item = records.item_of(record)
+            assert record["digest"] == made.digests(item)
             assert item not in found, f"{item} was recorded twice"
             found[item] = record
     return found

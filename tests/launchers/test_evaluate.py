@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
 import io
 import json
 import pathlib
+import re
 import runpy
 import shutil
 import sys
@@ -13,16 +15,20 @@ import types
 
 import jax
 import pytest
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
+import jax_power_smc as psmc
 from jax_power_smc import processes as library
-from jax_power_smc.evaluation import records, store
+from jax_power_smc.evaluation import claim, conditions, records
 from jax_power_smc.evaluation.job import State
 from jax_power_smc.evaluation.readings import read
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.launchers import evaluate, evaluate_progress
 from jax_power_smc.processes import Processes
 from jax_power_smc.reasoner import problems
+from jax_power_smc.report.data import read_report
+from jax_power_smc.report.state import state_of
 from jax_power_smc.tasks import tiny_reasoner
 from tests.evaluation import tiny
 from tests.launchers.command import ROOT, assert_refused, call, outcomes
@@ -193,16 +199,30 @@ def test_the_workdir_says_what_was_asked_for(finished):
     assert about["config"]["seeds"] == [0, 1] and about["config"]["num_particles"] == N
     assert about["config"]["samplers"]["swor"]["num_particles"] == N
     assert list(about["labels"]) == RUNS and about["chat"] is True
-    assert about["versions"].keys() == {"jax_power_smc", "jax", "flax"}
-    assert {record["config"] for record in finished.records()} == {about["hash"]}
-    assert about["hash"] == store.fingerprint(about["config"])
+    assert about["versions"].keys() >= {"jax_power_smc", "jax", "flax", "transformers"}
+    assert about["hash"] == claim.hash_of(about)
+    assert [each["versions"] for each in about["starts"]] == [about["versions"]]
+    assert about["date"] == str(datetime.date.today()) and about["commit"] is None
+
+
+def test_every_record_says_what_it_was_made_with(finished, model):
+    about = strictly((finished.workdir / "config.json").read_text())
+    made = conditions.conditions_of(about)
+    assert about["fingerprint"] == psmc.load(model).fingerprint
+    for record in finished.records():
+        assert record["digest"] == made.digests(records.item_of(record))
+        assert record["rendered"] == record["prompt"]
+        assert len(record["digest"]) == 9
 
 
 # --- What is printed --------------------------------------------------------------------------
 
 
 def test_the_table_and_where_the_files_are(finished):
-    assert "8 samplers, alpha 4, at most 16 tokens, seeds 0, 1; chat model, " in finished.out
+    first = finished.out.splitlines()[0]
+    assert "8 samplers, alpha 4, at most 16 tokens, seeds 0, 1" in first
+    assert "; chat model, no BOS, answers end at <|end|> (0), date " in first
+    assert first.endswith(str(datetime.date.today()))
     for label in ("temperature 1/4", "Power-SMC, ramp 2", "without replacement"):
         assert label in finished.out
     assert f"{finished.workdir}/records*.jsonl" in finished.out
@@ -272,10 +292,12 @@ def test_a_job_that_was_asked_to_stop_goes_on(model, easy, finished, tmp_path, c
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seeds": (0,)}, r"seeds is \[0\], there it is \[0, 1\]"),
         ({"alpha": 2.0}, "alpha is 2.0, there it is 4.0; samplers.low_temperature.temperature is"),
-        ({"num_particles": 3}, "num_particles is 3, there it is 4; samplers"),
-        ({"problem_seed": 4}, 'problem_seed is 4, there it is 3; problems is "'),
+        ({"num_particles": 3}, "samplers.samples.num_samples is 3, there it is 4"),
+        ({"problem_seed": 4}, "problem_seed is 4, there it is 3"),
+        ({"max_new_tokens": 17}, "max_new_tokens is 17, there it is 16"),
+        ({"dtype": "bfloat16"}, 'dtype is "bfloat16", there it is null'),
+        ({"ramp_tokens": 3}, "samplers.smc_ramp.ramp_tokens is 3, there it is 2"),
     ],
 )
 def test_another_config_is_refused_with_the_fields_that_differ(
@@ -292,14 +314,182 @@ def test_other_grading_processes_are_no_other_config(model, easy, finished):
     assert evaluate.evaluate(config, str(finished.workdir)) == finished.returned
 
 
-def test_records_of_another_hash_are_refused(model, easy, finished, tmp_path):
-    for file in ("config.json", "records.jsonl"):
-        shutil.copy(finished.workdir / file, tmp_path)
-    text = (tmp_path / "records.jsonl").read_text()
-    digest = finished.records()[0]["config"]
-    (tmp_path / "records.jsonl").write_text(text.replace(digest, "0123456789ab"))
-    with pytest.raises(ValueError, match="holds a record of config 0123456789ab"):
+@pytest.mark.parametrize(
+    "part",
+    ["algorithm", "model", "target", "grading", "keys", "sampler", "problem", "rendering", "seed"],
+)
+def test_records_of_other_conditions_are_refused_and_named(model, easy, finished, tmp_path, part):
+    shutil.copy(finished.workdir / "config.json", tmp_path)
+    listed = finished.records()
+    listed[5]["digest"][part] = "0123456789ab"
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in listed))
+    run, seed, name = records.item_of(listed[5])
+    named = re.escape(
+        f"holds 1 record(s) that were made under other conditions than its job has "
+        f"({run}, seed {seed}, {name!r}: {part})"
+    )
+    for read_again in (
+        lambda: evaluate.evaluate(small_config(model), str(tmp_path)),
+        lambda: read_report(epath.Path(tmp_path)),
+    ):
+        with pytest.raises(ValueError, match=named):
+            read_again()
+
+
+def test_a_problem_that_has_changed_is_refused(model, easy, finished, monkeypatch):
+    make = evaluate.load_task
+
+    def changed(*args, **options):
+        task = make(*args, **options)
+        first = dataclasses.replace(task.problems[0], gold=8)
+        return dataclasses.replace(task, problems=(first, *task.problems[1:]))
+
+    monkeypatch.setattr(evaluate, "load_task", changed)
+    with pytest.raises(ValueError, match=r"holds 16 record\(s\) .* seed 0, '.*': problem; "):
+        evaluate.evaluate(small_config(model), str(finished.workdir))
+
+
+def test_a_workdir_of_an_earlier_version_is_refused(model, easy, finished, tmp_path):
+    held = json.loads((finished.workdir / "config.json").read_text())
+    old = {name: held[name] for name in ("hash", "config", "chat", "labels", "device", "versions")}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match=r"was written by an earlier version.* start in a new"):
         evaluate.evaluate(small_config(model), str(tmp_path))
+
+
+# --- A scope that grows or shrinks --------------------------------------------------------------
+
+
+def few(model, names=("smc", "mh"), /, **changes):
+    """With some of the samplers only."""
+    config = small_config(model, **changes)
+    for name in set(config.samplers) - set(names):
+        del config.samplers[name]
+    return config
+
+
+def items(workdir):
+    lines = (workdir / "records.jsonl").read_text().splitlines()
+    return [records.item_of(json.loads(line)) for line in lines]
+
+
+def test_a_scope_may_grow_and_what_is_finished_is_kept(model, easy, tmp_path, capsys):
+    evaluate.evaluate(few(model, ("smc",), limit=2, seeds=(0,)), str(tmp_path))
+    before = (tmp_path / "records.jsonl").read_text()
+    for changes, names, done, total in (
+        ({"limit": 4, "seeds": (0,)}, ("smc",), 2, 4),
+        ({"limit": 4, "seeds": (0,)}, ("smc", "mh"), 4, 8),
+        ({"limit": 4, "seeds": (0, 1)}, ("smc", "mh"), 8, 16),
+    ):
+        capsys.readouterr()
+        summary = evaluate.evaluate(few(model, names, **changes), str(tmp_path))
+        assert f"{done} of {total} items were finished" in capsys.readouterr().out
+        assert summary["complete"] and summary["problems"] == 4
+        assert len(items(tmp_path)) == len(set(items(tmp_path))) == total
+    assert (tmp_path / "records.jsonl").read_text().startswith(before)
+    assert len(json.loads((tmp_path / "config.json").read_text())["starts"]) == 4
+    assert len(read_report(epath.Path(tmp_path)).items) == 16
+
+
+def test_a_scope_may_shrink_and_grow_again(model, easy, tmp_path, capsys):
+    whole = few(model, ("smc", "greedy"), seeds=(0, 1))
+    first = evaluate.evaluate(whole, str(tmp_path))
+    before = (tmp_path / "records.jsonl").read_text()
+    smaller = few(model, ("smc",), limit=3, seeds=(1,))
+    summary = evaluate.evaluate(smaller, str(tmp_path))
+    assert "3 of 3 items were finished" in capsys.readouterr().out
+    assert summary["complete"] and (summary["problems"], summary["seeds"]) == (3, [1])
+    data = read_report(epath.Path(tmp_path))
+    assert {item.reading.item[:2] for item in data.items} == {("smc", 1)} and len(data.items) == 3
+    assert state_of(data).text == "finished: 3 items"
+    assert evaluate.evaluate(whole, str(tmp_path)) == first
+    assert (tmp_path / "records.jsonl").read_text() == before
+
+
+def test_a_sampler_that_comes_back_changed_is_refused(model, easy, tmp_path):
+    evaluate.evaluate(few(model, ("smc", "greedy"), limit=2), str(tmp_path))
+    evaluate.evaluate(few(model, ("greedy",), limit=2), str(tmp_path))
+    config = few(model, ("smc", "greedy"), limit=2)
+    config.samplers.smc.ess_threshold = 0.25
+    with pytest.raises(ValueError, match=r"4 record\(s\) .*\(smc, seed 0, '.*': sampler; "):
+        evaluate.evaluate(config, str(tmp_path))
+
+
+# --- The model and the date -------------------------------------------------------------------
+
+
+def change_one_weight(directory):
+    tensors = load_file(directory / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].copy()
+    tensors["lm_head.weight"][0, 0] += 1e-3
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_weights_that_have_changed_since_the_first_start_are_refused(
+    model, easy, tmp_path, is_stopped
+):
+    copy = shutil.copytree(model, tmp_path / "model")
+    config, workdir = few(copy, ("greedy",), limit=2), tmp_path / "job"
+    evaluate.evaluate(config, str(workdir), until=lambda: is_stopped)
+    change_one_weight(copy)
+    with pytest.raises(ValueError, match="records of another model: its weights changed since"):
+        evaluate.evaluate(config, str(workdir))
+
+
+def test_a_hub_model_that_has_moved_is_refused_with_its_commits(model, easy, tmp_path, monkeypatch):
+    commits = ["a" * 40, "b" * 40]
+    for commit in commits:
+        shutil.copytree(model, tmp_path / f"models--me--it/snapshots/{commit}")
+    moved = tmp_path / f"models--me--it/snapshots/{commits[1]}"
+    change_one_weight(moved)
+    (moved / "tokenizer_config.json").write_text("{}")
+    load = evaluate.load
+    config = few("me/it", ("greedy",), limit=2)
+    for number, commit in enumerate(commits):
+        directory = tmp_path / f"models--me--it/snapshots/{commit}"
+        monkeypatch.setattr(evaluate, "load", lambda name, at=directory, **more: load(at, **more))
+        if number:
+            message = (
+                f"model .commit {commits[0]} then, {commits[1]} now.: its tokenizer_config.json"
+            )
+            with pytest.raises(ValueError, match=message):
+                evaluate.evaluate(config, str(tmp_path / "job"))
+        else:
+            evaluate.evaluate(config, str(tmp_path / "job"), until=lambda: True)
+    assert json.loads((tmp_path / "job/config.json").read_text())["commit"] == commits[0]
+
+
+def test_a_template_with_the_date_of_today_keeps_that_of_the_first_start(
+    model, easy, tmp_path, monkeypatch, capsys
+):
+    copy = shutil.copytree(model, tmp_path / "model")
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{% for m in messages %}{{ strftime_now('%d %b %Y') }} {{ m['content'] }}{% endfor %}\n"
+    )
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    config, workdir = few(copy, ("greedy",), limit=3, seeds=(0,)), tmp_path / "job"
+    days = iter([datetime.date(2026, 7, 31), datetime.date(2026, 8, 1)])
+    monkeypatch.setattr(evaluate.start, "today", lambda: next(days))
+    states = []
+
+    def until():
+        path = workdir / "records.jsonl"
+        states.append(path.exists() and bool(path.read_text()))
+        return states[-1]
+
+    config.slots = 1
+    evaluate.evaluate(config, str(workdir), until=until)
+    assert 1 <= len(items(workdir)) < 3
+    assert "date 2026-07-31" in capsys.readouterr().out
+    evaluate.evaluate(config, str(workdir))
+    assert "chat model, no BOS," in (out := capsys.readouterr().out)
+    assert "date 2026-07-31" in out.splitlines()[0]
+    listed = [json.loads(line) for line in (workdir / "records.jsonl").read_text().splitlines()]
+    assert len(listed) == 3
+    for record in listed:
+        assert record["rendered"].strip() == f"31 Jul 2026 {record['prompt']}".strip()
 
 
 # --- Several processes ------------------------------------------------------------------------
@@ -311,6 +501,7 @@ def waits(monkeypatch):
     noted = []
     monkeypatch.setattr(Processes, "wait", lambda self, name, *more: noted.append(name))
     monkeypatch.setattr(Processes, "told", lambda self, name, value: value, raising=False)
+    monkeypatch.setattr(Processes, "gather", lambda self, name, value: [value] * self.count)
     nobody = types.SimpleNamespace(key_value_dir_get=lambda key: [])
     monkeypatch.setattr(library.distributed.global_state, "client", nobody)
     return noted
@@ -359,7 +550,8 @@ def test_a_process_that_finds_other_records_than_the_first_one_is_refused(
     model, easy, finished, tmp_path, monkeypatch, waits
 ):
     shutil.copy(finished.workdir / "config.json", tmp_path)
-    monkeypatch.setattr(Processes, "told", lambda self, name, value: "False")
+    said = {"whether all is finished": "False", "what is finished": "other"}
+    monkeypatch.setattr(Processes, "told", lambda self, name, value: said.get(name, value))
     with pytest.raises(ValueError, match=r"process 1 does not find in .* what process 0 does"):
         evaluate.evaluate(small_config(model), str(tmp_path), processes=Processes(1, 2))
 
@@ -386,13 +578,13 @@ def test_what_another_job_finishes_meanwhile_is_not_done_again(
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(kept)
 
 
-@pytest.mark.parametrize("name", ["config", "particles", "choice", "seconds", "info"])
+@pytest.mark.parametrize("name", ["digest", "particles", "choice", "seconds", "info"])
 def test_a_damaged_record_is_named(model, easy, finished, tmp_path, name):
     shutil.copy(finished.workdir / "config.json", tmp_path)
     listed = finished.records()
     del listed[2][name]
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in listed))
-    with pytest.raises(ValueError, match=r"is damaged \(KeyError|holds a record of config None"):
+    with pytest.raises(ValueError, match=r"is damaged \(KeyError|by an earlier version"):
         evaluate.evaluate(small_config(model), str(tmp_path))
 
 
@@ -404,7 +596,7 @@ def test_a_workdir_that_cannot_be(workdir, message):
         evaluate.evaluate(small_config("tiny-reasoner"), workdir)
 
 
-@pytest.mark.parametrize("name", ["chat", "device"])
+@pytest.mark.parametrize("name", ["chat", "device", "date", "decided"])
 def test_a_config_that_no_job_wrote_is_named(model, easy, finished, tmp_path, name):
     held = json.loads((finished.workdir / "config.json").read_text())
     del held[name]

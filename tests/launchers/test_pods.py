@@ -1,6 +1,7 @@
 """Evaluations by several real processes: what they record, and what happens when one is lost."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from tests.launchers import pods
+from tests.launchers.command import ROOT
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux ends children with a parent"
@@ -155,6 +157,61 @@ def test_bad_input_is_one_sentence_for_each_and_nobody_hangs(
     for _, err in run.outputs():
         assert err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert run.left_at_the_end == []
+
+
+@slow
+@pytest.mark.parametrize("mesh", [{}, TOGETHER], ids=["shares", "together"])
+def test_processes_that_were_started_in_different_ways_refuse_by_name(evaluations, tmp_path, mesh):
+    odd = {"alpha": 2.0, "limit": 3}
+    run = evaluations.together(tmp_path / "new", 2, runs=pods.FEW, odd=odd, **mesh)
+    assert run.codes() == [2, 2], run.said()
+    sentence = (
+        "error: the processes of this run do not agree: process 1 has config.alpha 2.0 "
+        f"(process 0: 4.0), config.limit 3 (process 0: {pods.LIMIT})"
+    )
+    for _, err in run.outputs():
+        assert err.startswith(sentence) and err.count("\n") == 1
+    assert not (tmp_path / "new").exists() and run.left_at_the_end == []
+
+
+@pods_only
+def test_processes_that_find_another_model_at_the_same_path_refuse_by_name(evaluations, tmp_path):
+    # As on hosts with disks of their own: each process finds its model in its own directory.
+    commands, port = [], pods.free_port()
+    for index in range(2):
+        (tmp_path / str(index)).mkdir()
+        model = shutil.copytree(evaluations.model, tmp_path / str(index) / "model")
+        if index:
+            (model / "generation_config.json").write_text('{"eos_token_id": 8}')
+        flags = f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={index}"
+        workdir = tmp_path / "new"
+        command = evaluations.command(workdir, *flags, runs=pods.FEW, model="model")
+        program = (
+            f"import os, runpy, sys; os.chdir({str(tmp_path / str(index))!r}); "
+            f"sys.path.insert(0, {str(ROOT)!r}); "
+            "runpy.run_module('launch.evaluate', run_name='__main__')"
+        )
+        commands.append([command[0], "-c", program, *command[3:]])
+    run = pods.Running(commands)
+    assert run.codes() == [2, 2], run.said()
+    for _, err in run.outputs():
+        assert "process 1 has model.files.generation_config.json" in err
+    assert not (tmp_path / "new/config.json").exists()
+
+
+@slow
+def test_of_two_starts_on_a_fresh_workdir_one_is_refused(evaluations, alone, tmp_path):
+    workdir = tmp_path / "new"
+    commands = [evaluations.command(workdir, runs=pods.FEW, alpha=alpha) for alpha in (4.0, 2.0)]
+    run = pods.Running(commands)
+    codes, outputs = run.codes(), run.outputs()
+    assert sorted(codes) == [0, 2], run.said()
+    loser = codes.index(2)
+    # Whether the other one was at work or had just ended.
+    assert "another job is writing to" in outputs[loser][1] or "alpha is" in outputs[loser][1]
+    assert len(pods.read(workdir)) == pods.LIMIT * len(pods.FEW)
+    if loser:
+        pods.assert_same(workdir, alone, pods.FEW)
 
 
 @pods_only

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from jax_power_smc.evaluation import records
+from jax_power_smc.evaluation.conditions import conditions_of
 from jax_power_smc.launchers.report import report
 from jax_power_smc.report import plots
 from tests.launchers.command import assert_refused, call, outcomes
@@ -19,6 +21,8 @@ BAD = {
     "damaged records": "line 1 of damaged/records.jsonl is no record",
     "damaged config": "odd/config.json is not what a job wrote",
     "other records": "the records in other are not as this version of the package writes them",
+    "mixed records": "than its job has (plain, seed 0, 'algebra/1': model); records of two kinds",
+    "earlier version": "earlier was written by an earlier version of this package, whose records",
     "close problem": "problem is 'algebra/7'; finished ones are 'algebra/2', 'algebra/1' and 2",
     "unknown problem": "problem is '?'; finished ones are 'algebra/1', 'algebra/2', 'number/3' and",
     "output is a file": "output is job/config.json, a file; it must be a directory.",
@@ -31,6 +35,8 @@ FLAGS = {
     "damaged records": ["--workdir=damaged"],
     "damaged config": ["--workdir=odd"],
     "other records": ["--workdir=other"],
+    "earlier version": ["--workdir=earlier"],
+    "mixed records": ["--workdir=mixed"],
     "close problem": ["--workdir=job", "--problem=x", "--problem=algebra/7"],
     "unknown problem": ["--workdir=job", "--problem=?"],
     "output is a file": ["--workdir=job", "--output=job/config.json"],
@@ -40,8 +46,8 @@ FLAGS = {
 
 def write(directory, with_summary=True):
     config = workdirs.default_config(2)
-    records = workdirs.every_item(np.random.default_rng(0), config, PROBLEMS)
-    return workdirs.write(directory, config, records, PROBLEMS if with_summary else None)
+    listed = workdirs.every_item(np.random.default_rng(0), config, PROBLEMS)
+    return workdirs.write(directory, config, listed, PROBLEMS if with_summary else None)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +55,17 @@ def cli(tmp_path_factory):
     """name -> outcome of every command line that is wrong."""
     root = tmp_path_factory.mktemp("cli")
     write(root / "job")
-    for name in ("empty", "damaged", "odd", "other"):
+    for name in ("empty", "damaged", "odd", "earlier"):
         workdirs.write(root / name, workdirs.default_config(2), [])
     (root / "damaged/records.jsonl").write_text('{"run": "smc"}\n')
-    (root / "other/records.jsonl").write_text('{"run": "smc", "seed": 0, "id": "a"}\n')
+    (root / "earlier/records.jsonl").write_text('{"run": "smc", "seed": 0, "id": "a"}\n')
+    for name, mend in {
+        "other": lambda record: {k: v for k, v in record.items() if k != "info"},
+        "mixed": lambda record: record | {"digest": record["digest"] | {"model": "0" * 12}},
+    }.items():
+        path = write(root / name) / "records.jsonl"
+        first, *rest = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([json.dumps(mend(json.loads(first))) + "\n", *rest]))
     (root / "odd/config.json").write_text("[]")
     done = outcomes("report", FLAGS, root)
     assert not (root / "job/report").exists()
@@ -106,6 +119,10 @@ def test_a_config_of_another_version_is_reported_without_a_table(tmp_path, capsy
     held = json.loads((workdir / "config.json").read_text())
     held["config"]["samplers"]["smc"]["unknown"] = 1
     (workdir / "config.json").write_text(json.dumps(held))
+    made, path = conditions_of(held), workdir / "records.jsonl"
+    listed = [json.loads(line) for line in path.read_text().splitlines()]
+    listed = [each | {"digest": made.digests(records.item_of(each))} for each in listed]
+    path.write_text("".join(json.dumps(each) + "\n" for each in listed))
     content = report(str(workdir), ["x"]).read_text()
     assert "cannot be read by this version" in content
     assert "Power-SMC" not in capsys.readouterr().out

@@ -5,6 +5,7 @@ import warnings
 
 from etils import epath
 
+from jax_power_smc.evaluation.conditions import conditions_of
 from jax_power_smc.report import data, plots
 from tests.report.plotted import HOSTILE, ancestral, particle, row, smc, summary, swor
 
@@ -13,7 +14,16 @@ SAMPLERS = {"t1": ancestral(), "smc": smc(2), "swor": swor(2)}
 
 def write(directory, labels, with_summary=True):
     """Three runs of two problems; the answers are not to be trusted."""
-    about = {"hash": "x", "config": {"samplers": SAMPLERS}, "labels": labels, "device": "cpu"}
+    names = ("$a", "\ud800b")
+    about = {
+        "hash": "x",
+        "config": {"samplers": SAMPLERS, "seeds": [0]},
+        "conditions": {},
+        "problems": dict.fromkeys(names, "x"),
+        "renderings": dict.fromkeys(names, "x"),
+        "labels": labels,
+        "device": "cpu",
+    }
     (directory / "config.json").write_text(json.dumps(about))
     judged = {
         "log_prob": -1.0,
@@ -25,7 +35,7 @@ def write(directory, labels, with_summary=True):
     }
     lines = []
     for run in SAMPLERS:
-        for place, name in enumerate(("$a", "\ud800b")):
+        for place, name in enumerate(names):
             size = 1 if run == "t1" else 2
             made = [particle(i, 3 + i, 1 / size, parsed=HOSTILE[i], **judged) for i in range(size)]
             steps = 2 + size
@@ -42,6 +52,7 @@ def write(directory, labels, with_summary=True):
                     "run": run,
                     "seed": 0,
                     "id": name,
+                    "digest": conditions_of(about).digests((run, 0, name)),
                     "failure": None,
                     "choice": 0,
                     "log_evidence": None if run == "t1" else -3.0 - place,

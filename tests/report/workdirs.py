@@ -6,8 +6,10 @@ import math
 import numpy as np
 from etils import epath
 
-from jax_power_smc.evaluation import settings, store
+from jax_power_smc.evaluation import claim, settings, store
+from jax_power_smc.evaluation.conditions import conditions_of, digest
 from jax_power_smc.evaluation.readings import read
+from jax_power_smc.evaluation.records import item_of
 from jax_power_smc.evaluation.summary import Run, summarize
 
 DEVICE = "a device"
@@ -67,7 +69,7 @@ def record(rng, run, seed, name, length=6, particles=None, **changes):
     steps = max(len(each["tokens"]) for each in particles)
     moves = [[2, 1, 0], [4, 0, 1]] if run.has_weights and count > 1 and steps > 4 else []
     made = {
-        "config": "",
+        "rendered": f"What is {name}?",
         "run": run.name,
         "seed": seed,
         "id": name,
@@ -119,17 +121,25 @@ def write(directory, config, records, problems=None):
     """
     workdir = epath.Path(directory)
     runs = runs_of(config)
+    names = list(dict.fromkeys([*(problems or ()), *(each["id"] for each in records)]))
     about = {
+        "config": config.to_dict(),
+        "conditions": {"algorithm": 1, "model": {"files": {}}},
         "chat": False,
+        "decided": "base prompts, no BOS, eos ids 0",
+        "date": "2026-11-30",
+        "commit": None,
         "labels": {run.name: run.label for run in runs},
         "device": DEVICE,
         "versions": {"jax_power_smc": "0.1.0", "jax": "0.10.2"},
+        "problems": {name: digest(name) for name in names},
+        "renderings": {name: digest([name]) for name in names},
     }
-    held = config.to_dict() | {"problems": "0123456789ab"}
-    digest = store.claim(workdir, held, about)
+    made = conditions_of(claim.claim(workdir, about))
     with open(workdir / "records.jsonl", "w") as file:
         for each in records:
-            file.write(json.dumps(each | {"config": digest}, allow_nan=False) + "\n")
+            own = {"digest": made.digests(item_of(each))}
+            file.write(json.dumps(own | each, allow_nan=False) + "\n")
     if problems is not None:
         store.write_json(workdir / "summary.json", summary_of(config, records, problems))
     return workdir

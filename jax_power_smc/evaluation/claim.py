@@ -1,0 +1,164 @@
+"""Whose a workdir is: config.json, which says what its records were made with.
+
+It is written by the first start, under a lock, before any work. A later start under other
+conditions is refused; one with another scope goes on, and the file then has the new scope.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from jax_power_smc.evaluation import conditions, store
+from jax_power_smc.evaluation.conditions import digest
+
+CONFIG = "config.json"
+_LOCK = ".lock"
+_CLAIMS = "claims"
+# What the first start decides for all later ones; the rest is as the latest start has it.
+_FIRST = ("date", "started", "device", "versions", "commit")
+# Where conditions have the digests of the model's files.
+_FILES = "model.files."
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+    """Inside, no other job may work in this workdir; it is made if it does not exist.
+
+    A remote one cannot be locked, see ``claim``.
+
+    Raises:
+      ValueError: if another job is at work there.
+      OSError: if it cannot be written.
+    """
+    if store.is_remote(workdir):
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / _LOCK, "ab") as file:
+        store.lock(file, workdir)
+        yield
+
+
+def claim(workdir: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the workdir that of a job, unless it is already, and returns what config.json holds.
+
+    Call it within ``locked``. In a remote workdir, of several jobs that start at the same time
+    with different conditions at most one is let through.
+
+    Args:
+      workdir: local or remote.
+      wanted: what config.json is to hold, see ``launchers.evaluate``; "start" goes to the list
+        of "starts".
+
+    Raises:
+      ValueError: if the workdir is that of other conditions; with the fields that differ.
+      OSError: if it cannot be written.
+    """
+    made: dict[str, Any] = conditions.as_json(dict(wanted))
+    started = [made.pop("start")] if "start" in made else []
+    own = hash_of(made)
+    held = read_config(workdir)
+    if held is None:
+        _refuse_strays(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if store.is_remote(workdir):
+            _claim_remote(workdir, own)
+    else:
+        check_same(workdir, wanted, held)
+        made |= {name: held[name] for name in _FIRST if name in held}
+        for name in ("problems", "renderings"):
+            # Those of this start first: ``conditions.scope_of`` counts them.
+            made[name] |= {x: v for x, v in held[name].items() if x not in made[name]}
+        started = [*held["starts"], *started]
+    # The hash and the config first, where people look.
+    made = {"hash": own, "config": made["config"]} | made | {"hash": own, "starts": started}
+    if made != held:
+        store.write_json(workdir / CONFIG, made)
+    return made
+
+
+def check_same(workdir: epath.Path, wanted: Mapping[str, Any], held: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the workdir is of the conditions that a start has.
+
+    Args:
+      workdir: for the sentence.
+      wanted: of the start: "config", and "conditions" and "commit" if the model is known already.
+      held: what config.json holds.
+    """
+    place = os.fspath(workdir)
+    conditions.check_version(held, place)
+    changed = conditions.config_differences(conditions.as_json(wanted["config"]), held["config"])
+    if not changed and "conditions" in wanted:
+        own = conditions.as_json(wanted["conditions"])
+        changed = conditions.differences(own, held["conditions"])
+    files = [name.removeprefix(_FILES) for name, *_ in changed if name.startswith(_FILES)]
+    if files:
+        commits = [str(each.get("commit")) for each in (held, wanted)]
+        moved = f" (commit {commits[0]} then, {commits[1]} now)" if len(set(commits)) > 1 else ""
+        raise ValueError(
+            f"{place} holds the records of another model{moved}: its {' and '.join(files)} "
+            "changed since the first start; restore them, or choose another workdir."
+        )
+    if changed:
+        named = "; ".join(f"{name} is {own}, there it is {other}" for name, own, other in changed)
+        raise ValueError(
+            f"{place} holds the records of another config: {named}; go on with that config, or "
+            "choose another workdir."
+        )
+    if held["hash"] != hash_of(held):
+        raise ValueError(
+            f"{os.fspath(workdir / CONFIG)} is damaged: its hash is {held['hash']}, and that of "
+            f"what it holds {hash_of(held)}."
+        )
+
+
+def hash_of(held: Mapping[str, Any]) -> str:
+    """The hash of a config and of the conditions that are not in it."""
+    return digest([conditions.as_json(held["config"]), held["conditions"]])
+
+
+def read_config(workdir: epath.Path) -> dict[str, Any] | None:
+    """What ``claim`` wrote, or None if nobody has claimed the workdir.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        return None
+    try:
+        held = json.loads(path.read_text())
+        held["config"].keys(), held["hash"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)} is not what a job wrote ({error}).") from error
+    return held
+
+
+def _refuse_strays(workdir: epath.Path) -> None:
+    stray = [os.fspath(path) for path in store.files(workdir)]
+    if stray:
+        raise ValueError(
+            f"{os.fspath(workdir)} holds {stray[0]} and no {CONFIG} that says what it is; choose "
+            "another workdir."
+        )
+
+
+def _claim_remote(workdir: epath.Path, own: str) -> None:
+    """Writes down first who comes, and then looks who else is there: never do both go on.
+
+    Of two that come at the same moment both may be refused.
+    """
+    claims = workdir / _CLAIMS
+    claims.mkdir(parents=True, exist_ok=True)
+    (claims / own).write_text(own)
+    others = sorted(path.name for path in claims.iterdir() if path.name != own)
+    if others:
+        (claims / own).unlink()
+        raise ValueError(
+            f"a job of another config ({others[0]}) has just started in {os.fspath(workdir)}; "
+            "choose another workdir."
+        )
