@@ -111,7 +111,7 @@ class SampleResult:
 
     def on_device(self) -> "SampleResult":
         """The same with JAX arrays."""
-        arrays: dict[str, Any] = {name: jnp.asarray(getattr(self, name)) for name in _ARRAYS}
+        arrays: dict[str, Any] = _put({name: getattr(self, name) for name in _ARRAYS})
         return dataclasses.replace(self, **arrays)
 
     # --- one answer per prompt ---
@@ -275,6 +275,12 @@ def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleRes
     return SampleResult(**arrays, target=results[0].target, info=info)
 
 
+def _put(arrays: Mapping[str, Array]) -> dict[str, jax.Array]:
+    """As JAX arrays. Where there is no evidence the NaN is meant, whatever JAX_DEBUG_NANS says."""
+    with jax.debug_nans(False):
+        return {name: jnp.asarray(x) for name, x in arrays.items()}
+
+
 def _is_listing(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, str | bytes)
 
@@ -306,7 +312,7 @@ def _from_entries(entries: Mapping[str, Any]) -> SampleResult:
             raise _MisfitError(f"its {name} is {x.dtype}{list(x.shape)}, which does not fit")
     seconds = {phase: float(meta["seconds"][phase]) for phase in PHASES}
     return SampleResult(
-        **{name: jnp.asarray(arrays[name]) for name in _ARRAYS},
+        **_put({name: arrays[name] for name in _ARRAYS}),
         target=_target_from_json(meta["target"]),
         info=SampleInfo(**{n: arrays[f"info_{n}"] for n in _INFO_ARRAYS}, seconds=seconds),
     )

@@ -80,7 +80,7 @@ def generate(options: Options) -> dict[str, Any]:
         max_new_tokens=options.max_new_tokens,
     )
     index = int(result.choice[0])
-    evidence = float(result.log_evidence[0])
+    evidence = float(np.asarray(result.log_evidence)[0])
     return {
         "text": result.texts(lm.tokenizer)[0][index],
         "finished": bool(result.finished[0, index]),
