@@ -64,7 +64,7 @@ def sample(params, sampler, target, seed=0):
     )
 
 
-@pytest.mark.parametrize(("sampler", "target"), itertools.product(SAMPLERS, TARGETS), ids=str)
+@pytest.mark.parametrize(("sampler", "target"), list(itertools.product(SAMPLERS, TARGETS)))
 def test_every_sampler_runs(sampler, target, params, tmp_path):
     result = sample(params, SAMPLERS[sampler], TARGETS[target])
     has_none = sampler in ("mh", "ancestral")
