@@ -194,7 +194,7 @@ def hide_none(outcome: Outcome) -> Outcome:
     )
 
 
-def show_none(log_evidence: np.ndarray) -> np.ndarray:
+def show_none(log_evidence: jax.Array | np.ndarray) -> np.ndarray:
     """[P], what came from the device through ``hide_none``; on the host."""
     hidden = np.asarray(log_evidence)
     return np.where(np.isposinf(hidden), np.asarray(np.nan, hidden.dtype), hidden)

@@ -353,7 +353,9 @@ def test_dropped_mass_is_a_share_of_all_mass(few):
     few = [saying_nothing(run) for run in few]
     one = with_dropped(with_evidence(few[0], np.log([3.0] * 3) - 20), [0.25, 0.0, 0.25])
     two = with_dropped(with_evidence(few[1], [-20.0, -20.0, -INF]), [0.5, 0.5, 0.0])
-    np.testing.assert_allclose(pool([one, two], KEY).info.dropped_mass, [2 / 6, 1 / 5, 1 / 4])
+    np.testing.assert_allclose(
+        pool([one, two], KEY).info.dropped_mass, [2 / 6, 1 / 5, 1 / 4], rtol=1e-6
+    )
     gain = evidence_interval([one, two]).high
     gain -= evidence_interval([with_dropped(run, np.zeros(3)) for run in (one, two)]).high
     np.testing.assert_allclose(gain, np.log([6 / 4, 5 / 4, 4 / 3]), rtol=1e-5)
@@ -603,7 +605,7 @@ def test_the_ends_stay_where_log_z_is_known_to_lie(few):
         weigh = [
             g for y, g in zip(listed().sequences, listed().log_gamma, strict=True) if y in seen
         ]
-        assert 1 < len(seen) == len(weigh)
+        assert 0 < len(seen) == len(weigh)
         bound = np.logaddexp.reduce(weigh)
         assert below.low[prompt] == below.high[prompt] == pytest.approx(bound, abs=1e-5)
 
