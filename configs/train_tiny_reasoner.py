@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Optimisation. The parameters are float32; compute_dtype is what the forward pass sees.
     config.steps = 6_000
     config.learning_rate = 2.5e-3
-    config.warmup_steps = 200
+    config.warmup_steps = config.get_ref("steps") // 30  # follows steps, unless it is given
     config.final_share = 0.02
     config.weight_decay = 0.1
     config.b2 = 0.98

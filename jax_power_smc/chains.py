@@ -293,7 +293,9 @@ def finish_batch(prompts: Prompt, state: State) -> tuple[State, Outcome]:
     """Weights and choices of P prompts, and the state, which has no cache any more."""
 
     def one(key: jax.Array, chains: Chains) -> Outcome:
-        return mh.finish(chains, randomness.final_uniforms(key, chains.log_s.dtype))
+        return decode.hide_none(
+            mh.finish(chains, randomness.final_uniforms(key, chains.log_s.dtype))
+        )
 
     return state, jax.vmap(one)(prompts.key, state.chains)
 
@@ -464,7 +466,7 @@ def _collect(
         **sequences,
         log_probs=np.sum(chains.log_p, axis=2),
         log_weights=log_weights,
-        log_evidence=np.asarray(outcome.log_evidence),
+        log_evidence=decode.show_none(outcome.log_evidence),
         choice=np.asarray(outcome.choice),
         target=target,
         info=info,

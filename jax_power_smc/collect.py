@@ -68,7 +68,7 @@ def collect(
         **sequences,
         log_probs=returned(particles.log_prob, 0.0),
         log_weights=log_weights,
-        log_evidence=np.asarray(outcome.log_evidence),
+        log_evidence=decode.show_none(outcome.log_evidence),
         choice=np.asarray(outcome.choice),
         target=target,
         info=info,

@@ -10,11 +10,11 @@ does not matter.
 
 import dataclasses
 import math
-import numbers
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from jax_power_smc import scalars
 from jax_power_smc.models.config import TransformerConfig
 from jax_power_smc.models.tensors import tensor_table
 
@@ -35,8 +35,8 @@ def smc_tokens(num_tokens: int, num_particles: int) -> float:
     Raises:
       ValueError: if one of them is not an integer of at least 1.
     """
-    _check_integers(1, num_tokens=num_tokens, num_particles=num_particles)
-    return float(num_particles * num_tokens)
+    num_tokens = scalars.integer("num_tokens", num_tokens, at_least=1)
+    return float(_particles(num_particles) * num_tokens)
 
 
 def mh_tokens(num_tokens: int, num_blocks: int, moves_per_block: int, edit: Edit) -> float:
@@ -58,8 +58,8 @@ def mh_tokens(num_tokens: int, num_blocks: int, moves_per_block: int, edit: Edit
     Raises:
       ValueError: for a value outside its range, or if B does not divide T.
     """
-    _check_moves(num_blocks, moves_per_block, edit)
-    _check_horizon(num_tokens, num_blocks)
+    num_blocks, moves_per_block = _chain(num_blocks, moves_per_block, edit)
+    num_tokens = _horizon(num_tokens, num_blocks)
     per_token = _mh_tokens_per_token(num_blocks, moves_per_block, edit)
     return num_tokens * per_token + moves_per_block * num_blocks / 2
 
@@ -78,8 +78,8 @@ def equal_cost_moves(num_particles: int, num_blocks: int, edit: Edit) -> int:
     Raises:
       ValueError: for a value outside its range.
     """
-    _check_integers(1, num_particles=num_particles)
-    _check_moves(num_blocks, 1, edit)
+    num_particles = _particles(num_particles)
+    num_blocks, _ = _chain(num_blocks, 1, edit)
     return round((num_particles - 1) / (_mh_tokens_per_token(num_blocks, 1, edit) - 1))
 
 
@@ -107,12 +107,11 @@ def work_ratio(
     Raises:
       ValueError: for a value outside its range, or if B does not divide T.
     """
-    _check_integers(1, num_particles=num_particles)
-    _check_moves(num_blocks, moves_per_block, edit)
+    num_particles = _particles(num_particles)
+    num_blocks, moves_per_block = _chain(num_blocks, moves_per_block, edit)
     chain = _mh_tokens_per_token(num_blocks, moves_per_block, edit)
     if num_tokens is not None:
-        _check_horizon(num_tokens, num_blocks)
-        chain += moves_per_block * num_blocks / (2 * num_tokens)
+        chain += moves_per_block * num_blocks / (2 * _horizon(num_tokens, num_blocks))
     return num_particles / chain
 
 
@@ -137,7 +136,7 @@ def wall_clock_ratio(
     Raises:
       ValueError: as ``work_ratio``, or if the gain is not a positive number.
     """
-    _check_positive(gain=gain)
+    gain = _positive("gain", gain)
     return gain / work_ratio(num_particles, num_blocks, moves_per_block, edit, num_tokens)
 
 
@@ -153,8 +152,8 @@ def smc_seconds(token_seconds: float, num_tokens: int, num_particles: int, gain:
     Raises:
       ValueError: for a value outside its range.
     """
-    _check_positive(token_seconds=token_seconds, gain=gain)
-    return token_seconds * smc_tokens(num_tokens, num_particles) / gain
+    seconds, gain = _positive("token_seconds", token_seconds), _positive("gain", gain)
+    return seconds * smc_tokens(num_tokens, num_particles) / gain
 
 
 # --- the roofline: what s(N) to expect ---
@@ -179,9 +178,8 @@ class Device:
     flops_per_s: float
 
     def __post_init__(self) -> None:
-        _check_positive(
-            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s, flops_per_s=self.flops_per_s
-        )
+        for name in ("bandwidth_bytes_per_s", "flops_per_s"):
+            object.__setattr__(self, name, _positive(name, getattr(self, name)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +200,9 @@ class ModelCost:
     kv_bytes_per_token: float
 
     def __post_init__(self) -> None:
-        _check_positive(**dataclasses.asdict(self))
+        for field in dataclasses.fields(self):
+            value = _positive(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
 
     @classmethod
     def from_config(cls, config: TransformerConfig, dtype: Any) -> "ModelCost":
@@ -247,9 +247,8 @@ def step_seconds(
     Raises:
       ValueError: for a value outside its range.
     """
-    _check_integers(1, num_particles=num_particles)
-    _check_not_negative(context=context, shared_context=shared_context)
-    tokens = shared_context + num_particles * context
+    num_particles = _particles(num_particles)
+    tokens = _tokens("shared_context", shared_context) + num_particles * _tokens("context", context)
     moved = model.weight_bytes + tokens * model.kv_bytes_per_token
     operations = 2 * model.parameters * num_particles
     return max(moved / device.bandwidth_bytes_per_s, operations / device.flops_per_s)
@@ -270,11 +269,12 @@ def batched_gain(
     Raises:
       ValueError: for a value outside its range.
     """
+    num_particles = _particles(num_particles)
     batched = step_seconds(num_particles, model, device, context, shared_context)
     return num_particles * step_seconds(1, model, device, context, shared_context) / batched
 
 
-# --- what is refused ---
+# --- what is refused; the rest as Python's own numbers ---
 
 
 def _mh_tokens_per_token(num_blocks: int, moves_per_block: int, edit: Edit) -> float:
@@ -283,36 +283,32 @@ def _mh_tokens_per_token(num_blocks: int, moves_per_block: int, edit: Edit) -> f
     return 1 + half_moves * ((num_blocks + 1) / 2 if edit == "global" else 1)
 
 
-def _check_moves(num_blocks: int, moves_per_block: int, edit: str) -> None:
-    _check_integers(1, num_blocks=num_blocks)
-    _check_integers(0, moves_per_block=moves_per_block)
+def _particles(num_particles: int) -> int:
+    return scalars.integer("num_particles", num_particles, at_least=1)
+
+
+def _chain(num_blocks: int, moves_per_block: int, edit: str) -> tuple[int, int]:
     if edit not in EDITS:
         raise ValueError(f"edit is {edit!r}; allowed are {', '.join(EDITS)}.")
+    return (
+        scalars.integer("num_blocks", num_blocks, at_least=1),
+        scalars.integer("moves_per_block", moves_per_block, at_least=0),
+    )
 
 
-def _check_horizon(num_tokens: int, num_blocks: int) -> None:
-    _check_integers(1, num_tokens=num_tokens)
+def _horizon(num_tokens: int, num_blocks: int) -> int:
+    num_tokens = scalars.integer("num_tokens", num_tokens, at_least=1)
     if num_tokens % num_blocks:
         raise ValueError(
             f"num_tokens is {num_tokens} and num_blocks {num_blocks}; "
             "the first must be a multiple of the second."
         )
+    return num_tokens
 
 
-def _check_integers(least: int, **values: int) -> None:
-    for name, value in values.items():
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or value < least:
-            raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}.")
+def _positive(name: str, value: float) -> float:
+    return scalars.number(name, value, "a positive number", above=0)
 
 
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} is {value!r}; it must be a positive number.")
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} is {value!r}; it must be a number of at least 0.")
+def _tokens(name: str, value: float) -> float:
+    return scalars.number(name, value, "a number of at least 0", at_least=0)

@@ -175,9 +175,29 @@ def decode_step(
 
 
 def finish(rule: Rule, request: Request, carry: Carry, uniforms: jax.Array) -> Outcome:
-    """Final weights of one prompt, and the particle drawn with ``uniforms`` [2]."""
+    """Final weights of one prompt, and the particle drawn with ``uniforms`` [2].
+
+    The evidence travels as ``hide_none`` says.
+    """
     request = _with_dtype(request, carry.particles.log_weight.dtype)
-    return rule.finish(request.numbers, request.target, carry.particles, uniforms)
+    return hide_none(rule.finish(request.numbers, request.target, carry.particles, uniforms))
+
+
+def hide_none(outcome: Outcome) -> Outcome:
+    """The outcome with +inf, which is no evidence, for the NaN of a sampler that has none.
+
+    JAX_DEBUG_NANS takes a NaN that leaves a program for a fault. ``show_none`` puts it back.
+    """
+    evidence = outcome.log_evidence
+    return outcome._replace(
+        log_evidence=jnp.where(jnp.isnan(evidence), jnp.full_like(evidence, jnp.inf), evidence)
+    )
+
+
+def show_none(log_evidence: jax.Array | np.ndarray) -> np.ndarray:
+    """[P], what came from the device through ``hide_none``; on the host."""
+    hidden = np.asarray(log_evidence)
+    return np.where(np.isposinf(hidden), np.asarray(np.nan, hidden.dtype), hidden)
 
 
 def weight_dtype(logits: jax.Array) -> jnp.dtype:

@@ -14,7 +14,7 @@ particles, T tokens. All sums are taken on the host in float64.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,16 +23,17 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import special
 
-from jax_power_smc import engine, randomness
+from jax_power_smc import engine, randomness, runs_as_arrays, scalars
 from jax_power_smc.admission import check_key, check_prompt_ids
 from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.result import PHASES, SampleInfo, SampleResult
-from jax_power_smc.samplers import checks
 
 # Folded into a key, so that the same key may serve for the runs and for what is made of them.
 _POOL = 0x706F6F6C
 _PIMH = 0x70696D68
+# A run's index is folded into a key as 32 bits.
+LARGEST_RUN = 2**31 - 1
 
 
 def independent_runs(
@@ -63,8 +64,8 @@ def independent_runs(
     Raises:
       ValueError: naming the argument, its value and what is allowed.
     """
-    checks.integer("num_runs", num_runs, at_least=1)
-    checks.integer("first_run", first_run, at_least=0)
+    num_runs = scalars.integer("num_runs", num_runs, at_least=1, at_most=LARGEST_RUN)
+    first_run = scalars.integer("first_run", first_run, at_least=0, at_most=LARGEST_RUN)
     check_key(key)
     return [
         engine.sample(model, params, prompts, key=jax.random.fold_in(key, run), **options)
@@ -73,7 +74,7 @@ def independent_runs(
 
 
 def pool(
-    results: Sequence[SampleResult], key: jax.Array, *, prompt_ids: Sequence[int] | None = None
+    results: Iterable[SampleResult], key: jax.Array, *, prompt_ids: Sequence[int] | None = None
 ) -> SampleResult:
     """The particles of independent runs as one properly weighted population.
 
@@ -103,7 +104,8 @@ def pool(
       ValueError: if there is no run, if one has no evidence, or if targets, caps or numbers of
         prompts differ.
     """
-    evidence = _log_evidence(results)
+    results = runs_as_arrays.listed(results)
+    evidence = runs_as_arrays.log_evidence(results)
     total = np.logaddexp.reduce(evidence, axis=0)
     # [R, P], the runs' shares of the evidence; all zero where every run failed.
     log_share = evidence - np.where(total > -np.inf, total, 0.0)
@@ -140,7 +142,7 @@ class EvidenceInterval(NamedTuple):
       mean: [P], mean of log Z_hat over runs; below log Z on average.
       sd: [P], standard deviation of log Z_hat over runs; inf where a run failed.
       log_evidence: [P], log of the mean of Z_hat, the better estimate of log Z.
-      low, high: [P], the interval for log Z.
+      low, high: [P], the interval for log Z; ``log_evidence`` itself may lie outside.
       level: its nominal coverage.
       num_runs: R.
     """
@@ -154,7 +156,7 @@ class EvidenceInterval(NamedTuple):
     num_runs: int
 
 
-def evidence_interval(results: Sequence[SampleResult], *, level: float = 0.95) -> EvidenceInterval:
+def evidence_interval(results: Iterable[SampleResult], *, level: float = 0.95) -> EvidenceInterval:
     """log Z from R runs, with an interval and the scatter of log Z_hat.
 
     With t the quantile of Student's distribution with R - 1 degrees of freedom, the interval is
@@ -164,6 +166,13 @@ def evidence_interval(results: Sequence[SampleResult], *, level: float = 0.95) -
     is low on average, and the standard error of a mean cannot exceed the mean however far off it
     is: the delta method alone would claim to know log Z to a few nats whatever happened. What an
     early stop may have left out is added to the upper end.
+
+    Both ends are then moved to where log Z is known to lie: at most 0, since ``p^alpha <= p`` for
+    alpha of at least 1; and, up to rounding, at least the log of what the distinct sequences weigh
+    that some run returned, ``log sum_y p(y)^alpha``, whose probabilities are known.
+
+    Only these two bounds are sure. The level is that of many runs and of a Z_hat that is not too
+    skewed, and nothing promises it for the few runs at hand.
 
     Read ``sd`` first. Where log Z_hat is about normal over runs, as it is for long sequences
     (around log Z - sd^2/2; Bérard, Del Moral and Doucet 2014), the interval keeps its level below
@@ -179,13 +188,12 @@ def evidence_interval(results: Sequence[SampleResult], *, level: float = 0.95) -
     Raises:
       ValueError: as ``pool``; for fewer than two runs; for a level outside its range.
     """
-    evidence = _log_evidence(results, at_least=2)
-    checks.number("level", level, above=0)
-    if level >= 1:
-        raise ValueError(f"level is {level!r}; it must lie in (0, 1).")
+    results = runs_as_arrays.listed(results, at_least=2)
+    evidence = runs_as_arrays.log_evidence(results)
+    level = scalars.number("level", level, "a number in (0, 1)", above=0, below=1)
     num = len(results)
     quantile = special.stdtrit(num - 1, (1 + level) / 2)
-    mean, sd = evidence.mean(axis=0), _deviation(evidence)
+    mean, sd = evidence.mean(axis=0), runs_as_arrays.deviation(evidence)
 
     total = np.logaddexp.reduce(evidence, axis=0)
     log_mean = total - math.log(num)
@@ -197,13 +205,15 @@ def evidence_interval(results: Sequence[SampleResult], *, level: float = 0.95) -
     s = np.where(known, sd, 0.0)
     lognormal = mean + s**2 / 2 + quantile * np.sqrt(s**2 / num + s**4 / (2 * (num - 1)))
     high = np.where(known, np.maximum(log_mean + half, lognormal), log_mean + half)
+    high = high - np.log1p(-runs_as_arrays.dropped_share(results, shares))
+    least = np.minimum(runs_as_arrays.log_mass_seen(results), 0.0)
     return EvidenceInterval(
         mean=mean,
         sd=sd,
         log_evidence=log_mean,
-        low=log_mean - half,
-        high=high - np.log1p(-_dropped(results, shares)),
-        level=float(level),
+        low=np.clip(log_mean - half, least, 0.0),
+        high=np.clip(high, least, 0.0),
+        level=level,
         num_runs=num,
     )
 
@@ -224,7 +234,7 @@ class IndependenceChain(NamedTuple):
 
 
 def pimh(
-    results: Sequence[SampleResult], key: jax.Array, *, prompt_ids: Sequence[int] | None = None
+    results: Iterable[SampleResult], key: jax.Array, *, prompt_ids: Sequence[int] | None = None
 ) -> IndependenceChain:
     """Particle independent Metropolis-Hastings over runs (Andrieu, Doucet and Holenstein 2010).
 
@@ -241,7 +251,8 @@ def pimh(
       ValueError: as ``pool``; for fewer than two runs; if an early stop dropped mass, which would
         change the distribution that the chain keeps.
     """
-    evidence = _log_evidence(results, at_least=2)
+    results = runs_as_arrays.listed(results, at_least=2)
+    evidence = runs_as_arrays.log_evidence(results)
     for index, result in enumerate(results):
         if np.any(np.asarray(result.info.dropped_mass) > 0):
             raise ValueError(
@@ -284,7 +295,7 @@ class KLFigure(NamedTuple):
     kind: Literal["bound", "estimate"]
 
 
-def kl_figure(log_z: ArrayLike, results: Sequence[SampleResult], *, exact: bool) -> KLFigure:
+def kl_figure(log_z: ArrayLike, results: Iterable[SampleResult], *, exact: bool) -> KLFigure:
     """How far one run's draw is from the target: ``KL(q_out || pi_alpha) <= log Z - E[log Z_hat]``.
 
     q_out is the distribution of ``draw()`` over runs. With the exact log Z this is a bound, up to
@@ -300,7 +311,8 @@ def kl_figure(log_z: ArrayLike, results: Sequence[SampleResult], *, exact: bool)
     Raises:
       ValueError: as ``pool``; for a ``log_z`` that is not finite or of another shape.
     """
-    evidence = _log_evidence(results)
+    results = runs_as_arrays.listed(results)
+    evidence = runs_as_arrays.log_evidence(results)
     num, count = evidence.shape
     log_z = np.asarray(log_z, np.float64)
     if log_z.shape not in ((), (count,)):
@@ -310,42 +322,11 @@ def kl_figure(log_z: ArrayLike, results: Sequence[SampleResult], *, exact: bool)
     if not np.isfinite(log_z).all():
         raise ValueError(f"log_z is {log_z}; it must be finite.")
     missing = np.full((count,), np.nan)
-    error = _deviation(evidence) / math.sqrt(num) if num > 1 else missing
+    error = runs_as_arrays.deviation(evidence) / math.sqrt(num) if num > 1 else missing
     return KLFigure(log_z - evidence.mean(axis=0), error, "bound" if exact else "estimate")
 
 
-# --- Runs as arrays ---------------------------------------------------------------------------
-
-
-def _log_evidence(results: Sequence[SampleResult], at_least: int = 1) -> np.ndarray:
-    """log Z_hat [R, P] in float64, of runs that were checked to belong together."""
-    if isinstance(results, SampleResult):
-        raise ValueError("results is a single result; it must be a list of runs.")
-    if len(results) < at_least:
-        runs = "at least one run is" if at_least == 1 else f"at least {at_least} runs are"
-        raise ValueError(f"results has {len(results)} runs; {runs} needed.")
-    count, _, cap = results[0].tokens.shape
-    for index, result in enumerate(results):
-        if result.target != results[0].target:
-            raise ValueError(
-                f"run {index} has the target {result.target} and run 0 {results[0].target}; "
-                "only runs of one target belong together."
-            )
-        if result.tokens.shape[0] != count:
-            raise ValueError(
-                f"run {index} has {result.tokens.shape[0]} prompts and run 0 {count}; "
-                "all runs must be of the same prompts."
-            )
-        if result.tokens.shape[2] != cap:
-            raise ValueError(
-                f"run {index} has max_new_tokens {result.tokens.shape[2]} and run 0 {cap}; "
-                "the cap is part of the target and must be the same."
-            )
-        if np.isnan(np.asarray(result.log_evidence)).any():
-            raise ValueError(
-                f"run {index} has no evidence (NaN); only WithoutReplacement and PowerSMC have one."
-            )
-    return np.stack([np.asarray(result.log_evidence, np.float64) for result in results])
+# --- What was observed of all runs ------------------------------------------------------------
 
 
 def _pooled_info(
@@ -383,25 +364,10 @@ def _pooled_info(
             rows,
         )._asdict(),
         bad_logits=np.any([info.bad_logits for info in infos], axis=0),
-        dropped_mass=_dropped(results, shares).astype(dropped_dtype),
+        dropped_mass=runs_as_arrays.dropped_share(results, shares).astype(dropped_dtype),
         model_tokens=total("model_tokens"),
         seconds={phase: sum(info.seconds[phase] for info in infos) for phase in PHASES},
     )
-
-
-def _dropped(results: Sequence[SampleResult], shares: np.ndarray) -> np.ndarray:
-    """[P], share of the runs' mass that early stops left out; shares [R, P] of what they kept."""
-    dropped = np.stack([np.asarray(r.info.dropped_mass, np.float64) for r in results])
-    # Of the mass 1 of a run, 1 - dropped is its Z_hat.
-    lost = np.sum(shares * dropped / (1 - dropped), axis=0)
-    return lost / (1 + lost)
-
-
-def _deviation(evidence: np.ndarray) -> np.ndarray:
-    """[P], standard deviation over runs [R, P]; inf where a run failed."""
-    failed = np.isneginf(evidence)
-    spread = np.std(np.where(failed, 0.0, evidence), axis=0, ddof=1)
-    return np.where(failed.any(axis=0), np.inf, spread)
 
 
 # --- Randomness -------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Everything exactly, by enumeration: for models small enough to list every sequence."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_power_smc import scalars
+from jax_power_smc.admission import check_prompt, check_target
 from jax_power_smc.decode import (
     StopArrays,
     ending_tokens,
@@ -62,11 +65,14 @@ def enumerate(
       tokenizer: needed if the target has a stop rule, see ``engine.sample``.
 
     Raises:
-      ValueError: if V^T is too large to list.
+      ValueError: if V^T is too large to list; as ``engine.sample``.
     """
-    target.check(model.vocab_size, max_new_tokens)
+    check_target(target)
+    max_new_tokens = scalars.integer("max_new_tokens", max_new_tokens, at_least=1)
     vocab = model.vocab_size
-    if vocab**max_new_tokens > _LARGEST:
+    target.check(vocab, max_new_tokens)
+    check_prompt(0, prompt, model, max_new_tokens)
+    if max_new_tokens * math.log(vocab) > math.log(_LARGEST):
         raise ValueError(
             f"V^T is {vocab}^{max_new_tokens}; enumeration is for at most {_LARGEST} sequences."
         )
@@ -91,11 +97,65 @@ def enumerate(
 
 
 def score(
-    model: LanguageModel, params: Any, prompt: Sequence[int], tokens: np.ndarray
+    model: LanguageModel,
+    params: Any,
+    prompt: Sequence[int],
+    tokens: Sequence[Sequence[int]] | np.ndarray | jax.Array,
+    lengths: Sequence[int] | np.ndarray | jax.Array | None = None,
 ) -> np.ndarray:
-    """Teacher-forced log p of each token: tokens [N, T] -> [N, T], through the decode path."""
-    target = PowerTarget(1.0).arrays(model.vocab_size, tokens.shape[1])
-    return _teacher_forced(model, params, prompt, tokens, target, None)[0]
+    """Teacher-forced log p of each token, through the decode path.
+
+    A row's sum is the log p of its sequence: what lies behind the end counts nothing.
+
+    Args:
+      model, params: as in ``enumerate``.
+      prompt: token ids.
+      tokens: N sequences of ids: lists that may differ in length, such as one prompt's
+        ``SampleResult.sequences()``, or an array [N, T].
+      lengths: [N], the tokens of each row that count, such as one prompt's
+        ``SampleResult.lengths``. None for all: a padded array says nothing of where its rows end.
+
+    Returns:
+      [N, T], T the longest; 0 behind the length.
+
+    Raises:
+      ValueError: for tokens that are no such lists or outside the vocabulary, or lengths that do
+        not fit them.
+    """
+    rows = _rows(tokens)
+    horizon = max(map(len, rows))
+    check_prompt(0, prompt, model, horizon)
+    ends = np.asarray([len(row) for row in rows] if lengths is None else lengths)
+    if not np.issubdtype(ends.dtype, np.integer) or ends.shape != (len(rows),):
+        raise ValueError(f"lengths is {lengths!r}; it must be {len(rows)} integers, one per row.")
+    padded = np.zeros((len(rows), horizon), np.int32)
+    for row, end, out in zip(rows, ends.tolist(), padded, strict=True):
+        if not 0 <= end <= len(row):
+            raise ValueError(f"lengths has {end} for a row of {len(row)} tokens.")
+        ids = row[:end]
+        outside = ids[(ids < 0) | (ids >= model.vocab_size)]
+        if outside.size:
+            raise ValueError(
+                f"tokens has id {outside[0]}; ids must lie in [0, {model.vocab_size})."
+            )
+        out[:end] = ids
+    target = PowerTarget(1.0).arrays(model.vocab_size, horizon)
+    log_p = _teacher_forced(model, params, prompt, padded, target, None)[0]
+    return np.where(np.arange(horizon) < ends[:, None], log_p, 0)
+
+
+def _rows(tokens: Any) -> list[np.ndarray]:
+    """Sequences of token ids [N][T]."""
+    try:
+        rows = [np.asarray(row) for row in tokens]
+    except (TypeError, ValueError):
+        rows = []
+    # An empty list has no integers in it, and is a sequence all the same.
+    rows = [row.astype(np.int64) if row.size == 0 else row for row in rows]
+    are_ids = all(row.ndim == 1 and np.issubdtype(row.dtype, np.integer) for row in rows)
+    if not are_ids or not any(row.size for row in rows):
+        raise ValueError("tokens must be lists of token ids or an array [N, T], and not be empty.")
+    return rows
 
 
 def _teacher_forced(

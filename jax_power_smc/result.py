@@ -3,19 +3,21 @@
 import dataclasses
 import json
 import os
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc import stop as stop_rules
+from jax_power_smc import scalars
+from jax_power_smc.stop import StopBoxed, StopRegex, StopString
 from jax_power_smc.target import PowerTarget
 
 Array = jax.Array | np.ndarray
 PHASES = ("compile", "prefill", "decode")
+# Of saved results; another number when a file of today could not be read any more.
+FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,13 @@ class SampleResult:
 
     def one(self, index: int) -> "SampleResult":
         """The result of one prompt alone, P = 1, in host memory; the seconds are still those of
-        the whole call."""
+        the whole call.
+
+        Raises:
+          IndexError: unless the index lies in [0, P).
+          ValueError: for an index that is not an integer.
+        """
+        index = scalars.index("index", index, self.tokens.shape[0])
         part: dict[str, Any] = {
             name: np.asarray(getattr(self, name))[index : index + 1] for name in _ARRAYS
         }
@@ -103,7 +111,7 @@ class SampleResult:
 
     def on_device(self) -> "SampleResult":
         """The same with JAX arrays."""
-        arrays: dict[str, Any] = {name: jnp.asarray(getattr(self, name)) for name in _ARRAYS}
+        arrays: dict[str, Any] = _put({name: getattr(self, name) for name in _ARRAYS})
         return dataclasses.replace(self, **arrays)
 
     # --- one answer per prompt ---
@@ -131,18 +139,25 @@ class SampleResult:
           [P] answers; None where no particle has one. Ties go to the answer seen first.
 
         Raises:
-          ValueError: if the shape is not [P][N].
+          ValueError: if the shape is not [P][N], or an answer is not hashable.
         """
         weights = np.exp(np.asarray(self.log_weights, np.float64))
         count, num = weights.shape
-        if len(answers) != count or any(len(row) != num for row in answers):
+        # A string is one answer, not a row of letters.
+        rows = [list(row) for row in answers if _is_listing(row)] if _is_listing(answers) else []
+        if [len(row) for row in rows] != [num] * count:
             raise ValueError(f"answers must have {count} rows of {num}, one per particle.")
         winners = []
-        for row, weight in zip(answers, weights, strict=True):
+        for row, weight in zip(rows, weights, strict=True):
             total: dict[Any, float] = {}
             for answer, w in zip(row, weight, strict=True):
                 if answer is not None and w > 0:
-                    total[answer] = total.get(answer, 0.0) + float(w)
+                    try:
+                        total[answer] = total.get(answer, 0.0) + float(w)
+                    except TypeError:
+                        raise ValueError(
+                            f"answers has {answer!r}; every answer must be hashable."
+                        ) from None
             winners.append(max(total, key=lambda a: total[a]) if total else None)
         return winners
 
@@ -184,61 +199,66 @@ class SampleResult:
         """Writes one .npz file."""
         arrays: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
         info = {f"info_{name}": getattr(self.info, name) for name in _INFO_ARRAYS}
-        meta = {"target": _target_to_json(self.target), "seconds": self.info.seconds}
+        meta = {
+            "format": FORMAT,
+            "target": _target_to_json(self.target),
+            "seconds": self.info.seconds,
+        }
+        text = np.array(json.dumps(meta, allow_nan=False))
         with open(path, "wb") as file:
-            np.savez_compressed(file, **arrays, **info, meta=np.array(json.dumps(meta)))
+            np.savez_compressed(file, **arrays, **info, meta=text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SampleResult":
-        """Reads what ``save`` wrote.
+        """Reads what ``save`` wrote; nothing in a file is unpickled.
 
         Raises:
-          ValueError: for a file that is not a saved result.
+          ValueError: for a file that is not a saved result, is damaged, or has another format.
+          OSError: if the file cannot be read.
         """
         try:
-            file = np.load(path, allow_pickle=False)
-            known = {*_ARRAYS, *(f"info_{name}" for name in _INFO_ARRAYS), "meta"} <= set(file)
-        except (ValueError, zipfile.BadZipFile, EOFError, TypeError):
-            known = False
-        if not known:
-            raise ValueError(f"{path} is not a saved SampleResult of this version.")
-        with file:
-            meta = json.loads(str(file["meta"]))
-            info = SampleInfo(
-                **{name: file[f"info_{name}"] for name in _INFO_ARRAYS}, seconds=meta["seconds"]
-            )
-            arrays = {name: jnp.asarray(file[name]) for name in _ARRAYS}
-        return cls(**arrays, target=_target_from_json(meta["target"]), info=info)
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as entries:
+                return _from_entries(entries)
+        except OSError:
+            raise
+        except Exception as error:  # of damaged bytes: whatever zip, zlib, NumPy and JSON raise
+            why = str(error) if isinstance(error, _MisfitError) else type(error).__name__
+            raise ValueError(
+                f"{os.fspath(path)} is not a saved SampleResult of this version, or it is damaged "
+                f"({why})."
+            ) from error
 
     def _rows(self, index: np.ndarray) -> list[list[int]]:
         return [rows[i] for rows, i in zip(self.sequences(), index.tolist(), strict=True)]
 
 
-_ARRAYS = (
-    "tokens",
-    "lengths",
-    "finished",
-    "log_probs",
-    "log_weights",
-    "log_evidence",
-    "choice",
-)
-_INFO_ARRAYS = (
-    "ess",
-    "resampled",
-    "forks",
-    "parent",
-    "rows",
-    "distinct_roots",
-    "coalescence",
-    "unfinished_mass",
-    "loops",
-    "very_short",
-    "bad_logits",
-    "dropped_mass",
-    "acceptance_rate",
-    "model_tokens",
-)
+# The axes and the kind of every array.
+_ARRAYS = {
+    "tokens": ("PNT", np.integer),
+    "lengths": ("PN", np.integer),
+    "finished": ("PN", np.bool_),
+    "log_probs": ("PN", np.floating),
+    "log_weights": ("PN", np.floating),
+    "log_evidence": ("P", np.floating),
+    "choice": ("P", np.integer),
+}
+_INFO_ARRAYS = {
+    "ess": ("PT", np.floating),
+    "resampled": ("PT", np.bool_),
+    "forks": ("PT", np.integer),
+    "parent": ("PTM", np.integer),
+    "rows": ("PN", np.integer),
+    "distinct_roots": ("P", np.integer),
+    "coalescence": ("P", np.integer),
+    "unfinished_mass": ("P", np.floating),
+    "loops": ("PN", np.bool_),
+    "very_short": ("PN", np.bool_),
+    "bad_logits": ("P", np.bool_),
+    "dropped_mass": ("P", np.floating),
+    "acceptance_rate": ("P", np.floating),
+    "model_tokens": ("P", np.integer),
+}
+_STOP_RULES = {rule.__name__: rule for rule in (StopString, StopRegex, StopBoxed)}
 
 
 def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleResult:
@@ -255,6 +275,49 @@ def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleRes
     return SampleResult(**arrays, target=results[0].target, info=info)
 
 
+def _put(arrays: Mapping[str, Array]) -> dict[str, jax.Array]:
+    """As JAX arrays. Where there is no evidence the NaN is meant, whatever JAX_DEBUG_NANS says."""
+    with jax.debug_nans(False):
+        return {name: jnp.asarray(x) for name, x in arrays.items()}
+
+
+def _is_listing(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+
+
+# --- What a file holds ---
+
+
+class _MisfitError(ValueError):
+    """What is wrong with a file that can be read."""
+
+
+def _from_entries(entries: Mapping[str, Any]) -> SampleResult:
+    """The result of which a file has the entries."""
+    known = _ARRAYS | {f"info_{name}": kind for name, kind in _INFO_ARRAYS.items()}
+    if "meta" not in entries:
+        raise _MisfitError("it has no entry meta")
+    meta = json.loads(str(entries["meta"]))
+    form = meta.get("format", FORMAT)  # the first files did not say
+    if form != FORMAT:
+        raise _MisfitError(f"its format is {form!r} and this version reads {FORMAT}")
+    if absent := [name for name in known if name not in entries]:
+        raise _MisfitError(f"it has no {', '.join(absent)}")
+    arrays = {name: np.asarray(entries[name]) for name in known}
+    sizes: dict[str, int] = {}
+    for name, (axes, kind) in known.items():
+        x = arrays[name]
+        fits = x.ndim == len(axes) and np.issubdtype(x.dtype, kind)
+        if not fits or any(sizes.setdefault(a, n) != n for a, n in zip(axes, x.shape, strict=True)):
+            raise _MisfitError(f"its {name} is {x.dtype}{list(x.shape)}, which does not fit")
+    seconds = {phase: float(meta["seconds"][phase]) for phase in PHASES}
+    return SampleResult(
+        **_put({name: arrays[name] for name in _ARRAYS}),
+        target=_target_from_json(meta["target"]),
+        info=SampleInfo(**{n: arrays[f"info_{n}"] for n in _INFO_ARRAYS}, seconds=seconds),
+    )
+
+
 def _target_to_json(target: PowerTarget) -> dict[str, Any]:
     fields = dataclasses.asdict(target)
     if target.stop is not None:
@@ -265,5 +328,5 @@ def _target_to_json(target: PowerTarget) -> dict[str, Any]:
 def _target_from_json(fields: dict[str, Any]) -> PowerTarget:
     stop = fields.pop("stop", None)
     if stop is not None:
-        stop = getattr(stop_rules, stop.pop("rule"))(**stop)
+        stop = _STOP_RULES[stop.pop("rule")](**stop)
     return PowerTarget(**fields, stop=stop)

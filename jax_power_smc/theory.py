@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jax_power_smc import scalars
+
 # |alpha - 1| below which the Renyi entropy is computed as a perturbation of Shannon's.
 _NEAR_ONE = 0.1
 
@@ -55,7 +57,7 @@ class WeightMoments(NamedTuple):
         return jnp.exp(self.log_relative_variance)
 
 
-def log_power_sum(log_p: jax.Array, alpha: ArrayLike) -> jax.Array:
+def log_power_sum(log_p: ArrayLike, alpha: ArrayLike) -> jax.Array:
     """``log S = log sum_v p(v)^alpha``.
 
     Args:
@@ -65,12 +67,13 @@ def log_power_sum(log_p: jax.Array, alpha: ArrayLike) -> jax.Array:
     Returns:
       [...]; -inf where the support is empty.
     """
+    log_p = _floating(log_p)
     alpha = jnp.asarray(alpha, log_p.dtype)
     possible, finite = _support(log_p)
     return jax.nn.logsumexp(jnp.where(possible, alpha * finite, -jnp.inf), axis=-1)
 
 
-def weight_moments(log_p: jax.Array, alpha: ArrayLike, temperature: ArrayLike) -> WeightMoments:
+def weight_moments(log_p: ArrayLike, alpha: ArrayLike, temperature: ArrayLike) -> WeightMoments:
     """The weight's moments for the proposal ``q ∝ p^(1/temperature)`` on the support.
 
     Theorem 1 of arXiv 2602.10273: the variance vanishes at temperature 1/alpha, here exactly or,
@@ -84,6 +87,7 @@ def weight_moments(log_p: jax.Array, alpha: ArrayLike, temperature: ArrayLike) -
     Returns:
       Moments of shape [...]. An empty support has the constant weight 0.
     """
+    log_p = _floating(log_p)
     alpha = jnp.asarray(alpha, log_p.dtype)
     exponent = 1 / jnp.asarray(temperature, log_p.dtype)
     possible, finite = _support(log_p)
@@ -101,7 +105,7 @@ def weight_moments(log_p: jax.Array, alpha: ArrayLike, temperature: ArrayLike) -
     return WeightMoments(log_power_sum(log_p, alpha), _log_chi_square(log_q, log_ratio))
 
 
-def proposal_moments(log_p: jax.Array, log_q: jax.Array, alpha: ArrayLike) -> WeightMoments:
+def proposal_moments(log_p: ArrayLike, log_q: ArrayLike, alpha: ArrayLike) -> WeightMoments:
     """The weight's moments for any proposal that sees only the prefix.
 
     Args:
@@ -116,12 +120,15 @@ def proposal_moments(log_p: jax.Array, log_q: jax.Array, alpha: ArrayLike) -> We
       however many particles there are, and the variance is +inf, that of the missing token's
       weight as its q goes to 0.
     """
+    log_p = _floating(log_p)
     alpha = jnp.asarray(alpha, log_p.dtype)
     possible, finite = _support(log_p)
-    log_q = jax.nn.log_softmax(log_q, axis=-1)
+    log_q = jax.nn.log_softmax(_floating(log_q), axis=-1)
     proposed = log_q != -jnp.inf
     log_power = jnp.where(possible, alpha * finite, -jnp.inf)
     log_sum = jax.nn.logsumexp(log_power, axis=-1, keepdims=True)
+    # -inf - -inf would be NaN where the support is empty.
+    log_sum = jnp.where(log_sum == -jnp.inf, 0, log_sum)
     log_ratio = log_power - log_sum - jnp.where(proposed, log_q, 0)
     spread = _log_chi_square(log_q, log_ratio)
     spread = jnp.where(jnp.any(possible, axis=-1), spread, -jnp.inf)
@@ -130,7 +137,7 @@ def proposal_moments(log_p: jax.Array, log_q: jax.Array, alpha: ArrayLike) -> We
     return WeightMoments(jax.nn.logsumexp(reached, axis=-1), jnp.where(covered, spread, jnp.inf))
 
 
-def renyi_entropy(log_p: jax.Array, alpha: ArrayLike) -> jax.Array:
+def renyi_entropy(log_p: ArrayLike, alpha: ArrayLike) -> jax.Array:
     """``H_alpha(p) = log(sum_v p(v)^alpha) / (1 - alpha)`` in nats.
 
     With its limits: Shannon's entropy at alpha = 1 (accurate close by, too), the log of the
@@ -143,6 +150,7 @@ def renyi_entropy(log_p: jax.Array, alpha: ArrayLike) -> jax.Array:
     Returns:
       [...], not increasing in alpha.
     """
+    log_p = _floating(log_p)
     alpha = jnp.asarray(alpha, log_p.dtype)
     possible, finite = _support(log_p)
     p = jnp.where(possible, jnp.exp(finite), 0)
@@ -192,7 +200,7 @@ def weight_costs(
     Raises:
       ValueError: if the two are not of one length, a log sum is NaN, or the count is negative.
     """
-    costs = 0.0 - np.asarray(log_sum, np.float64)
+    tokens, costs = list(tokens), 0.0 - np.asarray(log_sum, np.float64)
     if costs.shape != (len(tokens),):
         raise ValueError(
             f"log_sum has shape {costs.shape} and there are {len(tokens)} tokens; "
@@ -200,10 +208,15 @@ def weight_costs(
         )
     if np.isnan(costs).any():
         raise ValueError(f"log_sum is NaN at step {int(np.argmax(np.isnan(costs)))}.")
-    if count is not None and count < 0:
-        raise ValueError(f"count is {count}; it must be at least 0.")
+    if count is not None:
+        count = scalars.integer("count", count, at_least=0)
     order = np.argsort(-costs, kind="stable")[:count].tolist()
     return [StepCost(step, tokens[step], float(costs[step])) for step in order]
+
+
+def _floating(x: ArrayLike) -> jax.Array:
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
 
 
 def _support(log_p: jax.Array) -> tuple[jax.Array, jax.Array]:

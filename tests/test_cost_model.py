@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jax_power_smc as psmc
@@ -349,3 +350,19 @@ def test_equal_cost_moves_refuse_what_cannot_be():
         equal_cost_moves(0, 4, "global")
     with pytest.raises(ValueError, match="edit is 'local'"):
         equal_cost_moves(4, 4, "local")
+
+
+def test_numbers_of_numpy_and_jax_are_pythons():
+    # A product in their own dtype would be 0.
+    many = 2**20
+    for kind in (np.int32, jnp.int32):
+        tokens = smc_tokens(kind(many), kind(many))
+        assert type(tokens) is float and tokens == 2.0**40
+        chain = mh_tokens(kind(many), kind(1), kind(2**15), "global")
+        assert type(chain) is float and chain == mh_tokens(many, 1, 2**15, "global")
+    seconds = step_seconds(np.int32(4), MODEL, DEVICE, jnp.float32(16), np.int64(2))
+    assert type(seconds) is float and seconds == step_seconds(4, MODEL, DEVICE, 16, 2)
+    assert Device("d", jnp.float32(2), np.int32(1)) == Device("d", 2.0, 1.0)
+    for bad in ("1", True, jnp.asarray([1.0]), None, 1j):
+        with pytest.raises(ValueError, match=r"gain is .*; it must be a positive number"):
+            wall_clock_ratio(4, 2, 1, "global", bad)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import PowerTarget, TableLM, exact
+import jax_power_smc as psmc
+from jax_power_smc import PowerTarget, TableLM, WithoutReplacement, exact
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -130,6 +131,86 @@ def test_score_gives_every_token_its_log_p(x64):
     assert scores[2, 2] == -np.inf
 
 
+def test_score_adds_nothing_behind_the_end(x64):
+    # A sequence that ends early is padded with token 0, which the model would score.
+    rows = [[2, 1], [0, 0, 2], [1]]
+    expected = [
+        sum(np.log(next_probabilities(table(), PROMPT, row[:t])[row[t]]) for t in range(len(row)))
+        for row in rows
+    ]
+    scores = exact.score(MODEL, table(), PROMPT, rows)
+    assert scores.shape == (3, 3) and scores[0, 2] == scores[2, 1] == 0
+    np.testing.assert_allclose(scores.sum(axis=1), expected, rtol=1e-10)
+    # Behind the end even what is no token does not count.
+    padded = jnp.asarray([[2, 1, -1], [0, 0, 2], [1, 2, 2]])
+    for lengths in ([2, 3, 1], jnp.asarray([2, 3, 1]), np.array([2, 3, 1], np.uint8)):
+        same = exact.score(MODEL, table(), jnp.asarray(PROMPT), padded, lengths)
+        np.testing.assert_array_equal(same, scores)
+
+
+def test_score_of_what_was_sampled_is_its_log_probs(x64):
+    result = psmc.sample(
+        MODEL,
+        table(),
+        [PROMPT],
+        key=jax.random.key(0),
+        target=PowerTarget(2.0, (1,)),
+        sampler=WithoutReplacement(6),
+        max_new_tokens=CAP,
+    )
+    assert len({len(row) for row in result.sequences()[0]}) > 1
+    listed = exact.score(MODEL, table(), PROMPT, result.sequences()[0])
+    padded = exact.score(MODEL, table(), PROMPT, result.tokens[0], result.lengths[0])
+    np.testing.assert_allclose(listed.sum(axis=1), result.log_probs[0], rtol=1e-10)
+    np.testing.assert_array_equal(padded[:, : listed.shape[1]], listed)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "message"),
+    [
+        ([], None, "tokens must be lists of token ids"),
+        ([[]], None, "tokens must be lists of token ids"),
+        (5, None, "tokens must be lists of token ids"),
+        ([0, 1], None, "tokens must be lists of token ids"),
+        ([[0.5]], None, "tokens must be lists of token ids"),
+        ([[True]], None, "tokens must be lists of token ids"),
+        (["ab"], None, "tokens must be lists of token ids"),
+        ([[0, 3]], None, "tokens has id 3; ids must lie in"),
+        ([[0, -1]], None, "tokens has id -1; ids must lie in"),
+        ([[0, 1]], [3], "lengths has 3 for a row of 2 tokens"),
+        ([[0, 1]], [-1], "lengths has -1 for a row of 2 tokens"),
+        ([[0, 1]], [1, 1], "lengths is .* it must be 1 integers"),
+        ([[0, 1]], [1.0], "lengths is .* it must be 1 integers"),
+    ],
+)
+def test_score_refuses(x64, tokens, lengths, message):
+    with pytest.raises(ValueError, match=message):
+        exact.score(MODEL, table(), PROMPT, tokens, lengths)
+
+
+@pytest.mark.parametrize("function", ["score", "enumerate"])
+@pytest.mark.parametrize("prompt", [[], [3], "ab", 0, [[0, 1]]])
+def test_a_prompt_that_is_none_is_refused(x64, function, prompt):
+    with pytest.raises(ValueError, match="prompt 0"):
+        if function == "score":
+            exact.score(MODEL, table(), prompt, [[0]])
+        else:
+            exact.enumerate(MODEL, table(), prompt, PowerTarget(2.0), CAP)
+
+
+@pytest.mark.parametrize("cap", [np.int64(CAP), jnp.int32(CAP)], ids=["numpy", "jax"])
+def test_a_cap_may_be_a_number_of_numpy_or_jax(x64, cap):
+    listed = exact.enumerate(MODEL, table(), PROMPT, PowerTarget(2.0, (1,)), cap)
+    plain = exact.enumerate(MODEL, table(), PROMPT, PowerTarget(2.0, (1,)), CAP)
+    assert listed.sequences == plain.sequences
+
+
+@pytest.mark.parametrize("cap", [0, -1, 2.0, True, "3", None])
+def test_a_cap_that_is_none_is_refused(x64, cap):
+    with pytest.raises(ValueError, match=r"max_new_tokens is .*; it must be an integer"):
+        exact.enumerate(MODEL, table(), PROMPT, PowerTarget(2.0), cap)
+
+
 def test_target_without_any_sequence_has_evidence_zero(x64):
     # The only token of the top-1 set is an end token, which is too early.
     params = table()
@@ -140,8 +221,9 @@ def test_target_without_any_sequence_has_evidence_zero(x64):
 
 
 def test_too_many_sequences_are_refused(x64):
-    with pytest.raises(ValueError, match=r"V\^T is 3\^40; .*at most"):
-        exact.enumerate(MODEL, table(), PROMPT, PowerTarget(2.0), 40)
+    for cap in (40, 10**9):
+        with pytest.raises(ValueError, match=rf"V\^T is 3\^{cap}; .*at most"):
+            exact.enumerate(MODEL, table(), PROMPT, PowerTarget(2.0), cap)
 
 
 def test_a_target_that_does_not_fit_is_refused(x64):

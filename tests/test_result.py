@@ -1,6 +1,9 @@
 """What is read off a result, and its file."""
 
 import dataclasses
+import json
+import pathlib
+import pickle
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 
 from jax_power_smc import PowerTarget, SampleInfo, SampleResult
 from jax_power_smc.diagnostics import diagnose
-from jax_power_smc.result import PHASES, concatenate
+from jax_power_smc.result import FORMAT, PHASES, concatenate
 
 INF = -np.inf
 WEIGHTS = [[0.5, 0.3, 0.2], [0.0, 0.6, 0.4]]
@@ -109,6 +112,18 @@ def test_vote_refuses_another_shape(answers):
         make().vote(answers)
 
 
+@pytest.mark.parametrize("answers", [["abc", "def"], 5, "ab", [[1, 2, 3], 5]], ids=repr)
+def test_vote_takes_no_text_for_a_row(answers):
+    with pytest.raises(ValueError, match="answers must have 2 rows of 3"):
+        make().vote(answers)
+
+
+def test_vote_takes_generators_and_refuses_what_cannot_be_counted():
+    assert make().vote(iter([("x", "y", "y"), ["x", None, None]])) == ["x", None]
+    with pytest.raises(ValueError, match=r"answers has \['y'\]; every answer must be hashable"):
+        make().vote([["x", "y", "y"], ["x", ["y"], "y"]])
+
+
 def test_texts_go_through_the_tokenizer_without_special_tokens():
     class Tokenizer:
         def decode(self, ids, skip_special_tokens):
@@ -139,6 +154,90 @@ def test_a_file_that_is_not_a_result_is_refused(tmp_path, content):
     np.savez(tmp_path / "two.npz", tokens=np.zeros(3))
     with pytest.raises(ValueError, match=r"two\.npz is not a saved SampleResult"):
         SampleResult.load(tmp_path / "two.npz")
+
+
+def entries(tmp_path):
+    """What a saved file holds, by name."""
+    make().save(tmp_path / "whole.npz")
+    with np.load(tmp_path / "whole.npz") as file:
+        return dict(file)
+
+
+def meta(found, **changes):
+    return {"meta": np.array(json.dumps(json.loads(str(found["meta"])) | changes))}
+
+
+# From the entries of a file: what is changed, and what the error says.
+MISFITS = {
+    "later": (lambda f: meta(f, format=2), "its format is 2 and this version reads 1"),
+    "no format number": (lambda f: meta(f, format="new"), "its format is 'new'"),
+    "no entry": (lambda f: {"choice": None, "info_rows": None}, "it has no choice, info_rows"),
+    "dtype": (lambda f: {"lengths": f["lengths"] * 1.0}, "its lengths is float64.2, 3., which"),
+    "rank": (lambda f: {"choice": f["choice"][:, None]}, "its choice is int32.2, 1., which"),
+    "shape": (lambda f: {"log_probs": f["log_probs"][:, :2]}, "its log_probs is float32.2, 2., "),
+    "prompts": (lambda f: {"choice": f["choice"][:1]}, "its choice is int32.1., which does not"),
+    "object": (lambda f: {"choice": np.array([{}, 1], object)}, "ValueError"),
+    "text": (lambda f: {"meta": np.array("[")}, "JSONDecodeError"),
+    "list": (lambda f: {"meta": np.array("[]")}, "AttributeError"),
+    "target": (lambda f: meta(f, target={"alpha": 2.0, "beta": 1.0}), "TypeError"),
+    "alpha": (lambda f: meta(f, target={"alpha": 0.5}), "ValueError"),
+    "no rule": (lambda f: meta(f, target={"alpha": 2.0, "stop": {"rule": "re"}}), "KeyError"),
+    "seconds": (lambda f: meta(f, seconds={}), "KeyError"),
+}
+
+
+@pytest.mark.parametrize("name", list(MISFITS))
+def test_a_file_of_another_version_is_one_sentence(tmp_path, name):
+    found = entries(tmp_path)
+    change, message = MISFITS[name]
+    changed = {k: v for k, v in (found | change(found)).items() if v is not None}
+    np.savez(tmp_path / "other.npz", **changed)
+    with pytest.raises(ValueError, match=rf"other\.npz is not a saved .*\({message}") as caught:
+        SampleResult.load(tmp_path / "other.npz")
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(").")
+
+
+def test_a_damaged_file_is_one_sentence(tmp_path):
+    make().save(tmp_path / "whole.npz")
+    whole = (tmp_path / "whole.npz").read_bytes()
+    path = tmp_path / "damaged.npz"
+    flipped = [
+        whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in range(0, len(whole), 97)
+    ]
+    for damaged in [whole[: len(whole) * part // 8] for part in range(8)] + flipped:
+        path.write_bytes(damaged)
+        try:
+            SampleResult.load(path)  # not every byte is one that is read
+        except ValueError as error:
+            assert f"{path} is not a saved SampleResult" in str(error)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (pathlib.Path.touch, (tmp_path / "sprung",))
+
+    np.savez(tmp_path / "object.npz", **entries(tmp_path) | {"choice": np.array([Trap()])})
+    np.save(tmp_path / "array.npz", np.array([Trap()]), allow_pickle=True)
+    (tmp_path / "array.npz.npy").rename(tmp_path / "array.npz")
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(Trap()))
+    for name in ("object", "array", "pickle"):
+        with pytest.raises(ValueError, match=rf"{name}\.npz is not a saved SampleResult"):
+            SampleResult.load(tmp_path / f"{name}.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_first_files_did_not_say_their_format(tmp_path):
+    found = entries(tmp_path)
+    said = json.loads(str(found["meta"]))
+    assert said.pop("format") == FORMAT
+    np.savez(tmp_path / "first.npz", **found | {"meta": np.array(json.dumps(said))})
+    same(make(), SampleResult.load(tmp_path / "first.npz"))
+
+
+def test_no_file_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        SampleResult.load(tmp_path / "none.npz")
 
 
 @pytest.mark.parametrize("suffix", ["npz", "result"])
@@ -182,6 +281,23 @@ def test_one_prompt_alone():
             np.testing.assert_array_equal(getattr(one, name), whole[place : place + 1])
         np.testing.assert_array_equal(one.info.rows, both.info.rows[place : place + 1])
         assert one.target == both.target and one.info.seconds == both.info.seconds
+
+
+@pytest.mark.parametrize("index", [np.int64(1), np.uint8(1), jnp.int32(1), np.array(1)], ids=repr)
+def test_an_index_may_be_of_numpy_or_jax(index):
+    assert make().one(index).draw() == [make().draw()[1]]
+
+
+@pytest.mark.parametrize("index", [2, 5, -1, np.int32(-2)])
+def test_there_is_no_result_of_a_prompt_that_is_not_there(index):
+    with pytest.raises(IndexError, match=rf"^index is {index}; it must lie in \[0, 2\)\.$"):
+        make().one(index)
+
+
+@pytest.mark.parametrize("index", [True, np.True_, 1.0, "1", None, slice(1), [1]], ids=repr)
+def test_an_index_is_an_integer(index):
+    with pytest.raises(ValueError, match=r"^index is .*; it must be an integer"):
+        make().one(index)
 
 
 def test_concatenate_joins_and_reorders():

@@ -390,6 +390,23 @@ def test_a_step_with_an_empty_support_costs_everything():
     assert weight_costs([-1.0, -np.inf], [0, 1])[0] == (1, 1, np.inf)
 
 
+def test_lists_and_scalars_of_numpy_and_jax_are_taken():
+    log_p = np.log([0.5, 0.25, 0.25]).astype(np.float32)
+    for alpha in (2, np.float64(2.0), jnp.int32(2)):
+        for same in (log_p, log_p.tolist()):
+            assert float(log_power_sum(same, alpha)) == pytest.approx(math.log(0.375), rel=1e-6)
+            assert float(renyi_entropy(same, alpha)) == pytest.approx(-math.log(0.375), rel=1e-6)
+            assert float(weight_moments(same, alpha, 1 / 2).variance) == pytest.approx(0, abs=1e-9)
+            assert proposal_moments(same, [0, 0, 0], alpha).variance > 0
+    assert len(weight_costs(jnp.asarray(log_p), jnp.arange(3), np.int64(2))) == 2
+
+
+def test_an_empty_support_makes_no_nan_on_the_way():
+    with jax.debug_nans(True):
+        moments = proposal_moments([-np.inf, -np.inf], [0.0, 0.0], 2.0)
+    assert moments.log_mean == moments.log_relative_variance == -np.inf
+
+
 def test_costs_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"shape \(2,\) and there are 3 tokens"):
         weight_costs([-1.0, -2.0], [1, 2, 3])
@@ -397,5 +414,5 @@ def test_costs_that_do_not_fit_are_refused():
         weight_costs([[-1.0, -2.0]], [1])
     with pytest.raises(ValueError, match=r"^log_sum is NaN at step 1\.$"):
         weight_costs([-1.0, np.nan], [1, 2])
-    with pytest.raises(ValueError, match=r"^count is -1; it must be at least 0\.$"):
+    with pytest.raises(ValueError, match=r"^count is -1; it must be an integer of at least 0\.$"):
         weight_costs([-1.0], [1], count=-1)

@@ -3,10 +3,13 @@
 Letters: B rows, S prompt length, V vocabulary, L = ``max_positions``.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -28,8 +31,9 @@ def from_nnx(
     """A Flax NNX module as a model, and its parameters.
 
     Args:
-      module: maps tokens [B, S] int32 to logits [B, S, V]. It is not changed, and what it changes
-        in itself when called, its cache apart, is forgotten after the call.
+      module: maps tokens [B, S] int32 to logits [B, S, V], in evaluation mode (``module.eval()``).
+        It is not changed, and what it changes in itself when called, its cache apart, is forgotten
+        after the call.
       vocab_size: V.
       max_positions: L; needed with a cache.
       init_cache: (module, batch B, capacity L), puts the empty cache into the module: variables of
@@ -38,8 +42,18 @@ def from_nnx(
       call: (module, tokens) -> logits; None for ``module(tokens)``.
 
     Raises:
-      ValueError: see ``PlainLM`` and ``CachedLM``.
+      ValueError: see ``PlainLM`` and ``CachedLM``; for a module in training mode.
     """
+    _check_call(module, call)
+    for path, part in nnx.iter_modules(module):
+        for name, training in (("deterministic", False), ("use_running_average", False)):
+            drops = getattr(part, "rate", getattr(part, "dropout_rate", 1)) != 0
+            if getattr(part, name, None) is training and drops:
+                place = ".".join(map(str, path)) or "the module"
+                raise ValueError(
+                    f"the module is in training mode: {place} has {name}={training}; call "
+                    "module.eval() first."
+                )
     graph, params = nnx.split(module)
     if init_cache is None:
         return PlainLM(_NnxPlain(graph, call), vocab_size, max_positions), params
@@ -67,7 +81,7 @@ def from_linen(
     """A Flax Linen module as a model, and its parameters.
 
     Args:
-      module: maps tokens [B, S] int32 to logits [B, S, V].
+      module: maps tokens [B, S] int32 to logits [B, S, V], in evaluation mode.
       variables: its collections. If "cache" is among them the module is used with a cache, and
         ``module.init`` with tokens [B, L] must make an empty one; the one given is left out.
       vocab_size: V.
@@ -76,8 +90,10 @@ def from_linen(
       call: (module, tokens) -> logits; None for ``module(tokens)``.
 
     Raises:
-      ValueError: see ``PlainLM`` and ``CachedLM``.
+      ValueError: see ``PlainLM`` and ``CachedLM``; for a module in training mode, when sampling
+        begins.
     """
+    _check_call(module, call)
     params = {name: part for name, part in variables.items() if name != "cache"}
     if "cache" not in variables:
         return PlainLM(_LinenPlain(module, call), vocab_size, max_positions), params
@@ -104,7 +120,8 @@ class _NnxPlain:
 
     def __call__(self, params: Any, tokens: jax.Array) -> Any:
         module = nnx.merge(self.graph, params)
-        return module(tokens) if self.call is None else self.call(module, tokens)
+        with _evaluating():
+            return module(tokens) if self.call is None else self.call(module, tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +137,8 @@ class _NnxCached:
         module = nnx.merge(self.graph, params)
         self.init_cache(module, tokens.shape[0], self.capacity)
         nnx.update(module, cache)
-        logits = module(tokens) if self.call is None else self.call(module, tokens)
+        with _evaluating():
+            logits = module(tokens) if self.call is None else self.call(module, tokens)
         return logits, nnx.state(module, nnx.Cache)
 
 
@@ -145,7 +163,8 @@ class _LinenPlain:
     call: Callable[..., Any] | None
 
     def __call__(self, params: Any, tokens: jax.Array) -> Any:
-        return self.module.apply(params, tokens, method=self.call)
+        with _evaluating():
+            return self.module.apply(params, tokens, method=self.call)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +176,10 @@ class _LinenCached:
 
     def __call__(self, params: Any, tokens: jax.Array, cache: Any) -> Any:
         variables = {**params, "cache": cache}
-        logits, changed = self.module.apply(variables, tokens, method=self.call, mutable=["cache"])
+        with _evaluating():
+            logits, changed = self.module.apply(
+                variables, tokens, method=self.call, mutable=["cache"]
+            )
         return logits, changed["cache"]
 
 
@@ -171,4 +193,30 @@ class _LinenEmpty:
     def __call__(self, params: Any, batch: int, capacity: int) -> Any:
         # The parameters that this makes are not used, and compiled programs leave them out.
         tokens = jnp.zeros((batch, capacity), jnp.int32)
-        return self.module.init(jax.random.key(0), tokens, method=self.call)["cache"]
+        with _evaluating():
+            return self.module.init(jax.random.key(0), tokens, method=self.call)["cache"]
+
+
+def _check_call(module: Any, call: Callable[..., Any] | None) -> None:
+    """Raises ValueError unless it can be called with tokens alone."""
+    try:
+        inspect.signature(module if call is None else call).bind(*[None] * (1 + (call is not None)))
+    except TypeError as error:
+        needs = "the module" if call is None else "call"
+        given = "tokens" if call is None else "the module and tokens"
+        raise ValueError(
+            f"{needs} cannot be called with {given} alone ({error}); let call=(module, tokens) say "
+            "how, with dropout off."
+        ) from error
+
+
+@contextlib.contextmanager
+def _evaluating() -> Iterator[None]:
+    """Turns what Flax says of a module that draws or changes something into one sentence."""
+    try:
+        yield
+    except flax.errors.FlaxError as error:
+        raise ValueError(
+            f"the module cannot be applied ({type(error).__name__}); use it in evaluation mode, "
+            "with deterministic=True for dropout and use_running_average=True for batch norms."
+        ) from error

@@ -1,14 +1,14 @@
 """One measured figure as one JSON line."""
 
 import datetime
-import json
-import math
 import os
 import platform
 from collections.abc import Callable
 from typing import Any, TextIO
 
 import jax
+
+from jax_power_smc.files import json_line
 
 # Writes one figure: (metric, value, unit, settings).
 Write = Callable[..., None]
@@ -23,10 +23,9 @@ def writer(file: TextIO) -> Write:
     device, date = device_name(), datetime.date.today().isoformat()
 
     def write(metric: str, value: float, unit: str, **settings: Any) -> None:
-        number = float(value) if math.isfinite(value) else None
         about = {"device": device, "date": date, **settings}
-        line = {"metric": metric, "value": number, "unit": unit, **about}
-        file.write(json.dumps(line) + "\n")
+        line = {"metric": metric, "value": float(value), "unit": unit, **about}
+        file.write(json_line(line))
         file.flush()
 
     return write

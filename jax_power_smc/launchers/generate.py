@@ -4,7 +4,6 @@ python -m launch.generate --model=tiny-reasoner --prompt="..." --sampler=smc
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from absl import app, flags
 
 from jax_power_smc import engine
+from jax_power_smc.files import json_line
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import load
 from jax_power_smc.samplers import (
@@ -80,7 +80,7 @@ def generate(options: Options) -> dict[str, Any]:
         max_new_tokens=options.max_new_tokens,
     )
     index = int(result.choice[0])
-    evidence = float(result.log_evidence[0])
+    evidence = float(np.asarray(result.log_evidence)[0])
     return {
         "text": result.texts(lm.tokenizer)[0][index],
         "finished": bool(result.finished[0, index]),
@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
     given: dict[str, Any] = {name: values[name].value for name in names}
     answer = generate(Options(**given))
     if values.json:
-        print(json.dumps(answer))
+        print(json_line(answer), end="")
         return
     print(answer["text"])
     print()

@@ -20,7 +20,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.progress import Progress
 
-from jax_power_smc.files import keep_older
+from jax_power_smc.files import json_line, keep_older
 from jax_power_smc.grading import string_rule
 from jax_power_smc.grading.golds import read_gold
 from jax_power_smc.grading.open import open_grader
@@ -194,7 +194,7 @@ def _write(file: IO[str], lines: Sequence[Line], grader: Grader) -> list[Verdict
         while len(verdicts) in waiting:
             line = lines[len(verdicts)]
             verdicts.append(waiting.pop(len(verdicts)))
-            file.write(json.dumps(_graded(line.fields, verdicts[-1])) + "\n")
+            file.write(json_line(_graded(line.fields, verdicts[-1])))
     return verdicts
 
 

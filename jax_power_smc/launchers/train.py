@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -24,6 +25,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from tokenizers import Tokenizer
 
+from jax_power_smc.files import json_line, write_json
 from jax_power_smc.launchers.common import StopRequest, launch, stop_on_signals
 from jax_power_smc.launchers.progress import Progress
 from jax_power_smc.models.checkpoint import save_pretrained
@@ -99,7 +101,8 @@ class Workspace:
                 before = _flatten(json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, AttributeError) as error:
                 raise ValueError(f"{path} is not a config in JSON ({error}).") from error
-            now = _flatten(json.loads(json.dumps(config)))  # tuples are lists in the file
+            # Tuples are lists in the file.
+            now = _flatten(json.loads(json.dumps(config, allow_nan=False)))
             changes = [
                 f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
                 for name in sorted(before.keys() | now.keys())
@@ -110,7 +113,7 @@ class Workspace:
                     f"{self.root} holds a run with another config: {'; '.join(changes)}. "
                     "Use another workdir, or the old values to continue."
                 )
-        _write_json(path, config)
+        write_json(path, config)
 
     def tokenizer(self, config: ConfigDict) -> Tokenizer:
         """The tokenizer of the run, trained the first time."""
@@ -152,7 +155,7 @@ class Workspace:
     def log(self, totals: Totals) -> None:
         """Appends a line of metrics."""
         with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(totals)) + "\n")
+            file.write(json_line(dataclasses.asdict(totals)))
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -181,7 +184,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Totals:
 
     Raises:
       ValueError: if the config has a value that cannot be, or differs from that of the run that
-        the workdir holds.
+        the workdir holds; at the first step whose loss is not finite, which nothing is kept of.
       OSError: if the workdir cannot be written.
     """
     data, optimizer_config, model = _check(config)  # before anything is written
@@ -232,7 +235,8 @@ class _Run:
                 batch = next(stream)
                 state, loss = self._step(state, batch)
                 if losses:
-                    losses[-1].block_until_ready()  # at most two steps are in flight
+                    # Waits for it: at most two steps are in flight.
+                    _check_finite("training loss", losses[-1], totals.step)
                 losses.append(loss)
                 totals.step += 1
                 totals.tokens += int((batch.inputs != END_ID).sum())
@@ -243,9 +247,16 @@ class _Run:
                 done = totals.step == config.steps or stopping
                 save = done or totals.step % config.checkpoint_every == 0
                 validate = done or totals.step % config.valid_every == 0
+                log = validate or save or totals.step % config.log_every == 0
+                if log:
+                    _check_finite("training loss", loss, totals.step)
+                if validate or save:
+                    # What a finite loss makes of the parameters need not be finite.
+                    _check_finite("sum of the parameters", _sum(state.params), totals.step)
                 if validate:
                     totals.valid_loss = self._evaluate(state.params, self._valid)
-                if validate or save or totals.step % config.log_every == 0:
+                    _check_finite("held-out loss", totals.valid_loss, totals.step)
+                if log:
                     totals.loss = sum(map(float, losses)) / len(losses)
                     losses.clear()
                     now = time.monotonic()
@@ -273,7 +284,7 @@ class _Run:
             "versions": {"python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in _PACKAGES},
         }
-        _write_json(directory / "training.json", record)
+        write_json(directory / "training.json", record)
         save_pretrained(directory, self._model, state.params, eos_ids=(END_ID,))
 
 
@@ -314,6 +325,20 @@ def _pick(kind: Any, config: ConfigDict) -> Any:
     return kind(**{field.name: config[field.name] for field in dataclasses.fields(kind)})
 
 
+@jax.jit
+def _sum(params: Any) -> jax.Array:
+    return sum(leaf.sum() for leaf in jax.tree.leaves(params))
+
+
+def _check_finite(what: str, value: jax.Array | float, step: int) -> None:
+    """Raises ValueError unless the number is finite."""
+    if not math.isfinite(number := float(value)):
+        raise ValueError(
+            f"the {what} is {number} at step {step}; lower config.learning_rate and use another "
+            "workdir."
+        )
+
+
 def _by_name(state: training.TrainState) -> dict[str, jax.Array]:
     """The arrays by their path; the plain form does not tie checkpoints to library classes."""
     return {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state)}
@@ -327,12 +352,6 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,6 +1,5 @@
 """Checkpoints in Hugging Face format: safetensors in and out, by the table of ``tensors``."""
 
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from flax import nnx
 from safetensors.flax import save
 
+from jax_power_smc.files import write_json
 from jax_power_smc.models import placement
 from jax_power_smc.models.bar import loading_bar
 from jax_power_smc.models.config import CheckpointError, TransformerConfig
@@ -95,8 +95,8 @@ def save_pretrained(
     ids = {"eos_token_id": list(eos_ids) if len(eos_ids) != 1 else eos_ids[0]}
     if bos_id is not None:
         ids["bos_token_id"] = bos_id
-    _write_json(root / "config.json", config_to_hf(config, dtype=str(some.dtype), **ids))
-    _write_json(root / "generation_config.json", ids)
+    write_json(root / "config.json", config_to_hf(config, dtype=str(some.dtype), **ids))
+    write_json(root / "generation_config.json", ids)
     partial = root / f"{WEIGHTS}.tmp"
     # Written by Python: the library's own writer makes a file that only its owner may read.
     partial.write_bytes(save(tensors, metadata={"format": "pt"}))
@@ -193,7 +193,3 @@ def _ignorable(name: str, config: TransformerConfig) -> bool:
     """Tensors that old exports carry and that hold nothing of the model's own."""
     tied_copy = config.tied_embeddings and name == _HEAD  # see _untied
     return tied_copy or name.endswith("rotary_emb.inv_freq")
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,6 @@ token together with the space before it:
 The 256 bytes are in the vocabulary, so every text can be encoded and is decoded to itself.
 """
 
-import json
 import os
 import pathlib
 import random
@@ -16,6 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from jax_power_smc.files import write_json
 from jax_power_smc.reasoner.problems import sample_problem, write_solution
 
 END = "<|end|>"
@@ -86,9 +86,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> N
         # A question ends with a newline, whether or not its writer thought of it.
         "chat_template": "{{ messages[0]['content'] | trim + '\\n' }}",
     }
-    (root / "tokenizer_config.json").write_text(
-        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
-    )
+    write_json(root / "tokenizer_config.json", settings)
     # Last and by renaming: whoever finds tokenizer.json finds all of it.
     partial = root / f"{TOKENIZER_FILE}.tmp"
     tokenizer.save(str(partial))

@@ -4,6 +4,7 @@ Letters: B batch size, S padded length, V vocabulary.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -54,14 +55,16 @@ class OptimizerConfig:
             )
         if not 0.0 < self.b2 < 1.0:
             raise ValueError(f"b2 is {self.b2}; it must be between 0 and 1.")
-        for name, allowed in (
-            ("learning_rate", self.learning_rate > 0),
-            ("clip_norm", self.clip_norm > 0),
-            ("final_share", self.final_share >= 0),
-            ("weight_decay", self.weight_decay >= 0),
+        for name, at_least_zero in (
+            ("learning_rate", False),
+            ("clip_norm", False),
+            ("final_share", True),
+            ("weight_decay", True),
         ):
-            if not allowed:
-                raise ValueError(f"{name} is {getattr(self, name)}, which is too small.")
+            value = getattr(self, name)
+            if not (math.isfinite(value) and (value > 0 or (at_least_zero and value == 0))):
+                bound = "of at least 0" if at_least_zero else "greater than 0"
+                raise ValueError(f"{name} is {value}; it must be a finite number {bound}.")
 
 
 class TrainState(NamedTuple):

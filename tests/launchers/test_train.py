@@ -111,6 +111,49 @@ def finished(tmp_path_factory):
     return workdir
 
 
+# --- Small and diverging runs ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 100, 6000])
+def test_the_warm_up_follows_the_steps(steps):
+    # As the config's own example says: --config.steps=100.
+    config = runpy.run_path(str(ROOT / CONFIG))["get_config"]()
+    assert config.warmup_steps == 200
+    config.steps = steps
+    assert train._check(config)[1].warmup_steps == steps // 30 == config.to_dict()["warmup_steps"]
+    config.warmup_steps = steps
+    with pytest.raises(ValueError, match=f"warmup_steps is {steps}; .* less than steps"):
+        train._check(config)
+
+
+def test_a_run_of_one_step(tmp_path):
+    config = runpy.run_path(str(ROOT / CONFIG))["get_config"]()
+    small = {k: v for k, v in TINY.items() if k not in ("steps", "warmup_steps")}
+    config.update_from_flattened_dict(small | {"steps": 1})
+    assert train.train(config, tmp_path).step == 1
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_a_run_that_diverges_stops_at_that_step(log_every, tmp_path, capfd):
+    changes = {"learning_rate": 1e38, "warmup_steps": 0, "log_every": log_every}
+    config = tiny_config(**changes, valid_every=1000, checkpoint_every=1000)
+    with pytest.raises(
+        ValueError, match=r"is (nan|inf) at step [1-3]; lower config\.learning_rate"
+    ):
+        train.train(config, tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not (tmp_path / "export").exists()
+    lines = metrics(tmp_path) if log_every == 1 else []
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_a_last_step_that_breaks_the_parameters_is_not_kept(tmp_path):
+    config = tiny_config(steps=1, warmup_steps=0, learning_rate=3e38, weight_decay=3e38)
+    with pytest.raises(ValueError, match=r"sum of the parameters is -?(nan|inf) at step 1"):
+        train.train(config, tmp_path)
+    assert not (tmp_path / "export").exists()
+
+
 # --- Continuing -------------------------------------------------------------------------------
 
 
@@ -294,6 +337,7 @@ def test_a_broken_config_of_the_run_is_named(tmp_path):
         ({"max_tokens": 300}, r"max_tokens is 300, more than config\.model\.max_positions"),
         ({"compute_dtype": "int8"}, r"compute_dtype is 'int8'; allowed are float32, bfloat16"),
         ({"warmup_steps": 14}, r"warmup_steps is 14"),
+        ({"learning_rate": float("inf")}, r"learning_rate is inf; it must be a finite number"),
         ({"batch_size": 0}, r"batch_size is 0"),
         ({"model.num_kv_heads": 3}, r"num_heads is 2; it must be a multiple"),
         ({"model.head_dim": 7}, r"head_dim is 7"),

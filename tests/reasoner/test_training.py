@@ -233,6 +233,8 @@ def test_a_large_gradient_is_clipped(optax_promotion):
         ("warmup_steps", 10),
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("weight_decay", float("nan")),
         ("clip_norm", 0.0),
         ("final_share", -0.1),
         ("weight_decay", -1.0),
