@@ -23,12 +23,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import special
 
-from jax_power_smc import engine, randomness
-from jax_power_smc.admission import check_key, check_prompt_ids
+from jax_power_smc import checks, engine, randomness
 from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.result import PHASES, SampleInfo, SampleResult
-from jax_power_smc.samplers import checks
 
 # Folded into a key, so that the same key may serve for the runs and for what is made of them.
 _POOL = 0x706F6F6C
@@ -63,9 +61,9 @@ def independent_runs(
     Raises:
       ValueError: naming the argument, its value and what is allowed.
     """
-    checks.integer("num_runs", num_runs, at_least=1)
-    checks.integer("first_run", first_run, at_least=0)
-    check_key(key)
+    num_runs = checks.integer("num_runs", num_runs, at_least=1)
+    first_run = checks.integer("first_run", first_run, at_least=0)
+    checks.key(key)
     return [
         engine.sample(model, params, prompts, key=jax.random.fold_in(key, run), **options)
         for run in range(first_run, first_run + num_runs)
@@ -415,8 +413,8 @@ def _uniforms(
     runs: Sequence[int],
 ) -> np.ndarray:
     """[P, R] numbers in [0, 1) in float64, each from (key, purpose, prompt id, run) only."""
-    check_key(key)
-    ids = check_prompt_ids(prompt_ids, num_prompts)
+    checks.key(key)
+    ids = checks.prompt_ids(prompt_ids, num_prompts)
     folded = jax.random.fold_in(key, purpose)
     keys = jnp.stack([randomness.prompt_keys(folded, ids, run) for run in runs], axis=1)
     words = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32)))

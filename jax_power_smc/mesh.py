@@ -15,10 +15,11 @@ How arrays [P, ...] lie:
 Letters: P prompts, V vocabulary, m devices of a "model" group.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -59,12 +60,31 @@ def check_mesh(mesh: Any) -> None:
 
 
 def mesh_of(params: Any) -> Mesh | None:
-    """The mesh on which parameters lie, if it has these axes."""
+    """The mesh on which parameters lie: one with these axes, or a device that is not the default.
+
+    None for parameters on the default device, in host memory, or on a mesh of other axes.
+    """
+    devices: set[Any] = set()
     for leaf in jax.tree.leaves(params):
         placed = getattr(leaf, "sharding", None)
         if isinstance(placed, NamedSharding) and placed.mesh.axis_names == (DATA, MODEL):
             return placed.mesh  # type: ignore[return-value]
-    return None
+        devices |= set() if placed is None else placed.device_set
+    if len(devices) != 1 or devices == default_place().device_set:
+        return None
+    return make_mesh(1, list(devices))
+
+
+def default_place() -> jax.sharding.Sharding:
+    """Where arrays lie of which nothing is said."""
+    return jax.device_put(0).sharding
+
+
+@contextlib.contextmanager
+def no_ambient_mesh() -> Iterator[None]:
+    """Whatever mesh the caller has set (``jax.set_mesh``), programs run where ``Layout`` says."""
+    with jax.set_mesh(Mesh(np.empty((), object), ())):
+        yield
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,10 +143,17 @@ def compile_stop(rule: StopRule, tokenizer: Any, vocab_size: int | None = None) 
       vocab_size: V of the model, where it differs from the tokenizer's; see ``token_bytes``.
 
     Raises:
-      ValueError: for a tokenizer whose tokens have no known bytes.
+      ValueError: without a tokenizer, or for one whose tokens have no known bytes.
     """
+    return token_table(rule.automaton(), spelled(rule, tokenizer, vocab_size))
+
+
+def spelled(rule: StopRule, tokenizer: Any, vocab_size: int | None) -> list[bytes | None]:
+    """What each token adds to the text, for a rule that needs it; see ``compile_stop``."""
+    if tokenizer is None:
+        raise ValueError(f"the target has stop={rule!r}; pass tokenizer= to say what tokens spell.")
     if not isinstance(tokenizer, list):
-        return token_table(rule.automaton(), token_bytes(tokenizer, vocab_size))
+        return token_bytes(tokenizer, vocab_size)
     if not all(piece is None or isinstance(piece, bytes) for piece in tokenizer):
         raise ValueError(
             "tokenizer is a list; as such it must hold the bytes (or None) of each token."
@@ -155,7 +162,7 @@ def compile_stop(rule: StopRule, tokenizer: Any, vocab_size: int | None = None) 
         raise ValueError(
             f"tokenizer lists the bytes of {len(tokenizer)} tokens; the model has {vocab_size}."
         )
-    return token_table(rule.automaton(), tokenizer)
+    return tokenizer
 
 
 def token_bytes(tokenizer: Any, vocab_size: int | None = None) -> list[bytes | None]:

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from jax_power_smc import Ancestral, PowerSMC
-from jax_power_smc.samplers import checks
+from jax_power_smc import Ancestral, PowerSMC, checks
 
 NAN, INF = float("nan"), float("inf")
 
