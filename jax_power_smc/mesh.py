@@ -144,9 +144,12 @@ class Layout:
         return Carry(*[EACH] * len(Carry._fields))._replace(cache=GROUP)  # type: ignore[arg-type]
 
     def put(self, tree: Any, specs: Any) -> Any:
-        """The arrays where they belong; those that lie there stay as they are."""
+        """The arrays where they belong; those that lie there stay as they are.
+
+        Without a mesh they stay where they are, be it on a mesh of which nothing here knows.
+        """
         if self.mesh is None:
-            return tree
+            return jax.tree.map(_without_axis_types, tree)
         return jax.tree.map(self._put, tree, _to_leaves(specs, tree))
 
     def _put(self, x: Any, spec: PartitionSpec) -> jax.Array:
@@ -238,7 +241,7 @@ def layout_of(model: Any, mesh: Mesh | None) -> Layout:
     if mesh is None:
         return Layout(None, model)
     check_mesh(mesh)
-    # Those of jax.make_mesh have axes in the types of arrays, of which nothing here knows.
+    # As in ``_without_axis_types``.
     mesh = Mesh(mesh.devices, mesh.axis_names)
     size = mesh.shape[MODEL]
     if size == 1:
@@ -250,6 +253,15 @@ def layout_of(model: Any, mesh: Mesh | None) -> Layout:
             f"{type(model).__name__} cannot be cut; use a mesh with 1 there."
         )
     return Layout(mesh, on(size))
+
+
+def _without_axis_types(x: Any) -> Any:
+    """An array whose type says nothing of how it lies, as programs of one device want it."""
+    where = getattr(x, "sharding", None)
+    if not isinstance(where, NamedSharding) or not where.mesh.explicit_axes:
+        return x
+    mesh = Mesh(where.mesh.devices, where.mesh.axis_names)  # type: ignore[union-attr]
+    return jax.device_put(x, NamedSharding(mesh, where.spec))
 
 
 def _is_on(x: jax.Array, mesh: Mesh) -> bool:
