@@ -33,8 +33,8 @@ class LanguageModel(Protocol):
       (``models.ring.resize``). Without it the cache has room for all tokens from the beginning.
 
     The generated tokens of a prompt lie in the cache as in a ring. Prompts share the clock but
-    begin at different times, and a slot is used again by another prompt without being cleared. So the
-    entries of a sequence begin anywhere and may run around the end:
+    begin at different times, and a slot is used again by another prompt without being cleared. So
+    the entries of a sequence begin anywhere and may run around the end:
 
         capacity 8, clock 1, step 3      entry  0 1 2 3 4 5 6 7
                                          step   2 3 - - - - 0 1

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import Ancestral, PowerSMC, checks
+from jax_power_smc import (
+    Ancestral,
+    MetropolisHastings,
+    PowerSMC,
+    PowerTarget,
+    WithoutReplacement,
+    checks,
+    randomness,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -146,14 +154,10 @@ def test_keys_of_other_implementations_are_refused_by_name(impl):
 
 
 def test_keys_of_seeds_do_not_depend_on_the_default():
-    before = jax.config.read("jax_default_prng_impl")
-    jax.config.update("jax_default_prng_impl", "unsafe_rbg")
-    try:
+    with jax.default_prng_impl("unsafe_rbg"):
         key = randomness.seed_key(3)
         with pytest.raises(ValueError, match="unsafe_rbg"):
             checks.key(jax.random.key(3))
-    finally:
-        jax.config.update("jax_default_prng_impl", before)
     assert checks.key(key) == jax.random.key(3)
 
 

@@ -226,7 +226,7 @@ TABLE = psmc.TableLM(vocab_size=5, order=2)
 LOGITS = TABLE.init(jax.random.key(4))
 
 
-def draw_from(params, sampler=PowerSMC(4)):
+def draw_from(params, sampler=MESH_SAMPLERS["smc"]):
     """The result of ``sample`` as arrays, and how many programs it compiled."""
     before = programs.compiled_count()
     result = psmc.sample(
