@@ -260,7 +260,7 @@ def _without_axis_types(x: Any) -> Any:
     where = getattr(x, "sharding", None)
     if not isinstance(where, NamedSharding) or not where.mesh.explicit_axes:
         return x
-    mesh = Mesh(where.mesh.devices, where.mesh.axis_names)  # type: ignore[union-attr]
+    mesh = Mesh(where.mesh.devices, where.mesh.axis_names)
     return jax.device_put(x, NamedSharding(mesh, where.spec))
 
 
