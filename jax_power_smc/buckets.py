@@ -2,12 +2,19 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
+
+# Token ids.
+TokenIds = Sequence[int] | np.ndarray | jax.Array
 
 SMALLEST_PROMPT_BUCKET = 64
 # Shorter caches are not grown: each size is another program to compile.
 SMALLEST_CACHE_BUCKET = 256
+# States of the stop rules of all slots together; they are counted in int16.
+LARGEST_TABLE = 2**15 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +29,7 @@ class Sizes:
       chunk: steps between two looks of the host.
       most_positions: no prompt is padded beyond them, if the model has a limit.
       grows: whether caches begin small; else they have the capacity of the longest at once.
+      stop_states: the most states that the stop rules of all slots together may have.
     """
 
     slots: int
@@ -31,6 +39,7 @@ class Sizes:
     chunk: int
     most_positions: int | None = None
     grows: bool = True
+    stop_states: int = LARGEST_TABLE
 
     @property
     def token_capacity(self) -> int:
@@ -65,12 +74,13 @@ class Sizes:
 
 
 def pad_prompts(
-    prompts: Sequence[Sequence[int]], rows: int, columns: int
+    prompts: Sequence[TokenIds], rows: int, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [rows, columns] and lengths [rows], both int32; missing prompts have one token 0."""
     tokens = np.zeros((rows, columns), np.int32)
     for row, prompt in zip(tokens, prompts, strict=False):
-        row[: len(prompt)] = prompt
+        own: Any = prompt
+        row[: len(prompt)] = own
     lengths = [len(prompt) for prompt in prompts] + [1] * (rows - len(prompts))
     return tokens, np.array(lengths, np.int32)
 

@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jax_power_smc import decode, programs, randomness
-from jax_power_smc.buckets import pad_prompts
+from jax_power_smc.buckets import TokenIds, pad_prompts
 from jax_power_smc.decode import AnyPrompt, StopArrays
 from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
@@ -339,7 +339,7 @@ programs.SPECS |= {
 def run_chains(
     model: LanguageModel,
     params: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[TokenIds],
     prompt_ids: Sequence[int],
     key: jax.Array,
     target: PowerTarget,
@@ -381,9 +381,7 @@ def run_chains(
     params = layout.put(params, layout.params(params))
 
     def call(function: Any, static: dict[str, Any], *args: Any) -> Any:
-        if mesh is not None:
-            args = layout.put(args, programs.SPECS[function](layout, args).inputs)
-        return programs.executable(function, static, args, layout)(*args)
+        return programs.call(function, static, args, layout)
 
     clock = PhaseClock()
     batch = _pad(model, prompts, prompt_ids, key, target, max_new_tokens, width, bucket)
@@ -408,7 +406,7 @@ def run_chains(
 @preparing()
 def _pad(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[TokenIds],
     prompt_ids: Sequence[int],
     key: jax.Array,
     target: PowerTarget,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from jax_power_smc import scalars
+from jax_power_smc import checks
 from jax_power_smc.models.config import TransformerConfig
 from jax_power_smc.models.tensors import tensor_table
 
@@ -35,7 +35,7 @@ def smc_tokens(num_tokens: int, num_particles: int) -> float:
     Raises:
       ValueError: if one of them is not an integer of at least 1.
     """
-    num_tokens = scalars.integer("num_tokens", num_tokens, at_least=1)
+    num_tokens = checks.integer("num_tokens", num_tokens, at_least=1)
     return float(_particles(num_particles) * num_tokens)
 
 
@@ -284,20 +284,20 @@ def _mh_tokens_per_token(num_blocks: int, moves_per_block: int, edit: Edit) -> f
 
 
 def _particles(num_particles: int) -> int:
-    return scalars.integer("num_particles", num_particles, at_least=1)
+    return checks.integer("num_particles", num_particles, at_least=1)
 
 
 def _chain(num_blocks: int, moves_per_block: int, edit: str) -> tuple[int, int]:
     if edit not in EDITS:
         raise ValueError(f"edit is {edit!r}; allowed are {', '.join(EDITS)}.")
     return (
-        scalars.integer("num_blocks", num_blocks, at_least=1),
-        scalars.integer("moves_per_block", moves_per_block, at_least=0),
+        checks.integer("num_blocks", num_blocks, at_least=1),
+        checks.integer("moves_per_block", moves_per_block, at_least=0),
     )
 
 
 def _horizon(num_tokens: int, num_blocks: int) -> int:
-    num_tokens = scalars.integer("num_tokens", num_tokens, at_least=1)
+    num_tokens = checks.integer("num_tokens", num_tokens, at_least=1)
     if num_tokens % num_blocks:
         raise ValueError(
             f"num_tokens is {num_tokens} and num_blocks {num_blocks}; "
@@ -307,8 +307,8 @@ def _horizon(num_tokens: int, num_blocks: int) -> int:
 
 
 def _positive(name: str, value: float) -> float:
-    return scalars.number(name, value, "a positive number", above=0)
+    return checks.number(name, value, above=0)
 
 
 def _tokens(name: str, value: float) -> float:
-    return scalars.number(name, value, "a number of at least 0", at_least=0)
+    return checks.number(name, value, at_least=0)

@@ -53,7 +53,8 @@ class StopArrays(NamedTuple):
 
     Attributes:
       next_state: [states, V] int16, the state after a token; one table for all prompts, in which
-        each rule has states of its own. Whole on every device, whatever the vocabulary is.
+        each rule has states of its own. Whole on every device, whatever the vocabulary is. None
+        where nobody looks anything up.
       start: [] int32, the state before the first token.
       final: [] int16, the state in which the match is complete; -1 if there is no rule.
     """
@@ -165,7 +166,7 @@ def decode_step(
       request: what stays the same.
       carry: what evolves.
       uniforms: all the randomness of this step.
-      clock: [] int32, where the cache is written; unbatched.
+      clock: [] int32, the entry of the cache that is written; unbatched.
       any_prompt: see ``AnyPrompt``.
     """
     logits, cache = model.decode(
@@ -281,8 +282,6 @@ def stop_arrays(rule: StopRule | None, tokenizer: Any, vocab_size: int) -> StopA
     """
     if rule is None:
         return None
-    if tokenizer is None:
-        raise ValueError(f"the target has stop={rule!r}; pass tokenizer= to say what tokens spell.")
     table = compile_stop(rule, tokenizer, vocab_size)
     (final,) = np.flatnonzero(table.accepting)
     return StopArrays(

@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 
 from jax_power_smc import decode, memory
 from jax_power_smc.admission import check_request
-from jax_power_smc.buckets import Sizes, power_of_two
+from jax_power_smc.buckets import LARGEST_TABLE, Sizes, TokenIds, power_of_two
 from jax_power_smc.chains import Stopped, run_chains
 from jax_power_smc.collect import collect
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.memory import MemoryPlan
-from jax_power_smc.mesh import layout_of, mesh_of
+from jax_power_smc.mesh import layout_of, mesh_of, no_ambient_mesh
+from jax_power_smc.mixed_targets import block_states
 from jax_power_smc.result import SampleResult, concatenate
 from jax_power_smc.samplers import MetropolisHastings, Sampler
 from jax_power_smc.slots import Slots, Work
@@ -32,10 +33,11 @@ MAX_ROWS = 512
 GROUPS = 4
 
 
+@no_ambient_mesh()
 def sample(
     model: LanguageModel,
     params: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[TokenIds],
     *,
     key: jax.Array,
     target: PowerTarget,
@@ -53,7 +55,7 @@ def sample(
     Args:
       model: a language model (``LanguageModel``).
       params: its parameters.
-      prompts: P lists of token ids, ragged, none empty.
+      prompts: P lists or arrays of token ids, ragged, none empty.
       key: a key of ``jax.random.key``.
       target: what to sample from.
       sampler: ``WithoutReplacement``, ``PowerSMC``, ``MetropolisHastings`` or ``Ancestral``.
@@ -77,7 +79,7 @@ def sample(
       ValueError: naming the argument, its value and what is allowed, before any work starts.
       Stopped: if ``until`` said so; what was decoded is lost.
     """
-    ids = check_request(
+    prompts, ids, key, max_new_tokens, prompts_per_batch = check_request(
         model, prompts, prompt_ids, key, target, sampler, max_new_tokens, prompts_per_batch
     )
     mesh = mesh_of(params) if mesh is None else mesh
@@ -92,6 +94,7 @@ def sample(
         slots=prompts_per_batch,
         memory_limit=memory_limit,
         mesh=mesh,
+        stop_states=0 if target.stop is None else block_states(target.stop),
     )
     # Short prompts first: the prompt half of the slots then grows no earlier than it must.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -115,7 +118,7 @@ def sample(
     works = [Work(prompts[i], ids[i], target, max_new_tokens) for i in order]
     rule = sampler.rule()
     slots = Slots(model, params, rule, sampler.numbers(), key, sizes, tokenizer, mesh=mesh)
-    slots.admit(target)
+    slots.check(target)
     for work in slots.run(works, until or (lambda: False)):
         if work.error is not None:
             raise work.error
@@ -131,7 +134,7 @@ def sample(
 def _sample_chains(
     model: LanguageModel,
     params: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[TokenIds],
     ids: list[int],
     order: list[int],
     key: jax.Array,
@@ -184,10 +187,12 @@ def plan_slots(
     slots: int | None,
     memory_limit: int | None,
     mesh: Mesh | None = None,
+    stop_states: int = 0,
 ) -> tuple[Sizes, MemoryPlan]:
     """How many slots: as many as are asked for or fill the machine, if its memory has room.
 
-    On a mesh that is asked for each of its "data" rows, and they have equally many.
+    On a mesh that is asked for each of its "data" rows, and they have equally many. Beside them
+    there is room for ``stop_states`` states of stop rules; more may have what is left.
 
     Raises:
       ValueError: if it has room for none, or not for as many as are asked for.
@@ -209,6 +214,7 @@ def plan_slots(
         limit=memory_limit,
         chunk=CHUNK,
         layout=layout,
+        stop_states=stop_states,
     )
     if slots is not None and plan.slots < count:
         raise ValueError(
@@ -218,10 +224,14 @@ def plan_slots(
     # While a cache grows there are two, the last time the last two.
     before = [*sizes.cache_buckets()[:-1], 0][-2:][0]
     second = plan.slots * plan.cache * before // sizes.token_capacity
+    grows = plan.total + second <= plan.limit
+    left = plan.limit - plan.total - (second if grows else 0)
+    more_states = left // memory.state_bytes(model.vocab_size)
     sizes = dataclasses.replace(
         sizes,
         slots=rows * plan.slots,
         group=rows * max(1, plan.slots // GROUPS),
-        grows=plan.total + second <= plan.limit,
+        grows=grows,
+        stop_states=min(LARGEST_TABLE, stop_states + more_states),
     )
     return sizes, plan

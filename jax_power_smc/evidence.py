@@ -23,8 +23,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import special
 
-from jax_power_smc import engine, randomness, runs_as_arrays, scalars
-from jax_power_smc.admission import check_key, check_prompt_ids
+from jax_power_smc import checks, engine, randomness, runs_as_arrays
 from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.result import PHASES, SampleInfo, SampleResult
@@ -64,9 +63,9 @@ def independent_runs(
     Raises:
       ValueError: naming the argument, its value and what is allowed.
     """
-    num_runs = scalars.integer("num_runs", num_runs, at_least=1, at_most=LARGEST_RUN)
-    first_run = scalars.integer("first_run", first_run, at_least=0, at_most=LARGEST_RUN)
-    check_key(key)
+    num_runs = checks.integer("num_runs", num_runs, at_least=1, at_most=LARGEST_RUN)
+    first_run = checks.integer("first_run", first_run, at_least=0, at_most=LARGEST_RUN)
+    checks.key(key)
     return [
         engine.sample(model, params, prompts, key=jax.random.fold_in(key, run), **options)
         for run in range(first_run, first_run + num_runs)
@@ -190,7 +189,7 @@ def evidence_interval(results: Iterable[SampleResult], *, level: float = 0.95) -
     """
     results = runs_as_arrays.listed(results, at_least=2)
     evidence = runs_as_arrays.log_evidence(results)
-    level = scalars.number("level", level, "a number in (0, 1)", above=0, below=1)
+    level = checks.number("level", level, above=0, below=1)
     num = len(results)
     quantile = special.stdtrit(num - 1, (1 + level) / 2)
     mean, sd = evidence.mean(axis=0), runs_as_arrays.deviation(evidence)
@@ -381,8 +380,8 @@ def _uniforms(
     runs: Sequence[int],
 ) -> np.ndarray:
     """[P, R] numbers in [0, 1) in float64, each from (key, purpose, prompt id, run) only."""
-    check_key(key)
-    ids = check_prompt_ids(prompt_ids, num_prompts)
+    checks.key(key)
+    ids = checks.prompt_ids(prompt_ids, num_prompts)
     folded = jax.random.fold_in(key, purpose)
     keys = jnp.stack([randomness.prompt_keys(folded, ids, run) for run in runs], axis=1)
     words = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32)))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc import scalars
+from jax_power_smc import checks
 from jax_power_smc.admission import check_prompt, check_target
 from jax_power_smc.decode import (
     StopArrays,
@@ -68,7 +68,7 @@ def enumerate(
       ValueError: if V^T is too large to list; as ``engine.sample``.
     """
     check_target(target)
-    max_new_tokens = scalars.integer("max_new_tokens", max_new_tokens, at_least=1)
+    max_new_tokens = checks.integer("max_new_tokens", max_new_tokens, at_least=1)
     vocab = model.vocab_size
     target.check(vocab, max_new_tokens)
     check_prompt(0, prompt, model, max_new_tokens)

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc import checks
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.mesh import ONE_DEVICE, Layout
-from jax_power_smc.samplers import checks
 
 # The share of a device that the engine may use. An accelerator also holds compiled programs and
 # loses some to fragments; a CPU's memory is shared with other processes.
@@ -49,6 +49,7 @@ class MemoryPlan:
       working: of one slot, the temporary arrays of a step.
       prefill: of a group of prompts, temporary arrays, and contexts that are not yet in slots.
       slots, num_particles, prompt_tokens, capacity: P, N, S, T.
+      stop_rules: the table of the stop rules of all slots.
     """
 
     device: str
@@ -62,12 +63,13 @@ class MemoryPlan:
     num_particles: int
     prompt_tokens: int
     capacity: int
+    stop_rules: int = 0
 
     @property
     def total(self) -> int:
         """All of it; a prefill counts beside a step, since both may be under way."""
         of_slots = self.slots * (self.context + self.cache + self.working)
-        return self.params + of_slots + self.prefill
+        return self.params + of_slots + self.prefill + self.stop_rules
 
     @property
     def fits(self) -> bool:
@@ -75,13 +77,14 @@ class MemoryPlan:
         return self.total <= self.limit
 
     def __str__(self) -> str:
+        rules = f"stop rules {_size(self.stop_rules)}, " if self.stop_rules else ""
         return (
             f"{_count(self.slots, 'slot')} of {_count(self.num_particles, 'particle')} "
             f"(prompt {self.prompt_tokens:,}, up to {_count(self.capacity, 'new token')}): "
             f"weights {_size(self.params)}, prompts {_size(self.slots * self.context)}, "
             f"caches {_size(self.slots * self.cache)}, "
             f"working {_size(self.slots * self.working)}, prefill {_size(self.prefill)}, "
-            f"in all {_size(self.total)} of {_size(self.limit)} on {self.device}"
+            f"{rules}in all {_size(self.total)} of {_size(self.limit)} on {self.device}"
         )
 
 
@@ -97,6 +100,7 @@ def plan(
     device: Any = None,
     chunk: int = 1,
     layout: Layout = ONE_DEVICE,
+    stop_states: int = 0,
 ) -> MemoryPlan:
     """The largest number of slots, up to ``wanted_slots``, that fits.
 
@@ -106,17 +110,18 @@ def plan(
       wanted_slots: the most that are of use.
       group: prompts prefilled together; never more than there are slots.
       limit: bytes that the engine may use, all of them; default ``device_memory(device)``.
-      device: a JAX device; default the first one.
+      device: a JAX device; default the first one, of the mesh if there is one.
       chunk: capacities are multiples of it, and so is the one that an error advises.
       layout: how the model lies on a mesh. The plan is for one of its devices: so many slots are
         those of a "data" row.
+      stop_states: states of stop rules for which there must be room.
 
     Raises:
       ValueError: if not even one slot fits, saying what would.
     """
-    device = device or jax.local_devices()[0]
+    device = device or _first_device(layout)
     limit = device_memory(device) if limit is None else limit
-    checks.number("memory_limit", limit, at_least=1)
+    limit = int(checks.number("memory_limit", limit, at_least=1))
     on_cpu = device.platform == "cpu"
     # Shapes alone: arrays on a mesh of explicit axes have these in their types.
     whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
@@ -126,6 +131,8 @@ def plan(
     tokens, length = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in [(prompt_tokens,), ()])
     context = tree_bytes(_prefill.eval_shape(whole, tokens, length, model=model)[1]) // parts
     prefill = context + _temporaries(model, num_particles, prompt_tokens, capacity)[0]
+
+    rules = stop_states * state_bytes(model.vocab_size)
 
     def one_slot(num: int, new: int) -> MemoryPlan:
         cache = _cache.eval_shape(whole, model=model, num=num, capacity=new)
@@ -137,7 +144,8 @@ def plan(
             half = [x for x in jax.tree.leaves(cache) if x.dtype in (jnp.bfloat16, jnp.float16)]
             working += 2 * tree_bytes(half) // parts + context
         sizes = (weights, context, tree_bytes(cache) // parts, working, prefill)
-        return MemoryPlan(str(device), int(limit), *sizes, 1, num, prompt_tokens, new)
+        counts = 1, num, prompt_tokens, new
+        return MemoryPlan(str(device), limit, *sizes, *counts, rules)
 
     def several(slots: int) -> MemoryPlan:
         return dataclasses.replace(one, slots=slots, prefill=min(group, slots) * one.prefill)
@@ -164,6 +172,18 @@ def device_memory(device: Any = None) -> int:
     if not available:
         raise ValueError(f"{device} does not say how much memory it has; pass memory_limit= bytes.")
     return int(ACCELERATOR_SHARE * available)
+
+
+def state_bytes(vocab_size: int) -> int:
+    """Bytes of one state of a stop rule: a row of int16, and half as much while the table grows."""
+    return 3 * vocab_size
+
+
+def _first_device(layout: Layout) -> Any:
+    """The first device of this process on which programs run."""
+    local = jax.local_devices()
+    of_mesh = [] if layout.mesh is None else [d for d in layout.mesh.devices.flat if d in local]
+    return [*of_mesh, *local][0]
 
 
 def tree_bytes(tree: Any) -> int:

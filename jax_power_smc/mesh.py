@@ -15,10 +15,11 @@ How arrays [P, ...] lie:
 Letters: P prompts, V vocabulary, m devices of a "model" group.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -59,12 +60,31 @@ def check_mesh(mesh: Any) -> None:
 
 
 def mesh_of(params: Any) -> Mesh | None:
-    """The mesh on which parameters lie, if it has these axes."""
+    """The mesh on which parameters lie: one with these axes, or a device that is not the default.
+
+    None for parameters on the default device, in host memory, or on a mesh of other axes.
+    """
+    devices: set[Any] = set()
     for leaf in jax.tree.leaves(params):
         placed = getattr(leaf, "sharding", None)
         if isinstance(placed, NamedSharding) and placed.mesh.axis_names == (DATA, MODEL):
             return placed.mesh  # type: ignore[return-value]
-    return None
+        devices |= set() if placed is None else placed.device_set
+    if len(devices) != 1 or devices == default_place().device_set:
+        return None
+    return make_mesh(1, list(devices))
+
+
+def default_place() -> jax.sharding.Sharding:
+    """Where arrays lie of which nothing is said."""
+    return jax.device_put(0).sharding
+
+
+@contextlib.contextmanager
+def no_ambient_mesh() -> Iterator[None]:
+    """Whatever mesh the caller has set (``jax.set_mesh``), programs run where ``Layout`` says."""
+    with jax.set_mesh(Mesh(np.empty((), object), ())):
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +144,12 @@ class Layout:
         return Carry(*[EACH] * len(Carry._fields))._replace(cache=GROUP)  # type: ignore[arg-type]
 
     def put(self, tree: Any, specs: Any) -> Any:
-        """The arrays where they belong; those that lie there stay as they are."""
+        """The arrays where they belong; those that lie there stay as they are.
+
+        Without a mesh they stay where they are, be it on a mesh of which nothing here knows.
+        """
         if self.mesh is None:
-            return tree
+            return jax.tree.map(_without_axis_types, tree)
         return jax.tree.map(self._put, tree, _to_leaves(specs, tree))
 
     def _put(self, x: Any, spec: PartitionSpec) -> jax.Array:
@@ -218,7 +241,7 @@ def layout_of(model: Any, mesh: Mesh | None) -> Layout:
     if mesh is None:
         return Layout(None, model)
     check_mesh(mesh)
-    # Those of jax.make_mesh have axes in the types of arrays, of which nothing here knows.
+    # As in ``_without_axis_types``.
     mesh = Mesh(mesh.devices, mesh.axis_names)
     size = mesh.shape[MODEL]
     if size == 1:
@@ -230,6 +253,15 @@ def layout_of(model: Any, mesh: Mesh | None) -> Layout:
             f"{type(model).__name__} cannot be cut; use a mesh with 1 there."
         )
     return Layout(mesh, on(size))
+
+
+def _without_axis_types(x: Any) -> Any:
+    """An array whose type says nothing of how it lies, as programs of one device want it."""
+    where = getattr(x, "sharding", None)
+    if not isinstance(where, NamedSharding) or not where.mesh.explicit_axes:
+        return x
+    mesh = Mesh(where.mesh.devices, where.mesh.axis_names)
+    return jax.device_put(x, NamedSharding(mesh, where.spec))
 
 
 def _is_on(x: jax.Array, mesh: Mesh) -> bool:

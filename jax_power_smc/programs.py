@@ -2,6 +2,7 @@
 
     enter       prefill and step 0 of a group of prompts
     insert      puts them into free slots
+    write_rows  puts the states of a stop rule into the table
     run_chunk   a number of decode steps of all slots, or nothing if all are done
     harvest     final weights and choices of a group of slots
     retire      ends prompts that are not wanted any more
@@ -12,7 +13,7 @@ Letters: P slots, R prompts that enter or leave together, S padded prompt length
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jax_power_smc import decode, randomness
 from jax_power_smc.decode import Carry, Observed, Request, StopArrays
 from jax_power_smc.language_model import LanguageModel
-from jax_power_smc.mesh import EACH, GROUP, ONE_DEVICE, SAME, Layout, Specs
+from jax_power_smc.mesh import EACH, GROUP, ONE_DEVICE, SAME, Layout, Specs, default_place
 from jax_power_smc.phase_clock import preparing
 from jax_power_smc.samplers import Outcome, Particles, Rule
 from jax_power_smc.target import TargetArrays
@@ -76,14 +77,18 @@ def _per_prompt(function: Callable[[jax.Array], Any], args: Any, axes: Any) -> A
 
 def own_part(request: Request) -> Request:
     """The part of a request that each prompt has of its own."""
-    stop = None if request.stop is None else request.stop._replace(next_state=None)  # type: ignore[arg-type]
-    return request._replace(numbers=None, stop=stop)
+    return without_table(request)._replace(numbers=None)
 
 
-def with_shared(own: Request, request: Request) -> Request:
-    """``own`` with what ``request`` shares among all prompts."""
-    stop = None if request.stop is None else own.stop._replace(next_state=request.stop.next_state)  # type: ignore[union-attr]
-    return own._replace(numbers=request.numbers, stop=stop)
+def without_table(request: Request) -> Request:
+    """A request without the table of stop rules, which all prompts share."""
+    return with_table(request, None)
+
+
+def with_table(request: Request, table: jax.Array | None) -> Request:
+    """A request with this table of stop rules, if it has a rule."""
+    stop = None if request.stop is None else request.stop._replace(next_state=table)  # type: ignore[arg-type]
+    return request._replace(stop=stop)
 
 
 def idle(entered: Any, slots: int) -> jax.Array:
@@ -118,7 +123,8 @@ def enter(
 ) -> tuple[Request, Carry, Observed]:
     """Prefill and step 0: prompts [R, S], lengths [R]; the carries have no cache yet.
 
-    ``capacity`` is that of the token buffers.
+    The table of stop rules is not returned: that would be a copy. ``capacity`` is that of the token
+    buffers.
     """
 
     def one(any_prompt, params, request, prompt, length):  # type: ignore[no-untyped-def]
@@ -137,7 +143,7 @@ def enter(
     contexts, carry, observed = over_prompts(one, (None, axes, 0, 0))(
         params, request, prompts, lengths
     )
-    return request._replace(context=contexts), carry, observed
+    return without_table(request)._replace(context=contexts), carry, observed
 
 
 def empty_cache(
@@ -156,27 +162,24 @@ def insert(slots: Any, entered: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda x, y: x.at[index].set(y, mode="drop"), slots, entered)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "rule", "num_steps"), donate_argnames=("carry",)
-)
+@functools.partial(jax.jit, static_argnames=("model", "rule"), donate_argnames=("carry",))
 def run_chunk(
     params: Any,
     request: Request,
     carry: Carry,
-    clock: jax.Array,
+    clocks: jax.Array,
     *,
     model: LanguageModel,
     rule: Rule,
-    num_steps: int,
 ) -> tuple[Carry, Observed, jax.Array]:
-    """``num_steps`` steps of P prompts, the first at ``clock`` [] int32; nothing if all are done.
+    """A step of P prompts at each of ``clocks`` [steps] int32; nothing if all are done.
 
     Returns:
       The carry; what was observed, [P, steps, ...]; and whether each prompt still runs [P].
     """
 
     # The loop is inside the vmap, so that a batch of one has no axis of size 1 in its carry.
-    def one(any_prompt, params, request, carry, clock):  # type: ignore[no-untyped-def]
+    def one(any_prompt, params, request, carry, clocks):  # type: ignore[no-untyped-def]
         def body(carry: Carry, clock: jax.Array) -> tuple[Carry, Observed]:
             uniforms = randomness.step_uniforms(
                 request.key, carry.step, rule.num_rows, carry.particles.log_weight.dtype
@@ -185,14 +188,14 @@ def run_chunk(
                 model, rule, params, request, carry, uniforms, clock, any_prompt
             )
 
-        return jax.lax.scan(body, carry, clock + jnp.arange(num_steps, dtype=jnp.int32))
+        return jax.lax.scan(body, carry, clocks)
 
     def go(carry: Carry) -> tuple[Carry, Observed]:
         chunk = over_prompts(one, (None, request_axes(request.stop), 0, None))
-        return chunk(params, request, carry, clock)
+        return chunk(params, request, carry, clocks)
 
     def idle(carry: Carry) -> tuple[Carry, Observed]:
-        shape, num = (carry.step.shape[0], num_steps), rule.num_particles
+        shape, num = (carry.step.shape[0], clocks.shape[0]), rule.num_particles
         return carry, Observed(
             ess=jnp.full(shape, num, carry.particles.log_weight.dtype),
             resampled=jnp.zeros(shape, bool),
@@ -208,6 +211,12 @@ def run_chunk(
 
     carry, observed = jax.lax.cond(jnp.any(running(carry)), go, idle, carry)
     return carry, observed, running(carry)
+
+
+@functools.partial(jax.jit, donate_argnames=("table",))
+def write_rows(table: jax.Array, rows: jax.Array, first: jax.Array) -> jax.Array:
+    """A table [states, V] with ``rows`` [n, V] from row ``first`` [] on, in its own memory."""
+    return jax.lax.dynamic_update_slice_in_dim(table, rows, first, axis=0)
 
 
 @functools.partial(jax.jit, static_argnames=("rule",))
@@ -244,12 +253,12 @@ def _enter_specs(layout: Layout, args: Any) -> Specs:
     params, *_, stop = args
     request = layout.request(stop)
     inputs = (layout.params(params), EACH, EACH, request.target, SAME, EACH, request.stop)
-    return Specs(inputs, (request, layout.carry(), EACH), (False, False, True))
+    return Specs(inputs, (without_table(request), layout.carry(), EACH), (False, False, True))
 
 
 def _insert_specs(layout: Layout, args: Any) -> Specs:
     (own, _), _, _ = args
-    slots = layout.request(own.stop), layout.carry()
+    slots = without_table(layout.request(own.stop)), layout.carry()
     return Specs((slots, slots, EACH), slots, False, (0,))
 
 
@@ -262,7 +271,7 @@ def _run_chunk_specs(layout: Layout, args: Any) -> Specs:
 
 def _harvest_specs(layout: Layout, args: Any) -> Specs:
     request, _, _ = args
-    return Specs((layout.request(request.stop), layout.carry(), EACH), EACH, True)
+    return Specs((without_table(layout.request(request.stop)), layout.carry(), EACH), EACH, True)
 
 
 # How arguments and results of each program lie; ``chains`` adds its own.
@@ -270,6 +279,7 @@ SPECS: dict[Any, Callable[[Layout, Any], Specs]] = {
     enter: _enter_specs,
     insert: _insert_specs,
     run_chunk: _run_chunk_specs,
+    write_rows: lambda layout, args: Specs((SAME, SAME, SAME), SAME, False, (0,)),
     harvest: _harvest_specs,
     retire: lambda layout, args: Specs((EACH, EACH), EACH, False),
     grow: lambda layout, args: Specs((GROUP, SAME), GROUP, False),
@@ -308,11 +318,13 @@ def results(function: Any, static: dict[str, Any], args: Any, layout: Layout) ->
 def executable(
     function: Any, static: dict[str, Any], args: Any, layout: Layout = ONE_DEVICE
 ) -> Any:
-    """The compiled form of ``function`` for these shapes."""
+    """The compiled form of ``function`` for these shapes and places and JAX's present settings."""
     leaves, structure = jax.tree.flatten(args)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    settings = tuple(sorted(static.items(), key=lambda x: x[0]))
-    cache_key = (function, settings, structure, shapes, layout.mesh)
+    named = tuple(sorted(static.items(), key=lambda x: x[0]))
+    settings = tuple(jax.config.values.items())
+    places = _places(leaves) if layout.mesh is None else ()
+    cache_key = (function, named, structure, shapes, layout.mesh, places, settings)
     if cache_key in _EXECUTABLES:
         return _EXECUTABLES[cache_key]
     if len(_EXECUTABLES) >= MOST_ON_CPU and jax.default_backend() == "cpu":
@@ -321,3 +333,17 @@ def executable(
         executable = layout.lower(function, static, args, SPECS[function](layout, args)).compile()
     _EXECUTABLES[cache_key] = executable
     return executable
+
+
+def call(function: Any, static: dict[str, Any], args: tuple[Any, ...], layout: Layout) -> Any:
+    """Calls the compiled form of ``function`` with arrays, wherever they lie."""
+    if layout.mesh is not None:
+        args = layout.put(args, SPECS[function](layout, args).inputs)
+    return executable(function, static, args, layout)(*args)
+
+
+def _places(leaves: Sequence[Any]) -> tuple[Any, ...]:
+    """Where arrays lie that are not simply on the default device."""
+    usual = default_place()
+    found = ((i, getattr(leaf, "sharding", None)) for i, leaf in enumerate(leaves))
+    return tuple((i, where) for i, where in found if where is not None and where != usual)

@@ -16,6 +16,9 @@ import numpy as np
 # Folded in instead of a step index for the draw of the returned particle.
 _FINAL = 0xFFFFFFFF
 LARGEST_PROMPT_ID = 2**63 - 1
+# The one implementation of random bits that gives a prompt the same numbers in any company: what
+# "rbg" draws under vmap depends on the batch, and "unsafe_rbg" gives prompts each other's numbers.
+KEY_IMPL = "threefry2x32"
 
 
 class StepUniforms(NamedTuple):
@@ -28,6 +31,11 @@ class StepUniforms(NamedTuple):
 
     resample: jax.Array
     token: jax.Array
+
+
+def seed_key(seed: int) -> jax.Array:
+    """The key of a seed, whatever implementation is the default of this process."""
+    return jax.random.key(seed, impl=KEY_IMPL)
 
 
 def prompt_id(name: str) -> int:

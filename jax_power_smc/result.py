@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc import scalars
+from jax_power_smc import checks
 from jax_power_smc.stop import StopBoxed, StopRegex, StopString
 from jax_power_smc.target import PowerTarget
 
@@ -102,7 +102,7 @@ class SampleResult:
           IndexError: unless the index lies in [0, P).
           ValueError: for an index that is not an integer.
         """
-        index = scalars.index("index", index, self.tokens.shape[0])
+        index = checks.index("index", index, self.tokens.shape[0])
         part: dict[str, Any] = {
             name: np.asarray(getattr(self, name))[index : index + 1] for name in _ARRAYS
         }

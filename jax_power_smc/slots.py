@@ -2,7 +2,8 @@
 
 A chunk of steps runs for all slots; prompts that are done are harvested; waiting ones are
 prefilled, take step 0 and are inserted where a slot is free. Prompts that entered at different
-times share the clock that says where their caches are written (``models.ring``).
+times share the clock that says where their caches are written: it counts around the capacity
+(``models.ring``).
 
 The host never waits for the chunk that it has just handed out: it looks at the one before, while
 this one runs. So a prompt that ends leaves its slot at most one chunk late, and the device always
@@ -17,7 +18,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -26,10 +27,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jax_power_smc import phase_clock, programs, randomness
-from jax_power_smc.buckets import Sizes, pad_prompts
+from jax_power_smc.buckets import Sizes, TokenIds, pad_prompts
 from jax_power_smc.decode import Carry, Observed, Request
 from jax_power_smc.language_model import LanguageModel
-from jax_power_smc.mesh import GROUP, SAME, layout_of
+from jax_power_smc.mesh import GROUP, SAME, layout_of, no_ambient_mesh
 from jax_power_smc.mixed_targets import MixedTargets
 from jax_power_smc.phase_clock import PhaseClock, ReadyTimes, preparing
 from jax_power_smc.places import Places
@@ -44,7 +45,7 @@ class Work:
     """One prompt on its way through the slots.
 
     Attributes:
-      prompt: token ids.
+      prompt: token ids [S].
       prompt_id: for the randomness.
       target: what to sample from.
       cap: T.
@@ -55,7 +56,7 @@ class Work:
       seen: what was observed, leaves [1, steps, ...].
     """
 
-    prompt: Sequence[int]
+    prompt: TokenIds
     prompt_id: int
     target: PowerTarget
     cap: int
@@ -102,6 +103,7 @@ class Slots:
       seconds: by phase, since the beginning. What enters while others decode counts as decoding.
     """
 
+    @no_ambient_mesh()
     def __init__(
         self,
         model: LanguageModel,
@@ -124,22 +126,28 @@ class Slots:
         self.places = Places(sizes.slots, sizes.group, layout.rows)
         self._phases, self._ready = PhaseClock(), ReadyTimes()
         self.seconds = self._phases.seconds
-        self._targets = MixedTargets(model.vocab_size, tokenizer)
+        self._tokenizer = tokenizer
         self._clear()
 
     def _clear(self) -> None:
         self._occupants: list[Work | None] = [None] * self.sizes.slots
         self._request: Request | None = None
         self._carry: Carry | None = None
-        self._clock = 0
+        vocab_size, most = self.model.vocab_size, self.sizes.stop_states
+        self._targets = MixedTargets(vocab_size, self._tokenizer, most, self.layout)
+        # Those that came when the table of stop rules had no room.
+        self._held: list[Work] = []
+        # Steps so far, and the entry of the caches that the next one writes.
+        self._clock = self._entry = 0
         # Chunks that were handed out and not looked at: who ran in them, and who still does.
         self._unseen: collections.deque[tuple[list[Work | None], jax.Array]] = collections.deque()
         self._leaving: collections.deque[tuple[dict[int, Work], Harvest]] = collections.deque()
 
-    def admit(self, target: PowerTarget) -> None:
-        """Makes room for a target that will come; ValueError if it cannot, see ``MixedTargets``."""
-        self._targets.admit(target)
+    def check(self, target: PowerTarget) -> None:
+        """Raises ValueError for a target that cannot be served, see ``MixedTargets``."""
+        self._targets.check(target)
 
+    @no_ambient_mesh()
     def warmup(self) -> float:
         """Compiles what prompts of all sizes need, if no target has a truncation or a stop rule.
 
@@ -149,8 +157,9 @@ class Slots:
         before, sizes = phase_clock.compile_seconds(), self.sizes
         plain = Work([0], 0, PowerTarget(1.0), 1)
         index = jax.ShapeDtypeStruct((sizes.group,), jnp.int32)
-        clock = jax.ShapeDtypeStruct((), jnp.int32)
-        step = {"model": self.model, "rule": self.rule, "num_steps": sizes.chunk}
+        entry = jax.ShapeDtypeStruct((), jnp.int32)
+        entries = jax.ShapeDtypeStruct((sizes.chunk,), jnp.int32)
+        step = {"model": self.model, "rule": self.rule}
         caches = {
             capacity: jax.eval_shape(functools.partial(self._new_cache, capacity))
             for capacity in sorted({self._cache_capacity(c) for c in sizes.cache_buckets()})
@@ -164,16 +173,16 @@ class Slots:
                 lambda x: jax.ShapeDtypeStruct((self._rows(x), *x.shape[1:]), x.dtype), entered
             )
             self._compile(programs.insert, {}, slots, entered, index)
-            request, carry = programs.with_shared(slots[0], request), slots[1]
+            request, carry = slots[0]._replace(numbers=self.numbers), slots[1]
             for cache in caches.values():
-                args = self.params, request, carry._replace(cache=cache), clock
+                args = self.params, request, carry._replace(cache=cache), entries
                 self._compile(programs.run_chunk, step, *args)
         self._compile(
             programs.harvest, {"rule": self.rule}, request._replace(context=None), carry, index
         )
         for small, large in itertools.pairwise(caches):
             static = {"model": self.model, "capacity": large}
-            self._compile(programs.grow, static, caches[small], clock)
+            self._compile(programs.grow, static, caches[small], entry)
         compiling = phase_clock.compile_seconds() - before
         self.seconds["compile"] += compiling
         return compiling
@@ -182,7 +191,7 @@ class Slots:
 
     def run(
         self, waiting: Iterable[Work | None], until: Callable[[], bool] = lambda: False
-    ) -> Iterator[Work]:
+    ) -> Generator[Work]:
         """Yields every prompt when it is through, whatever became of it.
 
         ``until`` is asked after every chunk, and ends it all at once: what still runs is lost.
@@ -194,8 +203,10 @@ class Slots:
         queue: Iterator[Work | None] = iter(waiting)
         broken: Exception | None = None
         open_end = True
-        while (open_end or any(self._occupants) or self._leaving) and not self._ends(until):
-            arrivals: list[Work] = []
+        while (open_end or self._held or any(self._occupants) or self._leaving) and not self._ends(
+            until
+        ):
+            arrivals, self._held = self._held, []
             try:
                 while open_end and len(arrivals) < self._occupants.count(None):
                     work = next(queue, _END)
@@ -218,6 +229,7 @@ class Slots:
         self._phases.book("decode")
         return ends
 
+    @no_ambient_mesh()
     def _turn(self, arrivals: list[Work]) -> list[Work]:
         """One round: enter, hand out a chunk, look at an earlier one. Returns who is through."""
         self._resume()
@@ -225,6 +237,7 @@ class Slots:
         entering = [work for work in arrivals if work.is_wanted]
         try:
             idle = not any(self._occupants)
+            entering, self._held = self._with_room(entering)
             free = [slot for slot, work in enumerate(self._occupants) if work is None]
             goes = dict(zip(self.places.in_turn(free), entering, strict=False))
             for group in self.places.groups(list(goes)):
@@ -256,11 +269,17 @@ class Slots:
         self._phases.book("decode")
         return through
 
+    def _with_room(self, entering: list[Work]) -> tuple[list[Work], list[Work]]:
+        """Those whose targets can be placed, and those that wait for others to leave."""
+        in_use = {work.target.stop for work in self._occupants if work is not None}
+        for number, work in enumerate(entering):
+            if not self._targets.place(work.target, in_use):
+                return entering[:number], entering[number:]
+            in_use.add(work.target.stop)
+        return entering, []
+
     def _call(self, function: Any, static: dict[str, Any], *args: Any) -> Any:
-        """Calls an executable."""
-        if self.layout.mesh is not None:
-            args = self.layout.put(args, programs.SPECS[function](self.layout, args).inputs)
-        return self._compile(function, static, *args)(*args)
+        return programs.call(function, static, args, self.layout)
 
     def _compile(self, function: Any, static: dict[str, Any], *args: Any) -> Any:
         return programs.executable(function, static, args, self.layout)
@@ -328,22 +347,24 @@ class Slots:
         slots, entered = (jax.tree.map(programs.fit, tree, widest) for tree in (slots, entered))
         index = self.places.index(group, otherwise=self.places.per_row)
         own, carry = self._call(programs.insert, {}, slots, entered, index)
-        self._request = programs.with_shared(own, request)
+        self._request = own._replace(numbers=self.numbers)
         self._carry = carry._replace(cache=cache)
 
     def _hand_out(self) -> None:
         """Hands a chunk of steps to the device."""
         assert self._request is not None and self._carry is not None
         self._fit_cache()
+        chunk = self.sizes.chunk
         self._carry, observed, running = self._call(
             programs.run_chunk,
-            {"model": self.model, "rule": self.rule, "num_steps": self.sizes.chunk},
+            {"model": self.model, "rule": self.rule},
             self.params,
-            self._request,
+            programs.with_table(self._request, self._targets.table),
             self._carry,
-            np.int32(self._clock),
+            (self._entry + np.arange(chunk, dtype=np.int32)) % np.int32(self._capacity),
         )
-        self._clock += self.sizes.chunk
+        self._clock += chunk
+        self._entry = (self._entry + chunk) % self._capacity
         self._ready.watch(running)
         _copy_to_host(running)
         self._unseen.append((list(self._occupants), running))
@@ -363,9 +384,10 @@ class Slots:
                 programs.grow,
                 {"model": self.model, "capacity": capacity},
                 self._carry.cache,
-                np.int32(self._clock - 1),
+                np.int32(last := (self._entry - 1) % self._capacity),
             )
             self._carry, self._capacity = self._carry._replace(cache=cache), capacity
+            self._entry = (last + 1) % capacity
 
     def _new_slots(self, entered: Any) -> Any:
         """Slots that nobody is in, shaped like what enters: all of a carry but the cache."""

@@ -144,13 +144,20 @@ def compile_stop(rule: StopRule, tokenizer: Any, vocab_size: int | None = None) 
       vocab_size: V of the model, where it differs from the tokenizer's; see ``token_bytes``.
 
     Raises:
-      ValueError: for a tokenizer whose tokens have no known bytes, or a rule that looks for the
-        text of a special token.
+      ValueError: without a tokenizer, for one whose tokens have no known bytes, or for a rule that
+        looks for the text of a special token.
     """
+    return token_table(rule.automaton(), spelled(rule, tokenizer, vocab_size))
+
+
+def spelled(rule: StopRule, tokenizer: Any, vocab_size: int | None) -> list[bytes | None]:
+    """What each token adds to the text, for a rule that needs it; see ``compile_stop``."""
+    if tokenizer is None:
+        raise ValueError(f"the target has stop={rule!r}; pass tokenizer= to say what tokens spell.")
     if not isinstance(tokenizer, list):
         pieces = token_bytes(tokenizer, vocab_size)
         _refuse_special_tokens(rule, tokenizer)
-        return token_table(rule.automaton(), pieces)
+        return pieces
     if not all(piece is None or isinstance(piece, bytes) for piece in tokenizer):
         raise ValueError(
             "tokenizer is a list; as such it must hold the bytes (or None) of each token."
@@ -159,7 +166,7 @@ def compile_stop(rule: StopRule, tokenizer: Any, vocab_size: int | None = None) 
         raise ValueError(
             f"tokenizer lists the bytes of {len(tokenizer)} tokens; the model has {vocab_size}."
         )
-    return token_table(rule.automaton(), tokenizer)
+    return tokenizer
 
 
 def _refuse_special_tokens(rule: StopRule, tokenizer: Any) -> None:

@@ -11,26 +11,23 @@ Every request has a target and a cap of its own; the sampler is the engine's.
 """
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from jax_power_smc import engine
-from jax_power_smc.admission import (
-    check_key,
-    check_prompt,
-    check_prompt_ids,
-    check_sampler,
-    check_target,
-)
-from jax_power_smc.buckets import power_of_two
+from jax_power_smc import checks, engine, randomness
+from jax_power_smc.admission import check_prompt, check_sampler, check_target
+from jax_power_smc.automata import LARGEST_AUTOMATON
+from jax_power_smc.buckets import TokenIds, power_of_two
 from jax_power_smc.collect import collect
 from jax_power_smc.language_model import LanguageModel
-from jax_power_smc.mesh import mesh_of
+from jax_power_smc.mesh import mesh_of, no_ambient_mesh
 from jax_power_smc.result import SampleResult
-from jax_power_smc.samplers import MetropolisHastings, Sampler, checks
+from jax_power_smc.samplers import MetropolisHastings, Sampler
 from jax_power_smc.slots import Slots, Work
 from jax_power_smc.target import PowerTarget
 
@@ -40,7 +37,7 @@ class StreamRequest:
     """One prompt of a stream.
 
     Attributes:
-      prompt: token ids.
+      prompt: token ids; a list or an array is copied, so that it may be changed or used again.
       target: what to sample from.
       max_new_tokens: T, the cap.
       prompt_id: a non-negative integer for its randomness; default its place in the stream.
@@ -48,12 +45,16 @@ class StreamRequest:
       tag: anything; comes back with the result.
     """
 
-    prompt: Sequence[int]
+    prompt: TokenIds
     target: PowerTarget
     max_new_tokens: int
     prompt_id: int | None = None
     key: jax.Array | None = None
     tag: Any = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt, list | np.ndarray):
+            checks.settle(self, prompt=self.prompt.copy())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Engine:
       ValueError: for a value outside its range, or if not even one slot fits; before any work.
     """
 
+    @no_ambient_mesh()
     def __init__(
         self,
         model: LanguageModel,
@@ -116,12 +118,12 @@ class Engine:
                 "sampler is MetropolisHastings, whose chains all follow one schedule; use "
                 "psmc.sample for it. Allowed are WithoutReplacement, PowerSMC and Ancestral."
             )
-        checks.integer("max_prompt_tokens", max_prompt_tokens, at_least=1)
-        checks.integer("max_new_tokens", max_new_tokens, at_least=1)
+        max_prompt_tokens = checks.integer("max_prompt_tokens", max_prompt_tokens, at_least=1)
+        max_new_tokens = checks.integer("max_new_tokens", max_new_tokens, at_least=1)
         if slots is not None:
-            checks.integer("slots", slots, at_least=1)
+            slots = checks.integer("slots", slots, at_least=1)
         if num_requests is not None:
-            checks.integer("num_requests", num_requests, at_least=1)
+            num_requests = checks.integer("num_requests", num_requests, at_least=1)
         self.model, self.params, self.sampler = model, params, sampler
         self.tokenizer = tokenizer
         self.mesh = mesh_of(params) if mesh is None else mesh
@@ -135,8 +137,26 @@ class Engine:
             slots=slots,
             memory_limit=memory_limit,
             mesh=self.mesh,
+            # Any one stop rule; how many at a time is seen when they come.
+            stop_states=0 if tokenizer is None else LARGEST_AUTOMATON,
         )
-        self._current: Stream | None = None
+        # Weak: a stream that nobody holds any more, as after a break out of its loop, has ended.
+        self._current: weakref.ref[Stream] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the stream that runs, if any; another one may then be started."""
+        current = self._running()
+        if current is not None:
+            current.close()
+
+    def _running(self) -> "Stream | None":
+        return None if self._current is None else self._current()
 
     def warmup(self) -> float:
         """Compiles what a stream of targets without truncations and stop rules will run.
@@ -144,8 +164,7 @@ class Engine:
         Returns:
           Seconds of compiling.
         """
-        key = jax.random.key(0)
-        return self.make_slots(key).warmup()
+        return self.make_slots(randomness.seed_key(0)).warmup()
 
     def stream(
         self,
@@ -164,24 +183,25 @@ class Engine:
             runs then is lost.
 
         Returns:
-          An iterator of ``Finished``. A request that cannot be served, or fails, is yielded with
-          its ``error`` and stops no other one. If reading ``requests`` raises, what had been read
-          is finished and yielded first.
+          An iterator of ``Finished``; to drop it, or to close it, ends the stream. A request that
+          cannot be served, or fails, is yielded with its ``error`` and stops no other one. If
+          reading ``requests`` raises, what had been read is finished and yielded first.
 
         Raises:
           ValueError: for a key of the wrong kind, or while another stream of this engine runs.
         """
-        check_key(key)
+        key = checks.key(key)
         if not isinstance(requests, Iterable) or isinstance(requests, str):
             raise ValueError(f"requests is {requests!r}; it must be an iterable of StreamRequest.")
-        if self._current is not None:
+        if self._running() is not None:
             raise ValueError("another stream of this engine runs; finish or close() it first.")
-        self._current = Stream(self, requests, key, until)
-        return self._current
+        stream = Stream(self, requests, key, until)
+        self._current = weakref.ref(stream)
+        return stream
 
     def release(self, stream: "Stream") -> None:
         """Called by a stream that has ended."""
-        if self._current is stream:
+        if self._running() is stream:
             self._current = None
 
     def make_slots(self, key: jax.Array) -> Slots:
@@ -206,34 +226,73 @@ class Engine:
         """
         if not isinstance(request, StreamRequest):
             raise ValueError(f"request {index} is {request!r}; it must be a StreamRequest.")
-        cap, sizes = request.max_new_tokens, self._sizes
-        checks.integer("max_new_tokens", cap, at_least=1)
+        sizes = self._sizes
+        cap = checks.integer("max_new_tokens", request.max_new_tokens, at_least=1)
         if cap > sizes.new_tokens:
             raise ValueError(
                 f"max_new_tokens is {cap}; this engine was made for at most {sizes.new_tokens}."
             )
         check_target(request.target)
         request.target.check(self.model.vocab_size, cap)
-        check_prompt(index, request.prompt, self.model, cap)
-        if len(request.prompt) > sizes.prompt_tokens:
+        prompt = check_prompt(index, request.prompt, self.model, cap)
+        if len(prompt) > sizes.prompt_tokens:
             raise ValueError(
-                f"prompt {index} has {len(request.prompt)} tokens; this engine was made for at "
+                f"prompt {index} has {len(prompt)} tokens; this engine was made for at "
                 f"most {sizes.prompt_tokens} (max_prompt_tokens)."
             )
-        prompt_id = index if request.prompt_id is None else request.prompt_id
-        check_prompt_ids([prompt_id], 1)
-        if request.key is not None:
-            check_key(request.key)
-        return Work(request.prompt, prompt_id, request.target, cap, request.key)
+        given = index if request.prompt_id is None else request.prompt_id
+        (prompt_id,) = checks.prompt_ids([given], 1)
+        key = None if request.key is None else checks.key(request.key)
+        return Work(prompt, prompt_id, request.target, cap, key)
+
+
+class _Arrivals:
+    """The requests of a stream as slots take them, and which of them are under way."""
+
+    def __init__(self, owner: Engine, slots: Slots) -> None:
+        self._engine, self._slots = owner, slots
+        self._known: dict[int, tuple[Work, Any]] = {}
+        self._index: dict[Work, int] = {}
+        self._cancelled: set[int] = set()
+
+    def read(self, requests: Iterable[StreamRequest | None]) -> Iterator[Work | None]:
+        """The work of every request; one that cannot be served has its error from the beginning."""
+        index = 0
+        for request in requests:
+            if request is None:
+                yield None
+                continue
+            try:
+                work = self._engine.work(index, request)
+                self._slots.check(work.target)
+            # Whatever is odd about one request, the others are served.
+            except Exception as error:
+                work = Work(np.zeros((1,), np.int32), 0, PowerTarget(1.0), 0, error=error)
+            work.cancelled = index in self._cancelled
+            self._known[index], self._index[work] = (work, request), index
+            index += 1
+            yield work
+
+    def cancel(self, index: int) -> None:
+        """Gives up a request, also one that has not been read yet."""
+        self._cancelled.add(index)
+        if index in self._known:
+            self._known[index][0].cancelled = True
+
+    def take(self, work: Work) -> tuple[int, Any]:
+        """The index and the request of work that is through, which is then forgotten."""
+        index = self._index.pop(work)
+        return index, self._known.pop(index)[1]
 
 
 class Stream:
-    """Results as they finish; see ``Engine.stream``. Closing it frees the engine.
+    """Results as they finish; see ``Engine.stream``. Closing or dropping it frees the engine.
 
     Attributes:
       seconds: by phase, so far.
     """
 
+    # Nothing that a stream holds may hold the stream: it must go with its last reference.
     def __init__(
         self,
         owner: Engine,
@@ -241,12 +300,10 @@ class Stream:
         key: jax.Array,
         until: Callable[[], bool],
     ) -> None:
-        self._engine, self._until = owner, until
+        self._engine = owner
         self._slots = owner.make_slots(key)
-        self._known: dict[int, tuple[Work, Any]] = {}
-        self._index: dict[Work, int] = {}
-        self._cancelled: set[int] = set()
-        self._results = self._run(requests)
+        self._arrivals = _Arrivals(owner, self._slots)
+        self._through = self._slots.run(self._arrivals.read(requests), until)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -257,53 +314,30 @@ class Stream:
         return self
 
     def __next__(self) -> Finished:
-        return next(self._results)
+        try:
+            work = next(self._through)
+        except BaseException:
+            self._engine.release(self)
+            raise
+        return self._finished(work)
 
     def cancel(self, index: int) -> None:
         """Gives up the request at this place of the stream, wherever it is; others go on.
 
         It is yielded with an ``error`` that says so, or as it is if it has finished already.
         """
-        checks.integer("index", index, at_least=0)
-        self._cancelled.add(index)
-        if index in self._known:
-            self._known[index][0].cancelled = True
+        self._arrivals.cancel(checks.integer("index", index, at_least=0))
 
     def close(self) -> None:
         """Drops what has not been yielded; the engine may then start another stream."""
-        self._results.close()
-        # Closing a generator that has not begun runs nothing of it.
+        self._through.close()
         self._engine.release(self)
 
-    def _run(self, requests: Iterable[StreamRequest | None]) -> Generator[Finished]:
-        try:
-            for work in self._slots.run(self._arrivals(requests), self._until):
-                yield self._finished(work)
-        finally:
-            self._engine.release(self)
-
-    def _arrivals(self, requests: Iterable[StreamRequest | None]) -> Iterator[Work | None]:
-        index = 0
-        for request in requests:
-            if request is None:
-                yield None
-                continue
-            try:
-                work = self._engine.work(index, request)
-                self._slots.admit(work.target)
-            except ValueError as error:
-                work = Work([], index, PowerTarget(1.0), 0, error=error)
-            work.cancelled = index in self._cancelled
-            self._known[index], self._index[work] = (work, request), index
-            index += 1
-            yield work
-
     def _finished(self, work: Work) -> Finished:
-        index = self._index.pop(work)
-        _, request = self._known.pop(index)
+        index, request = self._arrivals.take(work)
         result, error = None, None
         if work.error is not None:
-            error = " ".join(str(work.error).split())
+            error = " ".join(str(work.error).split()) or type(work.error).__name__
         elif work.left is None or work.seen is None:
             error = "cancelled."
         else:
@@ -345,8 +379,8 @@ def stream(
             )
         # What cannot be served is refused one by one, later.
         good = [r for r in requests if isinstance(r, StreamRequest)]
-        lengths = [len(r.prompt) for r in good if isinstance(r.prompt, Sequence)]
-        caps = [r.max_new_tokens for r in good if isinstance(r.max_new_tokens, int)]
+        lengths = [checks.length(r.prompt) for r in good]
+        caps = [checks.as_integer(r.max_new_tokens) or 0 for r in good]
         max_prompt_tokens = max_prompt_tokens or max([1, *lengths])
         max_new_tokens = max_new_tokens or max([1, *caps])
     made = Engine(

@@ -16,7 +16,6 @@ flag such outputs.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_power_smc import checks
 from jax_power_smc.stop import StopBoxed, StopRegex, StopRule, StopString
 from jax_power_smc.vocabulary import WHOLE, Vocabulary
 
@@ -61,18 +61,19 @@ class PowerTarget:
     stop: StopRule | None = None
 
     def __post_init__(self) -> None:
-        if not _is_number(self.alpha) or not math.isfinite(self.alpha) or self.alpha < 1:
+        alpha = checks.as_number(self.alpha)
+        if alpha is None or alpha < 1:
             raise ValueError(f"alpha is {self.alpha!r}; it must be a finite number of at least 1.")
-        if self.alpha > LARGEST_ALPHA:
+        if alpha > LARGEST_ALPHA:
             raise ValueError(f"alpha is {self.alpha!r}; it must be at most {LARGEST_ALPHA:g}.")
-        eos_ids = () if isinstance(self.eos_ids, str | bytes) else self.eos_ids
-        if not isinstance(eos_ids, Iterable) or eos_ids is not self.eos_ids:
+        is_one = isinstance(self.eos_ids, str | bytes) or getattr(self.eos_ids, "shape", None) == ()
+        if is_one or not isinstance(self.eos_ids, Iterable):
             raise ValueError(f"eos_ids is {self.eos_ids!r}; it must be a sequence of token ids.")
-        eos_ids = tuple(eos_ids)
-        if not all(_is_integer(i) for i in eos_ids):
-            raise ValueError(f"eos_ids is {eos_ids!r}; every id must be an integer.")
-        eos_ids = tuple(sorted({int(i) for i in eos_ids}))
-        object.__setattr__(self, "eos_ids", eos_ids)
+        given = tuple(self.eos_ids)
+        ids = [checks.as_integer(i) for i in given]
+        if None in ids:
+            raise ValueError(f"eos_ids is {given!r}; every id must be an integer.")
+        eos_ids = tuple(sorted({i for i in ids if i is not None}))
         if self.length not in LENGTHS:
             raise ValueError(f"length is {self.length!r}; allowed are {', '.join(LENGTHS)}.")
         if self.stop is not None and not isinstance(self.stop, StopString | StopRegex | StopBoxed):
@@ -83,19 +84,25 @@ class PowerTarget:
             raise ValueError(
                 'eos_ids is empty; length="forced_eos" needs at least one id, or a stop rule.'
             )
-        if not _is_integer(self.min_new_tokens) or self.min_new_tokens < 0:
+        min_new_tokens = checks.as_integer(self.min_new_tokens)
+        if min_new_tokens is None or min_new_tokens < 0:
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens!r}; it must be an integer of at least 0."
             )
-        if self.top_k is not None and (not _is_integer(self.top_k) or self.top_k < 1):
+        top_k, top_p = checks.as_integer(self.top_k), checks.as_number(self.top_p)
+        if self.top_k is not None and (top_k is None or top_k < 1):
             raise ValueError(f"top_k is {self.top_k!r}; it must be an integer of at least 1.")
-        if self.top_p is not None and (not _is_number(self.top_p) or not 0 < self.top_p <= 1):
+        if self.top_p is not None and (top_p is None or not 0 < top_p <= 1):
             raise ValueError(f"top_p is {self.top_p!r}; it must lie in (0, 1].")
         # Plain Python numbers, so that a target can be saved and compared.
-        object.__setattr__(self, "alpha", float(self.alpha))
-        object.__setattr__(self, "min_new_tokens", int(self.min_new_tokens))
-        object.__setattr__(self, "top_k", None if self.top_k is None else int(self.top_k))
-        object.__setattr__(self, "top_p", None if self.top_p is None else float(self.top_p))
+        checks.settle(
+            self,
+            alpha=float(alpha),
+            eos_ids=eos_ids,
+            min_new_tokens=min_new_tokens,
+            top_k=top_k,
+            top_p=None if top_p is None else float(top_p),
+        )
 
     def check(self, vocab_size: int, max_new_tokens: int) -> None:
         """Raises ValueError if the target does not fit a vocabulary or a cap."""
@@ -115,19 +122,24 @@ class PowerTarget:
 
     def arrays(self, vocab_size: int, max_new_tokens: int) -> "TargetArrays":
         """The target as the decode step reads it."""
+        return jax.tree.map(jnp.asarray, self.host_arrays(vocab_size, max_new_tokens))
+
+    def host_arrays(self, vocab_size: int, max_new_tokens: int) -> Any:
+        """The same in host memory."""
+        real: Any = jnp.result_type(float)
         ends = np.zeros((vocab_size,), bool)
         ends[list(self.eos_ids)] = True
-        return TargetArrays(
-            alpha=jnp.asarray(self.alpha, jnp.result_type(float)),
-            ends=jnp.asarray(ends),
-            forced=jnp.asarray(self.length == "forced_eos"),
-            min_new_tokens=jnp.asarray(self.min_new_tokens, jnp.int32),
-            cap=jnp.asarray(max_new_tokens, jnp.int32),
-            top_k=None
-            if self.top_k is None
-            else jnp.asarray(min(self.top_k, vocab_size), jnp.int32),
-            top_p=None if self.top_p is None else jnp.asarray(self.top_p, jnp.result_type(float)),
-        )
+        top_k, top_p = self.top_k, self.top_p
+        arrays: dict[str, Any] = {
+            "alpha": np.asarray(self.alpha, real),
+            "ends": ends,
+            "forced": np.asarray(self.length == "forced_eos"),
+            "min_new_tokens": np.asarray(self.min_new_tokens, np.int32),
+            "cap": np.asarray(max_new_tokens, np.int32),
+            "top_k": None if top_k is None else np.asarray(min(top_k, vocab_size), np.int32),
+            "top_p": None if top_p is None else np.asarray(top_p, real),
+        }
+        return TargetArrays(**arrays)
 
 
 class TargetArrays(NamedTuple):
@@ -199,11 +211,3 @@ def _most_probable(
         reached = reached & (jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] > 0)
         inside = inside & ~jnp.take_along_axis(reached, rank, axis=-1)
     return inside
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

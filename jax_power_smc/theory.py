@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jax_power_smc import scalars
+from jax_power_smc import checks
 
 # |alpha - 1| below which the Renyi entropy is computed as a perturbation of Shannon's.
 _NEAR_ONE = 0.1
@@ -209,7 +209,7 @@ def weight_costs(
     if np.isnan(costs).any():
         raise ValueError(f"log_sum is NaN at step {int(np.argmax(np.isnan(costs)))}.")
     if count is not None:
-        count = scalars.integer("count", count, at_least=0)
+        count = checks.integer("count", count, at_least=0)
     order = np.argsort(-costs, kind="stable")[:count].tolist()
     return [StepCost(step, tokens[step], float(costs[step])) for step in order]
 

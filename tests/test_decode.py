@@ -150,10 +150,9 @@ def test_the_engine_keeps_the_conditional_in_its_loop(count):
             PARAMS,
             request,
             carry,
-            jnp.int32(1),
+            jnp.arange(1, 5, dtype=jnp.int32),
             model=model,
             rule=SAMPLER.rule(),
-            num_steps=4,
         )
         .compile()
         .as_text()

@@ -61,10 +61,8 @@ def compiled_chunk(sampler, num_prompts, num_kv_heads):
             lambda: programs.empty_cache(model, params, num_prompts, rule.num_particles, CAPACITY)
         )
     )
-    first = jax.ShapeDtypeStruct((), jnp.int32)
-    lowered = programs.run_chunk.lower(
-        params, request, carry, first, model=model, rule=rule, num_steps=4
-    )
+    clocks = jax.ShapeDtypeStruct((4,), jnp.int32)
+    lowered = programs.run_chunk.lower(params, request, carry, clocks, model=model, rule=rule)
     cache = jax.tree.leaves(carry.cache)
     return lowered.compile(), cache[0].size, sum(leaf.size * 4 for leaf in cache)
 
@@ -220,3 +218,60 @@ def test_a_cpu_process_does_not_keep_more_programs_than_it_may_map(monkeypatch):
     for num in (3, 4, 5):
         draw(num)
     np.testing.assert_array_equal(draw(2), first)
+
+
+# --- wherever parameters lie, and whatever JAX is set to ---
+
+TABLE = psmc.TableLM(vocab_size=5, order=2)
+LOGITS = TABLE.init(jax.random.key(4))
+
+
+def draw_from(params, sampler=MESH_SAMPLERS["smc"]):
+    """The result of ``sample`` as arrays, and how many programs it compiled."""
+    before = programs.compiled_count()
+    result = psmc.sample(
+        TABLE,
+        params,
+        [[1, 2], [3]],
+        key=jax.random.key(1),
+        target=psmc.PowerTarget(2.0, (1,)),
+        sampler=sampler,
+        max_new_tokens=6,
+    )
+    return np.asarray(result.tokens), programs.compiled_count() - before
+
+
+@pytest.mark.parametrize("sampler", [PowerSMC(4), psmc.MetropolisHastings(2, 2, num_chains=2)])
+def test_parameters_may_move_to_another_device_between_calls(sampler):
+    first, _ = draw_from(LOGITS, sampler)
+    for device, compiles in zip(jax.devices()[:3], (False, True, True), strict=True):
+        tokens, compiled = draw_from(jax.device_put(LOGITS, device), sampler)
+        np.testing.assert_array_equal(tokens, first)
+        assert (compiled > 0) == compiles
+    assert draw_from(jax.device_put(LOGITS, jax.devices()[1]), sampler)[1] == 0
+
+
+def test_settings_that_change_a_program_compile_another():
+    first, _ = draw_from(LOGITS)
+    for setting in (
+        jax.default_matmul_precision("highest"),
+        jax.default_device(jax.devices()[1]),
+        jax.threefry_partitionable(False),
+    ):
+        with setting:
+            assert draw_from(LOGITS)[1] > 0
+    tokens, compiled = draw_from(LOGITS)
+    np.testing.assert_array_equal(tokens, first)
+    assert compiled == 0
+
+
+def test_an_ambient_mesh_changes_nothing():
+    first, _ = draw_from(LOGITS)
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        tokens, compiled = draw_from(LOGITS)
+        on_it = TABLE.init(jax.random.key(4))
+        there, _ = draw_from(on_it)
+    np.testing.assert_array_equal(tokens, first)
+    assert compiled == 0
+    np.testing.assert_array_equal(there, first)

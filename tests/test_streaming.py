@@ -1,5 +1,7 @@
 """Streams: every request is answered, with what ``sample`` gives, whoever its neighbours are."""
 
+import dataclasses
+import itertools
 import math
 import time
 
@@ -10,6 +12,7 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM, engine, programs
+from jax_power_smc.mixed_targets import MixedTargets
 from jax_power_smc.phase_clock import ReadyTimes
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -151,11 +154,100 @@ def test_requests_may_have_keys_of_their_own():
     assert len(drawn) > 1, "equal outputs would show no mix-up of keys"
 
 
-def test_a_key_of_the_wrong_kind_is_refused_alone():
-    asked = [request(0), request(1, key=jax.random.PRNGKey(0)), request(2, key=3)]
+def test_what_is_odd_about_one_request_fails_it_alone():
+    class Odd:
+        def __len__(self):
+            raise RuntimeError("no length")
+
+    odd = [
+        {"key": jax.random.PRNGKey(0)},
+        {"key": 3},
+        {"key": jax.random.key(0, impl="rbg")},
+        {"key": jax.random.split(KEY)},
+        {"key": np.zeros(2, np.uint32)},
+        {"prompt": Odd()},
+        {"prompt": [[1], [2, 3]]},
+        {"prompt": [2**70]},
+        {"prompt_id": 1.5},
+        {"max_new_tokens": "9"},
+        {"max_new_tokens": np.True_},
+    ]
+    asked = [request(0), *[request(1 + i, **fields) for i, fields in enumerate(odd)], request(6)]
     done = sorted(make().stream(asked, key=KEY), key=lambda each: each.index)
-    assert [each.error is None for each in done] == [True, False, False]
-    assert all("must be a single key" in each.error for each in done[1:])
+    assert [each.error is None for each in done] == [True, *[False] * len(odd), True]
+    assert all(" must be a single key" in done[i].error for i in (1, 2, 4, 5))
+    assert "implementation rbg" in done[3].error
+
+
+def test_keys_on_other_devices_mix():
+    keys = [None, *[jax.device_put(jax.random.key(7), d) for d in jax.devices()[:2]]]
+    asked = [request(0, prompt_id=5, key=key) for key in keys]
+    done = sorted(make().stream(asked, key=KEY), key=lambda each: each.index)
+    np.testing.assert_array_equal(done[1].result.tokens, done[2].result.tokens)
+    assert done[0].error is None
+
+
+def test_numbers_and_prompts_of_numpy_and_jax_are_served():
+    asked = [
+        request(
+            0,
+            prompt=prompt,
+            max_new_tokens=number(7),
+            prompt_id=number(3),
+            target=PowerTarget(jnp.float32(2), np.array([1], np.uint8)),
+        )
+        for prompt, number in [
+            ([1, 2], int),
+            (np.array([1, 2], np.uint8), np.uint8),
+            (jnp.array([1, 2], jnp.uint8), jnp.int32),
+            ([np.int64(1), jnp.int32(2)], np.array),
+        ]
+    ]
+    streams = [
+        make(slots=np.int64(3), max_new_tokens=jnp.int32(12)).stream(asked, key=KEY),
+        psmc.stream(asked[1:], MODEL, PARAMS, key=KEY, sampler=SAMPLER),
+    ]
+    for stream in streams:
+        for done in stream:
+            assert_as_alone_with(done, prompt_ids=np.array([3], np.uint8))
+
+
+def assert_as_alone_with(done, **options):
+    assert done.error is None
+    expected = psmc.sample(
+        MODEL, PARAMS, np.array([[1, 2]], np.uint8), key=KEY, target=PowerTarget(2.0, (1,)),
+        sampler=SAMPLER, max_new_tokens=np.uint8(7), **options,
+    )  # fmt: skip
+    np.testing.assert_array_equal(done.result.tokens, expected.tokens)
+
+
+def test_a_buffer_may_be_used_again():
+    buffer = np.zeros(2, np.int64)
+
+    def requests():
+        for i in range(4):
+            buffer[:] = i, 4 - i
+            yield request(0, prompt=buffer)
+        buffer[:] = 99
+
+    asked = [[i, 4 - i] for i in range(4)]
+    for requested in (requests(), list(requests())):
+        for done in make().stream(requested, key=KEY):
+            expected = alone(done.index, request(0, prompt=asked[done.index]))
+            np.testing.assert_array_equal(done.result.tokens, expected.tokens)
+    prompts = np.array(asked[:2])
+
+    def until():
+        prompts[:] = 99
+        return False
+
+    options = {"target": TARGETS[0], "sampler": SAMPLER, "max_new_tokens": 7}
+    for sampler in (SAMPLER, psmc.MetropolisHastings(2, 1, num_chains=2)):
+        options["sampler"] = sampler
+        prompts[:] = asked[:2]
+        changed = psmc.sample(MODEL, PARAMS, prompts, key=KEY, until=until, **options)
+        expected = psmc.sample(MODEL, PARAMS, asked[:2], key=KEY, **options)
+        np.testing.assert_array_equal(changed.tokens, expected.tokens)
 
 
 @pytest.mark.parametrize("ready", [math.inf, -math.inf])
@@ -264,6 +356,80 @@ def test_one_stream_at_a_time_until_it_is_closed():
         made.stream([request(0)], key=KEY)
     stream.close()
     assert_as_alone(next(made.stream([request(0)], key=KEY)))
+
+
+def test_an_engine_is_free_when_nobody_holds_its_stream():
+    made = make()
+    for _ in made.stream((request(i) for i in range(9)), key=KEY):
+        break
+    assert len(list(made.stream([request(0)], key=KEY))) == 1
+
+    def fails():
+        for _ in made.stream((request(i) for i in range(9)), key=KEY):
+            raise KeyError("in the body")
+
+    with pytest.raises(KeyError):
+        fails()
+    assert len(list(made.stream([request(0)], key=KEY))) == 1
+    made.stream([request(0)], key=KEY)  # not even begun
+    with make() as engine:
+        stream = engine.stream([request(i) for i in range(9)], key=KEY)
+        next(stream)
+    with pytest.raises(StopIteration):
+        next(stream)
+    assert len(list(engine.stream([request(0)], key=KEY))) == 1
+
+
+def test_stop_rules_of_their_own_leave_the_table_with_their_requests(monkeypatch):
+    tables = []
+    place = MixedTargets.place
+
+    def watched(self, target, in_use):
+        placed = place(self, target, in_use)
+        tables.append(self.table.shape[0])
+        return placed
+
+    monkeypatch.setattr(MixedTargets, "place", watched)
+    texts = ["".join(x) for x in itertools.product("abcd", repeat=4)][:120]
+    asked = [
+        request(
+            i,
+            prompt=[0],
+            max_new_tokens=6,
+            target=PowerTarget(1.5 + i / 100, stop=psmc.StopString(text)),
+        )
+        for i, text in enumerate(texts)
+    ]
+    done = {one.index: one for one in make().stream(asked, key=KEY)}
+    assert len(done) == len(asked) and all(one.error is None for one in done.values())
+    assert max(tables) == 32  # three slots with 8 states each
+    for index in (0, 50, 119):
+        assert_as_alone(done[index])
+
+
+def test_stop_rules_wait_until_the_table_has_room(monkeypatch):
+    # Room for one rule of 8 states at a time, although there are three slots.
+    made = make()
+    made._sizes = dataclasses.replace(made._sizes, stop_states=9)
+    rule = psmc.StopString
+    texts = ["ab", "ba", "ab", "cd", "dddd", "ab" * 9, "ca"]
+    asked = [
+        request(i, target=PowerTarget(2.0, (1,), stop=rule(text)), max_new_tokens=8)
+        for i, text in enumerate(texts)
+    ]
+    done = {one.index: one for one in made.stream(asked, key=KEY)}
+    assert sorted(done) == list(range(len(texts)))
+    for index, one in done.items():
+        if index == 5:
+            assert "has 19 states, and the memory has room for" in one.error
+        else:
+            assert_as_alone(one)
+
+
+def test_stop_rules_are_in_the_memory_plan():
+    with_rules, without = make().plan, make(tokenizer=None).plan
+    assert with_rules.total - without.total == with_rules.stop_rules == 512 * 3 * 5
+    assert "stop rules" in str(with_rules) and "stop rules" not in str(without)
 
 
 class Failing(TableLM):

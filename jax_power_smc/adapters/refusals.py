@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_power_smc.samplers import checks
+from jax_power_smc import checks
 
 
 def check_sizes(vocab_size: Any, max_positions: Any) -> None:

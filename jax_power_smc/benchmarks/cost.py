@@ -8,9 +8,7 @@ is tested is the model's counting and not a guess about the machine.
 from collections.abc import Callable, Sequence
 from statistics import median
 
-import jax
-
-from jax_power_smc import cost_model, engine
+from jax_power_smc import cost_model, engine, randomness
 from jax_power_smc.benchmarks.records import Write
 from jax_power_smc.models.load import LoadedModel
 from jax_power_smc.samplers import Ancestral, MetropolisHastings, PowerSMC, Sampler
@@ -60,7 +58,7 @@ def measure(
                 lm.model,
                 lm.params,
                 [prompt],
-                key=jax.random.key(repeat),
+                key=randomness.seed_key(repeat),
                 target=PowerTarget(alpha),
                 sampler=sampler,
                 max_new_tokens=t,

@@ -14,10 +14,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from jax_power_smc import cost_model, engine
+from jax_power_smc import cost_model, engine, randomness
 from jax_power_smc.benchmarks import tables
 from jax_power_smc.benchmarks.records import Write
 from jax_power_smc.models.load import LoadedModel
@@ -118,7 +117,7 @@ def measure_tables(
                 model,
                 params,
                 [prompt] * runs,
-                key=jax.random.key(table["seed"]),
+                key=randomness.seed_key(table["seed"]),
                 target=PowerTarget(alpha),
                 sampler=setting.sampler(horizon),
                 max_new_tokens=horizon,
@@ -170,7 +169,7 @@ def measure_model(
             lm.model,
             lm.params,
             [prompt for prompt in prompts for _ in range(runs)],
-            key=jax.random.key(0),
+            key=randomness.seed_key(0),
             target=questions.target,
             sampler=setting.sampler(questions.max_new_tokens),
             max_new_tokens=questions.max_new_tokens,

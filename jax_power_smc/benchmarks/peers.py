@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
+from jax_power_smc import checks
 from jax_power_smc.models import checkpoint
 from jax_power_smc.models.transformer import TransformerLM
-from jax_power_smc.samplers import checks
 
 # New tokens of the run that comes before the clock is started.
 WARM_UP_TOKENS = 3

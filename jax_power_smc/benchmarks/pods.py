@@ -128,7 +128,7 @@ def lower_chunk(
         of_all(length),
         jax.tree.map(of_all, target),
         jax.eval_shape(sampler.numbers),  # type: ignore[union-attr]
-        of_all(randomness.prompt_keys(jax.random.key(0), [0])[0]),
+        of_all(randomness.prompt_keys(randomness.seed_key(0), [0])[0]),
         None,
     )
     static: dict[str, Any] = {"model": layout.model, "rule": rule}
@@ -138,9 +138,10 @@ def lower_chunk(
     make = functools.partial(programs.empty_cache, layout.model, params)
     sizes = rule.num_particles, capacity
     cache = jax.eval_shape(lambda: make(prompts * layout.group, *sizes))
-    args = params, request, carry._replace(cache=cache), jax.ShapeDtypeStruct((), jnp.int32)
+    clocks = jax.ShapeDtypeStruct((num_steps,), jnp.int32)
+    args = params, request, carry._replace(cache=cache), clocks
     specs = programs.SPECS[programs.run_chunk](layout, args)
-    lowered = layout.lower(programs.run_chunk, static | {"num_steps": num_steps}, args, specs)
+    lowered = layout.lower(programs.run_chunk, static, args, specs)
     return lowered, jax.eval_shape(lambda: make(prompts // layout.rows, *sizes))
 
 

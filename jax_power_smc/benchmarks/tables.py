@@ -8,12 +8,11 @@ Letters: V vocabulary, T steps.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_power_smc import checks, randomness
 from jax_power_smc.models.table import TableLM, TableParams
-from jax_power_smc.samplers import checks
 
 ORDER = 2
 KINDS = ("homogeneous", "inhomogeneous")
@@ -37,7 +36,7 @@ def make_table(
     check(vocab_size, entropy, kind)
     model = TableLM(vocab_size, ORDER)
     steps = 1 if kind == "homogeneous" else horizon
-    noise = model.init(jax.random.key(seed), steps=steps).logits
+    noise = model.init(randomness.seed_key(seed), steps=steps).logits
     sample = np.asarray(noise[0], np.float64)
     low, high = 0.0, 200.0
     for _ in range(60):

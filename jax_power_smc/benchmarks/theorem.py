@@ -23,7 +23,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jax_power_smc import engine, theory
+from jax_power_smc import engine, randomness, theory
 from jax_power_smc.benchmarks import scoring
 from jax_power_smc.benchmarks.records import Write
 from jax_power_smc.models.load import LoadedModel
@@ -113,7 +113,7 @@ def measure(
         lm.model,
         lm.params,
         prompts,
-        key=jax.random.key(0),
+        key=randomness.seed_key(0),
         target=PowerTarget(alpha, lm.eos_ids),
         sampler=PowerSMC(num_particles),
         max_new_tokens=max_new_tokens,

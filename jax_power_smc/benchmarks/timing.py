@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc import programs
+from jax_power_smc import programs, randomness
 from jax_power_smc.buckets import Sizes
 from jax_power_smc.engine import CHUNK, GROUPS
 from jax_power_smc.language_model import LanguageModel
@@ -134,9 +134,11 @@ def decode(
     )
     limit = getattr(model, "max_positions", None)
     sizes = Sizes(slots, max(1, slots // GROUPS), prompt_tokens, new_tokens, CHUNK, limit)
-    queue = Slots(model, params, rule, numbers, jax.random.key(0), sizes, looks_late=looks_late)
+    queue = Slots(
+        model, params, rule, numbers, randomness.seed_key(0), sizes, looks_late=looks_late
+    )
     for work in works:
-        queue.admit(work.target)
+        queue.check(work.target)
     for work in queue.run(works):
         if work.error is not None:
             raise work.error

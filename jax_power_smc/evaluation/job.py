@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import jax
 from jax.sharding import Mesh
 
 from jax_power_smc import engine
@@ -29,7 +28,7 @@ from jax_power_smc.grading.golds import read_gold
 from jax_power_smc.grading.verdict import Grader
 from jax_power_smc.models.load import LoadedModel
 from jax_power_smc.processes import ALONE, Processes
-from jax_power_smc.randomness import prompt_id
+from jax_power_smc.randomness import prompt_id, seed_key
 from jax_power_smc.result import PHASES, SampleResult
 from jax_power_smc.samplers import MetropolisHastings
 from jax_power_smc.streaming import Engine, StreamRequest
@@ -148,7 +147,7 @@ def check(job: Job) -> None:
             f"{limit} positions."
         )
     for run in job.runs:
-        key, cap = jax.random.key(0), job.max_new_tokens
+        key, cap = seed_key(0), job.max_new_tokens
         check_request(job.lm.model, prompts, None, key, job.target, run.sampler, cap, job.slots)
     stop_arrays(job.target.stop, job.lm.tokenizer, job.lm.model.vocab_size)
 
@@ -223,7 +222,7 @@ def _slots(
     if not left:
         return
     prompts = job.prompts
-    keys = {seed: jax.random.key(seed) for seed in job.seeds}
+    keys = {seed: seed_key(seed) for seed in job.seeds}
     slots = Engine(
         job.lm.model,
         job.lm.params,
@@ -285,7 +284,7 @@ def _chains(
                     job.lm.model,
                     job.lm.params,
                     [prompts[problem.id] for problem in batch],
-                    key=jax.random.key(seed),
+                    key=seed_key(seed),
                     target=job.target,
                     sampler=run.sampler,
                     max_new_tokens=job.max_new_tokens,

@@ -5,10 +5,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jax_power_smc import checks
 from jax_power_smc.evaluation import declared
 from jax_power_smc.models.families import FAMILIES
 from jax_power_smc.models.transformer import DTYPES
-from jax_power_smc.samplers import MetropolisHastings, checks
+from jax_power_smc.samplers import MetropolisHastings
 from jax_power_smc.tasks.load import check_task, kind_of
 
 

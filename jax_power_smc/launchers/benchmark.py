@@ -11,13 +11,12 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_power_smc import cost_model
+from jax_power_smc import checks, cost_model
 from jax_power_smc.benchmarks import cost, fidelity, plots, records, summary, tables, theorem
 from jax_power_smc.launchers import benchmark_pods, benchmark_speed, figures
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import LoadedModel, load
 from jax_power_smc.reasoner import problems
-from jax_power_smc.samplers import checks
 from jax_power_smc.target import PowerTarget
 
 FIELDS = {

@@ -14,12 +14,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.table import Table
 
+from jax_power_smc import checks
 from jax_power_smc.benchmarks import pods, records
 from jax_power_smc.launchers import figures
 from jax_power_smc.mesh import layout_of, make_mesh
 from jax_power_smc.models.config import TransformerConfig
 from jax_power_smc.models.transformer import DTYPES, TransformerLM
-from jax_power_smc.samplers import checks
 
 FIELDS = (
     *("dtype", "model", "layers", "checked_layers", "num_particles"),

@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
+from jax_power_smc import checks, randomness
 from jax_power_smc.benchmarks import (
     against_torch,
     moves,
@@ -21,7 +21,6 @@ from jax_power_smc.benchmarks.speed import Bench, Subject
 from jax_power_smc.launchers import figures
 from jax_power_smc.models.config import TransformerConfig
 from jax_power_smc.models.transformer import DTYPES, TransformerLM
-from jax_power_smc.samplers import checks
 from jax_power_smc.target import PowerTarget
 
 # section -> its fields besides "models"
@@ -74,7 +73,7 @@ def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
             for name in config[section].models:
                 if name not in subjects:
                     model = TransformerLM(shapes[name], config.dtype)
-                    subjects[name] = Subject(name, model, model.init(jax.random.key(0)))
+                    subjects[name] = Subject(name, model, model.init(randomness.seed_key(0)))
                 _RUNS[section](bench, subjects[name], config[section], bandwidth)
     lines = figures.read(path)
     figures.show(speed_tables.tables(lines))

@@ -7,11 +7,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 
-from jax_power_smc import engine
+from jax_power_smc import checks, engine, randomness
 from jax_power_smc.files import json_line
 from jax_power_smc.launchers.common import launch
 from jax_power_smc.models.load import load
@@ -21,7 +20,6 @@ from jax_power_smc.samplers import (
     PowerSMC,
     Sampler,
     WithoutReplacement,
-    checks,
 )
 from jax_power_smc.target import PowerTarget
 
@@ -74,7 +72,7 @@ def generate(options: Options) -> dict[str, Any]:
         lm.model,
         lm.params,
         [lm.encode(options.prompt, chat=options.chat)],
-        key=jax.random.key(options.seed),
+        key=randomness.seed_key(options.seed),
         target=PowerTarget(alpha=options.alpha, eos_ids=lm.eos_ids),
         sampler=samplers[options.sampler],
         max_new_tokens=options.max_new_tokens,

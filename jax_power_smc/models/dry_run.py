@@ -9,10 +9,10 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jax_power_smc import randomness
 from jax_power_smc.models import hub
 from jax_power_smc.models.config import CheckpointError
 from jax_power_smc.models.families import FAMILIES
@@ -111,7 +111,7 @@ def tiny_model(config: ConfigDict) -> LoadedModel:
     }
     made = config_from_hf(raw, f"the dry run's {family}", config.max_positions)
     model = TransformerLM(made, jnp.dtype(config.dtype or "float32"))
-    params = model.init(jax.random.key(0))
+    params = model.init(randomness.seed_key(0))
     return LoadedModel(model, params, tokenizer, eos_ids, made, directory, random_weights=True)
 
 

@@ -94,8 +94,8 @@ class TableLM:
         return self._logits(params, history[None], jnp.zeros((), jnp.int32))[0], history
 
     def init_cache(self, params: TableParams, num_particles: int, capacity: int) -> jax.Array:
-        """[N, R] int32: each particle's generated tokens, a ring addressed by the clock."""
-        return jnp.zeros((num_particles, max(capacity, self.order)), jnp.int32)
+        """[N, T] int32: each particle's generated tokens, a ring addressed by the clock."""
+        return jnp.zeros((num_particles, capacity), jnp.int32)
 
     def decode(
         self,
@@ -120,7 +120,7 @@ class TableLM:
 
     def grow(self, cache: jax.Array, capacity: int, clock: jax.Array) -> jax.Array:
         """The ring with room for ``capacity`` tokens."""
-        return ring.resize(cache, 1, max(capacity, self.order), clock)
+        return ring.resize(cache, 1, capacity, clock)
 
     def _logits(self, params: TableParams, history: jax.Array, step: jax.Array) -> jax.Array:
         """history [N, order] -> [N, V]."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from jax_power_smc import randomness
 from jax_power_smc.models.config import TransformerConfig
 from jax_power_smc.models.transformer import Transformer
 from jax_power_smc.reasoner.batches import Batch
@@ -131,7 +132,7 @@ def init_state(
     model: TransformerConfig, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
     """Random float32 parameters and a fresh optimiser state."""
-    params = nnx.state(Transformer(model, rngs=nnx.Rngs(seed)))
+    params = nnx.state(Transformer(model, rngs=nnx.Rngs(randomness.seed_key(seed))))
     return TrainState(params, optimizer.init(params))
 
 

@@ -10,10 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_power_smc import inverse_cdf, weights
+from jax_power_smc import checks, inverse_cdf, weights
 from jax_power_smc.proposal import draw, log_prob, normalise, power_proposal
 from jax_power_smc.randomness import StepUniforms
-from jax_power_smc.samplers import checks
 from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend, start
 from jax_power_smc.target import TargetArrays, support
 from jax_power_smc.vocabulary import WHOLE, Vocabulary
@@ -35,8 +34,11 @@ class Ancestral:
     num_samples: int = 1
 
     def __post_init__(self) -> None:
-        checks.number("temperature", self.temperature, at_least=0)
-        checks.integer("num_samples", self.num_samples, at_least=1)
+        checks.settle(
+            self,
+            temperature=checks.number("temperature", self.temperature, at_least=0),
+            num_samples=checks.integer("num_samples", self.num_samples, at_least=1),
+        )
 
     @property
     def num_particles(self) -> int:

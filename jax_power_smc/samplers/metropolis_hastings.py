@@ -28,9 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc import inverse_cdf, weights
+from jax_power_smc import checks, inverse_cdf, weights
 from jax_power_smc.proposal import draw, log_prob, normalise, power_proposal
-from jax_power_smc.samplers import checks
 from jax_power_smc.samplers.base import Outcome
 from jax_power_smc.target import TargetArrays, support
 from jax_power_smc.vocabulary import WHOLE, Vocabulary
@@ -64,14 +63,17 @@ class MetropolisHastings:
     num_chains: int = 1
 
     def __post_init__(self) -> None:
-        checks.integer("num_blocks", self.num_blocks, at_least=1)
+        checks.settle(
+            self,
+            num_blocks=checks.integer("num_blocks", self.num_blocks, at_least=1),
+            moves_per_block=checks.integer("moves_per_block", self.moves_per_block, at_least=0),
+            num_chains=checks.integer("num_chains", self.num_chains, at_least=1),
+        )
         if self.num_blocks > LARGEST_NUM_BLOCKS:
             raise ValueError(
                 f"num_blocks is {self.num_blocks!r}; it must be an integer of at most 2^15."
             )
-        checks.integer("moves_per_block", self.moves_per_block, at_least=0)
         checks.one_of("edit", self.edit, EDITS)
-        checks.integer("num_chains", self.num_chains, at_least=1)
 
     @property
     def num_particles(self) -> int:

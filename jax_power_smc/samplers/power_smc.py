@@ -20,10 +20,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_power_smc import inverse_cdf, resampling, weights
+from jax_power_smc import checks, inverse_cdf, resampling, weights
 from jax_power_smc.proposal import draw, log_prob, normalise, power_proposal
 from jax_power_smc.randomness import StepUniforms
-from jax_power_smc.samplers import checks
 from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend, start
 from jax_power_smc.schedule import bridge, exponent_at
 from jax_power_smc.target import TargetArrays, support
@@ -59,14 +58,18 @@ class PowerSMC:
     proposal_temperature: float | None = None
 
     def __post_init__(self) -> None:
-        checks.integer("num_particles", self.num_particles, at_least=1)
-        checks.number("ess_threshold", self.ess_threshold, at_least=0, at_most=1)
+        checks.settle(
+            self,
+            num_particles=checks.integer("num_particles", self.num_particles, at_least=1),
+            ess_threshold=checks.number("ess_threshold", self.ess_threshold, at_least=0, at_most=1),
+            ramp_tokens=checks.integer("ramp_tokens", self.ramp_tokens, at_least=0),
+            check_every=checks.integer("check_every", self.check_every, at_least=1),
+        )
         checks.one_of("resampling", self.resampling, resampling.SCHEMES)
-        checks.integer("ramp_tokens", self.ramp_tokens, at_least=0)
-        checks.integer("check_every", self.check_every, at_least=1)
         checks.one_of("order", self.order, ORDERS)
         if self.proposal_temperature is not None:
-            checks.number("proposal_temperature", self.proposal_temperature, at_least=1e-6)
+            own = checks.number("proposal_temperature", self.proposal_temperature, at_least=1e-6)
+            checks.settle(self, proposal_temperature=own)
             if self.order != "published":
                 raise ValueError(
                     f"proposal_temperature is {self.proposal_temperature!r} with order "

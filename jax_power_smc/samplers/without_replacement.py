@@ -31,7 +31,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_power_smc import inverse_cdf, weights
+from jax_power_smc import checks, inverse_cdf, weights
 from jax_power_smc.proposal import (
     Normaliser,
     PowerProposal,
@@ -44,7 +44,6 @@ from jax_power_smc.proposal import (
     share_support,
 )
 from jax_power_smc.randomness import StepUniforms
-from jax_power_smc.samplers import checks
 from jax_power_smc.samplers.base import Outcome, Particles, Selection, start
 from jax_power_smc.schedule import bridge, exponent_at
 from jax_power_smc.selection import place, select
@@ -74,11 +73,16 @@ class WithoutReplacement:
     early_stop: float = 1e-4
 
     def __post_init__(self) -> None:
-        checks.integer("num_particles", self.num_particles, at_least=1)
-        if self.explicit_children is not None:
-            checks.integer("explicit_children", self.explicit_children, at_least=1)
-        checks.integer("ramp_tokens", self.ramp_tokens, at_least=0)
-        checks.number("early_stop", self.early_stop, at_least=0, at_most=1)
+        children = self.explicit_children
+        if children is not None:
+            children = checks.integer("explicit_children", children, at_least=1)
+        checks.settle(
+            self,
+            num_particles=checks.integer("num_particles", self.num_particles, at_least=1),
+            explicit_children=children,
+            ramp_tokens=checks.integer("ramp_tokens", self.ramp_tokens, at_least=0),
+            early_stop=checks.number("early_stop", self.early_stop, at_least=0, at_most=1),
+        )
 
     def rule(self) -> "WithoutReplacementRule":
         """The algorithm."""

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
-from jax_power_smc.samplers import checks
+from jax_power_smc import checks
 from jax_power_smc.tasks import (
     aime,
     gpqa,

@@ -1,29 +1,44 @@
 """One sentence with the value and what is allowed, for every bad value."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import Ancestral, PowerSMC
-from jax_power_smc.samplers import checks
+from jax_power_smc import (
+    Ancestral,
+    MetropolisHastings,
+    PowerSMC,
+    PowerTarget,
+    WithoutReplacement,
+    checks,
+    randomness,
+)
 
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("value", [3, 100, np.int32(3), np.int64(7)])
+@pytest.mark.parametrize("value", [3, 100, np.int32(3), np.uint8(7), np.array(4), jnp.uint8(5)])
 def test_integers_in_range_pass(value):
-    checks.integer("n", value, at_least=3)
+    passed = checks.integer("n", value, at_least=3)
+    assert type(passed) is int and passed == value
 
 
-@pytest.mark.parametrize("value", [2, -1, 3.0, True, "3", None, NAN, np.float32(4)])
+@pytest.mark.parametrize(
+    "value", [2, -1, 3.0, True, "3", None, NAN, np.float32(4), np.True_, np.array([3])]
+)
 def test_other_integers_are_refused(value):
     with pytest.raises(ValueError) as error:
         checks.integer("n", value, at_least=3)
     assert str(error.value) == f"n is {value!r}; it must be an integer of at least 3."
 
 
-@pytest.mark.parametrize("value", [0, 0.5, 1, np.float32(1), np.int64(0)])
+@pytest.mark.parametrize("value", [0, 0.5, 1, np.float32(1), np.int64(0), jnp.bfloat16(0.5)])
 def test_numbers_in_range_pass(value):
-    checks.number("x", value, at_least=0, at_most=1)
+    passed = checks.number("x", value, at_least=0, at_most=1)
+    assert type(passed) in (int, float) and passed == value
 
 
 @pytest.mark.parametrize("value", [-1e-9, 1.0001, True, "0", None, np.nan, INF, -INF])
@@ -130,3 +145,55 @@ def test_seeds_that_differ_pass(values):
 def test_seeds_that_cannot_be(values, message):
     with pytest.raises(ValueError, match=message):
         checks.seeds("s", values)
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_implementations_are_refused_by_name(impl):
+    with pytest.raises(ValueError, match=f'implementation {impl}, .*impl="threefry2x32"'):
+        checks.key(jax.random.key(0, impl=impl))
+
+
+def test_keys_of_seeds_do_not_depend_on_the_default():
+    with jax.default_prng_impl("unsafe_rbg"):
+        key = randomness.seed_key(3)
+        with pytest.raises(ValueError, match="unsafe_rbg"):
+            checks.key(jax.random.key(3))
+    assert checks.key(key) == jax.random.key(3)
+
+
+def test_a_key_that_is_bound_to_a_device_is_freed():
+    key = jax.device_put(jax.random.key(3), jax.devices()[1])
+    assert not checks.key(key).committed and checks.key(key) == jax.random.key(3)
+
+
+def test_a_deleted_key_is_refused():
+    key = jax.device_put(jax.random.key(3), jax.devices()[1])
+    key.delete()
+    with pytest.raises(ValueError, match="deleted or donated"):
+        checks.key(key)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[1, 2], (1, 2), np.array([1, 2], np.uint8), jnp.array([1, 2]), [jnp.int32(1), np.uint8(2)]],
+)
+def test_prompts_are_copied(prompt):
+    own = checks.prompt(0, prompt, 5)
+    assert own.dtype == np.int32 and own.tolist() == [1, 2]
+    assert not (isinstance(prompt, np.ndarray) and np.shares_memory(own, prompt))
+
+
+def test_targets_and_samplers_hold_plain_python_numbers():
+    target = PowerTarget(
+        jnp.float32(2), np.array([1, 0], np.uint8), top_k=jnp.int32(3), top_p=np.float32(0.5)
+    )
+    assert target == PowerTarget(2.0, (0, 1), top_k=3, top_p=0.5)
+    for one, other in (
+        (PowerSMC(np.int64(4), jnp.float32(0.5)), PowerSMC(4, 0.5)),
+        (Ancestral(jnp.float32(1), np.uint8(2)), Ancestral(1.0, 2)),
+        (WithoutReplacement(jnp.int32(4), np.int8(2)), WithoutReplacement(4, 2)),
+        (MetropolisHastings(np.uint8(2), jnp.int32(1)), MetropolisHastings(2, 1)),
+    ):
+        assert one == other and hash(one) == hash(other)
+        values = dataclasses.asdict(one).values()
+        assert {type(value) for value in values} <= {int, float, str, type(None)}
