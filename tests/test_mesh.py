@@ -381,9 +381,10 @@ def test_parameters_on_a_mesh_bring_their_mesh_along(monkeypatch):
         seen.append(layout.mesh)
         return original(function, static, args, layout)
 
+    expected = {case: on_one_device(case) for case in ("greedy", "mh")}
     monkeypatch.setattr(programs, "executable", noted)
-    for case in ("greedy", "mh"):
-        assert_same(sample(*CASES[case], params=placed), on_one_device(case))
+    for case, one in expected.items():
+        assert_same(sample(*CASES[case], params=placed), one)
     assert set(seen) == {where}
 
 
