@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc import decode
-from jax_power_smc.decode import Request, StopArrays
+from jax_power_smc.decode import PromptInputs, StopStates
 from jax_power_smc.stop import StopRule
 from jax_power_smc.target import PowerTarget, TargetArrays
 
@@ -35,8 +35,11 @@ class MixedTargets:
 
     def arrays(
         self, asked: Sequence[tuple[PowerTarget, int]], rows: int
-    ) -> tuple[TargetArrays, StopArrays | None]:
-        """Targets with their caps, [rows, ...]; missing rows have cap 0: they are done."""
+    ) -> tuple[TargetArrays, StopStates | None]:
+        """Targets with their caps, [rows, ...]; missing rows have cap 0: they are done.
+
+        Where the stop rules are in ``table``, None if there is no table.
+        """
         for target, _ in asked:
             self.admit(target)
         filled = [*asked, *[(asked[0][0], 0)] * (rows - len(asked))]
@@ -50,22 +53,27 @@ class MixedTargets:
             ends = [self._rules.get(target.stop, (0, -1)) for target, _ in filled]  # type: ignore[arg-type]
             starts, finals = np.array(ends).T
             own: Any = starts.astype(np.int32), finals.astype(np.int16)
-            stop = StopArrays(self._table, *own)
+            stop = StopStates(*own)
         return stacked._replace(cap=caps), stop
 
-    def widen(self, request: Request) -> Request:
-        """A request [P, ...] made before the last call of ``arrays``, in the structure of now."""
-        target, rows = request.target, request.target.cap.shape[0]
+    @property
+    def table(self) -> jax.Array | None:
+        """[states, V] int16, of all stop rules; None if there is none."""
+        return self._table
+
+    def widen(self, prompts: PromptInputs) -> PromptInputs:
+        """Prompts [P, ...] made before the last call of ``arrays``, in the structure of now."""
+        target, rows = prompts.target, prompts.target.cap.shape[0]
         widened = {}
         if target.top_k is None and self._has_top_k:
             widened["top_k"] = jnp.full((rows,), self._vocab_size, jnp.int32)
         if target.top_p is None and self._has_top_p:
             widened["top_p"] = jnp.ones((rows,), target.alpha.dtype)
-        stop = request.stop
+        stop = prompts.stop
         if stop is None and self._table is not None:
             nowhere = jnp.full((rows,), -1, jnp.int16)
-            stop = StopArrays(self._table, jnp.zeros((rows,), jnp.int32), nowhere)
-        return request._replace(target=target._replace(**widened), stop=stop)
+            stop = StopStates(jnp.zeros((rows,), jnp.int32), nowhere)
+        return prompts._replace(target=target._replace(**widened), stop=stop)
 
     def admit(self, target: PowerTarget) -> None:
         """Makes room for a target that will come.
@@ -87,14 +95,14 @@ class MixedTargets:
         arrays = decode.stop_arrays(rule, self._tokenizer, self._vocab_size)
         assert arrays is not None
         first = len(self._states)
-        own = np.asarray(arrays.next_state)
+        own = np.asarray(arrays.table)
         if first + len(own) > LARGEST_TABLE:
             raise ValueError(
                 f"stop={rule!r} is one rule too many: all rules of a stream together may have "
                 f"{LARGEST_TABLE} states."
             )
         self._states = np.concatenate([self._states, own + np.int16(first)])
-        self._rules[rule] = first, first + int(arrays.final)
+        self._rules[rule] = first, first + int(arrays.states.final)
         rows = 1 << (len(self._states) - 1).bit_length()
         self._table = jnp.asarray(np.pad(self._states, ((0, rows - len(self._states)), (0, 0))))
 
