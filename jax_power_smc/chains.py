@@ -34,10 +34,10 @@ from jax_power_smc.mesh import DATA, EACH, GROUP, MODEL, SAME, Layout, Specs, la
 from jax_power_smc.phase_clock import PhaseClock, preparing
 from jax_power_smc.result import SampleInfo, SampleResult
 from jax_power_smc.samplers import metropolis_hastings as mh
-from jax_power_smc.samplers.base import Outcome
+from jax_power_smc.samplers.base import FinalWeights
 from jax_power_smc.samplers.metropolis_hastings import Chains, Entry, MetropolisHastings
 from jax_power_smc.target import PowerTarget, TargetArrays
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import Logits
 
 
 class Stopped(Exception):  # noqa: N818, no error: the caller asked for it
@@ -143,7 +143,6 @@ def move(
     cut: jax.Array,
     uniforms: MoveUniforms,
     any_prompt: AnyPrompt,
-    vocabulary: Vocabulary = WHOLE,
 ) -> State:
     """One entry of the schedule for one prompt: redraw from the cut on, accept or take back.
 
@@ -157,9 +156,8 @@ def move(
       cut: [] int32, from ``draw_cut``.
       uniforms: all the randomness but the cut.
       any_prompt: see ``decode.AnyPrompt``.
-      vocabulary: how V lies on the devices.
     """
-    target = _with_dtype(prompt.target, state.chains.log_s.dtype)
+    target = decode.with_dtype(prompt.target, state.chains.log_s.dtype)
     prefix, going = mh.truncate(state.chains, cut)
     # Idle rows of a batch have cap 0.
     going = going & (cut < target.cap)
@@ -171,21 +169,20 @@ def move(
         token = jax.lax.dynamic_slice_in_dim(now.chains.tokens, last, 1, axis=1)[:, 0]
         logits, cache = model.decode(params, prompt.context, now.cache, token, last, last)
         logits = jnp.where(now.step == 0, prompt.logits[None, :], logits)
-        logits = logits.astype(now.chains.log_s.dtype)
+        scores = Logits(logits.astype(now.chains.log_s.dtype), decode.vocab_sharding(model))
 
         before = jax.lax.dynamic_slice_in_dim(now.chains.stop_state, now.step, 1, axis=1)[:, 0]
-        ends = decode.ending_tokens(target, stop, before, vocabulary)
+        ends = decode.ending_tokens(target, stop, before, scores.sharding)
         if stop is None:
-            ends = ends[:1]  # the same for all rows
+            ends = ends[:1]  # the same for all chains
         chains, token, drew = mh.extend(
             target,
             now.chains,
             now.going,
-            logits,
+            scores,
             ends,
             uniforms.token(now.step),
             now.step,
-            vocabulary,
         )
         after = decode.next_stop_state(stop, before, token, drew)
         chains = chains._replace(
@@ -198,7 +195,7 @@ def move(
             chains=chains,
             cache=cache,
             drawn=now.drawn + jnp.sum(drew, dtype=jnp.int32),
-            bad_logits=now.bad_logits | (jnp.any(now.going) & decode.is_bad(logits, vocabulary)),
+            bad_logits=now.bad_logits | (jnp.any(now.going) & decode.is_bad(scores)),
             going=going,
             step=now.step + 1,
             any_going=any_prompt(jnp.any(going)),
@@ -230,13 +227,6 @@ def move(
     )
 
 
-def _with_dtype(target: TargetArrays, dtype: jnp.dtype) -> TargetArrays:
-    """The target's real scalars in the dtype of the weights."""
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, target
-    )
-
-
 # --- The three programs on a batch of prompts -------------------------------------------------
 
 
@@ -262,7 +252,7 @@ def start_batch(
     return programs.over_prompts(one, (None, 0, 0, 0, 0))(params, prompts, lengths, targets, keys)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "vocabulary"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("state",))
 def move_batch(
     params: Any,
     key: jax.Array,
@@ -272,16 +262,13 @@ def move_batch(
     entry: Entry,
     *,
     model: LanguageModel,
-    vocabulary: Vocabulary = WHOLE,
 ) -> State:
     """One entry of the schedule for P prompts; ``key`` is that of the run."""
 
     def one(any_prompt, params, stop, prompt, state, entry, cut):  # type: ignore[no-untyped-def]
         num, dtype = state.chains.length.shape[0], state.chains.log_s.dtype
         uniforms = move_uniforms(prompt.key, entry, num, dtype)
-        return move(
-            model, params, stop, prompt, state, entry, cut, uniforms, any_prompt, vocabulary
-        )
+        return move(model, params, stop, prompt, state, entry, cut, uniforms, any_prompt)
 
     return programs.over_prompts(one, (None, None, 0, 0, None, None))(
         params, stop, prompts, state, entry, mh.draw_cut(key, entry)
@@ -289,22 +276,19 @@ def move_batch(
 
 
 @jax.jit
-def finish_batch(prompts: Prompt, state: State) -> tuple[State, Outcome]:
+def finish_batch(prompts: Prompt, state: State) -> tuple[State, FinalWeights]:
     """Weights and choices of P prompts, and the state, which has no cache any more."""
 
-    def one(key: jax.Array, chains: Chains) -> Outcome:
-        return decode.hide_none(
-            mh.finish(chains, randomness.final_uniforms(key, chains.log_s.dtype))
-        )
+    def one(key: jax.Array, chains: Chains) -> FinalWeights:
+        return mh.finish(chains, randomness.final_uniforms(key, chains.log_s.dtype))
 
     return state, jax.vmap(one)(prompts.key, state.chains)
 
 
 def _specs(layout: Layout) -> tuple[Prompt, State]:
     """How prompts and states lie on a mesh."""
-    request = layout.request(None)
     logits = PartitionSpec(DATA, MODEL) if layout.vocabulary.axis else EACH
-    prompt = Prompt(GROUP, logits, request.target, EACH)  # type: ignore[arg-type]
+    prompt = Prompt(GROUP, logits, layout.prompts().target, EACH)  # type: ignore[arg-type]
     return prompt, State(*[EACH] * len(State._fields))._replace(cache=GROUP)  # type: ignore[arg-type]
 
 
@@ -396,11 +380,11 @@ def run_chains(
             if until():
                 raise Stopped("until said that sampling is to stop.")
         args = (params, key, stop, prompt, state, entry)
-        state = call(move_batch, static | {"vocabulary": layout.vocabulary}, *args)
+        state = call(move_batch, static, *args)
     prompt, state = prompt._replace(context=None), state._replace(cache=None)
-    state, outcome = jax.device_get(call(finish_batch, {}, prompt, state))
+    state, final = jax.device_get(call(finish_batch, {}, prompt, state))
     clock.book("decode")
-    return _collect(len(prompts), target, max_new_tokens, state, outcome, clock.seconds)
+    return _collect(len(prompts), target, max_new_tokens, state, final, clock.seconds)
 
 
 @preparing()
@@ -431,12 +415,12 @@ def _collect(
     target: PowerTarget,
     cap: int,
     state: State,
-    outcome: Outcome,
+    final: FinalWeights,
     seconds: dict[str, float],
 ) -> SampleResult:
     """The result of the first ``count`` rows of a batch that is on the host."""
     chains: Chains = jax.tree.map(lambda x: x[:count], state.chains)
-    outcome = jax.tree.map(lambda x: x[:count], outcome)
+    final = jax.tree.map(lambda x: x[:count], final)
     num, dtype = chains.length.shape[1], chains.log_p.dtype
     proposed, accepted = state.proposed[:count], state.accepted[:count]
     rate = np.where(proposed > 0, accepted / np.maximum(proposed, 1), np.nan)
@@ -445,7 +429,7 @@ def _collect(
         "lengths": np.asarray(chains.length),
         "finished": np.asarray(chains.finished),
     }
-    log_weights, rows = np.asarray(outcome.log_weight), np.asarray(outcome.rows)
+    log_weights, rows = np.asarray(final.log_weight), np.asarray(final.particle_index)
     parent = np.tile(np.arange(num, dtype=np.int32), (count, cap, 1))
     info = SampleInfo(
         ess=np.full((count, cap), num, dtype),
@@ -464,8 +448,8 @@ def _collect(
         **sequences,
         log_probs=np.sum(chains.log_p, axis=2),
         log_weights=log_weights,
-        log_evidence=decode.show_none(outcome.log_evidence),
-        choice=np.asarray(outcome.choice),
+        log_evidence=np.full((count,), np.nan, dtype),
+        choice=np.asarray(final.choice),
         target=target,
         info=info,
     )

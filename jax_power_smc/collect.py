@@ -7,26 +7,26 @@ import jax
 import numpy as np
 
 from jax_power_smc import decode
-from jax_power_smc.decode import Observed
+from jax_power_smc.decode import StepInfo
 from jax_power_smc.diagnostics import diagnose
 from jax_power_smc.programs import Harvest
 from jax_power_smc.result import SampleInfo, SampleResult
-from jax_power_smc.samplers import Rule
+from jax_power_smc.samplers import Kernel
 from jax_power_smc.target import PowerTarget
 
 
 def collect(
-    rule: Rule,
+    sampler: Kernel,
     target: PowerTarget,
     cap: int,
     lefts: Sequence[Harvest],
-    seens: Sequence[Observed],
+    seens: Sequence[StepInfo],
     seconds: dict[str, float],
 ) -> SampleResult:
     """The result of P prompts with the same target and cap, in host memory.
 
     Args:
-      rule: the sampler's algorithm.
+      sampler: how the particles took their steps.
       target: the declared target.
       cap: T.
       lefts: what each left behind, [1, ...], in host memory.
@@ -35,9 +35,9 @@ def collect(
       seconds: by phase.
     """
     left: Any = jax.tree.map(lambda *xs: np.concatenate(xs), *lefts)
-    seen = _observed(rule, seens, cap)
-    outcome, particles = left.outcome, left.particles
-    rows = np.asarray(outcome.rows)
+    seen = _observed(sampler, seens, cap)
+    final, particles = left.final, left.particles
+    rows = np.asarray(final.particle_index)
 
     def returned(x: np.ndarray, nothing: Any) -> np.ndarray:
         """The rows [P, N, ...] of the returned particles, out of all rows [P, M, ...]."""
@@ -50,7 +50,7 @@ def collect(
         "lengths": returned(particles.length, 0),
         "finished": returned(particles.finished, False),
     }
-    log_weights = np.asarray(outcome.log_weight)
+    log_weights, evidence = np.asarray(final.log_weight), np.asarray(final.log_evidence)
     info = SampleInfo(
         ess=seen.ess,
         resampled=seen.resampled,
@@ -68,29 +68,29 @@ def collect(
         **sequences,
         log_probs=returned(particles.log_prob, 0.0),
         log_weights=log_weights,
-        log_evidence=decode.show_none(outcome.log_evidence),
-        choice=np.asarray(outcome.choice),
+        log_evidence=evidence if sampler.has_evidence else np.full_like(evidence, np.nan),
+        choice=np.asarray(final.choice),
         target=target,
         info=info,
     )
 
 
-def _observed(rule: Rule, seens: Sequence[Any], cap: int) -> Any:
-    """``Observed`` [P, T, ...] in numpy: what every prompt's steps were seen to do."""
-    count, own = len(seens), np.arange(rule.num_rows, dtype=np.int32)
+def _observed(sampler: Kernel, seens: Sequence[Any], cap: int) -> Any:
+    """``StepInfo`` [P, T, ...] in numpy: what every prompt's steps were seen to do."""
+    count, own = len(seens), np.arange(sampler.population_size, dtype=np.int32)
     fields: dict[str, Any] = {
-        "ess": np.full((count, cap), rule.num_particles, seens[0].ess.dtype),
+        "ess": np.full((count, cap), sampler.num_particles, seens[0].ess.dtype),
         "resampled": np.zeros((count, cap), bool),
         "forks": np.zeros((count, cap), np.int32),
         "parent": np.tile(own, (count, cap, 1)),
         "bad_logits": np.zeros((count, cap), bool),
     }
-    seen: Any = Observed(**fields)
+    seen: Any = StepInfo(**fields)
     for row, one in enumerate(seens):
         for whole, part in zip(seen, one, strict=True):
             steps = min(cap, part.shape[1])
             whole[row, :steps] = part[0, :steps]
-    if rule.draws_first:
+    if sampler.draws_first:
         # The parents of step t were chosen after its token: they say whose tokens 0..t a slot
         # holds, which in the genealogy is the parent at t + 1.
         seen.parent[:, 1:] = seen.parent[:, :-1].copy()

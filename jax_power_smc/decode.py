@@ -1,12 +1,12 @@
 """The decode step: one pure function of one prompt, read top to bottom as the algorithm.
 
     forward     the model's log p for the next token of every particle
-    advance     the sampler weighs, resamples and draws            (samplers/)
-    reorder     cache rows and tokens follow their ancestors, if anyone forked
+    step        the sampler weighs, resamples and draws            (samplers/)
+    reorder     cache and tokens follow their ancestors, if any particle forked
     record      the drawn tokens are written
 
-The engine scans it over steps and vmaps it over prompts. Letters: N particles, M rows of sequences
-(N of them running, see ``samplers.base.Particles``), T capacity in generated tokens, V vocabulary.
+The engine scans it over steps and vmaps it over prompts. Letters: N particles, M the population
+(N of it running, see ``samplers.base.Particles``), T capacity in generated tokens, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -20,51 +20,71 @@ import numpy as np
 from jax_power_smc.language_model import LanguageModel, move_cache, take_ancestors
 from jax_power_smc.proposal import normalise
 from jax_power_smc.randomness import StepUniforms
-from jax_power_smc.samplers.base import Outcome, Particles, Rule, Selection
+from jax_power_smc.samplers.base import FinalWeights, Kernel, Particles, StepResult
 from jax_power_smc.stop import StopRule, compile_stop
 from jax_power_smc.target import TargetArrays
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import UNSHARDED, Logits, VocabSharding
 
 # Written after the end of a sequence. Lengths, not this id, say where a sequence ends.
 PAD_ID = 0
 
 
-class Request(NamedTuple):
+class SharedInputs(NamedTuple):
+    """What all prompts of a batch share; vmap does not map over it.
+
+    Attributes:
+      sampler: the sampler, with its numbers traced.
+      stop_table: [states, V] int16, the states of all stop rules (``StopArrays``); None if no
+        prompt has one.
+    """
+
+    sampler: Any
+    stop_table: jax.Array | None = None
+
+
+class PromptInputs(NamedTuple):
     """What stays the same over the steps of one prompt.
 
     Attributes:
       context: the model's shared context of the prompt.
       target: the prompt's target.
-      numbers: the sampler's traced scalars.
       key: the prompt's key (``randomness.prompt_keys``); the engine makes each step's uniform
         numbers from it, the step itself takes them as an argument.
-      stop: the stop rule; None if no prompt has one.
+      stop: where the prompt's stop rule begins and ends in the table; None without a table.
     """
 
     context: Any
     target: TargetArrays
-    numbers: Any
     key: jax.Array
-    stop: "StopArrays | None" = None
+    stop: "StopStates | None" = None
+
+
+class StopStates(NamedTuple):
+    """The states of one stop rule in a table that may hold several.
+
+    Attributes:
+      start: [] int32, the state before the first token.
+      final: [] int16, the state in which the match is complete; -1 if there is no rule.
+    """
+
+    start: jax.Array
+    final: jax.Array
 
 
 class StopArrays(NamedTuple):
     """A stop rule as the step looks it up (``stop.StopTable``).
 
     Attributes:
-      next_state: [states, V] int16, the state after a token; one table for all prompts, in which
-        each rule has states of its own. Whole on every device, whatever the vocabulary is. None
-        where nobody looks anything up.
-      start: [] int32, the state before the first token.
-      final: [] int16, the state in which the match is complete; -1 if there is no rule.
+      table: [states, V] int16, the state after a token. Whole on every device, even where the
+        vocabulary is sharded.
+      states: of the rule.
     """
 
-    next_state: jax.Array
-    start: jax.Array
-    final: jax.Array
+    table: jax.Array
+    states: StopStates
 
 
-class Carry(NamedTuple):
+class DecodeState(NamedTuple):
     """What evolves over the steps of one prompt; its structure never changes.
 
     Attributes:
@@ -84,7 +104,7 @@ class Carry(NamedTuple):
     step: jax.Array
 
 
-class Observed(NamedTuple):
+class StepInfo(NamedTuple):
     """What one step of one prompt was seen to do.
 
     Attributes:
@@ -119,86 +139,70 @@ def this_prompt(predicate: jax.Array) -> jax.Array:
 
 def begin(
     model: LanguageModel,
-    rule: Rule,
     capacity: int,
     params: Any,
-    request: Request,
+    shared: SharedInputs,
+    prompt: PromptInputs,
     logits: jax.Array,
     uniforms: StepUniforms,
     any_prompt: AnyPrompt,
-) -> tuple[Carry, Observed]:
+) -> tuple[DecodeState, StepInfo]:
     """Step 0: the first token of every particle, from the logits [V] of the prefill."""
-    num = rule.num_particles
-    dtype = weight_dtype(logits)
-    carry = Carry(
-        particles=rule.start(dtype),
-        tokens=jnp.full((rule.num_rows, capacity), PAD_ID, jnp.int32),
+    sampler: Kernel = shared.sampler
+    num, size = sampler.num_particles, sampler.population_size
+    state = DecodeState(
+        particles=sampler.start(weight_dtype(logits)),
+        tokens=jnp.full((size, capacity), PAD_ID, jnp.int32),
         token=jnp.full((num,), PAD_ID, jnp.int32),
         cache=None,
         stop_state=jnp.broadcast_to(
-            jnp.int32(0) if request.stop is None else request.stop.start, (rule.num_rows,)
+            jnp.int32(0) if prompt.stop is None else prompt.stop.start, (size,)
         ),
         step=jnp.zeros((), jnp.int32),
     )
     logits = jnp.broadcast_to(logits[None, :], (num, logits.shape[0]))
     clock = jnp.zeros((), jnp.int32)
-    carry, observed = _propagate(
-        model, rule, request, carry, None, logits, uniforms, clock, any_prompt
+    state, info = _propagate(
+        model, shared, prompt, state, None, logits, uniforms, clock, any_prompt
     )
-    return carry._replace(cache=model.init_cache(params, num, capacity)), observed
+    return state._replace(cache=model.init_cache(params, num, capacity)), info
 
 
 def decode_step(
     model: LanguageModel,
-    rule: Rule,
     params: Any,
-    request: Request,
-    carry: Carry,
+    shared: SharedInputs,
+    prompt: PromptInputs,
+    state: DecodeState,
     uniforms: StepUniforms,
     clock: jax.Array,
     any_prompt: AnyPrompt,
-) -> tuple[Carry, Observed]:
+) -> tuple[DecodeState, StepInfo]:
     """One step t >= 1 of one prompt.
 
     Args:
-      model, rule: static.
+      model: static.
       params: the model's parameters.
-      request: what stays the same.
-      carry: what evolves.
+      shared: what all prompts share, the sampler among it.
+      prompt: what stays the same for this prompt.
+      state: what evolves.
       uniforms: all the randomness of this step.
       clock: [] int32, the entry of the cache that is written; unbatched.
       any_prompt: see ``AnyPrompt``.
     """
     logits, cache = model.decode(
-        params, request.context, carry.cache, carry.token, carry.step - 1, clock
+        params, prompt.context, state.cache, state.token, state.step - 1, clock
     )
-    return _propagate(model, rule, request, carry, cache, logits, uniforms, clock, any_prompt)
+    return _propagate(model, shared, prompt, state, cache, logits, uniforms, clock, any_prompt)
 
 
-def finish(rule: Rule, request: Request, carry: Carry, uniforms: jax.Array) -> Outcome:
-    """Final weights of one prompt, and the particle drawn with ``uniforms`` [2].
-
-    The evidence travels as ``hide_none`` says.
-    """
-    request = _with_dtype(request, carry.particles.log_weight.dtype)
-    return hide_none(rule.finish(request.numbers, request.target, carry.particles, uniforms))
-
-
-def hide_none(outcome: Outcome) -> Outcome:
-    """The outcome with +inf, which is no evidence, for the NaN of a sampler that has none.
-
-    JAX_DEBUG_NANS takes a NaN that leaves a program for a fault. ``show_none`` puts it back.
-    """
-    evidence = outcome.log_evidence
-    return outcome._replace(
-        log_evidence=jnp.where(jnp.isnan(evidence), jnp.full_like(evidence, jnp.inf), evidence)
-    )
-
-
-def show_none(log_evidence: jax.Array | np.ndarray) -> np.ndarray:
-    """[P], what came from the device through ``hide_none``; on the host."""
-    hidden = np.asarray(log_evidence)
-    return np.where(np.isposinf(hidden), np.asarray(np.nan, hidden.dtype), hidden)
+def finish(
+    shared: SharedInputs, prompt: PromptInputs, state: DecodeState, uniforms: jax.Array
+) -> FinalWeights:
+    """Final weights of one prompt, and the particle drawn with ``uniforms`` [2]."""
+    dtype = state.particles.log_weight.dtype
+    sampler: Kernel = with_dtype(shared.sampler, dtype)
+    return sampler.finish(with_dtype(prompt.target, dtype), state.particles, uniforms)
 
 
 def weight_dtype(logits: jax.Array) -> jnp.dtype:
@@ -206,10 +210,16 @@ def weight_dtype(logits: jax.Array) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
 
 
-def is_bad(logits: jax.Array, vocabulary: Vocabulary) -> jax.Array:
-    """[] bool: some row of logits [N, V] makes no log probabilities."""
+def is_bad(logits: Logits) -> jax.Array:
+    """[] bool: some row of logits [N, V] is not a valid distribution."""
     # The sampler asks for the same normaliser, so it is computed once.
-    return jnp.any(normalise(logits, vocabulary).is_bad)
+    return jnp.any(normalise(logits).is_bad)
+
+
+def vocab_sharding(model: Any) -> VocabSharding:
+    """How the last axis of a model's logits is sharded."""
+    sharding: VocabSharding = getattr(model, "vocabulary", UNSHARDED)
+    return sharding
 
 
 def is_running(particles: Particles, target: TargetArrays, step: jax.Array) -> jax.Array:
@@ -220,53 +230,58 @@ def is_running(particles: Particles, target: TargetArrays, step: jax.Array) -> j
 
 def _propagate(
     model: LanguageModel,
-    rule: Rule,
-    request: Request,
-    carry: Carry,
+    shared: SharedInputs,
+    prompt: PromptInputs,
+    state: DecodeState,
     cache: Any,
     logits: jax.Array,
     uniforms: StepUniforms,
     clock: jax.Array,
     any_prompt: AnyPrompt,
-) -> tuple[Carry, Observed]:
-    """From the logits [N, V] of the next token to the next carry; no cache (None) at step 0."""
-    num, step = rule.num_particles, carry.step
+) -> tuple[DecodeState, StepInfo]:
+    """From the logits [N, V] of the next token to the next state; no cache (None) at step 0."""
+    dtype, step = state.particles.log_weight.dtype, state.step
+    sampler: Kernel = with_dtype(shared.sampler, dtype)
+    target = with_dtype(prompt.target, dtype)
+    num = sampler.num_particles
     chex.assert_shape(logits, (num, None))
-    dtype = carry.particles.log_weight.dtype
-    logits = logits.astype(dtype)
-    request = _with_dtype(request, dtype)
-    ends = ending_tokens(request.target, request.stop, carry.stop_state[:num], rule.vocabulary)
-    if request.stop is None:
-        ends = ends[:1]  # the same for all rows
-    chosen = rule.advance(
-        request.numbers, request.target, carry.particles, logits, ends, uniforms, step
-    )
-    # A prompt that is done is frozen: what its neighbours still need must not change it.
-    running = is_running(carry.particles, request.target, step)
-    bad = running & is_bad(logits, rule.vocabulary)
-    chosen = _freeze_unless(running, carry, chosen)
+    scores = Logits(logits.astype(dtype), vocab_sharding(model))
+    stop = stop_of(shared, prompt)
+    ends = ending_tokens(target, stop, state.stop_state[:num], scores.sharding)
+    if stop is None:
+        ends = ends[:1]  # the same for all particles
+    result = sampler.step(target, state.particles, scores, ends, uniforms, step)
+    # A finished prompt is frozen: what its neighbours still need must not change it.
+    running = is_running(state.particles, target, step)
+    bad = running & is_bad(scores)
+    result = _freeze_unless(running, state, result)
 
-    moves = chosen.parent != jnp.arange(rule.num_rows, dtype=jnp.int32)
+    moves = result.parent != jnp.arange(sampler.population_size, dtype=jnp.int32)
     forks = jnp.sum(moves[:num], dtype=jnp.int32)
     cache, tokens = jax.lax.cond(
         any_prompt(jnp.any(moves)),
         lambda: (
-            move_cache(model, cache, chosen.parent[:num], step - 1, clock),
-            take_ancestors(carry.tokens, chosen.parent),
+            move_cache(model, cache, result.parent[:num], step - 1, clock),
+            take_ancestors(state.tokens, result.parent),
         ),
-        lambda: (cache, carry.tokens),
+        lambda: (cache, state.tokens),
     )
-    token = jnp.where(chosen.active, chosen.token, jnp.int32(PAD_ID))
+    token = jnp.where(result.active, result.token, jnp.int32(PAD_ID))
     column = jnp.minimum(step, tokens.shape[1] - 1)
     present = jax.lax.dynamic_slice_in_dim(tokens, column, 1, axis=1)
-    written = jnp.where(chosen.active[:, None], token[:, None], present)
+    written = jnp.where(result.active[:, None], token[:, None], present)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, written, column, axis=1)
 
-    stop_state = next_stop_state(
-        request.stop, carry.stop_state[chosen.parent], token, chosen.active
-    )
-    carry = Carry(chosen.particles, tokens, token[:num], cache, stop_state, step + 1)
-    return carry, Observed(chosen.ess, chosen.resampled, forks, chosen.parent, bad)
+    stop_state = next_stop_state(stop, state.stop_state[result.parent], token, result.active)
+    state = DecodeState(result.particles, tokens, token[:num], cache, stop_state, step + 1)
+    return state, StepInfo(result.ess, result.resampled, forks, result.parent, bad)
+
+
+def stop_of(shared: SharedInputs, prompt: PromptInputs) -> StopArrays | None:
+    """The stop rule of one prompt."""
+    if shared.stop_table is None or prompt.stop is None:
+        return None
+    return StopArrays(shared.stop_table, prompt.stop)
 
 
 def stop_arrays(rule: StopRule | None, tokenizer: Any, vocab_size: int) -> StopArrays | None:
@@ -284,24 +299,21 @@ def stop_arrays(rule: StopRule | None, tokenizer: Any, vocab_size: int) -> StopA
         return None
     table = compile_stop(rule, tokenizer, vocab_size)
     (final,) = np.flatnonzero(table.accepting)
-    return StopArrays(
-        jnp.asarray(table.next_state),
-        start=jnp.zeros((), jnp.int32),
-        final=jnp.asarray(final, table.next_state.dtype),
-    )
+    states = StopStates(jnp.zeros((), jnp.int32), jnp.asarray(final, table.next_state.dtype))
+    return StopArrays(jnp.asarray(table.next_state), states)
 
 
 def ending_tokens(
     target: TargetArrays,
     stop: StopArrays | None,
     state: jax.Array,
-    vocabulary: Vocabulary = WHOLE,
+    sharding: VocabSharding = UNSHARDED,
 ) -> jax.Array:
     """[N, V] bool: tokens that would end each sequence, whose automaton is in state [N]."""
     ends = jnp.broadcast_to(target.ends[None, :], (state.shape[0], target.ends.shape[0]))
     if stop is None:
         return ends
-    return ends | (vocabulary.part(stop.next_state)[state] == stop.final)
+    return ends | (sharding.local_slice(stop.table)[state] == stop.states.final)
 
 
 def next_stop_state(
@@ -310,28 +322,25 @@ def next_stop_state(
     """The automaton's state [M] after the token [M] of the active rows."""
     if stop is None:
         return state
-    return jnp.where(active, stop.next_state[state, token].astype(jnp.int32), state)
+    return jnp.where(active, stop.table[state, token].astype(jnp.int32), state)
 
 
-def _freeze_unless(running: jax.Array, carry: Carry, chosen: Selection) -> Selection:
-    own = jnp.arange(chosen.parent.shape[0], dtype=jnp.int32)
-    still = Selection(
-        particles=carry.particles,
-        parent=own,
-        token=jnp.full_like(chosen.token, PAD_ID),
-        active=jnp.zeros_like(chosen.active),
-        ess=jnp.full_like(chosen.ess, carry.token.shape[0]),
-        resampled=jnp.zeros_like(chosen.resampled),
+def _freeze_unless(running: jax.Array, state: DecodeState, result: StepResult) -> StepResult:
+    frozen = StepResult(
+        particles=state.particles,
+        parent=jnp.arange(result.parent.shape[0], dtype=jnp.int32),
+        token=jnp.full_like(result.token, PAD_ID),
+        active=jnp.zeros_like(result.active),
+        ess=jnp.full_like(result.ess, state.token.shape[0]),
+        resampled=jnp.zeros_like(result.resampled),
     )
-    return jax.tree.map(lambda a, b: jnp.where(running, a, b), chosen, still)
+    return jax.tree.map(lambda a, b: jnp.where(running, a, b), result, frozen)
 
 
-def _with_dtype(request: Request, dtype: jnp.dtype) -> Request:
-    """The request's real scalars in the dtype of the weights."""
+def with_dtype(tree: Any, dtype: jnp.dtype) -> Any:
+    """The real scalars of a target or sampler in the dtype of the weights."""
 
     def cast(x: jax.Array) -> jax.Array:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    return request._replace(
-        target=jax.tree.map(cast, request.target), numbers=jax.tree.map(cast, request.numbers)
-    )
+    return jax.tree.map(cast, tree)

@@ -116,8 +116,7 @@ def sample(
             until,
         ).on_device()
     works = [Work(prompts[i], ids[i], target, max_new_tokens) for i in order]
-    rule = sampler.rule()
-    slots = Slots(model, params, rule, sampler.numbers(), key, sizes, tokenizer, mesh=mesh)
+    slots = Slots(model, params, sampler, key, sizes, tokenizer, mesh=mesh)
     slots.check(target)
     for work in slots.run(works, until or (lambda: False)):
         if work.error is not None:
@@ -127,7 +126,7 @@ def sample(
     in_order = [works[k] for k in np.argsort(order).tolist()]
     lefts = [work.left for work in in_order if work.left is not None]
     seens = [work.seen for work in in_order if work.seen is not None]
-    result = collect(rule, target, max_new_tokens, lefts, seens, slots.seconds)
+    result = collect(sampler, target, max_new_tokens, lefts, seens, slots.seconds)
     return result.on_device()
 
 

@@ -20,6 +20,7 @@ from jax_power_smc.decode import (
 )
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.target import PowerTarget, TargetArrays, support
+from jax_power_smc.vocabulary import Logits
 
 # V^T, above which listing every sequence is a mistake rather than a wish.
 _LARGEST = 2_000_000
@@ -175,7 +176,7 @@ def _teacher_forced(
         """Three vectors [N], and the next state of the stop rule."""
         log_p = jax.nn.log_softmax(logits.astype(weight_dtype(logits)), axis=-1)
         ends = ending_tokens(target, stop, state)
-        allowed = support(log_p, target, ends, t)
+        allowed = support(Logits(log_p), target, ends, t)
         column = jax.lax.dynamic_slice_in_dim(forced, t, 1, axis=1)
         picked = tuple(jnp.take_along_axis(x, column, axis=1)[:, 0] for x in (log_p, allowed, ends))
         always = jnp.ones((num,), bool)

@@ -26,9 +26,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_power_smc.decode import Carry, Request, StopArrays
+from jax_power_smc.decode import DecodeState, PromptInputs
 from jax_power_smc.target import TargetArrays
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import UNSHARDED, VocabSharding
 
 DATA, MODEL = "data", "model"
 EACH, GROUP, SAME = PartitionSpec(DATA), PartitionSpec((DATA, MODEL)), PartitionSpec()
@@ -110,9 +110,9 @@ class Layout:
         return 1 if self.mesh is None else self.mesh.shape[MODEL]
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> VocabSharding:
         """How the model's logits lie on the devices of a group."""
-        return WHOLE if self.mesh is None else getattr(self.model, "vocabulary", WHOLE)
+        return UNSHARDED if self.mesh is None else getattr(self.model, "vocabulary", UNSHARDED)
 
     def params(self, params: Any) -> Any:
         """Where the parameters lie: a pytree of specs, or one for all."""
@@ -132,16 +132,15 @@ class Layout:
             _to_leaves(self.params(params), params),
         )
 
-    def request(self, stop: StopArrays | None) -> Request:
-        """Of requests; ``stop`` is theirs."""
+    def prompts(self) -> PromptInputs:
+        """Of ``PromptInputs``."""
         ends = PartitionSpec(DATA, MODEL) if self.vocabulary.axis else EACH
         target = TargetArrays(*[EACH] * len(TargetArrays._fields))._replace(ends=ends)  # type: ignore[arg-type]
-        rule = None if stop is None else StopArrays(SAME, EACH, EACH)  # type: ignore[arg-type]
-        return Request(GROUP, target, SAME, EACH, rule)  # type: ignore[arg-type]
+        return PromptInputs(GROUP, target, EACH, EACH)  # type: ignore[arg-type]
 
-    def carry(self) -> Carry:
-        """Of carries."""
-        return Carry(*[EACH] * len(Carry._fields))._replace(cache=GROUP)  # type: ignore[arg-type]
+    def state(self) -> DecodeState:
+        """Of ``DecodeState``."""
+        return DecodeState(*[EACH] * len(DecodeState._fields))._replace(cache=GROUP)  # type: ignore[arg-type]
 
     def put(self, tree: Any, specs: Any) -> Any:
         """The arrays where they belong; those that lie there stay as they are.

@@ -9,7 +9,7 @@ import numpy as np
 
 from jax_power_smc import programs
 from jax_power_smc.buckets import LARGEST_TABLE, power_of_two
-from jax_power_smc.decode import Request, StopArrays
+from jax_power_smc.decode import PromptInputs, StopStates
 from jax_power_smc.mesh import ONE_DEVICE, SAME, Layout
 from jax_power_smc.stop import StopRule, spelled, token_table
 from jax_power_smc.target import PowerTarget
@@ -82,9 +82,9 @@ class MixedTargets:
 
     def arrays(
         self, asked: Sequence[tuple[PowerTarget, int]], rows: int
-    ) -> tuple[Any, StopArrays | None]:
+    ) -> tuple[Any, StopStates | None]:
         """Targets that were placed, with their caps, [rows, ...]; missing rows have cap 0: they
-        are done."""
+        are done. And where the stop rules are in ``table``; None if there is no table."""
         filled = [*asked, *[(asked[0][0], 0)] * (rows - len(asked))]
         # In host memory, like all that is handed to a program: an operation here would wait for
         # what the device is doing.
@@ -99,22 +99,22 @@ class MixedTargets:
             blocks = [self._blocks.get(target.stop, none) for target, _ in filled]  # type: ignore[arg-type]
             starts, _, finals = np.array(blocks).T
             own: Any = starts.astype(np.int32), finals.astype(np.int16)
-            stop = StopArrays(self.table, *own)
+            stop = StopStates(*own)
         return stacked._replace(cap=caps), stop
 
-    def widen(self, request: Request) -> Request:
-        """A request [P, ...] made before the last call of ``arrays``, in the structure of now."""
-        target, rows = request.target, request.target.cap.shape[0]
+    def widen(self, prompts: PromptInputs) -> PromptInputs:
+        """Prompts [P, ...] made before the last call of ``arrays``, in the structure of now."""
+        target, rows = prompts.target, prompts.target.cap.shape[0]
         widened = {}
         if target.top_k is None and self._has_top_k:
             widened["top_k"] = jnp.full((rows,), self._vocab_size, jnp.int32)
         if target.top_p is None and self._has_top_p:
             widened["top_p"] = jnp.ones((rows,), target.alpha.dtype)
-        stop = request.stop
+        stop = prompts.stop
         if stop is None and self.table is not None:
             nowhere = jnp.full((rows,), -1, jnp.int16)
-            stop = StopArrays(None, jnp.zeros((rows,), jnp.int32), nowhere)  # type: ignore[arg-type]
-        return request._replace(target=target._replace(**widened), stop=stop)
+            stop = StopStates(jnp.zeros((rows,), jnp.int32), nowhere)
+        return prompts._replace(target=target._replace(**widened), stop=stop)
 
     def _spelled(self, rule: StopRule) -> list[bytes | None]:
         if self._pieces is None:

@@ -20,32 +20,25 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc import decode, randomness
-from jax_power_smc.decode import Carry, Observed, Request, StopArrays
+from jax_power_smc.decode import DecodeState, PromptInputs, SharedInputs, StepInfo
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.mesh import EACH, GROUP, ONE_DEVICE, SAME, Layout, Specs, default_place
 from jax_power_smc.phase_clock import preparing
-from jax_power_smc.samplers import Outcome, Particles, Rule
-from jax_power_smc.target import TargetArrays
+from jax_power_smc.samplers import FinalWeights, Kernel, Particles
 
 
 class Harvest(NamedTuple):
-    """What R prompts leave behind.
+    """What R finished prompts leave behind.
 
     Attributes:
-      outcome: final weights and choices, [R, N].
+      final: final weights and choices, [R, N].
       particles: the populations, [R, M].
       tokens: [R, M, T] int32.
     """
 
-    outcome: Outcome
+    final: FinalWeights
     particles: Particles
     tokens: jax.Array
-
-
-def request_axes(stop: StopArrays | None) -> Any:
-    """Which parts of a ``Request`` belong to a prompt (0) and which to all (None)."""
-    shared_table = None if stop is None else StopArrays(next_state=None, start=0, final=0)  # type: ignore[arg-type]
-    return Request(context=0, target=0, numbers=None, key=0, stop=shared_table)  # type: ignore[arg-type]
 
 
 def over_prompts(function: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
@@ -75,22 +68,6 @@ def _per_prompt(function: Callable[[jax.Array], Any], args: Any, axes: Any) -> A
     return jax.tree.map(below, axes, args, is_leaf=lambda x: x is None)
 
 
-def own_part(request: Request) -> Request:
-    """The part of a request that each prompt has of its own."""
-    return without_table(request)._replace(numbers=None)
-
-
-def without_table(request: Request) -> Request:
-    """A request without the table of stop rules, which all prompts share."""
-    return with_table(request, None)
-
-
-def with_table(request: Request, table: jax.Array | None) -> Request:
-    """A request with this table of stop rules, if it has a rule."""
-    stop = None if request.stop is None else request.stop._replace(next_state=table)  # type: ignore[arg-type]
-    return request._replace(stop=stop)
-
-
 def idle(entered: Any, slots: int) -> jax.Array:
     """[P, ...] that nobody is in: all zero, so that no token may be drawn (cap 0)."""
     if jnp.issubdtype(entered.dtype, jax.dtypes.prng_key):
@@ -107,43 +84,36 @@ def fit(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.pad(x, missing)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "rule", "capacity"))
+@functools.partial(jax.jit, static_argnames=("model", "capacity"))
 def enter(
     params: Any,
-    prompts: jax.Array,
+    shared: SharedInputs,
+    prompts: PromptInputs,
+    tokens: jax.Array,
     lengths: jax.Array,
-    targets: TargetArrays,
-    numbers: Any,
-    keys: jax.Array,
-    stop: StopArrays | None = None,
     *,
     model: LanguageModel,
-    rule: Rule,
     capacity: int,
-) -> tuple[Request, Carry, Observed]:
-    """Prefill and step 0: prompts [R, S], lengths [R]; the carries have no cache yet.
+) -> tuple[PromptInputs, DecodeState, StepInfo]:
+    """Prefill and step 0: tokens [R, S], lengths [R]; no prompt has a context yet.
 
-    The table of stop rules is not returned: that would be a copy. ``capacity`` is that of the token
-    buffers.
+    ``capacity`` is that of the token buffers. The states that come back have no cache yet.
     """
 
-    def one(any_prompt, params, request, prompt, length):  # type: ignore[no-untyped-def]
-        logits, context = model.prefill(params, prompt, length)
-        request = request._replace(context=context)
+    def one(any_prompt, params, shared, prompt, tokens, length):  # type: ignore[no-untyped-def]
+        logits, context = model.prefill(params, tokens, length)
         uniforms = randomness.step_uniforms(
-            request.key, jnp.zeros((), jnp.int32), rule.num_rows, decode.weight_dtype(logits)
+            prompt.key,
+            jnp.zeros((), jnp.int32),
+            shared.sampler.population_size,
+            decode.weight_dtype(logits),
         )
-        carry, observed = decode.begin(
-            model, rule, capacity, params, request, logits, uniforms, any_prompt
+        state, info = decode.begin(
+            model, capacity, params, shared, prompt, logits, uniforms, any_prompt
         )
-        return context, carry._replace(cache=None), observed
+        return prompt._replace(context=context), state._replace(cache=None), info
 
-    request = Request(None, targets, numbers, keys, stop)
-    axes = request_axes(stop)._replace(context=None)
-    contexts, carry, observed = over_prompts(one, (None, axes, 0, 0))(
-        params, request, prompts, lengths
-    )
-    return without_table(request)._replace(context=contexts), carry, observed
+    return over_prompts(one, (None, None, 0, 0, 0))(params, shared, prompts, tokens, lengths)
 
 
 def empty_cache(
@@ -162,55 +132,54 @@ def insert(slots: Any, entered: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda x, y: x.at[index].set(y, mode="drop"), slots, entered)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "rule"), donate_argnames=("carry",))
+@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("state",))
 def run_chunk(
     params: Any,
-    request: Request,
-    carry: Carry,
+    shared: SharedInputs,
+    prompts: PromptInputs,
+    state: DecodeState,
     clocks: jax.Array,
     *,
     model: LanguageModel,
-    rule: Rule,
-) -> tuple[Carry, Observed, jax.Array]:
+) -> tuple[DecodeState, StepInfo, jax.Array]:
     """A step of P prompts at each of ``clocks`` [steps] int32; nothing if all are done.
 
     Returns:
-      The carry; what was observed, [P, steps, ...]; and whether each prompt still runs [P].
+      The state; what was observed, [P, steps, ...]; and whether each prompt is still running [P].
     """
+    sampler: Kernel = shared.sampler
 
     # The loop is inside the vmap, so that a batch of one has no axis of size 1 in its carry.
-    def one(any_prompt, params, request, carry, clocks):  # type: ignore[no-untyped-def]
-        def body(carry: Carry, clock: jax.Array) -> tuple[Carry, Observed]:
+    def one(any_prompt, params, shared, prompt, state, clocks):  # type: ignore[no-untyped-def]
+        def body(state: DecodeState, clock: jax.Array) -> tuple[DecodeState, StepInfo]:
             uniforms = randomness.step_uniforms(
-                request.key, carry.step, rule.num_rows, carry.particles.log_weight.dtype
+                prompt.key, state.step, sampler.population_size, state.particles.log_weight.dtype
             )
             return decode.decode_step(
-                model, rule, params, request, carry, uniforms, clock, any_prompt
+                model, params, shared, prompt, state, uniforms, clock, any_prompt
             )
 
-        return jax.lax.scan(body, carry, clocks)
+        return jax.lax.scan(body, state, clocks)
 
-    def go(carry: Carry) -> tuple[Carry, Observed]:
-        chunk = over_prompts(one, (None, request_axes(request.stop), 0, None))
-        return chunk(params, request, carry, clocks)
+    def go(state: DecodeState) -> tuple[DecodeState, StepInfo]:
+        chunk = over_prompts(one, (None, None, 0, 0, None))
+        return chunk(params, shared, prompts, state, clocks)
 
-    def idle(carry: Carry) -> tuple[Carry, Observed]:
-        shape, num = (carry.step.shape[0], clocks.shape[0]), rule.num_particles
-        return carry, Observed(
-            ess=jnp.full(shape, num, carry.particles.log_weight.dtype),
+    def idle(state: DecodeState) -> tuple[DecodeState, StepInfo]:
+        shape, size = (state.step.shape[0], clocks.shape[0]), sampler.population_size
+        return state, StepInfo(
+            ess=jnp.full(shape, sampler.num_particles, state.particles.log_weight.dtype),
             resampled=jnp.zeros(shape, bool),
             forks=jnp.zeros(shape, jnp.int32),
-            parent=jnp.broadcast_to(
-                jnp.arange(rule.num_rows, dtype=jnp.int32), (*shape, rule.num_rows)
-            ),
+            parent=jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (*shape, size)),
             bad_logits=jnp.zeros(shape, bool),
         )
 
-    def running(carry: Carry) -> jax.Array:
-        return jax.vmap(decode.is_running)(carry.particles, request.target, carry.step)
+    def running(state: DecodeState) -> jax.Array:
+        return jax.vmap(decode.is_running)(state.particles, prompts.target, state.step)
 
-    carry, observed = jax.lax.cond(jnp.any(running(carry)), go, idle, carry)
-    return carry, observed, running(carry)
+    state, info = jax.lax.cond(jnp.any(running(state)), go, idle, state)
+    return state, info, running(state)
 
 
 @functools.partial(jax.jit, donate_argnames=("table",))
@@ -219,19 +188,20 @@ def write_rows(table: jax.Array, rows: jax.Array, first: jax.Array) -> jax.Array
     return jax.lax.dynamic_update_slice_in_dim(table, rows, first, axis=0)
 
 
-@functools.partial(jax.jit, static_argnames=("rule",))
-def harvest(request: Request, carry: Carry, index: jax.Array, *, rule: Rule) -> Harvest:
+@jax.jit
+def harvest(
+    shared: SharedInputs, prompts: PromptInputs, state: DecodeState, index: jax.Array
+) -> Harvest:
     """Final weights, choices and sequences of the slots ``index`` [R] int32; no cache is read."""
-    axes = request_axes(request.stop)._replace(context=None)
-    carry = jax.tree.map(lambda x: x[index], carry._replace(cache=None))
-    chosen = _per_prompt(lambda x: x[index], request._replace(context=None), axes)
+    prompts = prompts._replace(context=None)
+    prompts, state = jax.tree.map(lambda x: x[index], (prompts, state._replace(cache=None)))
 
-    def one(request: Request, carry: Carry) -> Outcome:
-        uniforms = randomness.final_uniforms(request.key, carry.particles.log_weight.dtype)
-        return decode.finish(rule, request, carry, uniforms)
+    def one(shared: SharedInputs, prompt: PromptInputs, state: DecodeState) -> FinalWeights:
+        uniforms = randomness.final_uniforms(prompt.key, state.particles.log_weight.dtype)
+        return decode.finish(shared, prompt, state, uniforms)
 
-    outcome = jax.vmap(one, in_axes=(axes, 0))(chosen, carry)
-    return Harvest(outcome, carry.particles, carry.tokens)
+    final = jax.vmap(one, in_axes=(None, 0, 0))(shared, prompts, state)
+    return Harvest(final, state.particles, state.tokens)
 
 
 @jax.jit
@@ -250,28 +220,25 @@ def grow(cache: Any, clock: jax.Array, *, model: Any, capacity: int) -> Any:
 
 
 def _enter_specs(layout: Layout, args: Any) -> Specs:
-    params, *_, stop = args
-    request = layout.request(stop)
-    inputs = (layout.params(params), EACH, EACH, request.target, SAME, EACH, request.stop)
-    return Specs(inputs, (without_table(request), layout.carry(), EACH), (False, False, True))
+    inputs = (layout.params(args[0]), SAME, layout.prompts(), EACH, EACH)
+    return Specs(inputs, (layout.prompts(), layout.state(), EACH), (False, False, True))
 
 
 def _insert_specs(layout: Layout, args: Any) -> Specs:
-    (own, _), _, _ = args
-    slots = without_table(layout.request(own.stop)), layout.carry()
+    del args
+    slots = layout.prompts(), layout.state()
     return Specs((slots, slots, EACH), slots, False, (0,))
 
 
 def _run_chunk_specs(layout: Layout, args: Any) -> Specs:
-    params, request, _, _ = args
-    carry = layout.carry()
-    inputs = (layout.params(params), layout.request(request.stop), carry, SAME)
-    return Specs(inputs, (carry, EACH, EACH), (False, True, True), (2,))
+    state = layout.state()
+    inputs = (layout.params(args[0]), SAME, layout.prompts(), state, SAME)
+    return Specs(inputs, (state, EACH, EACH), (False, True, True), (3,))
 
 
 def _harvest_specs(layout: Layout, args: Any) -> Specs:
-    request, _, _ = args
-    return Specs((without_table(layout.request(request.stop)), layout.carry(), EACH), EACH, True)
+    del args
+    return Specs((SAME, layout.prompts(), layout.state(), EACH), EACH, True)
 
 
 # How arguments and results of each program lie; ``chains`` adds its own.

@@ -16,13 +16,15 @@ formulations matter for that on CPU, where XLA leaves such reductions to a kerne
 * the support is a bound of +-inf, ``min(logit, bound)``: a select would not be fused;
 * logits are reshaped into blocks *before* anything is computed from them (3x faster).
 
-Where the vocabulary is cut over devices (``vocabulary``), blocks lie in one part each, their masses
-are exchanged, and the device that has the chosen block draws from it: the same token as on one
-device, up to the rounding of the sums.
+Where the vocabulary is sharded (``vocabulary``), every block lies in one shard, the masses of the
+blocks are exchanged, and the device that holds the chosen block draws from it: the same token as
+on one device, up to the rounding of the sums.
 
 Letters: N particles, V vocabulary, B blocks of b tokens.
 """
 
+import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -30,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc import inverse_cdf
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import UNSHARDED, Logits, VocabSharding
 
 # The largest block. Smaller ones cost nothing, but see ``block_of``.
 BLOCK_SIZE = 512
@@ -59,22 +61,18 @@ class Normaliser(NamedTuple):
         return ~(jnp.isfinite(self.top) & jnp.isfinite(self.log_sum))
 
 
-def normalise(logits: jax.Array, vocabulary: Vocabulary = WHOLE) -> Normaliser:
+def normalise(logits: Logits) -> Normaliser:
     """The normaliser of logits [N, V]."""
-    top = vocabulary.max(jnp.max(logits, axis=-1))
-    total = vocabulary.sum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
+    top = logits.sharding.max(jnp.max(logits.values, axis=-1))
+    total = logits.sharding.sum(jnp.sum(jnp.exp(logits.values - top[:, None]), axis=-1))
     return Normaliser(top, jnp.log(total))
 
 
 def log_prob(
-    logits: jax.Array,
-    normaliser: Normaliser,
-    rows: jax.Array,
-    tokens: jax.Array,
-    vocabulary: Vocabulary = WHOLE,
+    logits: Logits, normaliser: Normaliser, rows: jax.Array, tokens: jax.Array
 ) -> jax.Array:
     """log p of tokens at temperature 1: logits [N, V], rows and tokens of one shape -> that."""
-    logit = vocabulary.lookup(logits, rows, tokens)
+    logit = logits.sharding.lookup(logits.values, rows, tokens)
     return (logit - normaliser.top[rows]) - normaliser.log_sum[rows]
 
 
@@ -89,17 +87,24 @@ def share_support(logits: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax
     return jnp.where(allowed, logits, -jnp.inf), jnp.ones((1, allowed.shape[1]), bool)
 
 
-class PowerProposal(NamedTuple):
-    """N categorical distributions over V tokens, cut into B blocks of b tokens.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["logits", "allowed", "exponent", "top", "block_mass", "log_sum"],
+    meta_fields=["sharding"],
+)
+@dataclasses.dataclass(frozen=True)
+class PowerProposal:
+    """N categorical distributions over V tokens, split into B blocks of b tokens.
 
     Attributes:
       logits: [N, B, b], padded with -inf; -inf, too, where a row's own support excludes a token.
-        Of a cut vocabulary it holds this device's blocks, and so does ``allowed``.
+        Of a sharded vocabulary it holds this device's blocks, and so does ``allowed``.
       allowed: [1, B, b] bool, the support of all rows, padded with False.
       exponent: [].
       top: [N], the largest logit of the support; 0 where it is empty.
       block_mass: [N, B], masses of all blocks; the token of logit ``top`` has mass 1.
       log_sum: [N], ``log sum_v p(v)^a`` over the support; -inf for an empty support.
+      sharding: of the vocabulary.
     """
 
     logits: jax.Array
@@ -108,6 +113,7 @@ class PowerProposal(NamedTuple):
     top: jax.Array
     block_mass: jax.Array
     log_sum: jax.Array
+    sharding: VocabSharding = UNSHARDED
 
     @property
     def mass(self) -> jax.Array:
@@ -117,67 +123,59 @@ class PowerProposal(NamedTuple):
 
 
 def power_proposal(
-    logits: jax.Array,
+    logits: Logits,
     allowed: jax.Array,
     exponent: jax.Array,
     block_size: int | None = None,
     *,
     normaliser: Normaliser | None = None,
-    vocabulary: Vocabulary = WHOLE,
 ) -> PowerProposal:
     """Builds q ∝ p^exponent on the allowed tokens.
 
     Args:
-      logits: [N, V] of the base model, or log p, at temperature 1.
+      logits: [N, V] of the base model, or log p, at temperature 1. A sharded vocabulary must be
+        ``can_be_cut``.
       allowed: [N, V] bool, the step's support; or [1, V], the same for all rows, which is faster.
       exponent: [] a_t, at least 0.
-      block_size: b; not larger than V is needed. None for what suits V.
+      block_size: b, at most V; None for one that suits V.
       normaliser: that of the base model's logits, if it is known. ``logits`` may then lack tokens
         that are not allowed anyway.
-      vocabulary: how V lies on the devices. A cut one must be ``can_be_cut``.
     """
-    vocab = logits.shape[1]
+    sharding, vocab = logits.sharding, logits.values.shape[1]
     if normaliser is None:
-        normaliser = normalise(logits, vocabulary)
-    whole = vocab * vocabulary.parts
-    block = block_of(whole) if block_size is None else min(block_size, vocab)
-    logits, allowed = share_support(logits, allowed)
+        normaliser = normalise(logits)
+    block = block_of(logits.vocab_size) if block_size is None else min(block_size, vocab)
+    values, allowed = share_support(logits.values, allowed)
     # The support's own maximum: its masses may all be tiny beside those of other tokens.
-    top = vocabulary.max(jnp.max(jnp.minimum(logits, bound(allowed, logits.dtype)), axis=-1))
-    logits, allowed = _blocks(logits, block, -jnp.inf), _blocks(allowed, block, False)
+    top = sharding.max(jnp.max(jnp.minimum(values, bound(allowed, values.dtype)), axis=-1))
+    values, allowed = _blocks(values, block, -jnp.inf), _blocks(allowed, block, False)
     possible = ~normaliser.is_bad & (top > -jnp.inf)
     top = jnp.where(possible, top, jnp.zeros_like(top))
     # One exponent per row, so that two proposals of one step share no large operand.
     exponents = jnp.where(possible, exponent, jnp.ones_like(top))[:, None, None]
-    block_mass = jnp.sum(_mass(logits, allowed, top[:, None, None], exponents), axis=-1)
-    block_mass = vocabulary.join(block_mass)
+    block_mass = jnp.sum(_mass(values, allowed, top[:, None, None], exponents), axis=-1)
+    block_mass = sharding.all_gather(block_mass)
     block_mass = jnp.where(possible[:, None], block_mass, jnp.zeros_like(block_mass))
     # Differences of logits first: a product with the exponent would lose their digits.
     log_top = exponent * ((top - normaliser.top) - normaliser.log_sum)
     log_sum = jnp.where(possible, log_top + jnp.log(jnp.sum(block_mass, axis=-1)), -jnp.inf)
-    return PowerProposal(logits, allowed, exponent, top, block_mass, log_sum)
+    return PowerProposal(values, allowed, exponent, top, block_mass, log_sum, sharding)
 
 
-def draw(
-    proposal: PowerProposal,
-    rows: jax.Array,
-    uniforms: jax.Array,
-    vocabulary: Vocabulary = WHOLE,
-) -> jax.Array:
+def draw(proposal: PowerProposal, rows: jax.Array, uniforms: jax.Array) -> jax.Array:
     """Draws one token per particle.
 
     Args:
       proposal: N distributions.
       rows: [N] int32, which of them each particle draws from (its ancestor's). Drawing through
-        the index spares moving the [N, V] array when particles are resampled.
+        the index avoids moving the [N, V] array when particles are resampled.
       uniforms: [N, 2] in [0, 1), one per level.
-      vocabulary: that of the proposal.
 
     Returns:
       [N] int32 tokens of positive probability (token 0 where a support is empty).
     """
     block = inverse_cdf.invert_rows(proposal.block_mass[rows], uniforms[:, 0])
-    local, mine = vocabulary.here(block, proposal.logits.shape[1])
+    local, mine = proposal.sharding.to_local(block, proposal.logits.shape[1])
     logits, allowed = proposal.logits[rows, local], proposal.allowed[0, local]
     # Relative to the block's own maximum: a block that was drawn has a token to draw, however
     # exponentials close to underflow were rounded in its sum.
@@ -185,7 +183,7 @@ def draw(
     top = jnp.where(top > -jnp.inf, top, jnp.zeros_like(top))
     mass = _mass(logits, allowed, top, proposal.exponent)
     within = inverse_cdf.invert_rows(mass, uniforms[:, 1])
-    token = vocabulary.from_owner(block * proposal.logits.shape[-1] + within, mine)
+    token = proposal.sharding.from_owner(block * proposal.logits.shape[-1] + within, mine)
     return jnp.where(proposal.log_sum[rows] > -jnp.inf, token, jnp.int32(0))
 
 

@@ -7,9 +7,10 @@ exponent goes from ``a_{t-1}`` to ``a_t``, every particle's whole prefix is re-w
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
-def exponent_at(step: jax.Array, alpha: jax.Array, ramp_tokens: jax.Array) -> jax.Array:
+def exponent_at(step: jax.Array, alpha: jax.Array, ramp_tokens: ArrayLike) -> jax.Array:
     """``a_t = 1 + (alpha - 1) min(1, t / R)``, and ``alpha`` where ``R = 0``.
 
     Args:
@@ -24,7 +25,7 @@ def exponent_at(step: jax.Array, alpha: jax.Array, ramp_tokens: jax.Array) -> ja
     ramp = jnp.maximum(ramp_tokens, 1).astype(dtype)
     fraction = jnp.minimum(jnp.ones((), dtype), step.astype(dtype) / ramp)
     ramped = 1 + (alpha - 1) * fraction
-    return jnp.where(ramp_tokens > 0, ramped, alpha)
+    return jnp.where(jnp.asarray(ramp_tokens) > 0, ramped, alpha)
 
 
 def bridge(log_weight: jax.Array, log_prob: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:

@@ -28,16 +28,15 @@ from jax.sharding import Mesh
 
 from jax_power_smc import phase_clock, programs, randomness
 from jax_power_smc.buckets import Sizes, TokenIds, pad_prompts
-from jax_power_smc.decode import Carry, Observed, Request
+from jax_power_smc.decode import DecodeState, PromptInputs, SharedInputs, StepInfo
 from jax_power_smc.language_model import LanguageModel
 from jax_power_smc.mesh import GROUP, SAME, layout_of, no_ambient_mesh
 from jax_power_smc.mixed_targets import MixedTargets
 from jax_power_smc.phase_clock import PhaseClock, ReadyTimes, preparing
 from jax_power_smc.places import Places
 from jax_power_smc.programs import Harvest
-from jax_power_smc.samplers import Rule
+from jax_power_smc.samplers import Kernel
 from jax_power_smc.target import PowerTarget
-from jax_power_smc.vocabulary import WHOLE
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,7 +63,7 @@ class Work:
     cancelled: bool = False
     error: Exception | None = None
     left: Harvest | None = None
-    seen: Observed | None = None
+    seen: StepInfo | None = None
     # While it runs: the clock of its step 1, and what was seen, with its row there.
     clock: int = 0
     parts: list[tuple["_Seen", int]] = dataclasses.field(default_factory=list)
@@ -78,11 +77,11 @@ class Work:
 class _Seen:
     """What was observed of some prompts [rows, steps, ...], on its way to the host."""
 
-    def __init__(self, observed: Observed) -> None:
+    def __init__(self, observed: StepInfo) -> None:
         self._observed = observed
         _copy_to_host(observed)
 
-    def of(self, row: int) -> Observed:
+    def of(self, row: int) -> StepInfo:
         self._observed = jax.device_get(self._observed)
         return jax.tree.map(lambda x: x[row : row + 1], self._observed)
 
@@ -92,7 +91,7 @@ class Slots:
 
     Args:
       model, params: the language model.
-      rule, numbers: the sampler.
+      sampler: how the particles take their steps.
       key: the key of the run.
       sizes: shapes; slots and group are multiples of the mesh's "data" rows.
       tokenizer: for stop rules.
@@ -108,8 +107,7 @@ class Slots:
         self,
         model: LanguageModel,
         params: Any,
-        rule: Rule,
-        numbers: Any,
+        sampler: Kernel,
         key: jax.Array,
         sizes: Sizes,
         tokenizer: Any = None,
@@ -119,9 +117,7 @@ class Slots:
         self.layout = layout = layout_of(model, mesh)
         self.model = layout.model
         self.params = layout.put(params, layout.params(params))
-        self.rule, self.numbers = rule, layout.put(numbers, SAME)
-        if layout.vocabulary != WHOLE:
-            self.rule = dataclasses.replace(rule, vocabulary=layout.vocabulary)  # type: ignore[type-var]
+        self.sampler: Kernel = layout.put(sampler.traced(), SAME)
         self.key, self.sizes, self.looks_late = key, sizes, looks_late
         self.places = Places(sizes.slots, sizes.group, layout.rows)
         self._phases, self._ready = PhaseClock(), ReadyTimes()
@@ -131,8 +127,8 @@ class Slots:
 
     def _clear(self) -> None:
         self._occupants: list[Work | None] = [None] * self.sizes.slots
-        self._request: Request | None = None
-        self._carry: Carry | None = None
+        self._prompts: PromptInputs | None = None
+        self._state: DecodeState | None = None
         vocab_size, most = self.model.vocab_size, self.sizes.stop_states
         self._targets = MixedTargets(vocab_size, self._tokenizer, most, self.layout)
         # Those that came when the table of stop rules had no room.
@@ -159,7 +155,8 @@ class Slots:
         index = jax.ShapeDtypeStruct((sizes.group,), jnp.int32)
         entry = jax.ShapeDtypeStruct((), jnp.int32)
         entries = jax.ShapeDtypeStruct((sizes.chunk,), jnp.int32)
-        step = {"model": self.model, "rule": self.rule}
+        step = {"model": self.model}
+        shared = SharedInputs(self.sampler)
         caches = {
             capacity: jax.eval_shape(functools.partial(self._new_cache, capacity))
             for capacity in sorted({self._cache_capacity(c) for c in sizes.cache_buckets()})
@@ -167,19 +164,17 @@ class Slots:
         for bucket in sizes.prompt_buckets():
             static, args = self._entering({0: plain}, bucket)
             self._compile(programs.enter, static, *args)
-            request, carry, _ = programs.results(programs.enter, static, args, self.layout)
-            entered = programs.own_part(request), carry
+            prompts, state, _ = programs.results(programs.enter, static, args, self.layout)
+            entered = prompts, state
             slots = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct((self._rows(x), *x.shape[1:]), x.dtype), entered
             )
             self._compile(programs.insert, {}, slots, entered, index)
-            request, carry = slots[0]._replace(numbers=self.numbers), slots[1]
+            prompts, state = slots
             for cache in caches.values():
-                args = self.params, request, carry._replace(cache=cache), entries
+                args = self.params, shared, prompts, state._replace(cache=cache), entries
                 self._compile(programs.run_chunk, step, *args)
-        self._compile(
-            programs.harvest, {"rule": self.rule}, request._replace(context=None), carry, index
-        )
+        self._compile(programs.harvest, {}, shared, prompts._replace(context=None), state, index)
         for small, large in itertools.pairwise(caches):
             static = {"model": self.model, "capacity": large}
             self._compile(programs.grow, static, caches[small], entry)
@@ -243,7 +238,7 @@ class Slots:
             for group in self.places.groups(list(goes)):
                 self._enter({place: goes[slot] for place, slot in group.items()}, group)
             if idle and entering:
-                jax.block_until_ready(self._carry)
+                jax.block_until_ready(self._state)
                 self._phases.book("prefill")
             through += self._drop_cancelled()
             if any(self._occupants):
@@ -294,9 +289,9 @@ class Slots:
         """Prefills prompts, by place in their group, and puts them into its slots."""
         longest = max(len(work.prompt) for work in works.values())
         static, args = self._entering(works, self.sizes.prompt_bucket(longest))
-        request, carry, observed = self._call(programs.enter, static, *args)
-        self._insert(request, carry, group)
-        seen = _Seen(jax.tree.map(lambda x: x[:, None], observed))
+        prompts, state, info = self._call(programs.enter, static, *args)
+        self._insert(prompts, state, group)
+        seen = _Seen(jax.tree.map(lambda x: x[:, None], info))
         for place, work in works.items():
             self._occupants[group[place]] = work
             work.clock, work.parts = self._clock, [(seen, place)]
@@ -315,52 +310,47 @@ class Slots:
         if any(work.key is not None for work in placed):
             keys = jnp.stack([self.key if work.key is None else work.key for work in placed])
         targets, stop = self._targets.arrays([(work.target, work.cap) for work in placed], size)
+        prompts = PromptInputs(None, targets, randomness.prompt_keys(keys, ids), stop)
         return (
-            {"model": self.model, "rule": self.rule, "capacity": self.sizes.token_capacity},
-            (
-                self.params,
-                tokens,
-                lengths,
-                targets,
-                self.numbers,
-                randomness.prompt_keys(keys, ids),
-                stop,
-            ),
+            {"model": self.model, "capacity": self.sizes.token_capacity},
+            (self.params, self._shared(), prompts, tokens, lengths),
         )
 
+    def _shared(self) -> SharedInputs:
+        return SharedInputs(self.sampler, self._targets.table)
+
     @preparing()
-    def _insert(self, request: Request, carry: Carry, group: dict[int, int]) -> None:
+    def _insert(self, prompts: PromptInputs, state: DecodeState, group: dict[int, int]) -> None:
         """Puts what has entered into the group's slots; makes or widens the slots if need be."""
-        entered = programs.own_part(request), carry
-        if self._request is None or self._carry is None:
-            specs = self.layout.request(request.stop), self.layout.carry()
+        entered = prompts, state
+        if self._prompts is None or self._state is None:
+            specs = self.layout.prompts(), self.layout.state()
             slots = self.layout.zeros(functools.partial(self._new_slots, entered), specs)
             self._capacity = self._cache_capacity(1)
             cache = self.layout.zeros(functools.partial(self._new_cache, self._capacity), GROUP)
         else:
-            widened = self._targets.widen(self._request)
-            slots = programs.own_part(widened), self._carry._replace(cache=None)
-            cache = self._carry.cache
+            slots = self._targets.widen(self._prompts), self._state._replace(cache=None)
+            cache = self._state.cache
         widest = jax.tree.map(
             lambda x, y: tuple(map(max, x.shape[1:], y.shape[1:])), slots, entered
         )
         slots, entered = (jax.tree.map(programs.fit, tree, widest) for tree in (slots, entered))
         index = self.places.index(group, otherwise=self.places.per_row)
-        own, carry = self._call(programs.insert, {}, slots, entered, index)
-        self._request = own._replace(numbers=self.numbers)
-        self._carry = carry._replace(cache=cache)
+        self._prompts, state = self._call(programs.insert, {}, slots, entered, index)
+        self._state = state._replace(cache=cache)
 
     def _hand_out(self) -> None:
         """Hands a chunk of steps to the device."""
-        assert self._request is not None and self._carry is not None
+        assert self._prompts is not None and self._state is not None
         self._fit_cache()
         chunk = self.sizes.chunk
-        self._carry, observed, running = self._call(
+        self._state, info, running = self._call(
             programs.run_chunk,
-            {"model": self.model, "rule": self.rule},
+            {"model": self.model},
             self.params,
-            programs.with_table(self._request, self._targets.table),
-            self._carry,
+            self._shared(),
+            self._prompts,
+            self._state,
             (self._entry + np.arange(chunk, dtype=np.int32)) % np.int32(self._capacity),
         )
         self._clock += chunk
@@ -368,14 +358,14 @@ class Slots:
         self._ready.watch(running)
         _copy_to_host(running)
         self._unseen.append((list(self._occupants), running))
-        seen = _Seen(observed)
+        seen = _Seen(info)
         for slot, work in enumerate(self._occupants):
             if work is not None:
                 work.parts.append((seen, slot))
 
     def _fit_cache(self) -> None:
         """Gives the cache room for the next chunk of the oldest sequence, and not much more."""
-        assert self._carry is not None
+        assert self._state is not None
         end = self._clock + self.sizes.chunk
         entries = max(min(end - w.clock, w.cap - 1) for w in self._occupants if w is not None)
         capacity = self._cache_capacity(entries)
@@ -383,14 +373,14 @@ class Slots:
             cache = self._call(
                 programs.grow,
                 {"model": self.model, "capacity": capacity},
-                self._carry.cache,
+                self._state.cache,
                 np.int32(last := (self._entry - 1) % self._capacity),
             )
-            self._carry, self._capacity = self._carry._replace(cache=cache), capacity
+            self._state, self._capacity = self._state._replace(cache=cache), capacity
             self._entry = (last + 1) % capacity
 
     def _new_slots(self, entered: Any) -> Any:
-        """Slots that nobody is in, shaped like what enters: all of a carry but the cache."""
+        """Slots that nobody is in, shaped like what enters: all of a state but the cache."""
         return jax.tree.map(lambda x: programs.idle(x, self._rows(x)), entered)
 
     def _rows(self, entered: Any) -> int:
@@ -399,7 +389,7 @@ class Slots:
 
     def _new_cache(self, capacity: int) -> Any:
         slots = self.sizes.slots * self.layout.group
-        sizes = slots, self.rule.num_particles, capacity
+        sizes = slots, self.sampler.num_particles, capacity
         return programs.empty_cache(self.model, self.params, *sizes)
 
     def _cache_capacity(self, entries: int) -> int:
@@ -424,14 +414,14 @@ class Slots:
             self._harvest({place: done[slot] for place, slot in group.items()}, group)
 
     def _harvest(self, done: dict[int, Work], group: dict[int, int]) -> None:
-        assert self._request is not None and self._carry is not None
-        index = self.places.index(group, otherwise=0)
+        assert self._prompts is not None and self._state is not None
         left = self._call(
             programs.harvest,
-            {"rule": self.rule},
-            self._request._replace(context=None),
-            self._carry._replace(cache=None),
-            index,
+            {},
+            SharedInputs(self.sampler),
+            self._prompts._replace(context=None),
+            self._state._replace(cache=None),
+            self.places.index(group, otherwise=0),
         )
         _copy_to_host(left)
         for slot in group.values():
@@ -453,10 +443,10 @@ class Slots:
         unwanted = np.array([w is not None and w.cancelled for w in self._occupants])
         if not unwanted.any():
             return []
-        assert self._request is not None
-        target = self._request.target
+        assert self._prompts is not None
+        target = self._prompts.target
         cap = self._call(programs.retire, {}, target.cap, unwanted)
-        self._request = self._request._replace(target=target._replace(cap=cap))
+        self._prompts = self._prompts._replace(target=target._replace(cap=cap))
         dropped = [w for w in self._occupants if w is not None and w.cancelled]
         self._occupants = [None if w is None or w.cancelled else w for w in self._occupants]
         return dropped

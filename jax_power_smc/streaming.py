@@ -210,8 +210,7 @@ class Engine:
         return Slots(
             self.model,
             self.params,
-            sampler.rule(),
-            sampler.numbers(),
+            sampler,
             key,
             self._sizes,
             self.tokenizer,
@@ -341,8 +340,9 @@ class Stream:
         elif work.left is None or work.seen is None:
             error = "cancelled."
         else:
-            rule = self._engine.sampler.rule()
-            result = collect(rule, work.target, work.cap, [work.left], [work.seen], self.seconds)
+            result = collect(
+                self._engine.sampler, work.target, work.cap, [work.left], [work.seen], self.seconds
+            )
         return Finished(index, request, result, error)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from jax_power_smc import checks
 from jax_power_smc.stop import StopBoxed, StopRegex, StopRule, StopString
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import Logits
 
 LENGTHS = ("stopped", "forced_eos")
 # Beyond, the target is greedy decoding of whole sequences, and float32 overflows.
@@ -164,22 +164,15 @@ class TargetArrays(NamedTuple):
     top_p: jax.Array | None
 
 
-def support(
-    logits: jax.Array,
-    target: TargetArrays,
-    ends: jax.Array,
-    step: jax.Array,
-    vocabulary: Vocabulary = WHOLE,
-) -> jax.Array:
+def support(logits: Logits, target: TargetArrays, ends: jax.Array, step: jax.Array) -> jax.Array:
     """The tokens that the target allows at one step.
 
     Args:
-      logits: [N, V] of the base model, or log p, unmasked.
+      logits: [N, V] of the base model, or log p, unmasked. For top-k and top-p a sharded
+        vocabulary is gathered: what they keep depends on the order of all tokens.
       target: the target of this prompt.
       ends: [N, V] bool, tokens that would end each sequence; or [1, V], the same for all.
       step: [] int32, t.
-      vocabulary: how V lies on the devices. For top-k and top-p of a cut one all logits are
-        gathered: what they keep depends on the order of all.
 
     Returns:
       [N, V] bool; [1, V] if it is the same for all rows, because ``ends`` is and there is neither
@@ -189,8 +182,9 @@ def support(
     too_late = target.forced & (step == target.cap - 1) & ~ends
     allowed = ~(too_early | too_late)
     if target.top_k is not None or target.top_p is not None:
-        inside = _most_probable(vocabulary.join(logits), target.top_k, target.top_p)
-        allowed = allowed & vocabulary.part(inside)
+        values = logits.sharding.all_gather(logits.values)
+        inside = _most_probable(values, target.top_k, target.top_p)
+        allowed = allowed & logits.sharding.local_slice(inside)
     return allowed
 
 

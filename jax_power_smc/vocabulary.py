@@ -1,25 +1,26 @@
-"""The vocabulary's axis, whole on one device or in equal parts on several.
+"""The vocabulary axis, whole on one device or sharded over several.
 
-With tensor parallelism every device of a "model" group holds the logits of V/m tokens, in the order
-of the devices. What the samplers ask of a row of logits is then a maximum, a sum, or the value of
-one token: a few numbers per particle that the group exchanges, and never the logits themselves.
-Whatever comes out is the same on all devices of the group.
+With tensor parallelism every device of a "model" group holds the logits of V/m tokens, in device
+order. What the samplers need of a row of logits is a maximum, a sum, or the value of one token: a
+few numbers per particle that the group exchanges, never the logits themselves. Every device of the
+group ends up with the same values.
 
-Letters: N particles, V vocabulary, m parts.
+Letters: N particles, V vocabulary, m shards.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """How the last axis of arrays [..., V] lies on the devices.
+class VocabSharding:
+    """How the last axis of arrays [..., V] is sharded.
 
     Attributes:
-      axis: name of the mesh axis over which it is cut, inside ``shard_map``; None if it is whole.
+      axis: name of the mesh axis over which it is sharded, inside ``shard_map``; None if unsharded.
       parts: m, the size of that axis.
     """
 
@@ -34,13 +35,13 @@ class Vocabulary:
         """The sum over all parts, of each part's own sum."""
         return x if self.axis is None else jax.lax.psum(x, self.axis)
 
-    def join(self, x: jax.Array) -> jax.Array:
+    def all_gather(self, x: jax.Array) -> jax.Array:
         """All parts side by side: [..., B/m] -> [..., B]."""
         if self.axis is None:
             return x
         return jax.lax.all_gather(x, self.axis, axis=x.ndim - 1, tiled=True)
 
-    def part(self, x: jax.Array) -> jax.Array:
+    def local_slice(self, x: jax.Array) -> jax.Array:
         """This device's part of what all have: [..., V] -> [..., V/m]."""
         if self.axis is None:
             return x
@@ -53,7 +54,7 @@ class Vocabulary:
             return jnp.zeros((), jnp.int32)
         return jax.lax.axis_index(self.axis).astype(jnp.int32) * jnp.int32(size)
 
-    def here(self, index: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    def to_local(self, index: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
         """Where each index lies in this device's part of this size, and whether it does at all.
 
         Returns:
@@ -79,7 +80,7 @@ class Vocabulary:
 
         ``rows`` and ``tokens`` have one shape, and so has what comes back.
         """
-        local, mine = self.here(tokens, table.shape[1])
+        local, mine = self.to_local(tokens, table.shape[1])
         rows = rows if table.shape[0] > 1 else jnp.zeros_like(rows)
         return self.from_owner(table[rows, local], mine)
 
@@ -94,4 +95,25 @@ class Vocabulary:
         return jax.lax.pmin(index, self.axis)
 
 
-WHOLE = Vocabulary()
+UNSHARDED = VocabSharding()
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["sharding"]
+)
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """Logits of the next token at temperature 1, together with how their last axis is sharded.
+
+    Attributes:
+      values: [N, V]; of a sharded vocabulary, this device's [N, V/m].
+      sharding: of the last axis.
+    """
+
+    values: jax.Array
+    sharding: VocabSharding = UNSHARDED
+
+    @property
+    def vocab_size(self) -> int:
+        """V, over all shards."""
+        return self.values.shape[1] * self.sharding.parts

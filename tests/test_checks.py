@@ -118,7 +118,7 @@ def test_ancestral_refuses_bad_values(change, message):
 @pytest.mark.parametrize("name", ["ramp_tokens", "check_every"])
 def test_more_steps_than_an_int32_holds_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} is 2147483648"):
-        PowerSMC(4, **{name: 2**31}).numbers()
+        PowerSMC(4, **{name: 2**31}).traced()
 
 
 @pytest.mark.parametrize("values", [(0,), [3, 1], (2**31 - 1, 0)])

@@ -320,13 +320,17 @@ def test_unknown_edit_is_refused():
     ],
 )
 def test_rates_must_be_positive_numbers(name, call, value):
-    with pytest.raises(ValueError, match=rf"^{name} is .*; it must be a finite number greater than 0\.$"):
+    with pytest.raises(
+        ValueError, match=rf"^{name} is .*; it must be a finite number greater than 0\.$"
+    ):
         call(value)
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf])
 def test_contexts_must_not_be_negative(value):
-    with pytest.raises(ValueError, match=r"^context is .*; it must be a finite number at least 0\.$"):
+    with pytest.raises(
+        ValueError, match=r"^context is .*; it must be a finite number at least 0\.$"
+    ):
         step_seconds(1, MODEL, DEVICE, value)
     with pytest.raises(ValueError, match=r"^shared_context is .* of at least 0\.$"):
         batched_gain(1, MODEL, DEVICE, 0, value)
@@ -364,5 +368,7 @@ def test_numbers_of_numpy_and_jax_are_pythons():
     assert type(seconds) is float and seconds == step_seconds(4, MODEL, DEVICE, 16, 2)
     assert Device("d", jnp.float32(2), np.int32(1)) == Device("d", 2.0, 1.0)
     for bad in ("1", True, jnp.asarray([1.0]), None, 1j):
-        with pytest.raises(ValueError, match=r"gain is .*; it must be a finite number greater than 0"):
+        with pytest.raises(
+            ValueError, match=r"gain is .*; it must be a finite number greater than 0"
+        ):
             wall_clock_ratio(4, 2, 1, "global", bad)

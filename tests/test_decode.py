@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jax_power_smc import PowerSMC, PowerTarget, TableLM, decode, programs, randomness
+from jax_power_smc.decode import PromptInputs, SharedInputs
 from jax_power_smc.language_model import copy_dead_rows, move_cache, take_ancestors
 
 NUM, CAPACITY = 6, 8
@@ -16,6 +17,7 @@ TABLE = TableLM(vocab_size=4, order=3)
 PARAMS = TABLE.init(jax.random.key(2), scale=1.0)
 # Multinomial resampling forks even where weights are nearly equal.
 SAMPLER = PowerSMC(NUM, ess_threshold=1.0, resampling="multinomial")
+SHARED = SharedInputs(SAMPLER.traced())
 # A cache leaf of a shape that nothing else in the program has.
 LEAF = (7, 11)
 
@@ -66,16 +68,9 @@ def begin(model, caps, *, eos_ids=(1,)):
     prompts = jnp.asarray([[(2 * i) % 4, (i + 1) % 4] for i in range(count)], jnp.int32)
     keys = randomness.prompt_keys(jax.random.key(0), range(count))
     lengths = jnp.full((count,), 2, jnp.int32)
+    inputs = PromptInputs(None, targets(caps, eos_ids), keys)
     request, carry, observed = programs.enter(
-        PARAMS,
-        prompts,
-        lengths,
-        targets(caps, eos_ids),
-        SAMPLER.numbers(),
-        keys,
-        model=model,
-        rule=SAMPLER.rule(),
-        capacity=CAPACITY,
+        PARAMS, SHARED, inputs, prompts, lengths, model=model, capacity=CAPACITY
     )
     cache = programs.empty_cache(model, PARAMS, count, NUM, CAPACITY)
     return request, carry._replace(cache=cache), observed
@@ -87,13 +82,12 @@ def one_step(model, any_prompt, *, alone=False):
     def one(request, carry, clock):
         uniforms = randomness.step_uniforms(request.key, carry.step, NUM)
         return decode.decode_step(
-            model, SAMPLER.rule(), PARAMS, request, carry, uniforms, clock, any_prompt
+            model, PARAMS, SHARED, request, carry, uniforms, clock, any_prompt
         )
 
     if alone:
         return one
-    axes = programs.request_axes(None), 0, None
-    return jax.vmap(one, in_axes=axes, axis_name="prompts")
+    return jax.vmap(one, in_axes=(0, 0, None), axis_name="prompts")
 
 
 @functools.cache
@@ -107,10 +101,7 @@ def program(any_prompt, count):
     request, carry, _ = begin(model, [CAPACITY] * count)
     alone = count == 1  # as the engine does it: a batch of one bypasses vmap
     if alone:
-        request = jax.tree.map(lambda x: x[0], request._replace(numbers=None))._replace(
-            numbers=request.numbers
-        )
-        carry = jax.tree.map(lambda x: x[0], carry)
+        request, carry = jax.tree.map(lambda x: x[0], (request, carry))
     step = one_step(model, any_prompt, alone=alone)
     return (
         jax.jit(step, donate_argnums=(1,)).lower(request, carry, jnp.int32(0)).compile().as_text()
@@ -147,12 +138,7 @@ def test_the_engine_keeps_the_conditional_in_its_loop(count):
     request, carry, _ = begin(model, [CAPACITY] * count)
     text = (
         programs.run_chunk.lower(
-            PARAMS,
-            request,
-            carry,
-            jnp.arange(1, 5, dtype=jnp.int32),
-            model=model,
-            rule=SAMPLER.rule(),
+            PARAMS, SHARED, request, carry, jnp.arange(1, 5, dtype=jnp.int32), model=model
         )
         .compile()
         .as_text()

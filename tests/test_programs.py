@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc import programs, randomness
+from jax_power_smc import decode, programs, randomness
 from jax_power_smc.benchmarks.collectives import collectives
 from jax_power_smc.benchmarks.pods import lower_chunk
 from jax_power_smc.mesh import make_mesh
@@ -40,30 +40,30 @@ def compiled_chunk(sampler, num_prompts, num_kv_heads):
     params = model.init(jax.random.key(0))
     target = psmc.PowerTarget(4.0, (1,)).arrays(40, CAPACITY)
     targets = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (num_prompts, *x.shape)), target)
-    rule, numbers = sampler.rule(), sampler.numbers()
-    request, carry, _ = jax.eval_shape(
+    shared = decode.SharedInputs(sampler.traced())
+    prompts, state, _ = jax.eval_shape(
         lambda params, keys: programs.enter(
             params,
+            shared,
+            decode.PromptInputs(None, targets, keys),
             jnp.ones((num_prompts, 16), jnp.int32),
             jnp.full((num_prompts,), 5, jnp.int32),
-            targets,
-            numbers,
-            keys,
             model=model,
-            rule=rule,
             capacity=CAPACITY,
         ),
         params,
         randomness.prompt_keys(jax.random.key(0), range(num_prompts)),
     )
-    carry = carry._replace(
+    state = state._replace(
         cache=jax.eval_shape(
-            lambda: programs.empty_cache(model, params, num_prompts, rule.num_particles, CAPACITY)
+            lambda: programs.empty_cache(
+                model, params, num_prompts, sampler.num_particles, CAPACITY
+            )
         )
     )
     clocks = jax.ShapeDtypeStruct((4,), jnp.int32)
-    lowered = programs.run_chunk.lower(params, request, carry, clocks, model=model, rule=rule)
-    cache = jax.tree.leaves(carry.cache)
+    lowered = programs.run_chunk.lower(params, shared, prompts, state, clocks, model=model)
+    cache = jax.tree.leaves(state.cache)
     return lowered.compile(), cache[0].size, sum(leaf.size * 4 for leaf in cache)
 
 

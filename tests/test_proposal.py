@@ -15,6 +15,7 @@ from jax_power_smc.proposal import (
     normalise,
     power_proposal,
 )
+from jax_power_smc.vocabulary import Logits
 
 JUST_BELOW_ONE = np.float32(1 - 2**-24)
 
@@ -59,7 +60,7 @@ def test_two_level_draw_has_the_one_level_distribution(x64, exponent, block_size
     log_p = random_log_p(1, 1, 7, impossible=(2,))
     allowed = np.array([[True, True, True, False, True, True, True]])
     proposal = power_proposal(
-        jnp.asarray(log_p), jnp.asarray(allowed), jnp.asarray(exponent), block_size
+        Logits(jnp.asarray(log_p)), jnp.asarray(allowed), jnp.asarray(exponent), block_size
     )
     truth = power(log_p, allowed, exponent)[0]
     got = distribution_of_draw(proposal)
@@ -74,7 +75,7 @@ def test_log_sum_is_that_of_the_power_over_the_support(x64, block_size, exponent
     allowed = np.random.default_rng(3).random((6, 11)) < 0.6
     allowed[:, 4] = True
     proposal = power_proposal(
-        jnp.asarray(log_p), jnp.asarray(allowed), jnp.asarray(exponent), block_size
+        Logits(jnp.asarray(log_p)), jnp.asarray(allowed), jnp.asarray(exponent), block_size
     )
     truth = np.log(power(log_p, allowed, exponent).sum(axis=1))
     np.testing.assert_allclose(proposal.log_sum, truth, rtol=1e-12)
@@ -82,26 +83,26 @@ def test_log_sum_is_that_of_the_power_over_the_support(x64, block_size, exponent
 
 def test_log_sum_at_exponent_one_is_zero():
     log_p = jnp.asarray(random_log_p(4, 3, 1000), jnp.float32)
-    proposal = power_proposal(log_p, everything(log_p), jnp.float32(1.0))
+    proposal = power_proposal(Logits(log_p), everything(log_p), jnp.float32(1.0))
     np.testing.assert_allclose(proposal.log_sum, 0.0, atol=1e-6)
 
 
 def test_log_sum_is_minus_alpha_less_one_times_renyi_entropy(x64):
     log_p, alpha = random_log_p(5, 2, 9), 4.0
     renyi = np.log((np.exp(log_p) ** alpha).sum(axis=1)) / (1 - alpha)
-    proposal = power_proposal(jnp.asarray(log_p), everything(log_p), jnp.asarray(alpha))
+    proposal = power_proposal(Logits(jnp.asarray(log_p)), everything(log_p), jnp.asarray(alpha))
     np.testing.assert_allclose(proposal.log_sum, -(alpha - 1) * renyi, rtol=1e-12)
 
 
 def test_large_exponent_does_not_underflow():
     log_p = jnp.full((1, 2000), -np.log(2000), jnp.float32)
-    proposal = power_proposal(log_p, everything(log_p), jnp.float32(64.0))
+    proposal = power_proposal(Logits(log_p), everything(log_p), jnp.float32(64.0))
     assert float(proposal.log_sum[0]) == pytest.approx(-63 * np.log(2000), rel=1e-5)
 
 
 def test_exponent_zero_is_uniform_over_the_possible_tokens():
     log_p = jnp.asarray(random_log_p(6, 1, 5, impossible=(0, 3)), jnp.float32)
-    proposal = power_proposal(log_p, everything(log_p), jnp.float32(0.0))
+    proposal = power_proposal(Logits(log_p), everything(log_p), jnp.float32(0.0))
     assert np.asarray(proposal.mass[0, 0]).tolist() == [0, 1, 1, 0, 1]
     assert float(proposal.log_sum[0]) == pytest.approx(np.log(3), rel=1e-6)
 
@@ -109,7 +110,7 @@ def test_exponent_zero_is_uniform_over_the_possible_tokens():
 def test_empty_support_is_minus_infinity_and_not_nan():
     log_p = jnp.asarray(random_log_p(7, 3, 4), jnp.float32)
     allowed = jnp.asarray([[False] * 4, [True] * 4, [False] * 4])
-    proposal = power_proposal(log_p, allowed, jnp.float32(2.0))
+    proposal = power_proposal(Logits(log_p), allowed, jnp.float32(2.0))
     assert np.isneginf(proposal.log_sum).tolist() == [True, False, True]
     assert not np.isnan(proposal.mass).any()
     token = draw(proposal, jnp.arange(3, dtype=jnp.int32), jnp.full((3, 2), 0.9))
@@ -125,7 +126,7 @@ def test_impossible_tokens_are_never_drawn(vocab):
     log_p[0, 3] = -np.inf
     allowed[0, [3, vocab // 2]] = True
     proposal = power_proposal(
-        jnp.asarray(log_p, jnp.float32), jnp.asarray(allowed), jnp.float32(1.5)
+        Logits(jnp.asarray(log_p, jnp.float32)), jnp.asarray(allowed), jnp.float32(1.5)
     )
     edges = np.array([0.0, 0.5, JUST_BELOW_ONE], np.float32)
     corners = np.array(list(itertools.product(edges, edges)), np.float32)
@@ -144,7 +145,7 @@ def test_rows_draw_independently_of_each_other():
 
     def tokens(log_p, uniforms):
         log_p = jnp.asarray(log_p, jnp.float32)
-        proposal = power_proposal(log_p, everything(log_p), jnp.float32(2.0), 4)
+        proposal = power_proposal(Logits(log_p), everything(log_p), jnp.float32(2.0), 4)
         return np.asarray(draw(proposal, own, jnp.asarray(uniforms))), proposal.log_sum
 
     before, log_sum = tokens(log_p, uniforms)
@@ -159,8 +160,10 @@ def test_drawing_through_rows_equals_moving_the_rows():
     log_p = jnp.asarray(random_log_p(10, 5, 8), jnp.float32)
     rows = jnp.array([3, 3, 0, 4, 1], jnp.int32)
     uniforms = jnp.asarray(np.random.default_rng(1).random((5, 2)), jnp.float32)
-    through = draw(power_proposal(log_p, everything(log_p), jnp.float32(1.0), 3), rows, uniforms)
-    moved = power_proposal(log_p[rows], everything(log_p), jnp.float32(1.0), 3)
+    through = draw(
+        power_proposal(Logits(log_p), everything(log_p), jnp.float32(1.0), 3), rows, uniforms
+    )
+    moved = power_proposal(Logits(log_p[rows]), everything(log_p), jnp.float32(1.0), 3)
     direct = draw(moved, jnp.arange(5, dtype=jnp.int32), uniforms)
     np.testing.assert_array_equal(through, direct)
 
@@ -172,7 +175,7 @@ def test_draws_are_the_same_under_jit_with_a_traced_exponent():
 
     def run(exponent):
         traces.append(1)
-        return draw(power_proposal(log_p, everything(log_p), exponent), own, uniforms)
+        return draw(power_proposal(Logits(log_p), everything(log_p), exponent), own, uniforms)
 
     compiled = jax.jit(run)
     for exponent in (1.0, 2.0, 7.0):
@@ -212,13 +215,13 @@ def test_blocks_divide_the_vocabulary_where_they_can():
 def test_large_vocabulary_agrees_with_float64(vocab):
     logits = large_logits(vocab) + 100  # unnormalised
     log_p, own = exact_log_p(logits), jnp.arange(3, dtype=jnp.int32)
-    normaliser = normalise(jnp.asarray(logits))
+    normaliser = normalise(Logits(jnp.asarray(logits)))
     tokens = jnp.asarray(logits.argmax(axis=1), jnp.int32)
     np.testing.assert_allclose(
-        log_prob(jnp.asarray(logits), normaliser, own, tokens), log_p.max(axis=1), atol=2e-5
+        log_prob(Logits(jnp.asarray(logits)), normaliser, own, tokens), log_p.max(axis=1), atol=2e-5
     )
     for allowed in supports(vocab):
-        proposal = power_proposal(jnp.asarray(logits), jnp.asarray(allowed), jnp.float32(3))
+        proposal = power_proposal(Logits(jnp.asarray(logits)), jnp.asarray(allowed), jnp.float32(3))
         power = np.where(allowed, np.exp(3 * log_p), 0)
         np.testing.assert_allclose(proposal.log_sum, np.log(power.sum(axis=1)), atol=1e-4)
         # Draws: as many tokens before each as its numbers say.
@@ -246,7 +249,7 @@ def test_a_tiny_tail_survives(vocab):
     truth = np.logaddexp.reduce(np.where(allowed, exact_log_p(logits) * 4, -np.inf), axis=1)
     assert (truth < -800).all()
     for support in (allowed, np.repeat(allowed, 3, axis=0)):
-        proposal = power_proposal(jnp.asarray(logits), jnp.asarray(support), jnp.float32(4))
+        proposal = power_proposal(Logits(jnp.asarray(logits)), jnp.asarray(support), jnp.float32(4))
         np.testing.assert_allclose(proposal.log_sum, truth, rtol=1e-6)
         uniforms = jnp.asarray(np.random.default_rng(2).random((300, 2)), jnp.float32)
         token = np.asarray(draw(proposal, jnp.arange(300) % 3, uniforms))
@@ -260,9 +263,9 @@ def test_bad_logits_stay_in_their_row(vocab, bad):
     allowed, uniforms = jnp.ones((1, vocab), bool), jnp.full((3, 2), 0.7, jnp.float32)
 
     def run(logits):
-        proposal = power_proposal(jnp.asarray(logits), allowed, jnp.float32(2))
+        proposal = power_proposal(Logits(jnp.asarray(logits)), allowed, jnp.float32(2))
         return (
-            normalise(jnp.asarray(logits)).is_bad,
+            normalise(Logits(jnp.asarray(logits))).is_bad,
             proposal.log_sum,
             draw(proposal, own, uniforms),
         )
@@ -283,10 +286,10 @@ def test_what_sampling_writes(vocab, arrays):
     num = 16
 
     def step(logits, ends, exponent, rows, uniforms):
-        normaliser = normalise(logits)
-        proposal = power_proposal(logits, ~ends, exponent, normaliser=normaliser)
+        normaliser = normalise(Logits(logits))
+        proposal = power_proposal(Logits(logits), ~ends, exponent, normaliser=normaliser)
         token = draw(proposal, rows, uniforms)
-        return token, log_prob(logits, normaliser, rows, token), proposal.log_sum
+        return token, log_prob(Logits(logits), normaliser, rows, token), proposal.log_sum
 
     shapes = (
         jax.ShapeDtypeStruct((num, vocab), jnp.float32),

@@ -7,6 +7,7 @@ import pytest
 
 from jax_power_smc import PowerTarget
 from jax_power_smc.target import support
+from jax_power_smc.vocabulary import Logits
 
 VOCAB, CAP = 5, 4
 
@@ -18,7 +19,7 @@ def allowed(target, p, step, cap=CAP):
         log_p = jnp.asarray(np.log(p))
     arrays = target.arrays(p.shape[1], cap)
     ends = jnp.broadcast_to(arrays.ends[None], log_p.shape)
-    inside = support(log_p, arrays, ends, jnp.int32(step))
+    inside = support(Logits(log_p), arrays, ends, jnp.int32(step))
     return [np.flatnonzero(row).tolist() for row in np.asarray(inside)]
 
 

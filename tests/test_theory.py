@@ -15,6 +15,7 @@ from jax_power_smc.theory import (
     weight_costs,
     weight_moments,
 )
+from jax_power_smc.vocabulary import Logits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -83,7 +84,10 @@ def test_mean_is_that_of_the_proposal_that_the_sampler_draws_from(x64, temperatu
     allowed = np.ones(40, bool)
     allowed[[0, 8]] = False
     proposal = power_proposal(
-        jnp.asarray(log_p)[None], jnp.asarray(allowed)[None], jnp.asarray(1 / temperature), 7
+        Logits(jnp.asarray(log_p)[None]),
+        jnp.asarray(allowed)[None],
+        jnp.asarray(1 / temperature),
+        7,
     )
     mass = np.asarray(proposal.mass).ravel()[:40]
     restricted = np.where(allowed, log_p, -np.inf)
@@ -260,7 +264,7 @@ def test_log_power_sum_equals_the_samplers_and_does_not_underflow():
     log_p = jnp.asarray(random_log_p(12, vocab=2000), jnp.float32)
     flat = jnp.full(2000, -math.log(2000), jnp.float32)
     rows = jnp.stack([log_p, flat])
-    theirs = power_proposal(rows, jnp.ones(rows.shape, bool), jnp.float32(64.0)).log_sum
+    theirs = power_proposal(Logits(rows), jnp.ones(rows.shape, bool), jnp.float32(64.0)).log_sum
     np.testing.assert_allclose(log_power_sum(rows, 64.0), theirs, rtol=1e-6)
     assert float(log_power_sum(flat, 64.0)) == pytest.approx(-63 * math.log(2000), rel=1e-5)
 

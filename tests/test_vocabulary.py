@@ -10,9 +10,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jax_power_smc import proposal as proposals
 from jax_power_smc.mesh import MODEL
-from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
+from jax_power_smc.samplers.without_replacement import WithoutReplacement
 from jax_power_smc.target import PowerTarget, support
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import UNSHARDED, Logits, VocabSharding
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -27,7 +27,7 @@ def on_all(parts, function, *args, specs=None):
     Arrays [., V] are cut, unless specs says otherwise.
     """
     mesh = Mesh(np.array(jax.devices()[:parts]), (MODEL,))
-    vocabulary = Vocabulary(MODEL, parts)
+    vocabulary = VocabSharding(MODEL, parts)
 
     def one(*args):
         return jax.tree.map(lambda x: x[None], function(vocabulary, *args))
@@ -42,7 +42,7 @@ def on_all(parts, function, *args, specs=None):
 
 def on_one(function, *args):
     """What the one device gives that has the whole vocabulary."""
-    return jax.tree.map(np.asarray, jax.jit(functools.partial(function, WHOLE))(*args))
+    return jax.tree.map(np.asarray, jax.jit(functools.partial(function, UNSHARDED))(*args))
 
 
 def assert_all(found, expected, **tolerance):
@@ -74,9 +74,9 @@ def test_sums_and_maxima(parts):
 @pytest.mark.parametrize("parts", PARTS)
 def test_parts_side_by_side_are_the_whole(parts):
     x = logits()
-    assert_all(on_all(parts, lambda v, x: v.join(x), x), x)
-    assert_all(on_all(parts, lambda v, x: v.join(v.part(x)), x, specs=(SAME,)), x)
-    found = on_all(parts, lambda v, x: v.part(x), x, specs=(SAME,))
+    assert_all(on_all(parts, lambda v, x: v.all_gather(x), x), x)
+    assert_all(on_all(parts, lambda v, x: v.all_gather(v.local_slice(x)), x, specs=(SAME,)), x)
+    found = on_all(parts, lambda v, x: v.local_slice(x), x, specs=(SAME,))
     np.testing.assert_array_equal(np.concatenate(list(found), axis=-1), x)
     firsts = on_all(parts, lambda v: v.first(V // parts))
     assert firsts.tolist() == [i * V // parts for i in range(parts)] and firsts.dtype == np.int32
@@ -85,7 +85,7 @@ def test_parts_side_by_side_are_the_whole(parts):
 @pytest.mark.parametrize("parts", PARTS)
 def test_exactly_one_device_has_a_token(parts):
     tokens = np.arange(V, dtype=np.int32)
-    local, mine = on_all(parts, lambda v, t: v.here(t, V // parts), tokens, specs=(SAME,))
+    local, mine = on_all(parts, lambda v, t: v.to_local(t, V // parts), tokens, specs=(SAME,))
     assert mine.sum(axis=0).tolist() == [1] * V
     assert local.min() == 0 and local.max() == V // parts - 1
     owner = mine.argmax(axis=0)
@@ -93,7 +93,7 @@ def test_exactly_one_device_has_a_token(parts):
     # What lies beyond the vocabulary is nobody's, and is looked for within bounds.
     for outside in (-1, V, 10**6):
         at = np.array([outside], np.int32)
-        local, mine = on_all(parts, lambda v, t: v.here(t, V // parts), at)
+        local, mine = on_all(parts, lambda v, t: v.to_local(t, V // parts), at)
         assert not mine.any() and local.min() >= 0 and local.max() < V // parts
 
 
@@ -152,7 +152,7 @@ def test_the_largest_beside_what_is_no_number_is_some_token(parts, bad):
 def test_rows_that_make_no_probabilities_are_seen_by_all(parts):
     x = logits()
     x[0, 50], x[2, 3], x[4] = np.nan, np.inf, -np.inf
-    found = on_all(parts, lambda v, x: proposals.normalise(x, v).is_bad, x)
+    found = on_all(parts, lambda v, x: proposals.normalise(Logits(x, v)).is_bad, x)
     assert_all(found, [True, False, True, False, True])
 
 
@@ -168,9 +168,10 @@ def test_a_draw_is_that_of_the_whole_vocabulary(parts, support_rows, alpha):
     exponent = jnp.float32(alpha)
 
     def draw(vocabulary, x, allowed, uniforms, rows):
-        made = proposals.power_proposal(x, allowed, exponent, vocabulary=vocabulary)
-        token = proposals.draw(made, rows, uniforms, vocabulary)
-        log_p = proposals.log_prob(x, proposals.normalise(x, vocabulary), rows, token, vocabulary)
+        sharded = Logits(x, vocabulary)
+        made = proposals.power_proposal(sharded, allowed, exponent)
+        token = proposals.draw(made, rows, uniforms)
+        log_p = proposals.log_prob(sharded, proposals.normalise(sharded), rows, token)
         return token, made.log_sum, log_p
 
     args = x, allowed, uniforms, rows
@@ -190,8 +191,8 @@ def test_the_most_probable_tokens_are_found_among_all(parts, restriction):
     step = jnp.int32(2)
 
     def allowed(vocabulary, x, ends):
-        inside = support(x, target._replace(ends=ends[0]), ends, step, vocabulary)
-        return vocabulary.join(inside)
+        inside = support(Logits(x, vocabulary), target._replace(ends=ends[0]), ends, step)
+        return vocabulary.all_gather(inside)
 
     ends = np.asarray(target.ends)[None]
     expected = on_one(allowed, x, ends)
@@ -207,7 +208,7 @@ def test_explicit_children_are_those_of_the_whole_vocabulary(parts, count):
     allowed = np.arange(V)[None, :] % 3 > 0
 
     def explicit(vocabulary, x, allowed):
-        return WithoutReplacementRule(N, count, vocabulary).explicit(x, allowed)
+        return WithoutReplacement(N, count).explicit(Logits(x, vocabulary), allowed)
 
     found = on_all(parts, explicit, x, allowed)
     expected = on_one(explicit, x, allowed)

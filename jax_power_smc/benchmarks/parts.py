@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.randomness import StepUniforms
-from jax_power_smc.samplers.base import Outcome, Particles, Selection
-from jax_power_smc.samplers.power_smc import PowerSMC, PowerSMCNumbers, PowerSMCRule
+from jax_power_smc.samplers.base import Particles, StepResult
+from jax_power_smc.samplers.power_smc import PowerSMC
 from jax_power_smc.target import TargetArrays
-from jax_power_smc.vocabulary import Vocabulary
+from jax_power_smc.vocabulary import Logits
 
 # Different logits that a model which does not run gives in turn.
 REPLAYED = 64
@@ -110,80 +110,39 @@ class Altered:
         return self.model.grow(cache, capacity, clock)
 
 
-class ForcedNumbers(NamedTuple):
-    """Traced scalars of ``Forced``: those of Power-SMC, and the spread [] of a step's noise."""
-
-    inner: PowerSMCNumbers
-    spread: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
-class Forced:
+class Forced(PowerSMC):
     """Power-SMC with random weights, so that it resamples when it is told to.
 
     Attributes:
-      rule: the algorithm.
+      spread: standard deviation of a step's noise in the log weights.
     """
 
-    rule: PowerSMCRule
+    spread: float = 0.0
 
     @classmethod
-    def every(cls, num_particles: int, period: int | None) -> tuple["Forced", ForcedNumbers]:
+    def every(cls, num_particles: int, period: int | None) -> "Forced":
         """Resamples at every ``period``-th step at an ESS of about 0.66 N, or never (None)."""
-        sampler = PowerSMC(
-            num_particles, ess_threshold=1.0 if period else 0.0, check_every=period or 1
+        return cls(
+            num_particles,
+            ess_threshold=1.0 if period else 0.0,
+            check_every=period or 1,
+            spread=SPREAD * (period or 1) ** -0.5,
         )
-        spread = jnp.asarray(SPREAD * (period or 1) ** -0.5, jnp.float32)
-        return cls(sampler.rule()), ForcedNumbers(sampler.numbers(), spread)
 
-    @property
-    def num_particles(self) -> int:
-        """N."""
-        return self.rule.num_particles
-
-    @property
-    def num_rows(self) -> int:
-        """N."""
-        return self.rule.num_rows
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """As of the algorithm."""
-        return self.rule.vocabulary
-
-    @property
-    def draws_first(self) -> bool:
-        """As of the algorithm."""
-        return self.rule.draws_first
-
-    def start(self, dtype: jnp.dtype) -> Particles:
-        """As of the algorithm."""
-        return self.rule.start(dtype)
-
-    def advance(
+    def step(
         self,
-        numbers: ForcedNumbers,
         target: TargetArrays,
         particles: Particles,
-        logits: jax.Array,
+        logits: Logits,
         ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
-    ) -> Selection:
+    ) -> StepResult:
         """A step after the weights have been multiplied by noise."""
         noise = jax.scipy.special.ndtri(jnp.clip(uniforms.token[:, 1], 1e-6, 1 - 1e-6))
-        noisy = particles._replace(log_weight=particles.log_weight + numbers.spread * noise)
-        return self.rule.advance(numbers.inner, target, noisy, logits, ends, uniforms, step)
-
-    def finish(
-        self,
-        numbers: ForcedNumbers,
-        target: TargetArrays,
-        particles: Particles,
-        uniforms: jax.Array,
-    ) -> Outcome:
-        """As of the algorithm."""
-        return self.rule.finish(numbers.inner, target, particles, uniforms)
+        noisy = particles._replace(log_weight=particles.log_weight + self.spread * noise)
+        return super().step(target, noisy, logits, ends, uniforms, step)
 
 
 def step_bytes(model: Any, params: Any, prompt_tokens: int, own_tokens: float, num: int) -> float:

@@ -24,10 +24,11 @@ from jax.sharding import Mesh
 from jax_power_smc import memory, programs, randomness
 from jax_power_smc.benchmarks.collectives import Collective, collectives
 from jax_power_smc.benchmarks.records import Write
+from jax_power_smc.decode import PromptInputs, SharedInputs
 from jax_power_smc.mesh import Layout, layout_of
 from jax_power_smc.models.config import TransformerConfig
 from jax_power_smc.models.transformer import TransformerLM
-from jax_power_smc.samplers import PowerSMC, Sampler
+from jax_power_smc.samplers import Kernel, PowerSMC
 from jax_power_smc.target import PowerTarget
 
 # So many steps that the loop over them is a loop in the compiled program.
@@ -92,7 +93,7 @@ def topology(name: str) -> list[Any]:
 def lower_chunk(
     model: TransformerLM,
     where: Mesh | None,
-    sampler: Sampler,
+    sampler: Kernel,
     *,
     prompts: int,
     prompt_tokens: int,
@@ -114,32 +115,29 @@ def lower_chunk(
     """
     layout = layout_of(model, where)
     params = nnx.state(model.abstract_module())
-    own = sampler.rule()  # type: ignore[union-attr]
-    rule = dataclasses.replace(own, vocabulary=layout.vocabulary)
 
     def of_all(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((prompts, *x.shape), x.dtype)
 
     target = PowerTarget(4.0, (0,)).arrays(model.vocab_size, capacity)
-    length = jnp.zeros((), jnp.int32)
+    shared = SharedInputs(jax.eval_shape(sampler.traced))
+    own = PromptInputs(None, target, randomness.prompt_keys(randomness.seed_key(0), [0])[0])
     args: Any = (
         params,
+        shared,
+        jax.tree.map(of_all, own),
         of_all(jax.ShapeDtypeStruct((prompt_tokens,), jnp.int32)),
-        of_all(length),
-        jax.tree.map(of_all, target),
-        jax.eval_shape(sampler.numbers),  # type: ignore[union-attr]
-        of_all(randomness.prompt_keys(randomness.seed_key(0), [0])[0]),
-        None,
+        of_all(jnp.zeros((), jnp.int32)),
     )
-    static: dict[str, Any] = {"model": layout.model, "rule": rule}
-    request, carry, _ = programs.results(
+    static: dict[str, Any] = {"model": layout.model}
+    inputs, state, _ = programs.results(
         programs.enter, static | {"capacity": capacity}, args, layout
     )
     make = functools.partial(programs.empty_cache, layout.model, params)
-    sizes = rule.num_particles, capacity
+    sizes = sampler.num_particles, capacity
     cache = jax.eval_shape(lambda: make(prompts * layout.group, *sizes))
     clocks = jax.ShapeDtypeStruct((num_steps,), jnp.int32)
-    args = params, request, carry._replace(cache=cache), clocks
+    args = params, shared, inputs, state._replace(cache=cache), clocks
     specs = programs.SPECS[programs.run_chunk](layout, args)
     lowered = layout.lower(programs.run_chunk, static, args, specs)
     return lowered, jax.eval_shape(lambda: make(prompts // layout.rows, *sizes))

@@ -194,28 +194,28 @@ def resampling(
     still = Altered(subject.model, moves=False)
     altered = still.params(subject.params, jnp.ones((1,), jnp.int32))
     for num in particles:
-        rules = {name: Forced.every(num, None) for name in ("none", "never")}
-        rules |= {f"every {period}": Forced.every(num, period) for period in periods}
+        samplers = {name: Forced.every(num, None) for name in ("none", "never")}
+        samplers |= {f"every {period}": Forced.every(num, period) for period in periods}
         seen: dict[str, Decoded] = {}
 
         def run(
             name: str,
             num: int = num,
-            rules: dict[str, tuple[Any, Any]] = rules,
+            samplers: dict[str, Forced] = samplers,
             seen: dict[str, Decoded] = seen,
         ) -> float:
             # At alpha = 1 all weights come from the noise.
             works = bench.works(subject.model.vocab_size, prompt_tokens, new_tokens, alpha=1.0)
             if name == "none":
-                done = timing.decode(still, altered, *rules[name], works)
+                done = timing.decode(still, altered, samplers[name], works)
             else:
-                done = timing.decode(subject.model, subject.params, *rules[name], works)
+                done = timing.decode(subject.model, subject.params, samplers[name], works)
             seen[name] = done
             return done.seconds / (new_tokens - 1)
 
-        variants = {name: functools.partial(run, name) for name in rules}
+        variants = {name: functools.partial(run, name) for name in samplers}
         seconds = bench.turns(f"resampling, {subject.name}, N = {num}", variants)
-        for name in rules:
+        for name in samplers:
             about = {
                 **subject.about,
                 "resampled": name,
@@ -295,7 +295,7 @@ def throughput(
 
     sizes = list(zip(lengths(longest_prompt), lengths(new_tokens), strict=True))
     target = PowerTarget(bench.alpha)
-    rule, numbers = _parts(PowerSMC(num))
+    sampler = PowerSMC(num)
 
     def works(first: int, last: int) -> list[Work]:
         return [
@@ -309,8 +309,7 @@ def throughput(
             done = timing.decode(
                 subject.model,
                 subject.params,
-                rule,
-                numbers,
+                sampler,
                 some,
                 slots=slots,
                 looks_late=looks_late,
@@ -354,11 +353,7 @@ def decode_one(
 ) -> Decoded:
     """One prompt of random tokens, to its cap."""
     works = bench.works(model.vocab_size, prompt_tokens, new_tokens)
-    return timing.decode(model, params, *_parts(sampler), works)
-
-
-def _parts(sampler: Sampler) -> tuple[Any, Any]:
-    return sampler.rule(), sampler.numbers()
+    return timing.decode(model, params, sampler, works)
 
 
 def random_prompt(vocab_size: int, length: int) -> list[int]:

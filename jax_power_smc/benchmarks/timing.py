@@ -13,7 +13,7 @@ from jax_power_smc import programs, randomness
 from jax_power_smc.buckets import Sizes
 from jax_power_smc.engine import CHUNK, GROUPS
 from jax_power_smc.language_model import LanguageModel
-from jax_power_smc.samplers import Rule
+from jax_power_smc.samplers import Kernel
 from jax_power_smc.slots import Slots, Work
 
 # (what is measured, rounds done, rounds in all)
@@ -102,7 +102,7 @@ class Decoded(NamedTuple):
 
     @property
     def _rows(self) -> int:
-        (left,) = {work.left.outcome.rows.shape[-1] for work in self.works if work.left}
+        (left,) = {work.left.final.particle_index.shape[-1] for work in self.works if work.left}
         return left
 
     def _seen(self, name: str) -> np.ndarray:
@@ -115,8 +115,7 @@ class Decoded(NamedTuple):
 def decode(
     model: LanguageModel,
     params: Any,
-    rule: Rule,
-    numbers: Any,
+    sampler: Kernel,
     works: Sequence[Work],
     *,
     slots: int = 1,
@@ -134,9 +133,7 @@ def decode(
     )
     limit = getattr(model, "max_positions", None)
     sizes = Sizes(slots, max(1, slots // GROUPS), prompt_tokens, new_tokens, CHUNK, limit)
-    queue = Slots(
-        model, params, rule, numbers, randomness.seed_key(0), sizes, looks_late=looks_late
-    )
+    queue = Slots(model, params, sampler, randomness.seed_key(0), sizes, looks_late=looks_late)
     for work in works:
         queue.check(work.target)
     for work in queue.run(works):

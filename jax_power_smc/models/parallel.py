@@ -19,7 +19,7 @@ from jax_power_smc.mesh import MODEL
 from jax_power_smc.models.config import TransformerConfig
 from jax_power_smc.models.placement import Path, dotted
 from jax_power_smc.proposal import can_be_cut
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import UNSHARDED, VocabSharding
 
 # The first pattern that is found in a parameter's path says how its leading axes are cut; the
 # vocabulary only where ``can_be_cut``.
@@ -48,9 +48,9 @@ class Parallel:
     cuts_vocabulary: bool = False
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> VocabSharding:
         """For the samplers."""
-        return Vocabulary(MODEL, self.size) if self.cuts_vocabulary else WHOLE
+        return VocabSharding(MODEL, self.size) if self.cuts_vocabulary else UNSHARDED
 
     def sum(self, x: jax.Array) -> jax.Array:
         """The sum of what the devices of the group have."""

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jax_power_smc.mesh import MODEL
 from jax_power_smc.models import ring
 from jax_power_smc.proposal import can_be_cut
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import UNSHARDED, VocabSharding
 
 
 class TableParams(NamedTuple):
@@ -63,9 +63,9 @@ class TableLM:
         return dataclasses.replace(self, parts=size)
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> VocabSharding:
         """How the logits [N, V] lie on the devices."""
-        return Vocabulary(MODEL, self.parts) if self.parts > 1 else WHOLE
+        return VocabSharding(MODEL, self.parts) if self.parts > 1 else UNSHARDED
 
     def param_specs(self, params: TableParams) -> TableParams:
         """How the table [steps, histories, V] is cut over a mesh."""

@@ -18,7 +18,7 @@ from jax_power_smc.models import attention, ring
 from jax_power_smc.models.config import TransformerConfig
 from jax_power_smc.models.layers import Block, kernel, norm, times
 from jax_power_smc.models.parallel import ALONE, Parallel, spec, spread
-from jax_power_smc.vocabulary import Vocabulary
+from jax_power_smc.vocabulary import VocabSharding
 
 # Not float64: products and norms are computed in float32.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -154,7 +154,7 @@ class Transformer(nnx.Module):
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Token ids [M] -> stream [M, D]."""
         table = self.embedding[...]
-        row, mine = self.vocabulary.here(tokens, table.shape[0])
+        row, mine = self.vocabulary.to_local(tokens, table.shape[0])
         return times(self.vocabulary.from_owner(table[row], mine), self.embedding_multiplier)
 
     def logits(self, x: jax.Array) -> jax.Array:
@@ -215,7 +215,7 @@ class TransformerLM:
         return TransformerLM(self.config, self.dtype, spread(self.config, size))
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> VocabSharding:
         """How the logits [N, V] lie on the devices."""
         return self.parallel.vocabulary
 

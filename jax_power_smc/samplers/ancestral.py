@@ -5,7 +5,6 @@ itself. Restrictions of the target hold (its support is renormalised step by ste
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,13 @@ import jax.numpy as jnp
 from jax_power_smc import checks, inverse_cdf, weights
 from jax_power_smc.proposal import draw, log_prob, normalise, power_proposal
 from jax_power_smc.randomness import StepUniforms
-from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend, start
+from jax_power_smc.samplers.base import FinalWeights, Kernel, Particles, StepResult, extend
 from jax_power_smc.target import TargetArrays, support
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import Logits
 
 
 @dataclasses.dataclass(frozen=True)
-class Ancestral:
+class Ancestral(Kernel):
     """Independent samples at one temperature.
 
     Attributes:
@@ -29,6 +28,8 @@ class Ancestral:
     Raises:
       ValueError: for a value outside its range.
     """
+
+    STATIC = ("num_samples",)
 
     temperature: float = 1.0
     num_samples: int = 1
@@ -41,70 +42,36 @@ class Ancestral:
         )
 
     @property
-    def num_particles(self) -> int:
+    def num_particles(self) -> int:  # type: ignore[override]
         """N."""
         return self.num_samples
 
-    def rule(self) -> "AncestralRule":
-        """The algorithm."""
-        return AncestralRule(self.num_samples)
-
-    def numbers(self) -> "AncestralNumbers":
-        """The traced scalars."""
-        return AncestralNumbers(jnp.asarray(self.temperature, jnp.result_type(float)))
-
-
-class AncestralNumbers(NamedTuple):
-    """Traced scalars of ``Ancestral``."""
-
-    temperature: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class AncestralRule:
-    """The algorithm of ``Ancestral``."""
-
-    num_particles: int
-    vocabulary: Vocabulary = WHOLE
-
     @property
-    def num_rows(self) -> int:
-        """N."""
-        return self.num_particles
-
-    @property
-    def draws_first(self) -> bool:
-        """False: nothing is resampled."""
+    def has_evidence(self) -> bool:
+        """False: a decoder estimates no normaliser."""
         return False
 
-    def start(self, dtype: jnp.dtype) -> Particles:
-        """N empty sequences."""
-        return start(self.num_particles, dtype)
-
-    def advance(
+    def step(
         self,
-        numbers: AncestralNumbers,
         target: TargetArrays,
         particles: Particles,
-        logits: jax.Array,
+        logits: Logits,
         ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
-    ) -> Selection:
-        """Draws one token per sequence; logits [N, V] at temperature 1."""
+    ) -> StepResult:
+        """Draws one token per sequence; see ``Kernel.step``."""
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
-        allowed = support(logits, target, ends, step, self.vocabulary)
-        normaliser = normalise(logits, self.vocabulary)
-        greedy = numbers.temperature == 0
-        exponent = 1 / jnp.where(greedy, jnp.ones_like(numbers.temperature), numbers.temperature)
-        proposal = power_proposal(
-            logits, allowed, exponent, normaliser=normaliser, vocabulary=self.vocabulary
-        )
+        allowed = support(logits, target, ends, step)
+        normaliser = normalise(logits)
+        greedy = self.temperature == 0
+        exponent = 1 / jnp.where(greedy, jnp.ones_like(self.temperature), self.temperature)
+        proposal = power_proposal(logits, allowed, exponent, normaliser=normaliser)
         # A branch: on a CPU finding the largest logit costs more than the draw.
         token = jax.lax.cond(
             greedy,
-            lambda: self.vocabulary.argmax(jnp.where(allowed, logits, -jnp.inf)),
-            lambda: draw(proposal, own, uniforms.token, self.vocabulary),
+            lambda: logits.sharding.argmax(jnp.where(allowed, logits.values, -jnp.inf)),
+            lambda: draw(proposal, own, uniforms.token),
         )
         stuck = proposal.log_sum == -jnp.inf
         particles = particles._replace(
@@ -116,24 +83,18 @@ class AncestralRule:
             ),
         )
         active = ~particles.ended
-        token_log_p = log_prob(logits, normaliser, own, token, self.vocabulary)
-        token_ends = self.vocabulary.lookup(ends, own, token)
+        token_log_p = log_prob(logits, normaliser, own, token)
+        token_ends = logits.sharding.lookup(ends, own, token)
         particles = extend(particles, own, token, token_log_p, active, token_ends)
         ess = weights.effective_sample_size(particles.log_weight)
-        return Selection(particles, own, token, active, ess, jnp.zeros((), bool))
+        return StepResult(particles, own, token, active, ess, jnp.zeros((), bool))
 
     def finish(
-        self,
-        numbers: AncestralNumbers,
-        target: TargetArrays,
-        particles: Particles,
-        uniforms: jax.Array,
-    ) -> Outcome:
+        self, target: TargetArrays, particles: Particles, uniforms: jax.Array
+    ) -> FinalWeights:
         """Equal weights, a uniform choice, no evidence."""
-        del numbers, target
-        log_weight, total = weights.renormalize(
-            particles.log_weight, jnp.zeros_like(particles.log_evidence)
-        )
+        del target
+        log_weight, _ = weights.renormalize(particles.log_weight, particles.log_evidence)
         choice = inverse_cdf.invert(jnp.exp(log_weight), uniforms[:1])[0]
-        rows = jnp.arange(self.num_particles, dtype=jnp.int32)
-        return Outcome(log_weight, jnp.full_like(total, jnp.nan), choice, rows)
+        index = jnp.arange(self.num_particles, dtype=jnp.int32)
+        return FinalWeights(log_weight, particles.log_evidence, choice, index)

@@ -1,11 +1,13 @@
 """What every sampler shares: the particles of one prompt, and the shape of one step.
 
-A sampler is declared by a frozen dataclass that users see (``PowerSMC``, ``Ancestral``). For the
-decode step it splits in two: ``numbers()``, a pytree of traced scalars, and ``rule()``, a
-hashable object with the algorithm. Changing a number compiles nothing.
+A sampler is one frozen dataclass: what a user declares, the algorithm of the decode step, and a
+pytree. Its numbers are traced leaves (``Kernel.traced``), so changing one compiles nothing; what
+fixes shapes or the algorithm itself is static.
 """
 
-from typing import Any, NamedTuple, Protocol
+import abc
+import dataclasses
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,13 @@ import jax.numpy as jnp
 from jax_power_smc import weights
 from jax_power_smc.randomness import StepUniforms
 from jax_power_smc.target import TargetArrays
-from jax_power_smc.vocabulary import Vocabulary
+from jax_power_smc.vocabulary import Logits
 
 
 class Particles(NamedTuple):
-    """The population of one prompt: M rows, of which the model runs the first N.
+    """The population of one prompt: M particles, of which the model runs the first N.
 
-    M is N for most samplers. One that keeps finished sequences apart has further rows for them.
+    M is N for most samplers. One that keeps finished sequences apart has further entries for them.
 
     Attributes:
       log_weight: [M], normalised.
@@ -44,14 +46,14 @@ class Particles(NamedTuple):
     dropped: jax.Array
 
 
-class Selection(NamedTuple):
+class StepResult(NamedTuple):
     """What one step decided.
 
     Attributes:
-      particles: the population after the step, in row order.
-      parent: [M] int32, the row whose past each row continues; below N for the first N.
-      token: [M] int32, the token each row drew; meaningful where ``active``.
-      active: [M] bool, rows that drew a token.
+      particles: the population after the step.
+      parent: [M] int32, the particle whose past each one continues; below N for the first N.
+      token: [M] int32, the token each particle drew; meaningful where ``active``.
+      active: [M] bool, particles that drew a token.
       ess: [], effective sample size when it was checked.
       resampled: [] bool.
     """
@@ -64,79 +66,130 @@ class Selection(NamedTuple):
     resampled: jax.Array
 
 
-class Outcome(NamedTuple):
+class FinalWeights(NamedTuple):
     """What a finished run of one prompt returns besides its tokens.
 
     Attributes:
       log_weight: [N], normalised; -inf for weight zero.
-      log_evidence: [], log Z_hat, or NaN where the sampler has none.
-      choice: [] int32, the returned particle.
-      rows: [N] int32, the row of each returned particle, -1 for none.
+      log_evidence: [], log Z_hat; without meaning if the sampler has none (``has_evidence``).
+      choice: [] int32, the returned particle, an index into [N].
+      particle_index: [N] int32, the particle of the population [M] that each returned one is, -1
+        for none.
     """
 
     log_weight: jax.Array
     log_evidence: jax.Array
     choice: jax.Array
-    rows: jax.Array
+    particle_index: jax.Array
 
 
-class Rule(Protocol):
-    """The algorithm of a sampler; hashable, holds nothing that is traced."""
+class Kernel(abc.ABC):
+    """The algorithm of a sampler, one step at a time.
+
+    A subclass is a frozen dataclass that names its static fields in ``STATIC``; all others are
+    numbers. It is a pytree of those numbers: as declared they are Python numbers, and inside a
+    compiled program (after ``traced``) they are arrays.
+    """
+
+    STATIC: ClassVar[tuple[str, ...]] = ()
+    num_particles: int  # N: how many particles the model runs, and how many are returned
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        jax.tree_util.register_pytree_node(cls, _flatten, lambda aux, x: _unflatten(cls, aux, x))
 
     @property
-    def num_particles(self) -> int:
-        """N, the rows that the model runs and the particles that are returned."""
-
-    @property
-    def num_rows(self) -> int:
+    def population_size(self) -> int:
         """M, at least N."""
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """How the last axis of logits and ends lies on the devices."""
+        return self.num_particles
 
     @property
     def draws_first(self) -> bool:
         """Whether a step draws its tokens before it resamples, so that they are copied too."""
+        return False
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether it estimates the target's normaliser; else results have NaN for log Z_hat."""
+        return True
+
+    def traced(self) -> Self:
+        """The same sampler with its numbers as arrays []: int32, or the default real dtype."""
+        real = jnp.result_type(float)
+
+        def array(field: dataclasses.Field[Any]) -> jax.Array | None:
+            value = getattr(self, field.name)
+            return (
+                None
+                if value is None
+                else jnp.asarray(value, jnp.int32 if field.type is int else real)
+            )
+
+        _, static = _flatten(self)
+        return _unflatten(type(self), static, [array(field) for field in _numbers(self)])
 
     def start(self, dtype: jnp.dtype) -> Particles:
-        """The population before the first step."""
+        """The population before the first step: N empty sequences of weight 1/N each."""
+        return start(self.population_size, dtype)
 
-    def advance(
+    @abc.abstractmethod
+    def step(
         self,
-        numbers: Any,
         target: TargetArrays,
         particles: Particles,
-        logits: jax.Array,
+        logits: Logits,
         ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
-    ) -> Selection:
-        """One step: who continues with what.
+    ) -> StepResult:
+        """One step: which particle continues which, and with what token.
 
-        logits [N, V] of the next token of every running row at temperature 1, in the dtype of the
-        weights, and whether it would end the row's sequence, ends [N, V] bool, or [1, V] if that
-        is the same for all rows.
+        Args:
+          target: the prompt's target.
+          particles: the population.
+          logits: [N, V] of the next token of the running particles, in the dtype of the weights.
+          ends: [N, V] bool, whether a token would end the sequence; or [1, V], the same for all.
+          uniforms: all the randomness of the step.
+          step: [] int32, t.
         """
 
+    @abc.abstractmethod
     def finish(
-        self, numbers: Any, target: TargetArrays, particles: Particles, uniforms: jax.Array
-    ) -> Outcome:
+        self, target: TargetArrays, particles: Particles, uniforms: jax.Array
+    ) -> FinalWeights:
         """Final weights and the returned particle, drawn with ``uniforms`` [2]."""
 
 
-def start(num_particles: int, dtype: jnp.dtype) -> Particles:
-    """N empty sequences of weight 1/N each."""
-    zeros = jnp.zeros((num_particles,), dtype)
-    off = jnp.zeros((num_particles,), bool)
+def _numbers(sampler: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(sampler) if field.name not in sampler.STATIC]
+
+
+def _flatten(sampler: Any) -> tuple[list[Any], tuple[Any, ...]]:
+    children = [getattr(sampler, field.name) for field in _numbers(sampler)]
+    return children, tuple(getattr(sampler, name) for name in sampler.STATIC)
+
+
+def _unflatten(cls: Any, static: tuple[Any, ...], children: Any) -> Any:
+    # Not through __init__: it checks values, and a tracer has none.
+    sampler = object.__new__(cls)
+    names = [field.name for field in _numbers(cls)]
+    for name, value in (*zip(cls.STATIC, static, strict=True), *zip(names, children, strict=True)):
+        object.__setattr__(sampler, name, value)
+    return sampler
+
+
+def start(population_size: int, dtype: jnp.dtype) -> Particles:
+    """Empty sequences of equal weight."""
+    zeros = jnp.zeros((population_size,), dtype)
+    off = jnp.zeros((population_size,), bool)
     return Particles(
-        log_weight=weights.uniform(num_particles, dtype),
+        log_weight=weights.uniform(population_size, dtype),
         log_evidence=jnp.zeros((), dtype),
         log_prob=zeros,
         exponent=jnp.ones((), dtype),
         ended=off,
         finished=off,
-        length=jnp.zeros((num_particles,), jnp.int32),
+        length=jnp.zeros((population_size,), jnp.int32),
         drawn=jnp.zeros((), jnp.int32),
         dropped=jnp.zeros((), dtype),
     )
@@ -150,13 +203,13 @@ def extend(
     active: jax.Array,
     ends: jax.Array,
 ) -> Particles:
-    """Every slot continues its parent's sequence, and the active ones by one token.
+    """Every particle continues its parent's sequence, the active ones by one token.
 
     Args:
       particles: the population before; its weights are kept as they are.
       parent, token: [N] int32.
       token_log_prob: [N], log p(token | prefix) at temperature 1; read where active.
-      active: [N] bool, in slot order after the move.
+      active: [N] bool, in the order after the move.
       ends: [N] bool, whether the token ends the sequence; read where active.
     """
     log_prob = particles.log_prob[parent]

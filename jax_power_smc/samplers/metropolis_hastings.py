@@ -30,9 +30,9 @@ import numpy as np
 
 from jax_power_smc import checks, inverse_cdf, weights
 from jax_power_smc.proposal import draw, log_prob, normalise, power_proposal
-from jax_power_smc.samplers.base import Outcome
+from jax_power_smc.samplers.base import FinalWeights
 from jax_power_smc.target import TargetArrays, support
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import Logits
 
 EDITS = ("global", "last_block")
 # Horizons of more blocks would overflow int32.
@@ -197,11 +197,10 @@ def extend(
     target: TargetArrays,
     chains: Chains,
     going: jax.Array,
-    logits: jax.Array,
+    logits: Logits,
     ends: jax.Array,
     uniforms: jax.Array,
     step: jax.Array,
-    vocabulary: Vocabulary = WHOLE,
 ) -> tuple[Chains, jax.Array, jax.Array]:
     """Draws the token of one step from q ∝ p^alpha for the chains that are going.
 
@@ -213,21 +212,18 @@ def extend(
       ends: [N, V] bool, tokens that would end each sequence; or [1, V], the same for all.
       uniforms: [N, 2] in [0, 1), for the token.
       step: [] int32, t.
-      vocabulary: how V lies on the devices.
 
     Returns:
       The chains; their tokens [N] of this step, pad where none was drawn; and who drew one [N].
       Whoever drew one and is not finished goes on.
     """
     own = jnp.arange(going.shape[0], dtype=jnp.int32)
-    normaliser = normalise(logits, vocabulary)
-    allowed = support(logits, target, ends, step, vocabulary)
-    proposal = power_proposal(
-        logits, allowed, target.alpha, normaliser=normaliser, vocabulary=vocabulary
-    )
+    normaliser = normalise(logits)
+    allowed = support(logits, target, ends, step)
+    proposal = power_proposal(logits, allowed, target.alpha, normaliser=normaliser)
     drew = going & (proposal.log_sum > -jnp.inf)
-    token = jnp.where(drew, draw(proposal, own, uniforms, vocabulary), jnp.int32(0))
-    token_log_p = log_prob(logits, normaliser, own, token, vocabulary)
+    token = jnp.where(drew, draw(proposal, own, uniforms), jnp.int32(0))
+    token_log_p = log_prob(logits, normaliser, own, token)
     token_log_p = jnp.where(drew, token_log_p, jnp.zeros_like(proposal.log_sum))
     log_s = jnp.where(going, proposal.log_sum, jnp.zeros_like(proposal.log_sum))
     chains = chains._replace(
@@ -235,7 +231,7 @@ def extend(
         log_p=_write(chains.log_p, going, token_log_p, step),
         log_s=_write(chains.log_s, going, log_s, step),
         length=chains.length + drew.astype(jnp.int32),
-        finished=chains.finished | (drew & vocabulary.lookup(ends, own, token)),
+        finished=chains.finished | (drew & logits.sharding.lookup(ends, own, token)),
     )
     return chains, token, drew
 
@@ -270,15 +266,15 @@ def choose(first: jax.Array, one: Any, other: Any) -> Any:
     return jax.tree.map(of_leaf, one, other)
 
 
-def finish(chains: Chains, uniforms: jax.Array) -> Outcome:
+def finish(chains: Chains, uniforms: jax.Array) -> FinalWeights:
     """Equal weights, zero for an impossible sequence; a uniform choice; no evidence."""
     num, dtype = chains.length.shape[0], chains.log_p.dtype
     equal = weights.uniform(num, dtype)
     log_weight = jnp.where(is_impossible(chains), jnp.full_like(equal, -jnp.inf), equal)
-    log_weight, total = weights.renormalize(log_weight, jnp.zeros((), dtype))
+    log_weight, _ = weights.renormalize(log_weight, jnp.zeros((), dtype))
     choice = inverse_cdf.invert(jnp.exp(log_weight), uniforms[:1])[0]
-    rows = jnp.arange(num, dtype=jnp.int32)
-    return Outcome(log_weight, jnp.full_like(total, jnp.nan), choice, rows)
+    index = jnp.arange(num, dtype=jnp.int32)
+    return FinalWeights(log_weight, jnp.zeros((), dtype), choice, index)
 
 
 def _write(x: jax.Array, where: jax.Array, value: jax.Array, step: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ estimate of Z throughout.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,16 @@ import jax.numpy as jnp
 from jax_power_smc import checks, inverse_cdf, resampling, weights
 from jax_power_smc.proposal import draw, log_prob, normalise, power_proposal
 from jax_power_smc.randomness import StepUniforms
-from jax_power_smc.samplers.base import Outcome, Particles, Selection, extend, start
+from jax_power_smc.samplers.base import FinalWeights, Kernel, Particles, StepResult, extend
 from jax_power_smc.schedule import bridge, exponent_at
 from jax_power_smc.target import TargetArrays, support
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import Logits
 
 ORDERS = ("adapted", "published")
 
 
 @dataclasses.dataclass(frozen=True)
-class PowerSMC:
+class PowerSMC(Kernel):
     """Power-SMC as published.
 
     Attributes:
@@ -48,6 +48,8 @@ class PowerSMC:
     Raises:
       ValueError: for a value outside its range.
     """
+
+    STATIC = ("num_particles", "resampling", "order")
 
     num_particles: int
     ess_threshold: float = 0.5
@@ -77,78 +79,31 @@ class PowerSMC:
                     "the weight then depends on the token drawn."
                 )
 
-    def rule(self) -> "PowerSMCRule":
-        """The algorithm."""
-        return PowerSMCRule(self.num_particles, self.resampling, self.order)
-
-    def numbers(self) -> "PowerSMCNumbers":
-        """The traced scalars."""
-        real = jnp.result_type(float)
-        temperature = self.proposal_temperature
-        return PowerSMCNumbers(
-            ess_threshold=jnp.asarray(self.ess_threshold, real),
-            ramp_tokens=jnp.asarray(self.ramp_tokens, jnp.int32),
-            check_every=jnp.asarray(self.check_every, jnp.int32),
-            proposal_temperature=None if temperature is None else jnp.asarray(temperature, real),
-        )
-
-
-class PowerSMCNumbers(NamedTuple):
-    """Traced scalars of ``PowerSMC``; all [], the temperature may be None."""
-
-    ess_threshold: jax.Array
-    ramp_tokens: jax.Array
-    check_every: jax.Array
-    proposal_temperature: jax.Array | None
-
-
-@dataclasses.dataclass(frozen=True)
-class PowerSMCRule:
-    """The algorithm of ``PowerSMC``; see there and in the module's docstring."""
-
-    num_particles: int
-    scheme: str
-    order: str
-    vocabulary: Vocabulary = WHOLE
-
-    @property
-    def num_rows(self) -> int:
-        """N."""
-        return self.num_particles
-
     @property
     def draws_first(self) -> bool:
         """True for the published order."""
         return self.order == "published"
 
-    def start(self, dtype: jnp.dtype) -> Particles:
-        """N empty sequences of weight 1/N each."""
-        return start(self.num_particles, dtype)
-
-    def advance(
+    def step(
         self,
-        numbers: PowerSMCNumbers,
         target: TargetArrays,
         particles: Particles,
-        logits: jax.Array,
+        logits: Logits,
         ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
-    ) -> Selection:
-        """One step of Algorithm 1; logits [N, V] at temperature 1."""
-        vocabulary = self.vocabulary
-        exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
+    ) -> StepResult:
+        """One step of Algorithm 1; see ``Kernel.step``."""
+        exponent = exponent_at(step, target.alpha, self.ramp_tokens)
         particles = particles._replace(
             log_weight=bridge(
                 particles.log_weight, particles.log_prob, particles.exponent, exponent
             ),
             exponent=exponent,
         )
-        allowed = support(logits, target, ends, step, vocabulary)
-        normaliser = normalise(logits, vocabulary)
-        proposal = power_proposal(
-            logits, allowed, exponent, normaliser=normaliser, vocabulary=vocabulary
-        )
+        allowed = support(logits, target, ends, step)
+        normaliser = normalise(logits)
+        proposal = power_proposal(logits, allowed, exponent, normaliser=normaliser)
         # A sequence without a possible continuation has weight zero and stops here.
         particles = particles._replace(
             ended=particles.ended | (proposal.log_sum == -jnp.inf),
@@ -156,28 +111,26 @@ class PowerSMCRule:
                 particles.ended, particles.log_weight, particles.log_weight + proposal.log_sum
             ),
         )
-        due = (step + 1) % numbers.check_every == 0
+        due = (step + 1) % self.check_every == 0
         if self.order == "adapted":
-            particles, ess, resampled, parent = self._resample(numbers, particles, uniforms, due)
-            token = draw(proposal, parent, uniforms.token, vocabulary)
+            particles, ess, resampled, parent = self._resample(particles, uniforms, due)
+            token = draw(proposal, parent, uniforms.token)
             active = ~particles.ended[parent]
-            token_log_p = log_prob(logits, normaliser, parent, token, vocabulary)
-            token_ends = vocabulary.lookup(ends, parent, token)
+            token_log_p = log_prob(logits, normaliser, parent, token)
+            token_ends = logits.sharding.lookup(ends, parent, token)
             particles = extend(particles, parent, token, token_log_p, active, token_ends)
-            return Selection(particles, parent, token, active, ess, resampled)
+            return StepResult(particles, parent, token, active, ess, resampled)
 
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
         active = ~particles.ended
-        if numbers.proposal_temperature is None:
-            token = draw(proposal, own, uniforms.token, vocabulary)
-            token_log_p = log_prob(logits, normaliser, own, token, vocabulary)
+        if self.proposal_temperature is None:
+            token = draw(proposal, own, uniforms.token)
+            token_log_p = log_prob(logits, normaliser, own, token)
         else:
-            inverse = 1 / numbers.proposal_temperature
-            tempered = power_proposal(
-                logits, allowed, inverse, normaliser=normaliser, vocabulary=vocabulary
-            )
-            token = draw(tempered, own, uniforms.token, vocabulary)
-            token_log_p = log_prob(logits, normaliser, own, token, vocabulary)
+            inverse = jnp.asarray(1 / self.proposal_temperature)
+            tempered = power_proposal(logits, allowed, inverse, normaliser=normaliser)
+            token = draw(tempered, own, uniforms.token)
+            token_log_p = log_prob(logits, normaliser, own, token)
             # log p^a/q instead of log S: add what the token's own weight differs by.
             log_q = token_log_p * inverse - tempered.log_sum
             correction = exponent * token_log_p - log_q - proposal.log_sum
@@ -186,34 +139,28 @@ class PowerSMCRule:
                     active, particles.log_weight + correction, particles.log_weight
                 )
             )
-        token_ends = vocabulary.lookup(ends, own, token)
+        token_ends = logits.sharding.lookup(ends, own, token)
         particles = extend(particles, own, token, token_log_p, active, token_ends)
         due = due & (step < target.cap - 1)
-        particles, ess, resampled, parent = self._resample(numbers, particles, uniforms, due)
+        particles, ess, resampled, parent = self._resample(particles, uniforms, due)
         stay = jnp.zeros_like(active)
         particles = extend(particles, parent, token, particles.log_prob, stay, stay)
-        return Selection(particles, parent, token[parent], active[parent], ess, resampled)
+        return StepResult(particles, parent, token[parent], active[parent], ess, resampled)
 
     def finish(
-        self,
-        numbers: PowerSMCNumbers,
-        target: TargetArrays,
-        particles: Particles,
-        uniforms: jax.Array,
-    ) -> Outcome:
+        self, target: TargetArrays, particles: Particles, uniforms: jax.Array
+    ) -> FinalWeights:
         """The catch-up to alpha, then one particle drawn by weight."""
-        del numbers
         log_weight = bridge(
             particles.log_weight, particles.log_prob, particles.exponent, target.alpha
         )
         log_weight, log_evidence = weights.renormalize(log_weight, particles.log_evidence)
         choice = inverse_cdf.invert(jnp.exp(log_weight), uniforms[:1])[0]
-        rows = jnp.arange(self.num_particles, dtype=jnp.int32)
-        return Outcome(log_weight, log_evidence, choice, rows)
+        index = jnp.arange(self.num_particles, dtype=jnp.int32)
+        return FinalWeights(log_weight, log_evidence, choice, index)
 
     def _resample(
         self,
-        numbers: PowerSMCNumbers,
         particles: Particles,
         uniforms: StepUniforms,
         due: jax.Array,
@@ -221,16 +168,16 @@ class PowerSMCRule:
         """Renormalises, and resamples if it is due and the ESS is below kappa N.
 
         Returns:
-          The particles with their new weights, still in their old slots; the ESS []; whether
-          they are resampled []; and the parent [N] of each slot.
+          The particles with their new weights, still in their old places; the ESS []; whether
+          they are resampled []; and the parent [N] of each particle.
         """
         log_weight, log_evidence = weights.renormalize(particles.log_weight, particles.log_evidence)
         ess = weights.effective_sample_size(log_weight)
         alive = jnp.max(log_weight) > -jnp.inf
         # The ESS of equal weights is N up to rounding, which must not count as degenerate.
-        threshold = numbers.ess_threshold * (self.num_particles * (1 - 1e-5))
+        threshold = self.ess_threshold * (self.num_particles * (1 - 1e-5))
         need = due & alive & (ess < threshold)
-        ancestors = resampling.SCHEMES[self.scheme](
+        ancestors = resampling.SCHEMES[self.resampling](
             jnp.where(alive, jnp.exp(log_weight), jnp.ones_like(log_weight)), uniforms.resample
         )
         parent = jnp.where(

@@ -1,28 +1,29 @@
 """Without-replacement SMC: N particles chosen among all N V children, no two of them equal.
 
-One step, starting from a single root row of weight 1 (MATH: swor):
+One step, starting from a single root of weight 1 (MATH: swor):
 
 1. bridge, if there is a ramp: every sequence is re-weighted from exponent a_{t-1} to a_t;
-2. children: child (i, v) of row i weighs ``W_i p(v | y_i)^{a_t}``;
-3. select: at most N unfinished children go on (``selection``), and at most F = N finished
+2. children: child (i, v) of particle i weighs ``W_i p(v | y_i)^{a_t}``;
+3. select: at most N unfinished children stay live (``selection``), and at most F = N finished
    sequences are kept in a pool, old and new ones together, by the same rule;
-4. move: each surviving row keeps its slot for its first child, further children go to dead slots.
+4. move: a surviving parent keeps its place for its first child; its further children take the
+   places of particles that have none.
 
 Every selection satisfies ``E[W'_m] = w_m``, so everything estimated is unbiased at every N; the
 total mass is conserved; and a tree with at most N leaves is enumerated exactly.
 
-The N V children are reduced to few without changing an expectation: K explicit children per row
-(the most probable; any K would do) and the rest of its vocabulary as one *tail* child that does
-not end the sequence and one that does. If a tail child is selected, its token is drawn from p^a
-on that rest. Tail masses are sums over the rest, never differences: at V = 152k and alpha = 4 a
-float32 difference gives 0 where the truth is 1e-16.
+The N V children are reduced to a few without changing any expectation: K explicit children per
+particle (the most probable; any K would do), and the rest of the vocabulary as one *tail* child
+that does not end the sequence and one that does. If a tail child is selected, its token is drawn
+from p^a on that rest. Tail masses are sums over the rest, never differences: at V = 152k and
+alpha = 4 a float32 difference gives 0 where the truth is 1e-16.
 
-Rows of the population, M = N + F:
+The population, M = N + F:
 
-    0 .. N-1      running, with a cache row each
+    0 .. N-1      running particles
     N .. N+F-1    the pool of finished sequences
 
-Letters: N particles, F = N pool rows, K explicit children, V vocabulary.
+Letters: N particles, F = N pool entries, K explicit children, V vocabulary.
 """
 
 import dataclasses
@@ -44,21 +45,54 @@ from jax_power_smc.proposal import (
     share_support,
 )
 from jax_power_smc.randomness import StepUniforms
-from jax_power_smc.samplers.base import Outcome, Particles, Selection, start
+from jax_power_smc.samplers.base import FinalWeights, Kernel, Particles, StepResult, start
 from jax_power_smc.schedule import bridge, exponent_at
 from jax_power_smc.selection import place, select
 from jax_power_smc.target import TargetArrays, support
-from jax_power_smc.vocabulary import WHOLE, Vocabulary
+from jax_power_smc.vocabulary import Logits
+
+
+class Children(NamedTuple):
+    """The children of N particles: K explicit ones, then the tail, C = K + 1 in all.
+
+    Attributes:
+      token: [N, K] int32, tokens of the explicit children.
+      log_p: [N, K], their log p at temperature 1; read where their mass is positive.
+      live: [N, C] log mass ``log p(v)^a`` of those that do not end the sequence, else -inf.
+      ending: [N, C] the same of those that end it.
+      live_tail, ending_tail: what the token of a selected tail child is drawn from.
+      rest: [N, V], the logits without those of the explicit children.
+    """
+
+    token: jax.Array
+    log_p: jax.Array
+    live: jax.Array
+    ending: jax.Array
+    live_tail: PowerProposal
+    ending_tail: PowerProposal
+    rest: Logits
+
+
+class Candidates(NamedTuple):
+    """Log weights of what the two selections choose from.
+
+    Attributes:
+      live: [N C], children that do not end, parent by parent.
+      pool: [F + N C], the pool's entries, then the children that end.
+    """
+
+    live: jax.Array
+    pool: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class WithoutReplacement:
+class WithoutReplacement(Kernel):
     """Without-replacement SMC.
 
     Attributes:
       num_particles: N.
-      explicit_children: K, children per row that are candidates of their own; None for min(V, N).
-        It changes cost and variance, never an expectation.
+      explicit_children: K, children per particle that are candidates of their own; None for
+        min(V, N). It changes cost and variance, never an expectation.
       ramp_tokens: R, steps over which the exponent rises from 1 to alpha; 0 for no ramp.
       early_stop: stop when the running sequences hold less than this share of the mass; 0 never
         stops early. What is left out is reported as ``info.dropped_mass``.
@@ -66,6 +100,8 @@ class WithoutReplacement:
     Raises:
       ValueError: for a value outside its range.
     """
+
+    STATIC = ("num_particles", "explicit_children")
 
     num_particles: int
     explicit_children: int | None = None
@@ -84,137 +120,75 @@ class WithoutReplacement:
             early_stop=checks.number("early_stop", self.early_stop, at_least=0, at_most=1),
         )
 
-    def rule(self) -> "WithoutReplacementRule":
-        """The algorithm."""
-        return WithoutReplacementRule(self.num_particles, self.explicit_children)
-
-    def numbers(self) -> "WithoutReplacementNumbers":
-        """The traced scalars."""
-        return WithoutReplacementNumbers(
-            ramp_tokens=jnp.asarray(self.ramp_tokens, jnp.int32),
-            early_stop=jnp.asarray(self.early_stop, jnp.result_type(float)),
-        )
-
-
-class WithoutReplacementNumbers(NamedTuple):
-    """Traced scalars of ``WithoutReplacement``; all []."""
-
-    ramp_tokens: jax.Array
-    early_stop: jax.Array
-
-
-class Children(NamedTuple):
-    """The children of N rows: K explicit ones, then the tail, C = K + 1 in all.
-
-    Attributes:
-      token: [N, K] int32, tokens of the explicit children.
-      log_p: [N, K], their log p at temperature 1; read where their mass is positive.
-      going: [N, C] log mass ``log p(v)^a`` of those that do not end the sequence, else -inf.
-      ending: [N, C] the same of those that end it.
-      going_tail, ending_tail: what the token of a selected tail child is drawn from.
-      rest: [N, V], the logits without those of the explicit children.
-    """
-
-    token: jax.Array
-    log_p: jax.Array
-    going: jax.Array
-    ending: jax.Array
-    going_tail: PowerProposal
-    ending_tail: PowerProposal
-    rest: jax.Array
-
-
-class Candidates(NamedTuple):
-    """Log weights of what the two selections choose from.
-
-    Attributes:
-      running: [N C], children that go on, row by row.
-      pool: [F + N C], the pool's own rows, then the children that end.
-    """
-
-    running: jax.Array
-    pool: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class WithoutReplacementRule:
-    """The algorithm of ``WithoutReplacement``; see there and in the module's docstring."""
-
-    num_particles: int
-    explicit_children: int | None
-    vocabulary: Vocabulary = WHOLE
-
     @property
-    def num_rows(self) -> int:
-        """N running rows and as many of the pool."""
+    def population_size(self) -> int:
+        """N running particles and as many entries of the finished pool."""
         return 2 * self.num_particles
 
-    @property
-    def draws_first(self) -> bool:
-        """False: a step selects children, then they are written."""
-        return False
-
     def start(self, dtype: jnp.dtype) -> Particles:
-        """One root of weight 1; all other rows are unused."""
-        rows = jnp.arange(self.num_rows, dtype=jnp.int32)
-        particles = start(self.num_rows, dtype)
-        weight = jnp.where(rows == 0, jnp.zeros((), dtype), jnp.full((), -jnp.inf, dtype))
-        in_pool = rows >= self.num_particles
+        """One root of weight 1; all other entries are unused."""
+        entry = jnp.arange(self.population_size, dtype=jnp.int32)
+        particles = start(self.population_size, dtype)
+        weight = jnp.where(entry == 0, jnp.zeros((), dtype), jnp.full((), -jnp.inf, dtype))
+        in_pool = entry >= self.num_particles
         return particles._replace(log_weight=weight, ended=in_pool, finished=in_pool)
 
-    def advance(
+    def step(
         self,
-        numbers: WithoutReplacementNumbers,
         target: TargetArrays,
         particles: Particles,
-        logits: jax.Array,
+        logits: Logits,
         ends: jax.Array,
         uniforms: StepUniforms,
         step: jax.Array,
-    ) -> Selection:
-        """One step; logits [N, V] of the running rows at temperature 1."""
+    ) -> StepResult:
+        """One step; see ``Kernel.step``."""
         n = self.num_particles
-        exponent = exponent_at(step, target.alpha, numbers.ramp_tokens)
+        exponent = exponent_at(step, target.alpha, self.ramp_tokens)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
-        normaliser = normalise(logits, self.vocabulary)
+        normaliser = normalise(logits)
         children = self.children(logits, normaliser, target, ends, exponent, step)
         candidates = self.candidates(log_weight, children)
-        # Both systematic passes have a uniform number of their own.
-        running = select(candidates.running, n, uniforms.resample[0])
-        pool = select(candidates.pool, self.num_rows - n, uniforms.resample[1])
+        # Each systematic pass has a uniform number of its own.
+        live = select(candidates.live, n, uniforms.resample[0])
+        pool = select(candidates.pool, n, uniforms.resample[1])
 
-        # Who sits where, as candidates' indices; -1 is nobody.
-        width = children.going.shape[1]
-        kept = (running > -jnp.inf).reshape(n, width)
-        first = jnp.argmax(kept, axis=1).astype(jnp.int32)
-        rows = jnp.arange(n, dtype=jnp.int32)
-        own = jnp.where(jnp.any(kept, axis=1), rows * width + first, jnp.int32(-1))
-        others = kept & (jnp.arange(width, dtype=jnp.int32)[None, :] != first[:, None])
-        goes = place(own, others.reshape(-1))
-        kept = pool > -jnp.inf
-        own = jnp.where(kept[:n], rows, jnp.int32(-1))
-        rests = place(own, kept.at[:n].set(False))
-        arrives = rests >= n  # a child that has just ended
+        # Which candidate goes where, by its index; -1 is an unused place. A surviving parent keeps
+        # its place for its first child, an entry of the pool keeps its own.
+        width = children.live.shape[1]
+        selected = (live > -jnp.inf).reshape(n, width)
+        first = jnp.argmax(selected, axis=1).astype(jnp.int32)
+        place_of = jnp.arange(n, dtype=jnp.int32)
+        in_place = jnp.where(jnp.any(selected, axis=1), place_of * width + first, jnp.int32(-1))
+        extra = selected & (jnp.arange(width, dtype=jnp.int32)[None, :] != first[:, None])
+        live_child = place(in_place, extra.reshape(-1))
+        selected = pool > -jnp.inf
+        in_place = jnp.where(selected[:n], place_of, jnp.int32(-1))
+        pool_entry = place(in_place, selected.at[:n].set(False))
+        newly_finished = pool_entry >= n
 
-        goes_row, goes_token, goes_log_p = self._who(
-            goes, children, children.going_tail, normaliser, uniforms.token[:n]
+        live_parent, live_token, live_log_p = self._look_up(
+            live_child, children, children.live_tail, normaliser, uniforms.token[:n]
         )
-        rests_row, rests_token, rests_log_p = self._who(
-            jnp.where(arrives, rests - n, jnp.int32(-1)),
+        end_parent, end_token, end_log_p = self._look_up(
+            jnp.where(newly_finished, pool_entry - n, jnp.int32(-1)),
             children,
             children.ending_tail,
             normaliser,
             uniforms.token[n:],
         )
         parent = jnp.concatenate(
-            [jnp.where(goes >= 0, goes_row, rows), jnp.where(arrives, rests_row, rows + n)]
+            [
+                jnp.where(live_child >= 0, live_parent, place_of),
+                jnp.where(newly_finished, end_parent, place_of + n),
+            ]
         )
-        token = jnp.concatenate([goes_token, rests_token])
-        active = jnp.concatenate([goes >= 0, arrives])
-        new_weight = jnp.concatenate([_at(running, goes), _at(pool, rests)])
+        token = jnp.concatenate([live_token, end_token])
+        active = jnp.concatenate([live_child >= 0, newly_finished])
+        new_weight = jnp.concatenate([_at(live, live_child), _at(pool, pool_entry)])
 
         before = particles.log_prob[parent]
-        drawn_log_prob = jnp.concatenate([goes_log_p, rests_log_p])
+        drawn_log_prob = jnp.concatenate([live_log_p, end_log_p])
         log_weight, log_evidence = weights.renormalize(new_weight, particles.log_evidence)
         particles = particles._replace(
             log_weight=log_weight,
@@ -224,100 +198,92 @@ class WithoutReplacementRule:
             length=particles.length[parent] + active.astype(jnp.int32),
             drawn=particles.drawn + jnp.sum(active, dtype=jnp.int32),
         )
-        chosen = jnp.sum(goes >= 0) + jnp.sum(rests >= 0)
-        possible = jnp.sum(candidates.running > -jnp.inf) + jnp.sum(candidates.pool > -jnp.inf)
-        particles = self._stop_early(numbers, target, particles)
+        chosen = jnp.sum(live_child >= 0) + jnp.sum(pool_entry >= 0)
+        possible = jnp.sum(candidates.live > -jnp.inf) + jnp.sum(candidates.pool > -jnp.inf)
+        particles = self._stop_early(target, particles)
         ess = weights.effective_sample_size(particles.log_weight)
-        return Selection(particles, parent, token, active, ess, chosen < possible)
+        return StepResult(particles, parent, token, active, ess, chosen < possible)
 
     def finish(
-        self,
-        numbers: WithoutReplacementNumbers,
-        target: TargetArrays,
-        particles: Particles,
-        uniforms: jax.Array,
-    ) -> Outcome:
-        """The catch-up to alpha, the union of both kinds of rows reduced to N, and one drawn."""
-        del numbers
+        self, target: TargetArrays, particles: Particles, uniforms: jax.Array
+    ) -> FinalWeights:
+        """The catch-up to alpha, the whole population reduced to N, and one particle drawn."""
         log_weight = bridge(
             particles.log_weight, particles.log_prob, particles.exponent, target.alpha
         )
         log_weight = select(log_weight, self.num_particles, uniforms[1])
-        nobody = jnp.full((self.num_particles,), -1, jnp.int32)
-        rows = place(nobody, log_weight > -jnp.inf)
+        unused = jnp.full((self.num_particles,), -1, jnp.int32)
+        index = place(unused, log_weight > -jnp.inf)
         log_weight, log_evidence = weights.renormalize(
-            _at(log_weight, rows), particles.log_evidence
+            _at(log_weight, index), particles.log_evidence
         )
         choice = inverse_cdf.invert(jnp.exp(log_weight), uniforms[:1])[0]
-        return Outcome(log_weight, log_evidence, choice, rows)
+        return FinalWeights(log_weight, log_evidence, choice, index)
 
     def children(
         self,
-        logits: jax.Array,
+        logits: Logits,
         normaliser: Normaliser,
         target: TargetArrays,
         ends: jax.Array,
         exponent: jax.Array,
         step: jax.Array,
     ) -> Children:
-        """All children of the running rows; logits [N, V], ends [N or 1, V]."""
-        vocabulary = self.vocabulary
-        allowed = support(logits, target, ends, step, vocabulary)
+        """All children of the running particles; logits [N, V], ends [N or 1, V]."""
+        values, sharding = logits.values, logits.sharding
+        allowed = support(logits, target, ends, step)
         token = self.explicit(logits, allowed)
-        rows = jnp.broadcast_to(
+        parents = jnp.broadcast_to(
             jnp.arange(self.num_particles, dtype=jnp.int32)[:, None], token.shape
         )
-        log_p = log_prob(logits, normaliser, rows, token, vocabulary)
-        possible = vocabulary.lookup(allowed, rows, token) & (log_p > -jnp.inf)
+        log_p = log_prob(logits, normaliser, parents, token)
+        possible = sharding.lookup(allowed, parents, token) & (log_p > -jnp.inf)
         possible = possible & ~normaliser.is_bad[:, None]
         log_p = jnp.where(possible, log_p, 0)
         explicit = jnp.where(possible, exponent * log_p, -jnp.inf)
-        explicit_ends = vocabulary.lookup(ends, rows, token)
+        explicit_ends = sharding.lookup(ends, parents, token)
         # Tokens without mass need not be taken out. That the others wait for all that is read of
         # the logits lets the compiler take them out in place.
-        own, mine = vocabulary.here(token, logits.shape[1])
-        out = jnp.where(possible & mine, own, jnp.int32(logits.shape[1]))
-        rest = logits.at[rows, out].set(-jnp.inf, mode="drop")
-        going_tail, ending_tail = (
-            power_proposal(
-                rest, allowed & which, exponent, normaliser=normaliser, vocabulary=vocabulary
-            )
+        local, mine = sharding.to_local(token, values.shape[1])
+        out = jnp.where(possible & mine, local, jnp.int32(values.shape[1]))
+        rest = Logits(values.at[parents, out].set(-jnp.inf, mode="drop"), sharding)
+        live_tail, ending_tail = (
+            power_proposal(rest, allowed & which, exponent, normaliser=normaliser)
             for which in (~ends, ends)
         )
         none = jnp.full_like(explicit, -jnp.inf)
-        going = jnp.where(explicit_ends, none, explicit)
+        live = jnp.where(explicit_ends, none, explicit)
         ending = jnp.where(explicit_ends, explicit, none)
         return Children(
             token,
             log_p,
-            jnp.concatenate([going, going_tail.log_sum[:, None]], axis=1),
+            jnp.concatenate([live, live_tail.log_sum[:, None]], axis=1),
             jnp.concatenate([ending, ending_tail.log_sum[:, None]], axis=1),
-            going_tail,
+            live_tail,
             ending_tail,
             rest,
         )
 
-    def explicit(self, logits: jax.Array, allowed: jax.Array) -> jax.Array:
-        """[N, K] int32, different tokens of each row: the most probable ones of the support.
+    def explicit(self, logits: Logits, allowed: jax.Array) -> jax.Array:
+        """[N, K] int32, distinct tokens per particle: the most probable ones of the support.
 
-        logits [N, V], allowed [N or 1, V]. Where the support has less than K, others are among
+        logits [N, V], allowed [N or 1, V]. Where the support has fewer than K, others are among
         them.
         """
         asked = self.num_particles if self.explicit_children is None else self.explicit_children
-        count = min(asked, logits.shape[1] * self.vocabulary.parts)
-        return _largest_of_all(logits, allowed, count, self.vocabulary)
+        return _largest_of_all(logits, allowed, min(asked, logits.vocab_size))
 
     def candidates(self, log_weight: jax.Array, children: Children) -> Candidates:
         """What is selected from; log_weight [M]."""
         parents = log_weight[: self.num_particles, None]
         return Candidates(
-            running=(parents + children.going).reshape(-1),
+            live=(parents + children.live).reshape(-1),
             pool=jnp.concatenate(
                 [log_weight[self.num_particles :], (parents + children.ending).reshape(-1)]
             ),
         )
 
-    def _who(
+    def _look_up(
         self,
         child: jax.Array,
         children: Children,
@@ -325,20 +291,18 @@ class WithoutReplacementRule:
         normaliser: Normaliser,
         uniforms: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Row, token and log p of each child [N], given by its index row * C + column (or -1)."""
-        width = children.going.shape[1]
-        row = jnp.maximum(child, 0) // width
+        """Parent, token and log p of each child [N], given by index parent * C + column (or -1)."""
+        width = children.live.shape[1]
+        parent = jnp.maximum(child, 0) // width
         column = jnp.maximum(child, 0) % width
         is_tail, column = column == width - 1, jnp.minimum(column, width - 2)
-        drawn = draw(tail, row, uniforms, self.vocabulary)
-        token = jnp.where(is_tail, drawn, children.token[row, column])
-        drawn_log_p = log_prob(children.rest, normaliser, row, drawn, self.vocabulary)
-        return row, token, jnp.where(is_tail, drawn_log_p, children.log_p[row, column])
+        drawn = draw(tail, parent, uniforms)
+        token = jnp.where(is_tail, drawn, children.token[parent, column])
+        drawn_log_p = log_prob(children.rest, normaliser, parent, drawn)
+        return parent, token, jnp.where(is_tail, drawn_log_p, children.log_p[parent, column])
 
-    def _stop_early(
-        self, numbers: WithoutReplacementNumbers, target: TargetArrays, particles: Particles
-    ) -> Particles:
-        """Drops the running rows if they hold too little: S <= 1, so they can only lose mass.
+    def _stop_early(self, target: TargetArrays, particles: Particles) -> Particles:
+        """Drops the running particles if they hold too little: S <= 1, so they only lose mass.
 
         Not during a ramp, where a bridge may still give mass back relative to the pool.
         """
@@ -347,14 +311,14 @@ class WithoutReplacementRule:
         pool = jax.nn.logsumexp(particles.log_weight[n:])
         share = jnp.exp(running - jnp.logaddexp(running, pool))
         stop = (
-            (share < numbers.early_stop)
+            (share < self.early_stop)
             & (running > -jnp.inf)
             & (pool > -jnp.inf)
             & (particles.exponent >= target.alpha)
         )
-        rows = jnp.arange(self.num_rows, dtype=jnp.int32)
+        is_live = jnp.arange(self.population_size, dtype=jnp.int32) < n
         left = jnp.where(
-            stop & (rows < n), jnp.full_like(particles.log_weight, -jnp.inf), particles.log_weight
+            stop & is_live, jnp.full_like(particles.log_weight, -jnp.inf), particles.log_weight
         )
         log_weight, log_evidence = weights.renormalize(left, particles.log_evidence)
         return particles._replace(
@@ -370,17 +334,16 @@ def _at(log_weight: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.where(index >= 0, there, jnp.full_like(there, -jnp.inf))
 
 
-def _largest_of_all(
-    x: jax.Array, allowed: jax.Array, count: int, vocabulary: Vocabulary
-) -> jax.Array:
-    """``_largest`` of a vocabulary that may be cut: the largest of those of every part."""
-    if vocabulary.axis is None:
+def _largest_of_all(logits: Logits, allowed: jax.Array, count: int) -> jax.Array:
+    """``_largest`` of a vocabulary that may be sharded: the largest of those of every shard."""
+    x, sharding = logits.values, logits.sharding
+    if sharding.axis is None:
         return _largest(x, allowed, count)
     own = _largest(x, allowed, min(count, x.shape[1]))
-    rows = jnp.arange(x.shape[0], dtype=jnp.int32)[:, None]
-    there = allowed[rows if allowed.shape[0] > 1 else jnp.zeros_like(rows), own]
-    value = vocabulary.join(jnp.where(there, x[rows, own], -jnp.inf))
-    token = vocabulary.join(own + vocabulary.first(x.shape[1]))
+    row = jnp.arange(x.shape[0], dtype=jnp.int32)[:, None]
+    is_allowed = allowed[row if allowed.shape[0] > 1 else jnp.zeros_like(row), own]
+    value = sharding.all_gather(jnp.where(is_allowed, x[row, own], -jnp.inf))
+    token = sharding.all_gather(own + sharding.first(x.shape[1]))
     best = jax.lax.top_k(value, count)[1]
     return jnp.take_along_axis(token, best, axis=1)
 

@@ -30,7 +30,7 @@ def tokens(model, params, sampler=None, scale=None):
     sampler = psmc.PowerSMC(4, ess_threshold=0.99) if sampler is None else sampler
     params = params if scale is None else params._replace(scale=jnp.float32(scale))
     works = [Work(PROMPT.tolist(), 0, psmc.PowerTarget(4.0), 24)]
-    done = timing.decode(model, params, sampler.rule(), sampler.numbers(), works)
+    done = timing.decode(model, params, sampler, works)
     assert done.fork_share > 0
     return done.works[0].left.tokens
 
@@ -55,7 +55,7 @@ def test_without_a_part_it_is_not(without):
 @pytest.mark.slow
 def test_forced_rules_resample_when_they_are_told_to(period):
     works = [Work([3], 0, psmc.PowerTarget(1.0), 41)]
-    done = timing.decode(MODEL, PARAMS, *Forced.every(64, period), works)
+    done = timing.decode(MODEL, PARAMS, Forced.every(64, period), works)
     (work,) = done.works
     steps = np.arange(41) + 1
     expected = np.zeros(41, bool) if period is None else steps % period == 0

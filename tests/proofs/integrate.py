@@ -5,9 +5,9 @@ can end (wherever a cumulative sum is crossed), so replacing each number by the 
 pieces, weighted by their lengths, gives expectations without any noise. Listing too many end
 points costs time and changes nothing; missing one would show as a wrong expectation.
 
-A cell is one box of uniform numbers of one step, out of one state of one case (sampler's numbers,
-target). All cells of all cases run through the same compiled step in batches of one size, and
-states that are equal to the last bit are merged after each step.
+A cell is one box of uniform numbers of one step, out of one state of one case (sampler, target).
+All cells of all cases run through the same compiled step in batches of one size, and states that
+are equal to the last bit are merged after each step.
 """
 
 import functools
@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc import decode, exact, selection
-from jax_power_smc.decode import Request
+from jax_power_smc.decode import PromptInputs, SharedInputs
 from jax_power_smc.proposal import normalise, power_proposal
 from jax_power_smc.randomness import StepUniforms
-from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
+from jax_power_smc.samplers.without_replacement import WithoutReplacement
 from jax_power_smc.schedule import bridge, exponent_at
 from jax_power_smc.target import PowerTarget, support
+from jax_power_smc.vocabulary import Logits
 
 PROMPT = (0,)
 # Cells per call; one size, so that every program is compiled once.
@@ -33,44 +34,43 @@ SLIVER = 1e-15
 
 
 class Case(NamedTuple):
-    """What is integrated: the sampler's traced scalars, the target, T, and what tokens spell.
+    """What is integrated: the sampler, the target, T, and what tokens spell.
 
     ``pieces`` are the bytes of every token, for a target with a stop rule.
     """
 
-    numbers: Any
+    sampler: Any
     target: PowerTarget
     horizon: int
     pieces: list[bytes | None] | None = None
 
 
-def expectations(model, params, rule, cases, capacity):
+def expectations(model, params, cases, capacity):
     """``E[sum_i W_i 1{y_i = y}]`` for every y, one dict from token tuples per case.
 
     Args:
       model, params: the language model.
-      rule: the sampler's rule.
       cases: list of ``Case``; those of the same structure, shapes and T are integrated together.
       capacity: columns of the token buffer, at least every T. One value for all T spares
         compilations.
     """
     groups = {}
     for index, case in enumerate(cases):
-        request = Request(
-            context=None,
-            target=case.target.arrays(model.vocab_size, case.horizon),
-            numbers=case.numbers,
-            key=None,
-            stop=decode.stop_arrays(case.target.stop, case.pieces, model.vocab_size),
+        table, states = decode.stop_arrays(case.target.stop, case.pieces, model.vocab_size) or (
+            None,
+            None,
         )
-        shapes = tuple(x.shape for x in jax.tree.leaves(request))
-        group = groups.setdefault((case.horizon, jax.tree.structure(request), shapes), ([], []))
+        target = case.target.arrays(model.vocab_size, case.horizon)
+        prompt = PromptInputs(context=None, target=target, key=None, stop=states)
+        inputs = SharedInputs(case.sampler.traced(), table), prompt
+        shapes = tuple(x.shape for x in jax.tree.leaves(inputs))
+        group = groups.setdefault((case.horizon, jax.tree.structure(inputs), shapes), ([], []))
         group[0].append(index)
-        group[1].append(request)
+        group[1].append(inputs)
     out = [None] * len(cases)
-    for (horizon, *_), (indices, requests) in groups.items():
-        requests = jax.tree.map(lambda *x: np.stack(x), *requests)
-        integrated = _integrate(model, params, rule, requests, len(indices), horizon, capacity)
+    for (horizon, *_), (indices, inputs) in groups.items():
+        inputs = jax.tree.map(lambda *x: np.stack(x), *inputs)
+        integrated = _integrate(model, params, inputs, len(indices), horizon, capacity)
         for index, expected in zip(indices, integrated, strict=True):
             out[index] = expected
     return out
@@ -90,12 +90,12 @@ def largest_error(expected, truth):
     )
 
 
-def _integrate(model, params, rule, requests, count, horizon, capacity):
-    """The expectations of ``count`` cases, whose requests are stacked."""
-    walk = _Walk(model, params, rule, requests, count, capacity)
+def _integrate(model, params, inputs, count, horizon, capacity):
+    """The expectations of ``count`` cases, whose inputs are stacked."""
+    walk = _Walk(model, params, inputs, count, capacity)
     step_cells, final_cells = (
         (_selection_cells, _reduction_cells)
-        if isinstance(rule, WithoutReplacementRule)
+        if isinstance(walk.sampler, WithoutReplacement)
         else (_smc_cells, _one_cell)
     )
     # States: which case, its carry (None before step 0), and the chance of being there.
@@ -112,11 +112,13 @@ def _integrate(model, params, rule, requests, count, horizon, capacity):
     np.testing.assert_allclose(np.bincount(case, chance, count), 1, rtol=0, atol=1e-12)
     outcome = walk.finish(case, carry, uniforms)
     weight = np.exp(outcome.log_weight + outcome.log_evidence[:, None])
-    weight = np.where(outcome.rows >= 0, weight, 0.0)
+    weight = np.where(outcome.particle_index >= 0, weight, 0.0)
     assert np.isfinite(weight).all()
 
     def returned(x):
-        rows = np.maximum(outcome.rows, 0).reshape(*outcome.rows.shape, *(1,) * (x.ndim - 2))
+        rows = np.maximum(outcome.particle_index, 0).reshape(
+            *outcome.particle_index.shape, *(1,) * (x.ndim - 2)
+        )
         return np.take_along_axis(x, rows, axis=1)
 
     # A sequence as a number in base V+1; 0 stands for "nothing".
@@ -140,33 +142,34 @@ def _integrate(model, params, rule, requests, count, horizon, capacity):
 class _Walk:
     """The production functions on many states at once."""
 
-    def __init__(self, model, params, rule, requests, count, capacity):
-        self.model, self.params, self.rule = model, params, rule
-        self.requests, self.count = requests, count
-        self._begin, self._step, self._finish = _production(model, rule, capacity)
+    def __init__(self, model, params, inputs, count, capacity):
+        self.model, self.params, self.inputs, self.count = model, params, inputs, count
+        self.sampler = inputs[0].sampler  # one for each case, stacked
+        self._begin, self._step, self._finish = _production(model, capacity)
 
     def step(self, case, carry, uniforms, *, resampling=True):
         """One step of every cell; the resampling can be turned off to see its weights."""
-        request = _rows(self.requests, case)
+        inputs = _rows(self.inputs, case)
         if not resampling:
-            off = np.zeros_like(request.numbers.ess_threshold)
-            request = request._replace(numbers=request.numbers._replace(ess_threshold=off))
+            sampler = inputs[0].sampler
+            off = np.zeros_like(sampler.ess_threshold)
+            object.__setattr__(sampler, "ess_threshold", off)
         if carry is None:
-            return _in_batches(functools.partial(self._begin, self.params), request, uniforms)
-        return _in_batches(functools.partial(self._step, self.params), request, carry, uniforms)
+            return _in_batches(functools.partial(self._begin, self.params), inputs, uniforms)
+        return _in_batches(functools.partial(self._step, self.params), inputs, carry, uniforms)
 
     def finish(self, case, carry, uniforms):
         """The outcome of every cell."""
-        return _in_batches(self._finish, _rows(self.requests, case), carry, uniforms)
+        return _in_batches(self._finish, _rows(self.inputs, case), carry, uniforms)
 
     def before_step(self, case, carry):
         """The carry, or one of the same shape whose particles are those before step 0."""
         if carry is not None:
             return carry
-        rows = self.rule.num_rows
-        idle = StepUniforms(np.zeros((len(case), rows)), np.zeros((len(case), rows, 2)))
+        size = self.sampler.population_size
+        idle = StepUniforms(np.zeros((len(case), size)), np.zeros((len(case), size, 2)))
         like = self.step(case, None, idle)
-        first = self.rule.start(jnp.dtype(jnp.float64))
+        first = self.sampler.start(jnp.dtype(jnp.float64))
         first = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], len(case), axis=0), first)
         return like._replace(
             particles=first,
@@ -175,11 +178,11 @@ class _Walk:
         )
 
     def ask(self, function, case, carry, t):
-        """``function(params, request, carry, first)`` on every state."""
+        """``function(params, inputs, carry, first)`` on every state."""
         like = self.before_step(case, carry)
         first = np.full(len(case), t == 0)
         return _in_batches(
-            functools.partial(function, self.params), _rows(self.requests, case), like, first
+            functools.partial(function, self.params), _rows(self.inputs, case), like, first
         )
 
 
@@ -187,26 +190,26 @@ class _Walk:
 
 
 @functools.cache
-def _production(model, rule, capacity):
+def _production(model, capacity):
     """``decode.begin``, ``decode.decode_step`` and ``decode.finish``."""
 
-    def begin(params, request, uniforms):
+    def begin(params, inputs, uniforms):
         logits, context = _prefill(model, params)
-        request = request._replace(context=context)
+        shared, prompt = inputs[0], inputs[1]._replace(context=context)
         return decode.begin(
-            model, rule, capacity, params, request, logits, uniforms, decode.any_in_batch
+            model, capacity, params, shared, prompt, logits, uniforms, decode.any_in_batch
         )[0]
 
-    def step(params, request, carry, uniforms):
+    def step(params, inputs, carry, uniforms):
         _, context = _prefill(model, params)
-        request = request._replace(context=context)
+        shared, prompt = inputs[0], inputs[1]._replace(context=context)
         clock = jax.lax.pmax(carry.step - 1, "prompts")
         return decode.decode_step(
-            model, rule, params, request, carry, uniforms, clock, decode.any_in_batch
+            model, params, shared, prompt, carry, uniforms, clock, decode.any_in_batch
         )[0]
 
-    def finish(request, carry, uniforms):
-        return decode.finish(rule, request, carry, uniforms)
+    def finish(inputs, carry, uniforms):
+        return decode.finish(*inputs, carry, uniforms)
 
     return (
         _over_cells(begin, (None, 0, 0)),
@@ -219,36 +222,39 @@ def _production(model, rule, capacity):
 def _proposals(model, num):
     """Mass [kinds, N, V] of each row's proposal at the step to come, the tempered one last."""
 
-    def proposals(params, request, carry, first):
-        log_p = _next_log_p(model, params, carry, first)
-        ends = decode.ending_tokens(request.target, request.stop, carry.stop_state[:num])
-        allowed = support(log_p, request.target, ends, carry.step)
-        numbers = request.numbers
-        exponents = [exponent_at(carry.step, request.target.alpha, numbers.ramp_tokens)]
-        if numbers.proposal_temperature is not None:
-            exponents.append(1 / numbers.proposal_temperature)
-        masses = [power_proposal(log_p, allowed, exponent).mass for exponent in exponents]
+    def proposals(params, inputs, carry, first):
+        logits = Logits(_next_log_p(model, params, carry, first))
+        shared, prompt = inputs
+        sampler, target, stop = shared.sampler, prompt.target, decode.stop_of(shared, prompt)
+        ends = decode.ending_tokens(target, stop, carry.stop_state[:num])
+        allowed = support(logits, target, ends, carry.step)
+        exponents = [exponent_at(carry.step, target.alpha, sampler.ramp_tokens)]
+        if sampler.proposal_temperature is not None:
+            exponents.append(1 / sampler.proposal_temperature)
+        masses = [power_proposal(logits, allowed, exponent).mass for exponent in exponents]
         return jnp.stack([m.reshape(num, -1)[:, : model.vocab_size] for m in masses])
 
     return _over_cells(proposals, (None, 0, 0, 0))
 
 
 @functools.cache
-def _selections(model, rule):
+def _selections(model):
     """What the selections of the step to come see: CDFs of the passes, and of the tails' tokens."""
 
-    def selections(params, request, carry, first):
-        log_p = _next_log_p(model, params, carry, first)
-        particles, numbers, target = carry.particles, request.numbers, request.target
-        exponent = exponent_at(carry.step, target.alpha, numbers.ramp_tokens)
+    def selections(params, inputs, carry, first):
+        logits = Logits(_next_log_p(model, params, carry, first))
+        shared, prompt = inputs
+        particles, sampler, target = carry.particles, shared.sampler, prompt.target
+        n, stop = sampler.num_particles, decode.stop_of(shared, prompt)
+        exponent = exponent_at(carry.step, target.alpha, sampler.ramp_tokens)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
-        ends = decode.ending_tokens(target, request.stop, carry.stop_state[: rule.num_particles])
-        children = rule.children(log_p, normalise(log_p), target, ends, exponent, carry.step)
-        candidates = rule.candidates(log_weight, children)
-        tails = (children.going_tail.mass, children.ending_tail.mass)
+        ends = decode.ending_tokens(target, stop, carry.stop_state[:n])
+        children = sampler.children(logits, normalise(logits), target, ends, exponent, carry.step)
+        candidates = sampler.candidates(log_weight, children)
+        tails = (children.live_tail.mass, children.ending_tail.mass)
         return (
-            _pass_cdf(candidates.running, rule.num_particles),
-            _pass_cdf(candidates.pool, rule.num_rows - rule.num_particles),
+            _pass_cdf(candidates.live, n),
+            _pass_cdf(candidates.pool, n),
             jnp.stack([m.reshape(len(m), -1)[:, : model.vocab_size] for m in tails]),
         )
 
@@ -256,15 +262,15 @@ def _selections(model, rule):
 
 
 @functools.cache
-def _reductions(rule):
-    """The CDF of the pass that reduces all rows to N at the end."""
+def _reductions():
+    """The CDF of the pass that reduces the population to N at the end."""
 
-    def reduction(request, carry):
-        particles = carry.particles
+    def reduction(inputs, carry):
+        particles, (shared, prompt) = carry.particles, inputs
         log_weight = bridge(
-            particles.log_weight, particles.log_prob, particles.exponent, request.target.alpha
+            particles.log_weight, particles.log_prob, particles.exponent, prompt.target.alpha
         )
-        return _pass_cdf(log_weight, rule.num_particles)
+        return _pass_cdf(log_weight, shared.sampler.num_particles)
 
     return _over_cells(reduction, (0, 0))
 
@@ -329,13 +335,13 @@ def _merge(case, carry, chance):
 
 def _smc_cells(walk, case, carry, t):
     """Cells of one step of Power-SMC: its token draws, then the resampling of what they gave."""
-    num = walk.rule.num_particles
+    num = walk.sampler.num_particles
     mass = walk.ask(_proposals(walk.model, num), case, carry, t)
     first, token, length = _token_cells(mass, num)
     middle = StepUniforms(np.full((len(first), num), 0.5), token)
     before = walk.step(case[first], _rows(carry, first), middle, resampling=False)
     weights = np.exp(before.particles.log_weight)
-    second, resample, volume = _resample_cells(weights, num, walk.rule.scheme)
+    second, resample, volume = _resample_cells(weights, num, walk.sampler.resampling)
     return first[second], StepUniforms(resample, token[second]), length[second] * volume
 
 
@@ -346,12 +352,12 @@ def _one_cell(walk, case, carry):
 
 def _selection_cells(walk, case, carry, t):
     """Cells of one step of without-replacement SMC: its two passes and the tails' tokens."""
-    num, rows = walk.rule.num_particles, walk.rule.num_rows
-    running, pool, tails = walk.ask(_selections(walk.model, walk.rule), case, carry, t)
+    num, size = walk.sampler.num_particles, walk.sampler.population_size
+    running, pool, tails = walk.ask(_selections(walk.model), case, carry, t)
     first, one, volume = _boxes(*_pieces(running - np.floor(running)), 1)
     second, two, more = _boxes(*_pieces((pool - np.floor(pool))[first]), 1)
     source, volume = first[second], volume[second] * more
-    resample = np.full((len(source), rows), 0.5)
+    resample = np.full((len(source), size), 0.5)
     resample[:, 0], resample[:, 1] = one[second, 0], two[:, 0]
     kinds = []
     for kind in range(2):
@@ -364,7 +370,7 @@ def _selection_cells(walk, case, carry, t):
 
 def _reduction_cells(walk, case, carry):
     """Cells of the final reduction to N; the number of the choice does not matter."""
-    cdf = _in_batches(_reductions(walk.rule), _rows(walk.requests, case), carry)
+    cdf = _in_batches(_reductions(), _rows(walk.inputs, case), carry)
     source, numbers, volume = _boxes(*_pieces(cdf - np.floor(cdf)), 1)
     return source, np.concatenate([np.full_like(numbers, 0.5), numbers], axis=1), volume
 

@@ -28,10 +28,10 @@ from jax_power_smc import (
     randomness,
     selection,
 )
-from jax_power_smc.decode import Request
+from jax_power_smc.decode import PromptInputs, SharedInputs
 from jax_power_smc.samplers import without_replacement
-from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
 from jax_power_smc.target import TargetArrays
+from jax_power_smc.vocabulary import Logits
 from tests.proofs.mutations import NoCatchUp, WeightsResetToOne
 
 PROMPT = (1,)
@@ -70,30 +70,30 @@ class Statistics(NamedTuple):
         return out
 
 
-@functools.partial(jax.jit, static_argnames=("model", "rule", "horizon"))
-def simulate(params, target, numbers, keys, *, model, rule, horizon):
+@functools.partial(jax.jit, static_argnames=("model", "horizon"))
+def simulate(params, target, sampler, keys, *, model, horizon):
     """Runs, one per key: tokens [R, N, T], lengths [R, N], weights [R, N], resampled [R, T]."""
 
     def one(key):
         logits, context = model.prefill(params, jnp.asarray(PROMPT, jnp.int32), jnp.int32(1))
-        request = Request(context, target, numbers, key)
-        uniforms = randomness.step_uniforms(key, jnp.int32(0), rule.num_rows)
+        shared, prompt = SharedInputs(sampler), PromptInputs(context, target, key)
+        uniforms = randomness.step_uniforms(key, jnp.int32(0), sampler.population_size)
         carry, start = decode.begin(
-            model, rule, horizon, params, request, logits, uniforms, decode.any_in_batch
+            model, horizon, params, shared, prompt, logits, uniforms, decode.any_in_batch
         )
 
         def body(carry, step):
-            uniforms = randomness.step_uniforms(key, step, rule.num_rows)
+            uniforms = randomness.step_uniforms(key, step, sampler.population_size)
             return decode.decode_step(
-                model, rule, params, request, carry, uniforms, step - 1, decode.any_in_batch
+                model, params, shared, prompt, carry, uniforms, step - 1, decode.any_in_batch
             )
 
         carry, rest = jax.lax.scan(body, carry, jnp.arange(1, horizon, dtype=jnp.int32))
-        outcome = decode.finish(rule, request, carry, randomness.final_uniforms(key))
+        outcome = decode.finish(shared, prompt, carry, randomness.final_uniforms(key))
         weight = jnp.exp(outcome.log_weight + outcome.log_evidence)
-        rows = jnp.maximum(outcome.rows, 0)  # an unused one has weight zero
+        index = jnp.maximum(outcome.particle_index, 0)  # an unused one has weight zero
         resampled = jnp.concatenate([start.resampled[None], rest.resampled])
-        return carry.tokens[rows], carry.particles.length[rows], weight, resampled
+        return carry.tokens[index], carry.particles.length[index], weight, resampled
 
     return jax.vmap(one, axis_name="prompts")(keys)
 
@@ -107,9 +107,8 @@ def enumeration(model, target, horizon):
     return exact.enumerate(model, table(model, horizon), PROMPT, target, horizon)
 
 
-def run(model, sampler, target, horizon, runs, seed, rule=None):
+def run(model, sampler, target, horizon, runs, seed):
     """Estimates against enumeration."""
-    rule = rule or sampler.rule()
     arrays: TargetArrays = target.arrays(model.vocab_size, horizon)
     keys = jax.random.split(jax.random.key(seed), runs)
     parts = [
@@ -117,10 +116,9 @@ def run(model, sampler, target, horizon, runs, seed, rule=None):
             simulate(
                 table(model, horizon),
                 arrays,
-                sampler.numbers(),
+                sampler.traced(),
                 keys[first : first + CHUNK],
                 model=model,
-                rule=rule,
                 horizon=horizon,
             )
         )
@@ -197,16 +195,16 @@ def _padded(sequences, horizon):
 
 
 @dataclasses.dataclass(frozen=True)
-class LeastProbable(WithoutReplacementRule):
+class LeastProbable(WithoutReplacement):
     """No mistake: any explicit children will do, also the worst ones."""
 
     def explicit(self, logits, allowed):
-        return super().explicit(-logits, allowed)
+        return super().explicit(Logits(-logits.values), allowed)
 
 
 @dataclasses.dataclass(frozen=True)
-class Renamed(WithoutReplacementRule):
-    """The rule under another name, so that it is compiled apart."""
+class Renamed(WithoutReplacement):
+    """The sampler under another name, so that it is compiled apart."""
 
 
 def keep_own_weight(log_mass, num_keep, uniform):
@@ -228,9 +226,9 @@ class Setting:
     ess_threshold: float = 0.5
     alpha: float = 2.0
 
-    def run(self, runs, seed, mutation=None):
+    def run(self, runs, seed, kind=PowerSMC):
         model = TableLM(self.vocab_size, order=2)
-        sampler = PowerSMC(
+        sampler = kind(
             self.num_particles,
             ess_threshold=self.ess_threshold,
             resampling=self.resampling,
@@ -238,9 +236,8 @@ class Setting:
             ramp_tokens=self.ramp,
             proposal_temperature=self.temperature,
         )
-        rule = mutation and mutation(self.num_particles, self.resampling, self.order)
         target = PowerTarget(self.alpha, (0, self.vocab_size - 1), min_new_tokens=1)
-        return run(model, sampler, target, self.horizon, runs, seed, rule)
+        return run(model, sampler, target, self.horizon, runs, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,14 +251,11 @@ class WithoutReplacementSetting:
     ramp: int
     alpha: float = 2.0
 
-    def run(self, runs, seed, rule=None):
+    def run(self, runs, seed, kind=WithoutReplacement):
         model = TableLM(self.vocab_size, order=2)
-        sampler = WithoutReplacement(
-            self.num_particles, self.explicit_children, self.ramp, early_stop=0.0
-        )
-        rule = rule and rule(self.num_particles, self.explicit_children)
+        sampler = kind(self.num_particles, self.explicit_children, self.ramp, early_stop=0.0)
         target = PowerTarget(self.alpha, (0, self.vocab_size - 1), min_new_tokens=1)
-        return run(model, sampler, target, self.horizon, runs, seed, rule)
+        return run(model, sampler, target, self.horizon, runs, seed)
 
 
 @pytest.mark.parametrize("order", ["adapted", "published"])
@@ -277,7 +271,7 @@ def test_quick(order, ramp):
 @pytest.mark.parametrize("order", ["adapted", "published"])
 @pytest.mark.parametrize("mutation", [WeightsResetToOne, NoCatchUp])
 def test_mutations_are_rejected(order, mutation):
-    wrong = Setting(5, 5, 4, order, ramp=3).run(40_000, seed=1, mutation=mutation)
+    wrong = Setting(5, 5, 4, order, ramp=3).run(40_000, seed=1, kind=mutation)
     assert "Z" in dict(wrong.rejected())
 
 
@@ -299,14 +293,14 @@ def test_quick_without_replacement(num_particles, explicit_children, ramp):
 
 @pytest.mark.slow
 def test_the_least_probable_tokens_as_explicit_children():
-    found = WithoutReplacementSetting(5, 5, 2, 1, ramp=0).run(40_000, seed=1, rule=LeastProbable)
+    found = WithoutReplacementSetting(5, 5, 2, 1, ramp=0).run(40_000, seed=1, kind=LeastProbable)
     assert found.resampled > 0.5
     assert found.rejected() == []
 
 
 def test_survivors_that_keep_their_weight_are_rejected(monkeypatch):
     monkeypatch.setattr(without_replacement, "select", keep_own_weight)
-    wrong = WithoutReplacementSetting(5, 5, 2, 1, ramp=3).run(40_000, seed=1, rule=Renamed)
+    wrong = WithoutReplacementSetting(5, 5, 2, 1, ramp=3).run(40_000, seed=1, kind=Renamed)
     assert "Z" in dict(wrong.rejected())
 
 

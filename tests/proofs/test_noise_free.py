@@ -12,7 +12,6 @@ import pytest
 
 from jax_power_smc import PowerSMC, PowerTarget, StopString, TableLM
 from jax_power_smc import proposal as proposal_module
-from jax_power_smc.samplers.power_smc import PowerSMCRule
 from tests.proofs import integrate
 from tests.proofs.mutations import FinishedNotBridged, NoCatchUp, WeightsResetToOne
 
@@ -96,13 +95,10 @@ def gamma(target, horizon):
     return gamma_of(dataclasses.replace(target, top_k=top_k, top_p=top_p), horizon)
 
 
-def errors_of(pairs, horizon=HORIZON, rule=None):
-    """Largest error of each (sampler, target); all samplers have one rule."""
-    rule = rule or pairs[0][0].rule()
-    cases = [
-        integrate.Case(sampler.numbers(), target, horizon, PIECES) for sampler, target in pairs
-    ]
-    found = integrate.expectations(MODEL, table(), rule, cases, LONGER)
+def errors_of(pairs, horizon=HORIZON):
+    """Largest error of each (sampler, target)."""
+    cases = [integrate.Case(sampler, target, horizon, PIECES) for sampler, target in pairs]
+    found = integrate.expectations(MODEL, table(), cases, LONGER)
     return [
         integrate.largest_error(expected, gamma(target, horizon))
         for expected, (_, target) in zip(found, pairs, strict=True)
@@ -170,17 +166,21 @@ def test_one_particle_is_unbiased(x64, order):
 def test_two_level_draw_is_unbiased(x64, monkeypatch):
     # Blocks of one token: now the first level makes the whole choice.
     monkeypatch.setattr(proposal_module.power_proposal, "__defaults__", (1,))
-    rule = _OneTokenBlocks(2, "systematic", "adapted")
     valid = [o for o in options("systematic", ORDERS[0]) if is_valid(o)]
-    assert max(errors_of([declare(o) for o in valid], rule=rule)) < TOLERANCE
+    pairs = [(renamed(_OneTokenBlocks, sampler), target) for sampler, target in map(declare, valid)]
+    assert max(errors_of(pairs)) < TOLERANCE
 
 
 # --- Mutations: each of these known mistakes must be caught by the check above -----------------
 
 
 @dataclasses.dataclass(frozen=True)
-class _OneTokenBlocks(PowerSMCRule):
-    """The production rule under another name, so that it is compiled apart."""
+class _OneTokenBlocks(PowerSMC):
+    """The production sampler under another name, so that it is compiled apart."""
+
+
+def renamed(kind, sampler):
+    return kind(**dataclasses.asdict(sampler))
 
 
 @pytest.mark.parametrize("order", ["adapted", "published"])
@@ -190,6 +190,6 @@ def test_mutations_are_caught(x64, order, mutation):
     target = PowerTarget(2.5, (1,), top_k=2, top_p=1.0)
     # Three steps: the published order resamples at the second one for the first time.
     (right,) = errors_of([(sampler, target)], LONGER)
-    (wrong,) = errors_of([(sampler, target)], LONGER, mutation(2, "systematic", order))
+    (wrong,) = errors_of([(renamed(mutation, sampler), target)], LONGER)
     assert right < TOLERANCE
     assert wrong > 1e-4

@@ -9,9 +9,9 @@ import pytest
 
 from jax_power_smc import PowerTarget, StopString, TableLM, WithoutReplacement, selection
 from jax_power_smc.samplers import without_replacement
-from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
+from jax_power_smc.vocabulary import Logits
 from tests.proofs import integrate
-from tests.proofs.mutations import NoCatchUpOfRows, PoolNotBridged
+from tests.proofs.mutations import NoCatchUpOfPool, PoolNotBridged
 
 TOLERANCE = 1e-10
 ALPHA = 2.5
@@ -36,26 +36,24 @@ def targets(horizon, eos=EOS, supports=SUPPORTS):
             yield PowerTarget(ALPHA, eos_ids, length, minimum, top_k, top_p)
 
 
-def errors_of(model, sampler, listed, horizon, *, rule=None, ramps=RAMPS):
+def errors_of(model, sampler, listed, horizon, *, ramps=RAMPS):
     """Largest error of each target under each ramp."""
     pairs = list(itertools.product(ramps, listed))
     pieces = PIECES[: model.vocab_size]
     cases = [
-        integrate.Case(
-            dataclasses.replace(sampler, ramp_tokens=ramp).numbers(), target, horizon, pieces
-        )
+        integrate.Case(dataclasses.replace(sampler, ramp_tokens=ramp), target, horizon, pieces)
         for ramp, target in pairs
     ]
     params = table(model)
-    found = integrate.expectations(model, params, rule or sampler.rule(), cases, horizon)
+    found = integrate.expectations(model, params, cases, horizon)
     return [
         integrate.largest_error(expected, integrate.gamma(model, params, target, horizon, pieces))
         for expected, (_, target) in zip(found, pairs, strict=True)
     ]
 
 
-def exactly(num_particles, explicit_children):
-    return WithoutReplacement(num_particles, explicit_children, early_stop=0.0)
+def exactly(num_particles, explicit_children, kind=WithoutReplacement):
+    return kind(num_particles, explicit_children, early_stop=0.0)
 
 
 @pytest.mark.parametrize("explicit_children", [pytest.param(1, marks=pytest.mark.slow), None])
@@ -87,22 +85,22 @@ def test_a_stop_rule_is_unbiased(x64, num_particles):
 
 
 @dataclasses.dataclass(frozen=True)
-class WrongExplicit(WithoutReplacementRule):
+class WrongExplicit(WithoutReplacement):
     """Takes the least probable tokens for its explicit children."""
 
     def explicit(self, logits, allowed):
-        return super().explicit(-logits, allowed)
+        return super().explicit(Logits(-logits.values), allowed)
 
 
 @pytest.mark.parametrize(
-    "rule", [pytest.param(WithoutReplacementRule, marks=pytest.mark.slow), WrongExplicit]
+    "kind", [pytest.param(WithoutReplacement, marks=pytest.mark.slow), WrongExplicit]
 )
 @pytest.mark.parametrize("eos_ids", [(0,), pytest.param((1, 2), marks=pytest.mark.slow)])
-def test_a_tail_of_several_tokens_is_unbiased(x64, rule, eos_ids):
+def test_a_tail_of_several_tokens_is_unbiased(x64, kind, eos_ids):
     # Three tokens, one explicit: the tails hold two, and either may end the sequence.
     model = TableLM(3, order=2)
     listed = [PowerTarget(ALPHA, eos_ids), PowerTarget(ALPHA, eos_ids, "forced_eos")]
-    errors = errors_of(model, exactly(2, 1), listed, 2, rule=rule(2, 1))
+    errors = errors_of(model, exactly(2, 1, kind), listed, 2)
     assert max(errors) < TOLERANCE
 
 
@@ -110,7 +108,7 @@ def test_a_tail_of_several_tokens_is_unbiased(x64, rule, eos_ids):
 
 
 @dataclasses.dataclass(frozen=True)
-class SurvivorsKeepTheirWeight(WithoutReplacementRule):
+class SurvivorsKeepTheirWeight(WithoutReplacement):
     """Survivors of the systematic pass keep their own weight instead of c."""
 
 
@@ -121,17 +119,16 @@ def keep_own_weight(log_mass, num_keep, uniform):
 @pytest.mark.parametrize(
     "mutation",
     [
-        pytest.param(NoCatchUpOfRows, marks=pytest.mark.slow),
+        pytest.param(NoCatchUpOfPool, marks=pytest.mark.slow),
         pytest.param(PoolNotBridged, marks=pytest.mark.slow),
         SurvivorsKeepTheirWeight,
     ],
 )
 def test_mutations_are_caught(x64, mutation, monkeypatch):
-    model, sampler = TableLM(2, order=3), exactly(1, 1)
-    target = PowerTarget(ALPHA, (1,), "stopped", 0, 2, 1.0)
-    (right,) = errors_of(model, sampler, [target], 3, ramps=(4,))
+    model, target = TableLM(2, order=3), PowerTarget(ALPHA, (1,), "stopped", 0, 2, 1.0)
+    (right,) = errors_of(model, exactly(1, 1), [target], 3, ramps=(4,))
     if mutation is SurvivorsKeepTheirWeight:
         monkeypatch.setattr(without_replacement, "select", keep_own_weight)
-    (wrong,) = errors_of(model, sampler, [target], 3, ramps=(4,), rule=mutation(1, 1))
+    (wrong,) = errors_of(model, exactly(1, 1, mutation), [target], 3, ramps=(4,))
     assert right < TOLERANCE
     assert wrong > 1e-4

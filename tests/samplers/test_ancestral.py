@@ -154,9 +154,7 @@ def test_the_choice_is_uniform_over_the_samples_of_positive_weight():
     particles = start(4, jnp.float32)
     particles = particles._replace(log_weight=particles.log_weight.at[2].set(-jnp.inf))
     grid = (jnp.arange(3000, dtype=jnp.float32) + 0.5) / 3000
-    finish = functools.partial(
-        sampler.rule().finish, sampler.numbers(), END.arrays(4, CAP), particles
-    )
+    finish = functools.partial(sampler.finish, END.arrays(4, CAP), particles)
     outcome = jax.jit(jax.vmap(finish))(jnp.stack([grid, grid], axis=1))
     share = np.bincount(np.asarray(outcome.choice), minlength=4) / 3000
     np.testing.assert_allclose(share, [1 / 3, 1 / 3, 0, 1 / 3], atol=1e-3)

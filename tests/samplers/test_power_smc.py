@@ -206,25 +206,23 @@ def test_weights_are_normalised_and_the_choice_is_a_particle_of_positive_weight(
 
 
 def test_final_draw_follows_the_weights():
-    rule, numbers = PowerSMC(4).rule(), PowerSMC(4).numbers()
     particles = start(4, jnp.float32)._replace(
         log_weight=jnp.log(jnp.array([0.1, 0.0, 0.5, 0.4])), exponent=jnp.float32(3.0)
     )
     grid = (jnp.arange(2000, dtype=jnp.float32) + 0.5) / 2000
-    finish = functools.partial(rule.finish, numbers, END.arrays(4, CAP), particles)
+    finish = functools.partial(PowerSMC(4).finish, END.arrays(4, CAP), particles)
     outcome = jax.jit(jax.vmap(finish))(jnp.stack([grid, grid], axis=1))
     share = np.bincount(np.asarray(outcome.choice), minlength=4) / 2000
     np.testing.assert_allclose(share, [0.1, 0.0, 0.5, 0.4], atol=1e-3)
 
 
 def test_finish_pays_the_rest_of_the_ramp():
-    rule, numbers = PowerSMC(2).rule(), PowerSMC(2).numbers()
     particles = start(2, jnp.float32)._replace(
         log_prob=jnp.array([-1.0, -2.0]),
         exponent=jnp.float32(2.0),
         log_evidence=jnp.float32(-5.0),
     )
-    outcome = rule.finish(numbers, END.arrays(4, CAP), particles, jnp.zeros(2))
+    outcome = PowerSMC(2).finish(END.arrays(4, CAP), particles, jnp.zeros(2))
     total = np.log(0.5 * np.exp(-1.0) + 0.5 * np.exp(-2.0))
     assert float(outcome.log_evidence) == pytest.approx(-5.0 + total, rel=1e-6)
     np.testing.assert_allclose(

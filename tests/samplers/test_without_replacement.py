@@ -12,9 +12,9 @@ import scipy.stats
 
 import jax_power_smc as psmc
 from jax_power_smc import PowerTarget, TableLM, WithoutReplacement, decode, engine, randomness
-from jax_power_smc.decode import Request
+from jax_power_smc.decode import PromptInputs, SharedInputs
 from jax_power_smc.proposal import normalise
-from jax_power_smc.samplers.without_replacement import WithoutReplacementRule
+from jax_power_smc.vocabulary import Logits
 from tests.models.small import assert_one_sentence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -39,19 +39,11 @@ def short_chunks():
 
 
 @dataclasses.dataclass(frozen=True)
-class LeastProbableRule(WithoutReplacementRule):
+class LeastProbable(WithoutReplacement):
     """The worst explicit children: those of the least mass."""
 
     def explicit(self, logits, allowed):
-        return super().explicit(-logits, allowed)
-
-
-@dataclasses.dataclass(frozen=True)
-class LeastProbable(WithoutReplacement):
-    """Without replacement, with a deliberately wrong top-k."""
-
-    def rule(self):
-        return LeastProbableRule(self.num_particles, self.explicit_children)
+        return super().explicit(Logits(-logits.values), allowed)
 
 
 LEAST_PROBABLE = LeastProbable(2, 1, early_stop=0.0)
@@ -87,28 +79,28 @@ def alive(result):
     return np.isfinite(np.asarray(result.log_weights))
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "cap"))
-def walk(target, numbers, keys, *, rule, cap=CAP):
+@functools.partial(jax.jit, static_argnames=("cap",))
+def walk(target, sampler, keys, *, cap=CAP):
     """Carries and observations of every step of the prompt [2, 0], [R, T, ...], and outcomes."""
 
     def one(key):
         prompt = jnp.array([2, 0], jnp.int32)
         logits, context = MODEL.prefill(PARAMS, prompt, jnp.int32(2))
-        request = Request(context, target, numbers, key)
-        uniforms = randomness.step_uniforms(key, jnp.int32(0), rule.num_rows)
+        shared, inputs = SharedInputs(sampler), PromptInputs(context, target, key)
+        uniforms = randomness.step_uniforms(key, jnp.int32(0), sampler.population_size)
         first = decode.begin(
-            MODEL, rule, cap, PARAMS, request, logits, uniforms, decode.any_in_batch
+            MODEL, cap, PARAMS, shared, inputs, logits, uniforms, decode.any_in_batch
         )
 
         def body(carry, step):
-            uniforms = randomness.step_uniforms(key, step, rule.num_rows)
+            uniforms = randomness.step_uniforms(key, step, sampler.population_size)
             seen = decode.decode_step(
-                MODEL, rule, PARAMS, request, carry, uniforms, step - 1, decode.any_in_batch
+                MODEL, PARAMS, shared, inputs, carry, uniforms, step - 1, decode.any_in_batch
             )
             return seen[0], seen
 
         last, rest = jax.lax.scan(body, first[0], jnp.arange(1, cap, dtype=jnp.int32))
-        outcome = decode.finish(rule, request, last, randomness.final_uniforms(key))
+        outcome = decode.finish(shared, inputs, last, randomness.final_uniforms(key))
         seen = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
         return *seen, outcome
 
@@ -118,7 +110,7 @@ def walk(target, numbers, keys, *, rule, cap=CAP):
 def walked(sampler, runs=16, target=END, seed=3):
     keys = randomness.prompt_keys(jax.random.key(seed), range(runs))
     arrays = target.arrays(VOCAB, CAP)
-    return jax.device_get(walk(arrays, sampler.numbers(), keys, rule=sampler.rule()))
+    return jax.device_get(walk(arrays, sampler.traced(), keys))
 
 
 def prefixes(carry, run, step):
@@ -205,7 +197,7 @@ def test_no_two_rows_are_ever_equal(num_particles, explicit_children):
             assert all(y[-1] == EOS and EOS not in y[:-1] for y in pool)
             full += len(running) == num_particles
     assert full and seen.resampled.any()
-    assert ((outcome.rows >= 0).sum(axis=1) <= num_particles).all()
+    assert ((outcome.particle_index >= 0).sum(axis=1) <= num_particles).all()
 
 
 @pytest.mark.parametrize(("num_particles", "explicit_children"), [(3, 1), (5, None)])
@@ -247,11 +239,11 @@ def test_every_step_conserves_the_mass(num_particles, explicit_children, ramp_to
 def test_following_the_parents_replays_the_tokens():
     result = sample(exactly(5), prompts=[[2, 0]] * 16, seed=3)
     carry, seen, outcome = walked(exactly(5), seed=3)
-    np.testing.assert_array_equal(result.info.rows, outcome.rows)
+    np.testing.assert_array_equal(result.info.rows, outcome.particle_index)
     np.testing.assert_array_equal(result.info.parent, seen.parent)
     moved = 0
     for run in range(16):
-        for particle, row in enumerate(outcome.rows[run].tolist()):
+        for particle, row in enumerate(outcome.particle_index[run].tolist()):
             if row < 0:
                 continue
             written = []
@@ -460,9 +452,9 @@ def test_tail_masses_of_a_large_vocabulary():
     ends[:, ::50] = True
     target = PowerTarget(4.0, (0,)).arrays(vocab, 8)
     logits = jnp.asarray(log_p)
-    children = jax.jit(WithoutReplacementRule(rows, explicit).children)(
-        jnp.asarray(log_p),
-        normalise(jnp.asarray(log_p)),
+    children = jax.jit(WithoutReplacement(rows, explicit).children)(
+        Logits(jnp.asarray(log_p)),
+        normalise(Logits(jnp.asarray(log_p))),
         target,
         jnp.asarray(ends),
         jnp.float32(4),
@@ -472,7 +464,7 @@ def test_tail_masses_of_a_large_vocabulary():
     token = np.asarray(children.token)
     rest = np.ones((rows, vocab), bool)
     np.put_along_axis(rest, token, False, axis=1)
-    for found, inside in ((children.going, rest & ~ends), (children.ending, rest & ends)):
+    for found, inside in ((children.live, rest & ~ends), (children.ending, rest & ends)):
         truth = np.array(
             [np.logaddexp.reduce(row[keep]) for row, keep in zip(exact, inside, strict=True)]
         )
@@ -500,8 +492,8 @@ def test_explicit_children_of_a_large_vocabulary_are_the_largest(own_supports):
     logits[0, 1000:1100] += 10  # many of them in one block
     logits[1] = np.round(logits[1])  # ties
     allowed = rng.random((rows if own_supports else 1, vocab)) < 0.5
-    rule = WithoutReplacementRule(rows, explicit)
-    token = np.asarray(rule.explicit(jnp.asarray(logits), jnp.asarray(allowed)))
+    sampler = WithoutReplacement(rows, explicit)
+    token = np.asarray(sampler.explicit(Logits(jnp.asarray(logits)), jnp.asarray(allowed)))
     inside = np.where(allowed, logits, -np.inf)
     found = np.take_along_axis(inside, token, axis=1)
     np.testing.assert_array_equal(-np.sort(-found), -np.sort(-inside)[:, :explicit])
@@ -572,8 +564,8 @@ def test_defaults_and_the_largest_values():
     WithoutReplacement(1, explicit_children=10**6, ramp_tokens=0, early_stop=1)
     # More explicit children than tokens are all of them.
     logits, allowed = jnp.array([[-3.0, -1.0, -2.0]] * 4), jnp.ones((1, 3), bool)
-    assert WithoutReplacementRule(4, 50).explicit(logits, allowed).tolist() == [[1, 2, 0]] * 4
-    assert WithoutReplacementRule(2, None).explicit(logits, allowed).tolist() == [[1, 2]] * 4
+    assert WithoutReplacement(4, 50).explicit(Logits(logits), allowed).tolist() == [[1, 2, 0]] * 4
+    assert WithoutReplacement(2, None).explicit(Logits(logits), allowed).tolist() == [[1, 2]] * 4
 
 
 def test_a_target_that_excludes_everything_is_a_failure():
