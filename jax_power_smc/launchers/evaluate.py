@@ -84,7 +84,9 @@ def evaluate(
     if processes.is_first:
         print(start.headline(config, task, runs, said, date), flush=True)
         if done:
-            print(f"{len(done)} of {len(scope)} items were finished by an earlier start.")
+            print(
+                f"{len(done)} of {len(scope)} items were finished by an earlier start.", flush=True
+            )
     processes.wait("all have read what is finished")  # before anyone writes
     # Another job may have ended between two of their looks; all must do the same.
     is_finished = str(len(done) == len(scope))
