@@ -11,9 +11,9 @@ them. With logits and the prompt that is about 56 GiB for one prompt at a time: 
 
 import ml_collections
 
-from jax_power_smc.evaluation import settings
+from jax_power_smc.evaluation import job_config
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Every value can be overridden: --config.limit=20 --config.num_particles=16."""
-    return settings.paper("microsoft/Phi-3.5-mini-instruct", architecture="phi3", task="gpqa")
+    return job_config.paper("microsoft/Phi-3.5-mini-instruct", architecture="phi3", task="gpqa")

@@ -9,9 +9,9 @@ about 22 GiB for one prompt at a time, and 7 prompts together in 80 GB.
 
 import ml_collections
 
-from jax_power_smc.evaluation import settings
+from jax_power_smc.evaluation import job_config
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Every value can be overridden: --config.limit=20 --config.num_particles=16."""
-    return settings.paper("Qwen/Qwen2.5-Math-7B", architecture="qwen2", task="gsm8k")
+    return job_config.paper("Qwen/Qwen2.5-Math-7B", architecture="qwen2", task="gsm8k")

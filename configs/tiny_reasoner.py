@@ -4,12 +4,12 @@ from typing import Any
 
 import ml_collections
 
-from jax_power_smc.evaluation import settings
+from jax_power_smc.evaluation import job_config
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Every value can be overridden: --config.limit=20 --config.num_particles=64."""
-    config = settings.default()
+    config = job_config.default()
     config.limit = 400  # of the held-out split, which nothing was tuned on
     config.alpha = 4.0
     config.max_new_tokens = 384
@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.ramp_tokens = 64
 
     def entry(kind: str, *shared: str, **values: Any) -> ml_collections.ConfigDict:
-        return settings.entry(kind, **settings.shared(config, *shared), **values)
+        return job_config.entry(kind, **job_config.shared(config, *shared), **values)
 
     n = config.get_oneway_ref("num_particles")
     config.samplers.temperature_1 = entry("ancestral", temperature=1.0)

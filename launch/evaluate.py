@@ -1,6 +1,6 @@
 """Evaluates samplers: python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=DIR."""
 
-from jax_power_smc.launchers.evaluate import run
+from jax_power_smc.cli.evaluate import run
 
 if __name__ == "__main__":
     run()

@@ -16,7 +16,7 @@ if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1" and importlib.metadat
 import jax
 import pytest
 
-from jax_power_smc import programs
+from jax_power_smc.engine import executables
 
 # So many, for meshes; what is not on a mesh runs on the first of them. Programs that tests start
 # have one, unless they ask for more.
@@ -84,4 +84,4 @@ def forget_programs():
     on Linux) are used up by some thousand of them, and the compiler then aborts."""
     yield
     jax.clear_caches()
-    programs.forget()
+    executables.forget()

@@ -6,9 +6,14 @@ Letters: S prompt length, N particles, T generated tokens.
 import functools
 from collections.abc import Callable, Sequence
 
-from jax_power_smc.benchmarks import peers
-from jax_power_smc.benchmarks.speed import Bench, Sampler, Subject, decode_one, random_prompt
-from jax_power_smc.samplers import Ancestral, PowerSMC
+from jax_power_smc.benchmarks import torch_baseline
+from jax_power_smc.benchmarks.speed import Bench
+from jax_power_smc.benchmarks.speed import Sampler
+from jax_power_smc.benchmarks.speed import Subject
+from jax_power_smc.benchmarks.speed import decode_one
+from jax_power_smc.benchmarks.speed import random_prompt
+from jax_power_smc.samplers import Ancestral
+from jax_power_smc.samplers import PowerSMC
 
 
 def measure(
@@ -19,8 +24,8 @@ def measure(
     new_tokens: int,
 ) -> None:
     """The same weights and token counts in torch: ``generate``, and Power-SMC in a loop."""
-    theirs = peers.to_torch(subject.model, subject.params)
-    versions = peers.describe()
+    theirs = torch_baseline.to_torch(subject.model, subject.params)
+    versions = torch_baseline.describe()
     for prompt_tokens in prompt_lengths:
         prompt = random_prompt(subject.model.vocab_size, prompt_tokens)
         variants: dict[str, Callable[[], float]] = {}
@@ -32,10 +37,10 @@ def measure(
             return done.seconds / (new_tokens - 1)
 
         def generated(num: int, prompt: list[int] = prompt) -> float:
-            return peers.generate(theirs, prompt, num, new_tokens).timing.per_token
+            return torch_baseline.generate(theirs, prompt, num, new_tokens).timing.per_token
 
         def looped(num: int, prompt: list[int] = prompt) -> float:
-            return peers.power_smc(theirs, prompt, num, bench.alpha, new_tokens).timing.per_token
+            return torch_baseline.power_smc(theirs, prompt, num, bench.alpha, new_tokens).timing.per_token
 
         pairs: list[tuple[str, str, str, int]] = []
         for num in particles:

@@ -8,11 +8,16 @@ is tested is the model's counting and not a guess about the machine.
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from jax_power_smc import cost_model, engine, randomness
+from jax_power_smc.theory import cost_model
+from jax_power_smc.engine import sample
+from jax_power_smc.core import prng
 from jax_power_smc.benchmarks.records import Write
-from jax_power_smc.models.load import LoadedModel
-from jax_power_smc.samplers import Ancestral, MetropolisHastings, PowerSMC, Sampler
-from jax_power_smc.target import PowerTarget
+from jax_power_smc.models.checkpoints.load import LoadedModel
+from jax_power_smc.samplers import Ancestral
+from jax_power_smc.samplers import MetropolisHastings
+from jax_power_smc.samplers import PowerSMC
+from jax_power_smc.samplers import Sampler
+from jax_power_smc.targets.power import PowerTarget
 
 
 def measure(
@@ -54,11 +59,11 @@ def measure(
     for repeat in range(repeats + 1):
         report("all methods in turn", repeat, repeats + 1)
         for name, sampler in samplers.items():
-            result = engine.sample(
+            result = sample.sample(
                 lm.model,
                 lm.params,
                 [prompt],
-                key=randomness.seed_key(repeat),
+                key=prng.seed_key(repeat),
                 target=PowerTarget(alpha),
                 sampler=sampler,
                 max_new_tokens=t,

@@ -16,13 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from jax_power_smc import cost_model, engine, randomness
-from jax_power_smc.benchmarks import tables
+from jax_power_smc.theory import cost_model
+from jax_power_smc.engine import sample
+from jax_power_smc.core import prng
+from jax_power_smc.benchmarks import markov_models
 from jax_power_smc.benchmarks.records import Write
-from jax_power_smc.models.load import LoadedModel
-from jax_power_smc.result import SampleResult
-from jax_power_smc.samplers import MetropolisHastings, PowerSMC, Sampler, WithoutReplacement
-from jax_power_smc.target import PowerTarget
+from jax_power_smc.models.checkpoints.load import LoadedModel
+from jax_power_smc.results.result import SampleResult
+from jax_power_smc.samplers import MetropolisHastings
+from jax_power_smc.samplers import PowerSMC
+from jax_power_smc.samplers import Sampler
+from jax_power_smc.samplers import WithoutReplacement
+from jax_power_smc.targets.power import PowerTarget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,20 +109,20 @@ def measure_tables(
     total, done = len(grid) * len(settings), 0
     for table in grid:
         horizon = table["horizon"]
-        model, params = tables.make_table(
+        model, params = markov_models.make_table(
             vocab_size, horizon, table["entropy"], table["kind"], table["seed"]
         )
-        exact = tables.exact_moments(model, params, prompt, alpha, horizon)
+        exact = markov_models.exact_moments(model, params, prompt, alpha, horizon)
         write("exact_log_evidence", exact.log_evidence, "nats", **table, alpha=alpha)
         write("exact_mean_log_prob", exact.mean_log_prob, "nats", **table, alpha=alpha)
         for setting in settings:
             report(_title(table), done, total)
             done += 1
-            result = engine.sample(
+            result = sample.sample(
                 model,
                 params,
                 [prompt] * runs,
-                key=randomness.seed_key(table["seed"]),
+                key=prng.seed_key(table["seed"]),
                 target=PowerTarget(alpha),
                 sampler=setting.sampler(horizon),
                 max_new_tokens=horizon,
@@ -165,11 +170,11 @@ def measure_model(
     found: dict[Setting, np.ndarray] = {}  # log Z_hat [P, R]
     for done, setting in enumerate(settings):
         report(name, done, len(settings))
-        result = engine.sample(
+        result = sample.sample(
             lm.model,
             lm.params,
             [prompt for prompt in prompts for _ in range(runs)],
-            key=randomness.seed_key(0),
+            key=prng.seed_key(0),
             target=questions.target,
             sampler=setting.sampler(questions.max_new_tokens),
             max_new_tokens=questions.max_new_tokens,

@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.benchmarks.speed import Bench, Subject
-from jax_power_smc.language_model import copy_dead_rows, take_ancestors
-from jax_power_smc.models import ring
-from jax_power_smc.models.transformer import time_axes
+from jax_power_smc.benchmarks.speed import Bench
+from jax_power_smc.benchmarks.speed import Subject
+from jax_power_smc.models.cache_moves import copy_dead_rows
+from jax_power_smc.models.cache_moves import take_ancestors
+from jax_power_smc.models.transformer import kv_cache
+from jax_power_smc.models.transformer.transformer import time_axes
 
 _STEPS = 32
 FORMS = ("none", "take", "rows", "blocks", "gathered")
@@ -61,7 +63,7 @@ def _measure(bench: Bench, subject: Subject, num: int, capacity: int, moved: int
         def body(leaves: Any, x: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             source, clock = x
             leaves = [
-                ring.write(leaf, _column(leaf, axis), ring.entry(clock, capacity), axis)
+                kv_cache.write(leaf, _column(leaf, axis), kv_cache.entry(clock, capacity), axis)
                 for leaf, axis in zip(leaves, axes, strict=True)
             ]
             own = jnp.arange(num, dtype=jnp.int32)
@@ -118,20 +120,20 @@ def _none(axes: Any, leaves: list[jax.Array], source: jax.Array, clock: Any) -> 
 def _blocks(
     axes: tuple[int, ...], leaves: list[jax.Array], source: jax.Array, clock: jax.Array
 ) -> list[jax.Array]:
-    return ring.move_blocks(axes, leaves, *_pairs(source, clock), clock)
+    return kv_cache.move_blocks(axes, leaves, *_pairs(source, clock), clock)
 
 
 def _gathered(
     axes: Any, leaves: list[jax.Array], source: jax.Array, clock: jax.Array
 ) -> list[jax.Array]:
-    return ring.move_gathered(leaves, *_pairs(source, clock), clock)
+    return kv_cache.move_gathered(leaves, *_pairs(source, clock), clock)
 
 
 def _pairs(
     source: jax.Array, clock: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     own = jnp.arange(source.shape[0], dtype=jnp.int32)
-    return ring.pairs(source, own, jnp.broadcast_to(clock, source.shape))
+    return kv_cache.pairs(source, own, jnp.broadcast_to(clock, source.shape))
 
 
 _MOVES: dict[str, Callable[..., list[jax.Array]]] = {

@@ -21,15 +21,22 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from jax_power_smc import memory, programs, randomness
-from jax_power_smc.benchmarks.collectives import Collective, collectives
+from jax_power_smc.engine import memory_plan
+from jax_power_smc.engine import executables
+from jax_power_smc.engine import programs
+from jax_power_smc.core import prng
+from jax_power_smc.benchmarks.collectives import Collective
+from jax_power_smc.benchmarks.collectives import collectives
 from jax_power_smc.benchmarks.records import Write
-from jax_power_smc.decode import PromptInputs, SharedInputs
-from jax_power_smc.mesh import Layout, layout_of
-from jax_power_smc.models.config import TransformerConfig
-from jax_power_smc.models.transformer import TransformerLM
-from jax_power_smc.samplers import Kernel, PowerSMC
-from jax_power_smc.target import PowerTarget
+from jax_power_smc.engine.decode import PromptInputs
+from jax_power_smc.engine.decode import SharedInputs
+from jax_power_smc.engine.layout import Layout
+from jax_power_smc.engine.layout import layout_of
+from jax_power_smc.models.transformer.config import TransformerConfig
+from jax_power_smc.models.transformer.transformer import TransformerLM
+from jax_power_smc.samplers import Kernel
+from jax_power_smc.samplers import PowerSMC
+from jax_power_smc.targets.power import PowerTarget
 
 # So many steps that the loop over them is a loop in the compiled program.
 _STEPS = 4
@@ -37,7 +44,7 @@ _STEPS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Several accelerators, by their maker's figures; in ``memory.plan`` it stands for one of them.
+    """Several accelerators, by their maker's figures; in ``memory_plan.plan`` it stands for one of them.
 
     Attributes:
       name: for the record.
@@ -121,7 +128,7 @@ def lower_chunk(
 
     target = PowerTarget(4.0, (0,)).arrays(model.vocab_size, capacity)
     shared = SharedInputs(jax.eval_shape(sampler.traced))
-    own = PromptInputs(None, target, randomness.prompt_keys(randomness.seed_key(0), [0])[0])
+    own = PromptInputs(None, target, prng.prompt_keys(prng.seed_key(0), [0])[0])
     args: Any = (
         params,
         shared,
@@ -130,7 +137,7 @@ def lower_chunk(
         of_all(jnp.zeros((), jnp.int32)),
     )
     static: dict[str, Any] = {"model": layout.model}
-    inputs, state, _ = programs.results(
+    inputs, state, _ = executables.results(
         programs.enter, static | {"capacity": capacity}, args, layout
     )
     make = functools.partial(programs.empty_cache, layout.model, params)
@@ -254,11 +261,11 @@ def _memory(
     """Writes what a device holds; returns the bytes that a step reads."""
     layout = layout_of(model, where)
     params = nnx.state(model.abstract_module())
-    limit = int(memory.ACCELERATOR_SHARE * machine.memory_bytes)
+    limit = int(memory_plan.ACCELERATOR_SHARE * machine.memory_bytes)
     slots = load.prompts_per_row
     # Without a limit first: what does not fit has a size too.
     plan = functools.partial(
-        memory.plan,
+        memory_plan.plan,
         model,
         params,
         load.num_particles,

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import jax
 
-from jax_power_smc.files import json_line
+from jax_power_smc.core.files import json_line
 
 # Writes one figure: (metric, value, unit, settings).
 Write = Callable[..., None]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.models.base import LanguageModel
 
 # Prompts and sequences are padded to a power of two, this one at least.
 SMALLEST_BUCKET = 64

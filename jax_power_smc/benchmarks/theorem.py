@@ -2,7 +2,7 @@
 
 The sequences are drawn by Power-SMC; at each of their steps the model's p_t is known in full, so
 what a proposal at some temperature does to the weight there is a sum over the vocabulary and not
-an estimate (``theory.weight_moments``). All temperatures are judged on the same steps, those of
+an estimate (``weight_variance.weight_moments``). All temperatures are judged on the same steps, those of
 sequences drawn at 1/alpha: a proposal at another temperature would itself meet other ones. They
 are the steps of survivors, too, and resampling has left behind the particles whose steps were dear.
 
@@ -23,12 +23,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jax_power_smc import engine, randomness, theory
+from jax_power_smc.engine import sample
+from jax_power_smc.core import prng
+from jax_power_smc.theory import weight_variance
 from jax_power_smc.benchmarks import scoring
 from jax_power_smc.benchmarks.records import Write
-from jax_power_smc.models.load import LoadedModel
+from jax_power_smc.models.checkpoints.load import LoadedModel
 from jax_power_smc.samplers import PowerSMC
-from jax_power_smc.target import PowerTarget
+from jax_power_smc.targets.power import PowerTarget
 
 # Share of the steps that counts as the dearest ones.
 DEAREST_SHARE = 0.1
@@ -109,11 +111,11 @@ def measure(
       report: called before every sequence.
     """
     report("sequences drawn by Power-SMC", 0, len(prompts))
-    result = engine.sample(
+    result = sample.sample(
         lm.model,
         lm.params,
         prompts,
-        key=randomness.seed_key(0),
+        key=prng.seed_key(0),
         target=PowerTarget(alpha, lm.eos_ids),
         sampler=PowerSMC(num_particles),
         max_new_tokens=max_new_tokens,
@@ -143,10 +145,10 @@ def _moments(
     """log_p [T, V], alpha [], temperatures [K] -> log S [T], log relative variance [K, T]."""
 
     def spread(temperature: jax.Array) -> jax.Array:
-        return theory.weight_moments(log_p, alpha, temperature).log_relative_variance
+        return weight_variance.weight_moments(log_p, alpha, temperature).log_relative_variance
 
     # One temperature at a time: a [K, T, V] of a large vocabulary would fill the memory.
-    return theory.log_power_sum(log_p, alpha), jax.lax.map(spread, temperatures)
+    return weight_variance.log_power_sum(log_p, alpha), jax.lax.map(spread, temperatures)
 
 
 def _write_temperatures(
@@ -182,7 +184,7 @@ def _write_costs(
             {"prompt": i, "step": t, "log_prob": float(log_prob), "token": token}
             for t, ((_, token), log_prob) in enumerate(zip(texts, decode.log_prob, strict=True))
         ]
-        costs = theory.weight_costs(decode.log_sum, [token for _, token in texts])
+        costs = weight_variance.weight_costs(decode.log_sum, [token for _, token in texts])
         for x in sorted(costs, key=lambda x: x.step):
             write("step_cost", x.cost, "nats", **about, **rows[x.step])
         row = {**about, "prompt": i, "steps": len(costs)}

@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc import programs, randomness
-from jax_power_smc.buckets import Sizes
-from jax_power_smc.engine import CHUNK, GROUPS
-from jax_power_smc.language_model import LanguageModel
+from jax_power_smc.engine import executables
+from jax_power_smc.core import prng
+from jax_power_smc.engine.buckets import Sizes
+from jax_power_smc.engine.sample import CHUNK
+from jax_power_smc.engine.sample import GROUPS
+from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Kernel
-from jax_power_smc.slots import Slots, Work
+from jax_power_smc.engine.scheduler import Slots
+from jax_power_smc.engine.scheduler import Work
 
 # (what is measured, rounds done, rounds in all)
 Report = Callable[[str, int, int], None]
@@ -59,7 +62,7 @@ def in_turn(
         seconds = variants[name]()
         if number >= len(variants):
             rounds[name].append(seconds)
-    programs.forget()  # no later section needs them
+    executables.forget()  # no later section needs them
     return Seconds(rounds)
 
 
@@ -133,7 +136,7 @@ def decode(
     )
     limit = getattr(model, "max_positions", None)
     sizes = Sizes(slots, max(1, slots // GROUPS), prompt_tokens, new_tokens, CHUNK, limit)
-    queue = Slots(model, params, sampler, randomness.seed_key(0), sizes, looks_late=looks_late)
+    queue = Slots(model, params, sampler, prng.seed_key(0), sizes, looks_late=looks_late)
     for work in works:
         queue.check(work.target)
     for work in queue.run(works):

@@ -12,7 +12,8 @@ from typing import Any
 
 from etils import epath
 
-from jax_power_smc.evaluation import conditions, store
+from jax_power_smc.evaluation import conditions
+from jax_power_smc.evaluation import store
 from jax_power_smc.evaluation.conditions import digest
 
 CONFIG = "config.json"
@@ -51,7 +52,7 @@ def claim(workdir: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       workdir: local or remote.
-      wanted: what config.json is to hold, see ``launchers.evaluate``; "start" goes to the list
+      wanted: what config.json is to hold, see ``cli.evaluate``; "start" goes to the list
         of "starts".
 
     Raises:

@@ -14,26 +14,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jax.sharding import Mesh
 
-from jax_power_smc import engine
-from jax_power_smc.admission import check_request
-from jax_power_smc.chains import Stopped
-from jax_power_smc.decode import stop_arrays
+from jax_power_smc.engine import sample
+from jax_power_smc.engine.validation import check_request
+from jax_power_smc.engine.mh_chains import Stopped
+from jax_power_smc.targets.stop_arrays import stop_arrays
 from jax_power_smc.evaluation import records
-from jax_power_smc.evaluation.conditions import Conditions, digest
-from jax_power_smc.evaluation.readings import Reading, read
-from jax_power_smc.evaluation.records import Item, Record
+from jax_power_smc.evaluation.conditions import Conditions
+from jax_power_smc.evaluation.conditions import digest
+from jax_power_smc.evaluation.scores import Reading
+from jax_power_smc.evaluation.scores import read
+from jax_power_smc.evaluation.records import Item
+from jax_power_smc.evaluation.records import Record
 from jax_power_smc.evaluation.store import Writer
 from jax_power_smc.evaluation.summary import Run
-from jax_power_smc.grading.golds import read_gold
-from jax_power_smc.grading.verdict import Grader
-from jax_power_smc.models.load import LoadedModel
-from jax_power_smc.processes import ALONE, Processes
-from jax_power_smc.randomness import prompt_id, seed_key
-from jax_power_smc.result import PHASES, SampleResult
+from jax_power_smc.grading.references import read_gold
+from jax_power_smc.grading.base import Grader
+from jax_power_smc.models.checkpoints.load import LoadedModel
+from jax_power_smc.core.process_group import ALONE
+from jax_power_smc.core.process_group import Processes
+from jax_power_smc.core.prng import prompt_id
+from jax_power_smc.core.prng import seed_key
+from jax_power_smc.results.result import PHASES
+from jax_power_smc.results.result import SampleResult
 from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.streaming import Engine, StreamRequest
-from jax_power_smc.target import PowerTarget
-from jax_power_smc.tasks.base import Problem, Task
+from jax_power_smc.engine.engine import Engine
+from jax_power_smc.engine.engine import StreamRequest
+from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.tasks.base import Problem
+from jax_power_smc.tasks.base import Task
 
 # Prompts whose chains run together at most, so that records are written between calls.
 CHAINS_BATCH = 128
@@ -262,7 +270,7 @@ def _chains(
         return
     count = len(job.task.problems)
     prompts = job.prompts
-    fitting, _ = engine.plan_slots(
+    fitting, _ = sample.plan_slots(
         job.lm.model,
         job.lm.params,
         run.sampler,
@@ -280,7 +288,7 @@ def _chains(
         for first in range(0, len(problems), width):
             batch = problems[first : first + width]
             try:
-                result = engine.sample(
+                result = sample.sample(
                     job.lm.model,
                     job.lm.params,
                     [prompts[problem.id] for problem in batch],

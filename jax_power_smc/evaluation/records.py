@@ -37,8 +37,8 @@ from typing import Any
 
 import numpy as np
 
-from jax_power_smc.grading.verdict import Verdict
-from jax_power_smc.result import SampleResult
+from jax_power_smc.grading.base import Verdict
+from jax_power_smc.results.result import SampleResult
 from jax_power_smc.tasks.base import Problem
 
 Record = dict[str, Any]

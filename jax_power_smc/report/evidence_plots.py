@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from jax_power_smc.evaluation.intervals import mean_and_interval
 from jax_power_smc.report import style
-from jax_power_smc.report.data import ReportData
+from jax_power_smc.report.load import ReportData
 from jax_power_smc.report.style import Plot
 
 # Beyond this ratio of the largest to the smallest value an axis is logarithmic.

@@ -10,8 +10,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 
 from jax_power_smc.evaluation.records import Record
-from jax_power_smc.report import lineage, style
-from jax_power_smc.report.lineage import Segment
+from jax_power_smc.report import ancestry_tree
+from jax_power_smc.report import style
+from jax_power_smc.report.ancestry_tree import Segment
 from jax_power_smc.report.style import Plot
 
 # Ends of the tree that are drawn, the heaviest ones: more cannot be told apart.
@@ -108,7 +109,7 @@ def _picture(record: Record, title: str) -> Plot:
     answers = _Answers([record["particles"][i] for i in alive], [weight[i] for i in alive])
     rank = {i: answers.rank(place) for place, i in enumerate(alive)}
     chosen, left_out = _heaviest(record, weight)
-    trees = _ordered(lineage.forest(lineage.paths(record, chosen)), chosen, weight, rank)
+    trees = _ordered(ancestry_tree.forest(ancestry_tree.paths(record, chosen)), chosen, weight, rank)
 
     ends = [end for tree in trees for end in tree.ends()]
     entries = answers.legend()
@@ -116,7 +117,7 @@ def _picture(record: Record, title: str) -> Plot:
     height = max(2.2, _FRAME + style.legend_height(texts) + _ROW * (len(ends) + 1))
     figure = style.new_figure(height, layout="constrained")
     axes = figure.add_subplot()
-    tree_height = lineage.places(trees)
+    tree_height = ancestry_tree.places(trees)
     _draw_lines(axes, trees, tree_height, weight, rank, answers)
     steps = max(end.end for end in ends)
     _draw_ends(axes, ends, tree_height, record, weight, rank, answers)
@@ -142,7 +143,7 @@ def _picture(record: Record, title: str) -> Plot:
 def _heaviest(record: Record, weight: Mapping[int, float]) -> tuple[list[int], int]:
     """The particles of the heaviest ends, and how many ends are left out."""
     alive = list(weight)
-    rows = lineage.paths(record, alive)
+    rows = ancestry_tree.paths(record, alive)
     by_end: dict[tuple[int, int], list[int]] = {}
     for particle, path in zip(alive, rows, strict=True):
         length = len(record["particles"][particle]["tokens"])
@@ -173,7 +174,7 @@ def _ordered(
 
     for tree in trees:
         rename(tree)
-    return lineage.arrange(trees, key)
+    return ancestry_tree.arrange(trees, key)
 
 
 def _draw_lines(

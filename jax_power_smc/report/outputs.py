@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jax_power_smc.evaluation.readings import read
+from jax_power_smc.evaluation.scores import read
 from jax_power_smc.evaluation.records import Record
-from jax_power_smc.report.data import ReportData
+from jax_power_smc.report.load import ReportData
 
 DRAWN = "drawn"
 # Different outputs of a run that are shown, and how many of them without a click.

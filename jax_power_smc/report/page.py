@@ -13,13 +13,16 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from jax_power_smc.report import numbers, trouble
-from jax_power_smc.report.data import ReportData
-from jax_power_smc.report.notes import notes, went_wrong
+from jax_power_smc.report import formatting
+from jax_power_smc.report import quality_flags
+from jax_power_smc.report.load import ReportData
+from jax_power_smc.report.footnotes import notes
+from jax_power_smc.report.footnotes import went_wrong
 from jax_power_smc.report.outputs import ProblemInFull
-from jax_power_smc.report.rows import comparisons, run_rows
-from jax_power_smc.report.state import State
-from jax_power_smc.report.visible import visible
+from jax_power_smc.report.summary_rows import comparisons
+from jax_power_smc.report.summary_rows import run_rows
+from jax_power_smc.report.job_status import State
+from jax_power_smc.report.sanitize import visible
 
 _TEMPLATE = "page.html.j2"
 
@@ -83,9 +86,9 @@ def render(
             pictures=pictures,
             problems=problems,
             shown={section.problem.id: n for n, section in enumerate(problems, start=1)},
-            degenerate=trouble.degenerate(data),
-            failures=trouble.failures(data),
-            not_graded=trouble.not_graded(data),
+            degenerate=quality_flags.degenerate(data),
+            failures=quality_flags.failures(data),
+            not_graded=quality_flags.not_graded(data),
             seeds=config["seeds"],
             config=json.dumps(config, indent=2, ensure_ascii=False),
         )
@@ -102,14 +105,14 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": numbers.percent,
-        "share": numbers.share,
-        "percent_interval": numbers.percent_interval,
-        "points": numbers.points,
-        "points_interval": numbers.points_interval,
-        "count": numbers.count,
-        "three_digits": numbers.three_digits,
-        "fixed": lambda value, digits: numbers.NONE if value is None else f"{value:.{digits}f}",
+        "percent": formatting.percent,
+        "share": formatting.share,
+        "percent_interval": formatting.percent_interval,
+        "points": formatting.points,
+        "points_interval": formatting.points_interval,
+        "count": formatting.count,
+        "three_digits": formatting.three_digits,
+        "fixed": lambda value, digits: formatting.NONE if value is None else f"{value:.{digits}f}",
     }
     return environment
 

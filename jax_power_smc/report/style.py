@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
-from jax_power_smc.report.data import ReportData
+from jax_power_smc.report.load import ReportData
 
 # Inches; at so many dots per inch a picture is 1000 wide on the page, and is stored twice as wide.
 WIDTH = 10.0

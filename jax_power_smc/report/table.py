@@ -9,10 +9,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jax_power_smc.report import numbers
-from jax_power_smc.report.notes import notes, went_wrong
-from jax_power_smc.report.rows import Comparisons, Estimate, RunRow, comparisons, run_rows
-from jax_power_smc.report.visible import on_one_line
+from jax_power_smc.report import formatting
+from jax_power_smc.report.footnotes import notes
+from jax_power_smc.report.footnotes import went_wrong
+from jax_power_smc.report.summary_rows import Comparisons
+from jax_power_smc.report.summary_rows import Estimate
+from jax_power_smc.report.summary_rows import RunRow
+from jax_power_smc.report.summary_rows import comparisons
+from jax_power_smc.report.summary_rows import run_rows
+from jax_power_smc.report.sanitize import on_one_line
 
 # Columns where nobody says how wide the terminal is.
 _WIDTH = 110
@@ -71,9 +76,9 @@ def _runs(rows: Sequence[RunRow], summary: dict[str, Any], dropped: int) -> Tabl
         cells += _accuracy(row.draw, True) + _accuracy(row.vote) + _accuracy(row.best)
         cells += _accuracy(row.pass_at_n, dropped < 1)
         if dropped < 2:
-            cells.append(numbers.count(row.figures["tokens_per_problem"]))
-            cells.append(numbers.three_digits(row.figures["seconds_per_problem"]))
-        cells.append(numbers.three_digits(row.figures["multiple"]))
+            cells.append(formatting.count(row.figures["tokens_per_problem"]))
+            cells.append(formatting.three_digits(row.figures["seconds_per_problem"]))
+        cells.append(formatting.three_digits(row.figures["multiple"]))
         table.add_row(_label(row.label), *map(Text, cells))
     return table
 
@@ -86,9 +91,9 @@ def _table(first: str, widest: int = _LABEL) -> Table:
 
 def _accuracy(estimate: Estimate | None, with_interval: bool = False) -> list[str]:
     if estimate is None:
-        return [numbers.NONE, ""] if with_interval else [numbers.NONE]
-    value = numbers.percent(estimate.value)
-    return [value, numbers.percent_interval(estimate.ends)] if with_interval else [value]
+        return [formatting.NONE, ""] if with_interval else [formatting.NONE]
+    value = formatting.percent(estimate.value)
+    return [value, formatting.percent_interval(estimate.ends)] if with_interval else [value]
 
 
 def _differences(pairs: Comparisons, console: Console) -> Iterator[Table]:
@@ -117,7 +122,7 @@ def _difference_table(pairs: Comparisons, methods: Sequence[str], widest: int) -
 def _difference(cell: Estimate | None) -> Text:
     if cell is None:
         return Text("")
-    text = f"{numbers.points(cell.value)} {numbers.points_interval(cell.ends):>{_INTERVAL}}"
+    text = f"{formatting.points(cell.value)} {formatting.points_interval(cell.ends):>{_INTERVAL}}"
     return Text(text, style="bold" if cell.is_clear else "")
 
 

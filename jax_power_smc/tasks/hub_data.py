@@ -2,8 +2,10 @@
 
 import pathlib
 
-from jax_power_smc.models.hub import is_hub_id
-from jax_power_smc.tasks.rows import SUFFIXES, Row, numbered
+from jax_power_smc.models.checkpoints.hub import is_hub_id
+from jax_power_smc.tasks.rows import SUFFIXES
+from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.rows import numbered
 
 
 class UnavailableError(ValueError):

@@ -9,7 +9,7 @@ The format with \boxed is that of the papers on power sampling; a format is plai
 import hashlib
 from collections.abc import Sequence
 
-from jax_power_smc.tasks.benchmark import Example
+from jax_power_smc.tasks.dataset import Example
 
 QUESTION = "{question}"
 OPTIONS = "ABCD"

@@ -1,6 +1,6 @@
 """Word problems of the embedded model, made as they are asked for."""
 
-from jax_power_smc.reasoner import problems
+from jax_power_smc.tiny_reasoner import problems
 from jax_power_smc.tasks import prompts
 from jax_power_smc.tasks.base import Problem
 
@@ -10,7 +10,7 @@ NUM_PROBLEMS = 400
 
 
 def tiny_problems(split: str, limit: int | None, seed: int, form: str) -> list[Problem]:
-    """Problems of one split; see ``reasoner.problems.problems``.
+    """Problems of one split; see ``tiny_reasoner.problems.problems``.
 
     Args:
       split: "train", "valid" or "test"; the model has seen the first.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from jax_power_smc.benchmarks.collectives import Collective, collectives
+from jax_power_smc.benchmarks.collectives import Collective
+from jax_power_smc.benchmarks.collectives import collectives
 
 P = PartitionSpec
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc import theory
-from jax_power_smc.benchmarks import scoring, theorem
-from jax_power_smc.models.config import TransformerConfig
-from jax_power_smc.models.table import TableLM, TableParams
-from jax_power_smc.models.transformer import TransformerLM
+from jax_power_smc.theory import weight_variance
+from jax_power_smc.benchmarks import scoring
+from jax_power_smc.benchmarks import theorem
+from jax_power_smc.models.transformer.config import TransformerConfig
+from jax_power_smc.models.table_lm import TableLM
+from jax_power_smc.models.table_lm import TableParams
+from jax_power_smc.models.transformer.transformer import TransformerLM
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -186,7 +188,7 @@ def test_the_variance_vanishes_at_one_over_alpha_alone(lines):
 def test_costs_are_renyi_entropies_and_add_up(lines):
     for i, tokens in drawn(lines).items():
         rows = jnp.asarray([table_row(PROMPTS[i] + tokens[:t], t) for t in range(len(tokens))])
-        entropies = (ALPHA - 1) * np.asarray(theory.renyi_entropy(rows, ALPHA))
+        entropies = (ALPHA - 1) * np.asarray(weight_variance.renyi_entropy(rows, ALPHA))
         steps = [x for x in lines if x["metric"] == "step_cost" and x["prompt"] == i]
         assert [x["step"] for x in steps] == list(range(len(tokens)))
         np.testing.assert_allclose([x["value"] for x in steps], entropies, atol=1e-5)

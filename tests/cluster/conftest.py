@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.launchers import pods
+from tests.cli import pods
 
 
 @pytest.fixture(scope="session")

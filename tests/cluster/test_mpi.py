@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from tests.launchers import pods
-from tests.launchers.command import ROOT
+from tests.cli import pods
+from tests.cli.command import ROOT
 
 pytestmark = [
     pytest.mark.cluster,

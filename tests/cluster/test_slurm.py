@@ -6,8 +6,8 @@ import time
 import pytest
 
 from tests.cluster import slurm
-from tests.launchers import pods
-from tests.launchers.command import ROOT
+from tests.cli import pods
+from tests.cli.command import ROOT
 
 pytestmark = [
     pytest.mark.cluster,

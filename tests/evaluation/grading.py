@@ -1,7 +1,7 @@
 """A grader for tests: the reasoner's rule, at once or later."""
 
-from jax_power_smc.grading.verdict import Verdict
-from jax_power_smc.reasoner.problems import parse_answer
+from jax_power_smc.grading.base import Verdict
+from jax_power_smc.tiny_reasoner.problems import parse_answer
 
 
 def verdict(text, gold):

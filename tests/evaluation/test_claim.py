@@ -6,7 +6,8 @@ import multiprocessing
 import pytest
 from etils import epath
 
-from jax_power_smc.evaluation import claim, store
+from jax_power_smc.evaluation import claim
+from jax_power_smc.evaluation import store
 
 CONFIG = {
     "model": "m",

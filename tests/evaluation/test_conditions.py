@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 
 from jax_power_smc.evaluation import conditions
-from jax_power_smc.evaluation.conditions import Conditions, Scope, checked
+from jax_power_smc.evaluation.conditions import Conditions
+from jax_power_smc.evaluation.conditions import Scope
+from jax_power_smc.evaluation.conditions import checked
 
 MADE = Conditions(
     {"algorithm": 1, "target": {"alpha": 4.0}},

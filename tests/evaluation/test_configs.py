@@ -4,11 +4,12 @@ import runpy
 
 import pytest
 
-from jax_power_smc.evaluation import settings
-from jax_power_smc.launchers.evaluate import evaluate
-from jax_power_smc.models.dry_run import tiny_model
-from jax_power_smc.tasks.load import kind_of, load_task
-from tests.launchers.command import ROOT
+from jax_power_smc.evaluation import job_config
+from jax_power_smc.cli.evaluate import evaluate
+from jax_power_smc.models.checkpoints.tiny_random import tiny_model
+from jax_power_smc.tasks.load import kind_of
+from jax_power_smc.tasks.load import load_task
+from tests.cli.command import ROOT
 
 
 def evaluations():
@@ -43,9 +44,9 @@ def test_every_config_can_be_run(name):
     config = CONFIGS[name]
     if kind_of(config) == "code":
         config.allow_code_execution = True
-    settings.check(config)
-    settings.shrink(config)
-    settings.check(config)
+    job_config.check(config)
+    job_config.shrink(config)
+    job_config.check(config)
     task = load_task(config)
     lm = tiny_model(config)
     assert len(task.problems) == 2

@@ -5,7 +5,7 @@ import types
 import numpy as np
 
 from jax_power_smc.evaluation import records
-from jax_power_smc.report import lineage
+from jax_power_smc.report import ancestry_tree
 from jax_power_smc.tasks.base import Problem
 
 
@@ -54,5 +54,5 @@ def test_copies_made_after_the_longest_that_is_left_had_ended_are_known():
     )
     assert record["info"]["moves"] == [[4, 1, 0]]
     assert len(record["info"]["ess"]) == 2
-    (tree,) = lineage.forest(lineage.paths(record, [0, 1]))
+    (tree,) = ancestry_tree.forest(ancestry_tree.paths(record, [0, 1]))
     assert tree.particles == [0, 1] and tree.end == 2

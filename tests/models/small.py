@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from jax_power_smc.models.checkpoint import load_params
-from jax_power_smc.models.config import TransformerConfig
-from jax_power_smc.models.hf_config import config_to_hf
-from jax_power_smc.models.transformer import TransformerLM
+from jax_power_smc.models.checkpoints.checkpoint import load_params
+from jax_power_smc.models.transformer.config import TransformerConfig
+from jax_power_smc.models.checkpoints.hf_config import config_to_hf
+from jax_power_smc.models.transformer.transformer import TransformerLM
 from tests.models import oracle
 
 _SIZES = {"vocab_size": 23, "hidden_size": 16, "num_layers": 2, "mlp_size": 20}

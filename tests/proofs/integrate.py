@@ -17,14 +17,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc import decode, exact, selection
-from jax_power_smc.decode import PromptInputs, SharedInputs
-from jax_power_smc.proposal import normalise, power_proposal
-from jax_power_smc.randomness import StepUniforms
+from jax_power_smc.targets import stop_arrays
+from jax_power_smc.engine import decode
+from jax_power_smc.theory import exact
+from jax_power_smc.smc import optimal_resampling
+from jax_power_smc.engine.decode import PromptInputs
+from jax_power_smc.engine.decode import SharedInputs
+from jax_power_smc.samplers.proposal import normalise
+from jax_power_smc.samplers.proposal import power_proposal
+from jax_power_smc.core.prng import StepUniforms
 from jax_power_smc.samplers.without_replacement import WithoutReplacement
-from jax_power_smc.schedule import bridge, exponent_at
-from jax_power_smc.target import PowerTarget, support
-from jax_power_smc.vocabulary import Logits
+from jax_power_smc.smc.exponent_ramp import bridge
+from jax_power_smc.smc.exponent_ramp import exponent_at
+from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.targets.power import support
+from jax_power_smc.core.vocab_sharding import Logits
 
 PROMPT = (0,)
 # Cells per call; one size, so that every program is compiled once.
@@ -56,7 +63,7 @@ def expectations(model, params, cases, capacity):
     """
     groups = {}
     for index, case in enumerate(cases):
-        table, states = decode.stop_arrays(case.target.stop, case.pieces, model.vocab_size) or (
+        table, states = stop_arrays.stop_arrays(case.target.stop, case.pieces, model.vocab_size) or (
             None,
             None,
         )
@@ -226,7 +233,7 @@ def _proposals(model, num):
         logits = Logits(_next_log_p(model, params, carry, first))
         shared, prompt = inputs
         sampler, target, stop = shared.sampler, prompt.target, decode.stop_of(shared, prompt)
-        ends = decode.ending_tokens(target, stop, carry.stop_state[:num])
+        ends = stop_arrays.ending_tokens(target, stop, carry.stop_state[:num])
         allowed = support(logits, target, ends, carry.step)
         exponents = [exponent_at(carry.step, target.alpha, sampler.ramp_tokens)]
         if sampler.proposal_temperature is not None:
@@ -248,7 +255,7 @@ def _selections(model):
         n, stop = sampler.num_particles, decode.stop_of(shared, prompt)
         exponent = exponent_at(carry.step, target.alpha, sampler.ramp_tokens)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
-        ends = decode.ending_tokens(target, stop, carry.stop_state[:n])
+        ends = stop_arrays.ending_tokens(target, stop, carry.stop_state[:n])
         children = sampler.children(logits, normalise(logits), target, ends, exponent, carry.step)
         candidates = sampler.candidates(log_weight, children)
         tails = (children.live_tail.mass, children.ending_tail.mass)
@@ -276,8 +283,8 @@ def _reductions():
 
 
 def _pass_cdf(log_mass, num_keep):
-    log_c = selection.log_threshold(log_mass, num_keep)
-    return selection.systematic_cdf(log_mass, log_c, num_keep)
+    log_c = optimal_resampling.log_threshold(log_mass, num_keep)
+    return optimal_resampling.systematic_cdf(log_mass, log_c, num_keep)
 
 
 def _next_log_p(model, params, carry, first):

@@ -4,8 +4,9 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jax_power_smc import PowerSMC, WithoutReplacement
-from jax_power_smc.schedule import exponent_at
+from jax_power_smc import PowerSMC
+from jax_power_smc import WithoutReplacement
+from jax_power_smc.smc.exponent_ramp import exponent_at
 
 
 class _EndsWhereTheRampIs:

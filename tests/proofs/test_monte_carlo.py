@@ -18,21 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import (
-    PowerSMC,
-    PowerTarget,
-    TableLM,
-    WithoutReplacement,
-    decode,
-    exact,
-    randomness,
-    selection,
-)
-from jax_power_smc.decode import PromptInputs, SharedInputs
+from jax_power_smc import PowerSMC
+from jax_power_smc import PowerTarget
+from jax_power_smc import TableLM
+from jax_power_smc import WithoutReplacement
+from jax_power_smc.engine import decode
+from jax_power_smc.theory import exact
+from jax_power_smc.core import prng
+from jax_power_smc.smc import optimal_resampling
+from jax_power_smc.engine.decode import PromptInputs
+from jax_power_smc.engine.decode import SharedInputs
 from jax_power_smc.samplers import without_replacement
-from jax_power_smc.target import TargetArrays
-from jax_power_smc.vocabulary import Logits
-from tests.proofs.mutations import NoCatchUp, WeightsResetToOne
+from jax_power_smc.targets.power import TargetArrays
+from jax_power_smc.core.vocab_sharding import Logits
+from tests.proofs.mutations import NoCatchUp
+from tests.proofs.mutations import WeightsResetToOne
 
 PROMPT = (1,)
 LEVEL = 1e-4  # of the Holm test over all statistics of one setting
@@ -77,19 +77,19 @@ def simulate(params, target, sampler, keys, *, model, horizon):
     def one(key):
         logits, context = model.prefill(params, jnp.asarray(PROMPT, jnp.int32), jnp.int32(1))
         shared, prompt = SharedInputs(sampler), PromptInputs(context, target, key)
-        uniforms = randomness.step_uniforms(key, jnp.int32(0), sampler.population_size)
+        uniforms = prng.step_uniforms(key, jnp.int32(0), sampler.population_size)
         carry, start = decode.begin(
             model, horizon, params, shared, prompt, logits, uniforms, decode.any_in_batch
         )
 
         def body(carry, step):
-            uniforms = randomness.step_uniforms(key, step, sampler.population_size)
+            uniforms = prng.step_uniforms(key, step, sampler.population_size)
             return decode.decode_step(
                 model, params, shared, prompt, carry, uniforms, step - 1, decode.any_in_batch
             )
 
         carry, rest = jax.lax.scan(body, carry, jnp.arange(1, horizon, dtype=jnp.int32))
-        outcome = decode.finish(shared, prompt, carry, randomness.final_uniforms(key))
+        outcome = decode.finish(shared, prompt, carry, prng.final_uniforms(key))
         weight = jnp.exp(outcome.log_weight + outcome.log_evidence)
         index = jnp.maximum(outcome.particle_index, 0)  # an unused one has weight zero
         resampled = jnp.concatenate([start.resampled[None], rest.resampled])
@@ -209,7 +209,7 @@ class Renamed(WithoutReplacement):
 
 def keep_own_weight(log_mass, num_keep, uniform):
     """A mistake: survivors of the systematic pass keep their own weight instead of c."""
-    return jnp.where(selection.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf)
+    return jnp.where(optimal_resampling.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_power_smc import PowerTarget, StopString, TableLM, WithoutReplacement, selection
+from jax_power_smc import PowerTarget
+from jax_power_smc import StopString
+from jax_power_smc import TableLM
+from jax_power_smc import WithoutReplacement
+from jax_power_smc.smc import optimal_resampling
 from jax_power_smc.samplers import without_replacement
-from jax_power_smc.vocabulary import Logits
+from jax_power_smc.core.vocab_sharding import Logits
 from tests.proofs import integrate
-from tests.proofs.mutations import NoCatchUpOfPool, PoolNotBridged
+from tests.proofs.mutations import NoCatchUpOfPool
+from tests.proofs.mutations import PoolNotBridged
 
 TOLERANCE = 1e-10
 ALPHA = 2.5
@@ -113,7 +118,7 @@ class SurvivorsKeepTheirWeight(WithoutReplacement):
 
 
 def keep_own_weight(log_mass, num_keep, uniform):
-    return jnp.where(selection.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf)
+    return jnp.where(optimal_resampling.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc import PowerSMC, PowerTarget, WithoutReplacement
-from jax_power_smc.models.checkpoint import load_params
-from jax_power_smc.models.config import TransformerConfig
-from jax_power_smc.models.transformer import TransformerLM
-from tests.models import oracle, small
+from jax_power_smc import PowerSMC
+from jax_power_smc import PowerTarget
+from jax_power_smc import WithoutReplacement
+from jax_power_smc.models.checkpoints.checkpoint import load_params
+from jax_power_smc.models.transformer.config import TransformerConfig
+from jax_power_smc.models.transformer.transformer import TransformerLM
+from tests.models import oracle
+from tests.models import small
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jax_power_smc.report import labels, style
+from jax_power_smc.report import labels
+from jax_power_smc.report import style
 
 FRAME = np.array([0.0, 0.0, 900.0, 500.0])
 

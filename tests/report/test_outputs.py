@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jax_power_smc.report import outputs
-from jax_power_smc.report.data import read_report
+from jax_power_smc.report.load import read_report
 from tests.report import workdirs
 
 

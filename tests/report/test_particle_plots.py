@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from jax_power_smc.report import particle_plots
-from tests.report.plotted import ancestral, item, report, smc
+from tests.report.plotted import ancestral
+from tests.report.plotted import item
+from tests.report.plotted import report
+from tests.report.plotted import smc
 
 
 def sized(run="smc", lengths=(), weights=(), **values):

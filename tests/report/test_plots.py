@@ -6,8 +6,15 @@ import warnings
 from etils import epath
 
 from jax_power_smc.evaluation.conditions import conditions_of
-from jax_power_smc.report import data, plots
-from tests.report.plotted import HOSTILE, ancestral, particle, row, smc, summary, swor
+from jax_power_smc.report import load
+from jax_power_smc.report import plots
+from tests.report.plotted import HOSTILE
+from tests.report.plotted import ancestral
+from tests.report.plotted import particle
+from tests.report.plotted import row
+from tests.report.plotted import smc
+from tests.report.plotted import summary
+from tests.report.plotted import swor
 
 SAMPLERS = {"t1": ancestral(), "smc": smc(2), "swor": swor(2)}
 
@@ -72,11 +79,11 @@ def write(directory, labels, with_summary=True):
 def test_all_pictures_of_an_evaluation(tmp_path):
     labels = dict(zip(SAMPLERS, HOSTILE, strict=False))
     workdir = write(tmp_path, labels)
-    report = data.read_report(workdir)
+    report = load.read_report(workdir)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = plots.figures(report)
-        full = data.in_full(workdir, ["$a", "\ud800b"])
+        full = load.in_full(workdir, ["$a", "\ud800b"])
         for records in full.values():
             made += plots.genealogy(records, report.labels)
         pictures = [plots.to_png(plot.figure) for plot in made]
@@ -89,7 +96,7 @@ def test_all_pictures_of_an_evaluation(tmp_path):
 
 
 def test_a_job_that_has_no_summary_yet(tmp_path):
-    report = data.read_report(write(tmp_path, {run: run for run in SAMPLERS}, with_summary=False))
+    report = load.read_report(write(tmp_path, {run: run for run in SAMPLERS}, with_summary=False))
     names = [plot.name for plot in plots.figures(report)]
     assert names == ["gap", "steps", "lengths", "diversity"]
 
@@ -98,5 +105,5 @@ def test_pictures_leave_no_trace_in_pyplot(tmp_path):
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()
-    plots.figures(data.read_report(write(tmp_path, {run: run for run in SAMPLERS})))
+    plots.figures(load.read_report(write(tmp_path, {run: run for run in SAMPLERS})))
     assert pyplot.get_fignums() == before

@@ -6,26 +6,30 @@ import math
 import numpy as np
 from etils import epath
 
-from jax_power_smc.evaluation import claim, settings, store
-from jax_power_smc.evaluation.conditions import conditions_of, digest
-from jax_power_smc.evaluation.readings import read
+from jax_power_smc.evaluation import claim
+from jax_power_smc.evaluation import job_config
+from jax_power_smc.evaluation import store
+from jax_power_smc.evaluation.conditions import conditions_of
+from jax_power_smc.evaluation.conditions import digest
+from jax_power_smc.evaluation.scores import read
 from jax_power_smc.evaluation.records import item_of
-from jax_power_smc.evaluation.summary import Run, summarize
+from jax_power_smc.evaluation.summary import Run
+from jax_power_smc.evaluation.summary import summarize
 
 DEVICE = "a device"
 
 
 def default_config(num_particles=4):
     """Plain decoding, low temperature, several samples, and the samplers of the paper."""
-    config = settings.default()
+    config = job_config.default()
     config.num_particles = num_particles
     config.samplers = {
-        "plain": settings.entry("ancestral", temperature=1.0),
-        "low": settings.entry("ancestral", temperature=0.25),
-        "many": settings.entry("ancestral", temperature=1.0, num_samples=num_particles),
-        "mh": settings.entry("mh", num_blocks=4, moves_per_block=1),
-        "smc": settings.entry("smc", num_particles=num_particles),
-        "swor": settings.entry("swor", num_particles=num_particles),
+        "plain": job_config.entry("ancestral", temperature=1.0),
+        "low": job_config.entry("ancestral", temperature=0.25),
+        "many": job_config.entry("ancestral", temperature=1.0, num_samples=num_particles),
+        "mh": job_config.entry("mh", num_blocks=4, moves_per_block=1),
+        "smc": job_config.entry("smc", num_particles=num_particles),
+        "swor": job_config.entry("swor", num_particles=num_particles),
     }
     return config
 
@@ -33,8 +37,8 @@ def default_config(num_particles=4):
 def runs_of(config):
     """The runs of a config, in the order of the table."""
     return [
-        Run(name, settings.labels(config)[name], sampler)
-        for name, sampler in settings.samplers(config).items()
+        Run(name, job_config.labels(config)[name], sampler)
+        for name, sampler in job_config.samplers(config).items()
     ]
 
 

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc import chains, decode
+from jax_power_smc.engine import mh_chains
+from jax_power_smc.targets import stop_arrays
+from jax_power_smc.engine import decode
 from jax_power_smc.samplers import metropolis_hastings as mh
 from jax_power_smc.samplers.metropolis_hastings import Entry
 
@@ -25,15 +27,15 @@ SLIVER = 1e-14
 @functools.partial(jax.jit, static_argnames=("model", "capacity"))
 def _begin(model, params, target, prompt, capacity):
     logits, context = model.prefill(params, prompt, jnp.int32(prompt.shape[0]))
-    state = chains.begin(model, params, logits, BATCH, capacity)
-    return chains.Prompt(context, logits, target, jax.random.key(0)), state
+    state = mh_chains.begin(model, params, logits, BATCH, capacity)
+    return mh_chains.Prompt(context, logits, target, jax.random.key(0)), state
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def _move(model, params, stop, prompt, state, entry, token, accept):
     """The production move with the uniform numbers token [T, N] and accept [N]."""
-    uniforms = chains.MoveUniforms(lambda t: jnp.stack([token[t]] * 2, axis=1), accept)
-    return chains.move(
+    uniforms = mh_chains.MoveUniforms(lambda t: jnp.stack([token[t]] * 2, axis=1), accept)
+    return mh_chains.move(
         model, params, stop, prompt, state, entry, entry.first, uniforms, decode.this_prompt
     )
 
@@ -52,7 +54,7 @@ class Kernel:
 
     def __init__(self, model, params, prompt, target, cap, horizon, tokenizer=None):
         self.model, self.params, self.cap, self.horizon = model, params, cap, horizon
-        self.stop = decode.stop_arrays(target.stop, tokenizer, model.vocab_size)
+        self.stop = stop_arrays.stop_arrays(target.stop, tokenizer, model.vocab_size)
         self.prompt, empty = _begin(
             model, params, target.arrays(model.vocab_size, cap), jnp.asarray(prompt, jnp.int32), cap
         )
@@ -127,7 +129,7 @@ class Kernel:
                 ),
                 (rows, token, accept),
             )
-            state = chains.State(*part[0], zero, zero, zero, jnp.zeros((), bool))
+            state = mh_chains.State(*part[0], zero, zero, zero, jnp.zeros((), bool))
             state = _move(
                 self.model, self.params, self.stop, self.prompt, state, entry, part[1].T, part[2]
             )

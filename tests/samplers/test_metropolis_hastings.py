@@ -11,20 +11,20 @@ import pytest
 import scipy.stats
 
 import jax_power_smc as psmc
-from jax_power_smc import (
-    PowerTarget,
-    StopString,
-    TableLM,
-    TransformerLM,
-    chains,
-    cost_model,
-    decode,
-    programs,
-    randomness,
-)
-from jax_power_smc.models.table import TableParams
+from jax_power_smc import PowerTarget
+from jax_power_smc import StopString
+from jax_power_smc import TableLM
+from jax_power_smc import TransformerLM
+from jax_power_smc.engine import mh_chains
+from jax_power_smc.theory import cost_model
+from jax_power_smc.targets import stop_arrays
+from jax_power_smc.engine import decode
+from jax_power_smc.engine import executables
+from jax_power_smc.core import prng
+from jax_power_smc.models.table_lm import TableParams
 from jax_power_smc.samplers import metropolis_hastings as mh
-from jax_power_smc.samplers.metropolis_hastings import Entry, MetropolisHastings
+from jax_power_smc.samplers.metropolis_hastings import Entry
+from jax_power_smc.samplers.metropolis_hastings import MetropolisHastings
 from tests.models import small
 from tests.samplers.mh_kernel import Kernel
 
@@ -71,7 +71,7 @@ def enumerated(name, horizon=CAP):
 
 def run(sampler, target=END, *, prompts=(PROMPT,) * 4, seed=0, cap=CAP, **options):
     """The batch runner, with few different sizes: they are what takes time to compile."""
-    result = chains.run_chains(
+    result = mh_chains.run_chains(
         MODEL,
         params(),
         prompts,
@@ -83,14 +83,14 @@ def run(sampler, target=END, *, prompts=(PROMPT,) * 4, seed=0, cap=CAP, **option
         options.get("width", 4),
         options.get("bucket", 8),
         options.get("capacity", 16),
-        decode.stop_arrays(target.stop, tokenizer(target), MODEL.vocab_size),
+        stop_arrays.stop_arrays(target.stop, tokenizer(target), MODEL.vocab_size),
     )
     return result, result.info.acceptance_rate
 
 
 def call(function, static, *args):
     """One of the runner's programs, compiled once for the runner and the test."""
-    return programs.executable(function, static, args)(*args)
+    return executables.executable(function, static, args)(*args)
 
 
 def total_variation(one, other):
@@ -187,16 +187,16 @@ def test_the_coin_converges_at_five_eighths_per_move(x64):
 def test_many_coins_converge_at_five_eighths_per_move():
     count, target = 20_000, HALF.arrays(2, 2)
     logits, context = COIN.prefill(coin(), jnp.asarray(PROMPT, jnp.int32), jnp.int32(1))
-    empty = chains.begin(COIN, coin(), logits, 1, 2)
+    empty = mh_chains.begin(COIN, coin(), logits, 1, 2)
 
     def one(key, second):
         """Whether the chain is at (EOS,) after each move, started at (0, second)."""
-        prompt = chains.Prompt(context, logits, target, key)
+        prompt = mh_chains.Prompt(context, logits, target, key)
 
         def step(state, entry):
-            uniforms = chains.move_uniforms(key, entry, 1, jnp.float32)
+            uniforms = mh_chains.move_uniforms(key, entry, 1, jnp.float32)
             cut = mh.draw_cut(jax.random.fold_in(key, 1), entry)
-            state = chains.move(
+            state = mh_chains.move(
                 COIN, coin(), None, prompt, state, entry, cut, uniforms, decode.this_prompt
             )
             return state, state.chains.tokens[0, 0] == EOS
@@ -216,7 +216,7 @@ def test_many_coins_converge_at_five_eighths_per_move():
         return jax.lax.scan(step, started, entries)[1]
 
     seconds = jnp.arange(count, dtype=jnp.int32) % 2
-    keys = randomness.prompt_keys(jax.random.key(8), range(count))
+    keys = prng.prompt_keys(jax.random.key(8), range(count))
     ended = np.asarray(jax.jit(jax.vmap(one))(keys, seconds), np.float64)
     chance = 2 / 3 * (1 - (5 / 8) ** np.arange(1, 7))
     z = (ended.mean(axis=0) - chance) / np.sqrt(chance * (1 - chance) / count)
@@ -348,10 +348,10 @@ def test_acceptance_by_hand():
 def test_rows_without_a_prompt_draw_nothing(four):
     prompts, sampler, _, _ = four
     key, first = jax.random.key(0), next(sampler.schedule(10))
-    batch = chains._pad(MODEL, prompts[:2], [0, 1], key, END, 10, 4, 8)
+    batch = mh_chains._pad(MODEL, prompts[:2], [0, 1], key, END, 10, 4, 8)
     sizes = {"num_chains": 4, "capacity": 16}
-    prompt, state = call(chains.start_batch, {"model": MODEL, **sizes}, params(), *batch)
-    state = call(chains.move_batch, {"model": MODEL}, params(), key, None, prompt, state, first)
+    prompt, state = call(mh_chains.start_batch, {"model": MODEL, **sizes}, params(), *batch)
+    state = call(mh_chains.move_batch, {"model": MODEL}, params(), key, None, prompt, state, first)
     assert np.all(state.drawn[:2] > 0) and not np.any(state.drawn[2:])
 
 
@@ -438,9 +438,9 @@ def test_a_prompt_gives_the_same_in_any_company(four, options):
 
 
 def test_numbers_and_schedule_are_traced(four):
-    before, target = programs.compiled_count(), PowerTarget(4.0, (0, 2), min_new_tokens=2)
+    before, target = executables.compiled_count(), PowerTarget(4.0, (0, 2), min_new_tokens=2)
     run(MetropolisHastings(5, 1, "last_block", num_chains=4), target, cap=8)
-    assert programs.compiled_count() == before
+    assert executables.compiled_count() == before
 
 
 # --- the model's cache ---
@@ -465,18 +465,18 @@ def test_the_cache_serves_after_accepted_and_after_rejected_moves(tmp_path):
     _, weights = small.build(CONFIG, tmp_path)
     target, sampler = PowerTarget(1.5, (1, 3)), MetropolisHastings(3, 12, num_chains=4)
     prompts, key = [(4, 19, 0), (7, 2, 11), (5, 5, 5)], jax.random.key(1)
-    result = chains.run_chains(
+    result = mh_chains.run_chains(
         TINY, weights, prompts, [0, 1, 2], key, target, sampler, HORIZON, 3, 3, HORIZON, None
     )
-    batch = chains._pad(TINY, prompts, [0, 1, 2], key, target, HORIZON, 3, 3)
+    batch = mh_chains._pad(TINY, prompts, [0, 1, 2], key, target, HORIZON, 3, 3)
     sizes = {"num_chains": 4, "capacity": HORIZON}
-    prompt, state = call(chains.start_batch, {"model": TINY, **sizes}, weights, *batch)
+    prompt, state = call(mh_chains.start_batch, {"model": TINY, **sizes}, weights, *batch)
     moved_before = kept_before = np.zeros((3, 4), bool)
     after_moved = after_kept = 0
     for entry in sampler.schedule(HORIZON):
         before, cut = jax.device_get(state.chains), int(mh.draw_cut(key, entry))
         args = (weights, key, None, prompt, state, entry)
-        state = call(chains.move_batch, {"model": TINY}, *args)
+        state = call(mh_chains.move_batch, {"model": TINY}, *args)
         now = jax.device_get(state.chains)
         log_p = np.asarray(prefilled(weights, jnp.asarray(prompts, jnp.int32), now.tokens))
         inside = np.arange(HORIZON) < now.length[:, :, None]
@@ -522,11 +522,11 @@ class BigCache:
 def selects_on_the_cache():
     """Selects on the big leaf in the compiled move of two prompts."""
     key, prompts = jax.random.key(0), [PROMPT] * 2
-    batch = chains._pad(BigCache(), prompts, range(2), key, END, CAP, 2, 8)
-    start = functools.partial(chains.start_batch, model=BigCache(), num_chains=5, capacity=16)
+    batch = mh_chains._pad(BigCache(), prompts, range(2), key, END, CAP, 2, 8)
+    start = functools.partial(mh_chains.start_batch, model=BigCache(), num_chains=5, capacity=16)
     prompt, state = jax.eval_shape(start, params(), *batch)
     *_, entry = MetropolisHastings(1, 1).schedule(CAP)
-    move = chains.move_batch.lower(params(), key, None, prompt, state, entry, model=BigCache())
+    move = mh_chains.move_batch.lower(params(), key, None, prompt, state, entry, model=BigCache())
     shape = ",".join(str(n) for n in (2, 5, *LEAF))
     lines = move.compile().as_text().splitlines()
     return sum(f"= f32[{shape}]" in line and " select(" in line for line in lines)
@@ -538,11 +538,11 @@ def test_the_only_select_on_the_cache_is_accepting_or_not():
 
 def test_a_loop_per_prompt_would_select_on_the_cache_at_every_step(monkeypatch):
     monkeypatch.setattr(decode, "any_in_batch", decode.this_prompt)
-    chains.move_batch.clear_cache()
+    mh_chains.move_batch.clear_cache()
     try:
         assert selects_on_the_cache() > 1
     finally:
-        chains.move_batch.clear_cache()
+        mh_chains.move_batch.clear_cache()
 
 
 # --- what it costs ---

@@ -11,10 +11,16 @@ import pytest
 import scipy.stats
 
 import jax_power_smc as psmc
-from jax_power_smc import PowerTarget, TableLM, WithoutReplacement, decode, engine, randomness
-from jax_power_smc.decode import PromptInputs, SharedInputs
-from jax_power_smc.proposal import normalise
-from jax_power_smc.vocabulary import Logits
+from jax_power_smc import PowerTarget
+from jax_power_smc import TableLM
+from jax_power_smc import WithoutReplacement
+from jax_power_smc.engine import decode
+from jax_power_smc.engine import sample as sampling
+from jax_power_smc.core import prng
+from jax_power_smc.engine.decode import PromptInputs
+from jax_power_smc.engine.decode import SharedInputs
+from jax_power_smc.samplers.proposal import normalise
+from jax_power_smc.core.vocab_sharding import Logits
 from tests.models.small import assert_one_sentence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -34,7 +40,7 @@ WIDTH = 64  # prompts of every batch: few programs are compiled
 def short_chunks():
     """No more steps than are needed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "CHUNK", CAP)
+        patch.setattr(sampling, "CHUNK", CAP)
         yield
 
 
@@ -87,20 +93,20 @@ def walk(target, sampler, keys, *, cap=CAP):
         prompt = jnp.array([2, 0], jnp.int32)
         logits, context = MODEL.prefill(PARAMS, prompt, jnp.int32(2))
         shared, inputs = SharedInputs(sampler), PromptInputs(context, target, key)
-        uniforms = randomness.step_uniforms(key, jnp.int32(0), sampler.population_size)
+        uniforms = prng.step_uniforms(key, jnp.int32(0), sampler.population_size)
         first = decode.begin(
             MODEL, cap, PARAMS, shared, inputs, logits, uniforms, decode.any_in_batch
         )
 
         def body(carry, step):
-            uniforms = randomness.step_uniforms(key, step, sampler.population_size)
+            uniforms = prng.step_uniforms(key, step, sampler.population_size)
             seen = decode.decode_step(
                 MODEL, PARAMS, shared, inputs, carry, uniforms, step - 1, decode.any_in_batch
             )
             return seen[0], seen
 
         last, rest = jax.lax.scan(body, first[0], jnp.arange(1, cap, dtype=jnp.int32))
-        outcome = decode.finish(shared, inputs, last, randomness.final_uniforms(key))
+        outcome = decode.finish(shared, inputs, last, prng.final_uniforms(key))
         seen = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
         return *seen, outcome
 
@@ -108,7 +114,7 @@ def walk(target, sampler, keys, *, cap=CAP):
 
 
 def walked(sampler, runs=16, target=END, seed=3):
-    keys = randomness.prompt_keys(jax.random.key(seed), range(runs))
+    keys = prng.prompt_keys(jax.random.key(seed), range(runs))
     arrays = target.arrays(VOCAB, CAP)
     return jax.device_get(walk(arrays, sampler.traced(), keys))
 

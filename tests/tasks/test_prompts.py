@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.benchmark import Example
+from jax_power_smc.tasks.dataset import Example
 
 SHOTS = [Example("1", "One?", "1", "It is 1."), Example("2", "Two?", "2", "It is 2.")]
 

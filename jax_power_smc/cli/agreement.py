@@ -1,0 +1,36 @@
+"""Whether all processes of a run were started alike: asked before any of them does any work."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jax_power_smc.evaluation.conditions import differences
+from jax_power_smc.core.process_group import Processes
+
+# Fields of a process that are named.
+_NAMED = 8
+
+
+def agree(processes: Processes, name: str, facts: Mapping[str, Any]) -> None:
+    """Compares what processes are about to go by with what process 0 does.
+
+    Args:
+      processes: of the run; each of them calls this at the same point.
+      name: of the point.
+      facts: nested names and values; what JSON cannot hold counts by how it is shown.
+
+    Raises:
+      ValueError: in all of them, if any two differ, with the processes and the fields.
+    """
+    said = processes.gather(name, json.dumps(facts, default=repr))
+    first, *others = [json.loads(each) for each in said]
+    found = []
+    for index, own in enumerate(others, start=1):
+        changed = [
+            f"{field} {ours} (process 0: {its})" for field, ours, its in differences(own, first)
+        ]
+        if changed:
+            rest = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+            found.append(f"process {index} has {', '.join(changed[:_NAMED])}{rest}")
+    if found:
+        raise ValueError(f"the processes of this run do not agree: {'; '.join(found)}.")

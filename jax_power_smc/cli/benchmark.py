@@ -1,0 +1,280 @@
+"""Runs a benchmark and keeps its figures as JSON lines.
+
+python -m launch.benchmark --config=configs/fidelity.py --workdir=DIR
+"""
+
+import itertools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from jax_power_smc.core import checks
+from jax_power_smc.theory import cost_model
+from jax_power_smc.benchmarks import cost
+from jax_power_smc.benchmarks import fidelity
+from jax_power_smc.benchmarks import plots
+from jax_power_smc.benchmarks import records
+from jax_power_smc.benchmarks import summary
+from jax_power_smc.benchmarks import markov_models
+from jax_power_smc.benchmarks import theorem
+from jax_power_smc.cli import benchmark_pods
+from jax_power_smc.cli import benchmark_speed
+from jax_power_smc.cli import benchmark_io
+from jax_power_smc.cli.common import launch
+from jax_power_smc.models.checkpoints.load import LoadedModel
+from jax_power_smc.models.checkpoints.load import load
+from jax_power_smc.tiny_reasoner import problems
+from jax_power_smc.targets.power import PowerTarget
+
+FIELDS = {
+    "fidelity": (
+        *("alpha", "runs", "vocab_size", "kinds", "horizons", "entropies", "seeds"),
+        *("smc_particles", "smc_ramps", "swor_particles", "swor_ramps", "mh_particles"),
+        *("models", "prompts", "max_new_tokens", "model_runs"),
+        *("text_models", "texts", "text_max_new_tokens"),
+        *("model_smc_particles", "model_swor_particles", "model_mh_particles"),
+    ),
+    "cost_model": (
+        *("model", "alpha", "max_new_tokens", "num_particles"),
+        *("num_blocks", "moves_per_block", "repeats"),
+    ),
+    "theory": (
+        *("model", "alpha", "prompts", "num_particles", "max_new_tokens"),
+        *("temperatures", "num_traces", "num_dearest"),
+    ),
+    "speed": benchmark_speed.FIELDS,
+    "pods": benchmark_pods.FIELDS,
+}
+
+
+def benchmark(config: ConfigDict, workdir: str) -> pathlib.Path:
+    """Runs the benchmark that the config names; returns the file with its figures.
+
+    Raises:
+      ValueError: for a field that is missing or has a value that cannot be, before any work.
+      OSError: if the workdir cannot be written.
+    """
+    checks.one_of("config.benchmark", config.get("benchmark"), FIELDS)
+    missing = [name for name in FIELDS[config.benchmark] if name not in config]
+    if missing:
+        raise ValueError(f"the config lacks {', '.join(missing)}.")
+    return _BENCHMARKS[config.benchmark](config, pathlib.Path(workdir).expanduser())
+
+
+def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
+    _check_fidelity(config)
+    grid = [
+        {"kind": kind, "horizon": horizon, "entropy": entropy, "seed": seed}
+        for kind, horizon, entropy, seed in itertools.product(
+            config.kinds, config.horizons, config.entropies, config.seeds
+        )
+    ]
+    asked = _questions(config)
+    path = benchmark_io.new_file(root, "fidelity.jsonl")
+    report = benchmark_io.Report()
+    with open(path, "w", encoding="utf-8") as file:
+        write = records.writer(file)
+        fidelity.measure_tables(
+            grid,
+            _settings(config, ""),
+            vocab_size=config.vocab_size,
+            alpha=config.alpha,
+            runs=config.runs,
+            write=write,
+            report=report,
+        )
+        for name, (lm, questions) in asked.items():
+            fidelity.measure_model(
+                lm,
+                name,
+                questions,
+                _settings(config, "model_"),
+                runs=config.model_runs,
+                write=write,
+                report=report,
+            )
+    print(f"The figures: {path}")
+    benchmark_io.show(summary.fidelity(benchmark_io.read(path)))
+    if grid:
+        plots.fidelity(path, root / "fidelity.png")
+        print(f"The picture: {root / 'fidelity.png'}")
+    return path
+
+
+def _check_fidelity(config: ConfigDict) -> None:
+    """Raises ValueError for a value that cannot be, before anything is loaded or written."""
+    PowerTarget(config.alpha)
+    for name in ("runs", "model_runs"):
+        checks.integer(f"config.{name}", config[name], at_least=2)
+    for name in ("vocab_size", "prompts", "max_new_tokens", "text_max_new_tokens"):
+        checks.integer(f"config.{name}", config[name], at_least=1)
+    for name in ("kinds", "horizons", "entropies", "seeds", "smc_ramps", "swor_ramps"):
+        benchmark_io.listed(f"config.{name}", config[name])
+    for name in ("models", "text_models", "texts"):
+        for value in benchmark_io.listed(f"config.{name}", config[name]):
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"config.{name} has {value!r}; it must be some text.")
+    if config.text_models and not config.texts:
+        raise ValueError("config.texts is empty; config.text_models needs texts to continue.")
+    for kind, entropy in itertools.product(config.kinds, config.entropies):
+        markov_models.check(config.vocab_size, entropy, kind)
+    for horizon in config.horizons:
+        checks.integer("config.horizons", horizon, at_least=1)
+    checks.seeds("config.seeds", config.seeds)
+    for ramp in (*config.smc_ramps, *config.swor_ramps):
+        checks.number("a ramp, as a share of T,", ramp, at_least=0, at_most=1)
+    for prefix in ("", "model_"):
+        for name in ("smc", "swor", "mh"):
+            for num in benchmark_io.listed(
+                f"config.{prefix}{name}_particles", config[f"{prefix}{name}_particles"]
+            ):
+                checks.integer(f"config.{prefix}{name}_particles", num, at_least=1)
+
+
+def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
+    PowerTarget(config.alpha)
+    checks.integer("config.repeats", config.repeats, at_least=1)
+    for name in ("max_new_tokens", "num_particles", "num_blocks"):
+        checks.integer(f"config.{name}", config[name], at_least=1)
+    checks.integer("config.moves_per_block", config.moves_per_block, at_least=0)
+    sizes = {
+        name: config[name]
+        for name in ("max_new_tokens", "num_particles", "num_blocks", "moves_per_block")
+    }
+    # Refuses blocks that do not divide the tokens.
+    cost_model.mh_tokens(config.max_new_tokens, config.num_blocks, config.moves_per_block, "global")
+    lm = load(config.model)
+    (problem,) = problems.problems("test", 1)
+    prompt = lm.encode(problem.question)
+    _check_positions("config.max_new_tokens", lm, [prompt], config.max_new_tokens)
+    path = benchmark_io.new_file(root, "cost_model.jsonl")
+    with open(path, "w", encoding="utf-8") as file:
+        cost.measure(
+            lm,
+            prompt,
+            alpha=config.alpha,
+            repeats=config.repeats,
+            write=records.writer(file),
+            report=benchmark_io.Report(),
+            **sizes,
+        )
+    for line in benchmark_io.read(path):
+        value = "none" if line["value"] is None else f"{line['value']:.4g}"
+        print(f"{line['metric']:22s} {line.get('method', ''):16s} {value:>10s} {line['unit']}")
+    print(f"The figures: {path}")
+    return path
+
+
+def _theory(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
+    PowerTarget(config.alpha)
+    # At alpha = 1 every weight is 1 and no step costs anything.
+    checks.number("config.alpha", config.alpha, above=1)
+    for name in ("prompts", "num_particles", "max_new_tokens", "num_traces", "num_dearest"):
+        checks.integer(f"config.{name}", config[name], at_least=1)
+    for temperature in benchmark_io.listed("config.temperatures", config.temperatures):
+        checks.number("config.temperatures", temperature, at_least=1e-6)
+    lm = load(config.model)
+    prompts = [lm.encode(x.question) for x in problems.problems("test", config.prompts)]
+    _check_positions("config.max_new_tokens", lm, prompts, config.max_new_tokens)
+    path = benchmark_io.new_file(root, "theory.jsonl")
+    with open(path, "w", encoding="utf-8") as file:
+        theorem.measure(
+            lm,
+            prompts,
+            alpha=config.alpha,
+            num_particles=config.num_particles,
+            max_new_tokens=config.max_new_tokens,
+            temperatures=config.temperatures,
+            num_dearest=config.num_dearest,
+            write=records.writer(file),
+            report=benchmark_io.Report(),
+        )
+    benchmark_io.show(theorem.tables(benchmark_io.read(path)))
+    pictures = root / "theorem.png", root / "step_costs.png"
+    plots.theorem(path, pictures[0])
+    plots.step_costs(path, pictures[1], config.num_traces)
+    print(f"The figures: {path}   the pictures: {pictures[0]} and {pictures[1]}")
+    return path
+
+
+def _check_positions(
+    name: str, lm: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> None:
+    """Raises ValueError if prompt and continuation do not fit the model's context."""
+    longest, limit = max(map(len, prompts)), lm.model.max_positions
+    if longest + new_tokens > limit:
+        raise ValueError(
+            f"{name} is {new_tokens}; with prompts of up to {longest} tokens it must be at most "
+            f"{limit - longest}, since the model has {limit} positions."
+        )
+
+
+def _settings(config: ConfigDict, prefix: str) -> list[fidelity.Setting]:
+    """All settings of the fields that begin with ``prefix``: of tables, or of models."""
+    smc, swor, mh = (config[f"{prefix}{name}_particles"] for name in ("smc", "swor", "mh"))
+    return [
+        *(fidelity.Setting("smc", n, ramp) for n in smc for ramp in config.smc_ramps),
+        *(fidelity.Setting("swor", n, ramp) for n in swor for ramp in config.swor_ramps),
+        *(fidelity.Setting("mh", n) for n in mh),
+    ]
+
+
+def _questions(config: ConfigDict) -> dict[str, tuple[LoadedModel, fidelity.Questions]]:
+    """name -> the model and what it is asked."""
+    listed = list(problems.problems("test", config.prompts))
+
+    def is_right(index: int, response: str) -> bool:
+        return problems.parse_answer(response) == listed[index].answer
+
+    asked = {}
+    for name in config.models:
+        lm = load(name)
+        target = PowerTarget(config.alpha, lm.eos_ids)
+        texts = [problem.question for problem in listed]
+        questions = fidelity.Questions(texts, target, config.max_new_tokens, is_right)
+        prompts = [lm.encode(text) for text in texts]
+        _check_positions("config.max_new_tokens", lm, prompts, config.max_new_tokens)
+        asked[pathlib.Path(name).name] = (lm, questions)
+    for name in config.text_models:
+        if not pathlib.Path(name).is_dir():
+            print(f"{name} is absent and left out.")
+            continue
+        # No end tokens: else the power distribution would end a story at once.
+        questions = fidelity.Questions(
+            config.texts, PowerTarget(config.alpha), config.text_max_new_tokens
+        )
+        lm = load(name)
+        prompts = [lm.encode(text) for text in config.texts]
+        _check_positions("config.text_max_new_tokens", lm, prompts, config.text_max_new_tokens)
+        asked[pathlib.Path(name).name] = (lm, questions)
+    return asked
+
+
+_BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], pathlib.Path]] = {
+    "fidelity": _fidelity,
+    "cost_model": _cost_model,
+    "theory": _theory,
+    "speed": benchmark_speed.run,
+    "pods": benchmark_pods.run,
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the launcher with the flags that ``run`` defined."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    values: Any = flags.FLAGS
+    benchmark(values.config, values.workdir)
+
+
+def run() -> None:
+    """The command line."""
+    config_flags.DEFINE_config_file(
+        "config", None, "A benchmark config, such as configs/fidelity.py."
+    )
+    flags.DEFINE_string("workdir", "runs/benchmark", "Directory for the figures and pictures.")
+    flags.mark_flags_as_required(["config"])
+    launch(main)

@@ -1,0 +1,252 @@
+"""Grades responses.
+
+python -m launch.grade --task=math500 --input=FILE --output=FILE
+
+The input holds one JSON object per line with ``gold`` and ``response``. The output has the same
+lines, in the same order, with ``parsed``, ``correct`` and ``correct_string``, and with ``note``
+where a response could not be judged; other fields are kept.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, NamedTuple
+
+from absl import app, flags
+from rich.console import Console
+from rich.progress import Progress
+
+from jax_power_smc.core.files import json_line
+from jax_power_smc.core.files import keep_older
+from jax_power_smc.grading import string_rule
+from jax_power_smc.grading.references import read_gold
+from jax_power_smc.grading.factory import open_grader
+from jax_power_smc.grading.base import Grader
+from jax_power_smc.grading.base import Verdict
+from jax_power_smc.cli.common import launch
+
+KINDS = {
+    "math500": "math",
+    "gsm8k": "math",
+    "aime": "math",
+    "gpqa": "choice",
+    "humaneval": "code",
+    "tiny_reasoner": "reasoner",
+    "string": "string",
+}
+
+
+class Line(NamedTuple):
+    """A line of the input.
+
+    Attributes:
+      fields: all of it.
+      gold: the right answer as graders take it.
+    """
+
+    fields: dict[str, Any]
+    gold: Any
+
+
+class Summary(NamedTuple):
+    """What came out: numbers of responses, and the seconds that it took."""
+
+    graded: int
+    correct: int
+    correct_string: int
+    not_judged: int
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.graded:
+            return "0 graded"
+        by_rule, by_string = self.correct / self.graded, self.correct_string / self.graded
+        return (
+            f"{self.graded} graded   correct {by_rule:.1%}   by strings {by_string:.1%}   "
+            f"{self.not_judged} could not be judged   {self.seconds:.1f} s"
+        )
+
+
+def grade(
+    task: str,
+    source: pathlib.Path,
+    target: pathlib.Path,
+    *,
+    processes: int | None = None,
+    seconds: float = 10.0,
+    allow_code_execution: bool = False,
+) -> Summary:
+    """Grades a file; one that is already where the output goes is kept under another name.
+
+    Args:
+      task: one of ``KINDS``.
+      source: the input.
+      target: the output; while it is being made, its name ends in ".tmp".
+      processes: see ``open_grader``, also for the others.
+      seconds: that judging one response may take.
+      allow_code_execution: for humaneval.
+
+    Raises:
+      ValueError: for a value or a line that cannot be used; nothing is graded then.
+      OSError: for a file that cannot be read or written.
+    """
+    if task not in KINDS:
+        raise ValueError(f"task is {task!r}; allowed are {', '.join(KINDS)}.")
+    if target.is_dir():
+        raise ValueError(f"output is {os.fspath(target)}, a directory; it must be a file.")
+    if target.exists() and not target.is_file():  # a device would be renamed
+        raise ValueError(f"output is {os.fspath(target)}; it must be an ordinary file.")
+    unfinished = target.with_name(target.name + ".tmp")
+    for written in (target, unfinished):
+        if written.exists() and written.samefile(source):
+            raise ValueError(
+                "input and output are the same file; the output needs another name."
+                if written == target
+                else f"input is {os.fspath(source)}, where the output is made; rename one of them."
+            )
+    started = time.monotonic()
+    with open_grader(
+        KINDS[task],
+        processes=processes,
+        seconds=seconds,
+        allow_code_execution=allow_code_execution,
+    ) as grader:
+        lines = read_lines(source, task)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("w", encoding="utf-8") as file:
+            verdicts = _write(file, lines, grader)
+    keep_older(target)
+    unfinished.rename(target)
+    return Summary(
+        graded=len(verdicts),
+        correct=sum(each.correct for each in verdicts),
+        correct_string=sum(each.correct_string for each in verdicts),
+        not_judged=sum(each.note is not None for each in verdicts),
+        seconds=time.monotonic() - started,
+    )
+
+
+def read_lines(source: pathlib.Path, task: str) -> list[Line]:
+    """All lines of the input; empty ones are left out.
+
+    Raises:
+      ValueError: for the first that cannot be used, by its number.
+    """
+    lines = []
+    for number, content in enumerate(source.read_bytes().split(b"\n"), start=1):
+        if content.strip():
+            try:
+                lines.append(_read_line(content, task))
+            except ValueError as error:
+                raise ValueError(f"line {number} of {os.fspath(source)}: {error}") from None
+    return lines
+
+
+def _read_line(content: bytes, task: str) -> Line:
+    constants: list[str] = []
+
+    def constant(name: str) -> float:
+        constants.append(name)
+        return float(name)
+
+    try:
+        fields = json.loads(content, parse_constant=constant, parse_float=_finite)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError("this is not JSON.") from None
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep.") from None
+    if not isinstance(fields, dict):
+        raise ValueError("this is not a JSON object.")
+    for name in ("gold", "response"):
+        if name not in fields:
+            raise ValueError(f"the field {name} is missing.")
+    if not isinstance(fields["response"], str):
+        raise ValueError(f"response is a {type(fields['response']).__name__}; it must be a text.")
+    gold = fields["gold"]
+    if task == "gsm8k" and isinstance(gold, str):  # the whole solution, ending in "#### 18"
+        gold = string_rule.gold_answer(gold)
+    # Under this name, cases for graders say what is special about them.
+    if KINDS[task] == "math" and fields.get("opts"):
+        gold = {"answer": gold, "opts": fields["opts"]}
+    read_gold(KINDS[task], gold)
+    if constants:  # NaN or Infinity, which the output could not have either
+        raise ValueError("this is not JSON.")
+    return Line(fields, gold)
+
+
+def _finite(number: str) -> float:
+    """The number; one that is too large would be written as Infinity, which is not JSON."""
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number[:80]} is too large a number.")
+    return value
+
+
+def _write(file: IO[str], lines: Sequence[Line], grader: Grader) -> list[Verdict]:
+    """Grades the lines and writes each as soon as those before it are written."""
+    for index, line in enumerate(lines):
+        grader.submit(index, line.gold, [line.fields["response"]])
+    waiting: dict[int, Verdict] = {}
+    verdicts: list[Verdict] = []
+    for index, verdict in _shown(_finished(grader), len(lines)):
+        waiting[index] = verdict
+        while len(verdicts) in waiting:
+            line = lines[len(verdicts)]
+            verdicts.append(waiting.pop(len(verdicts)))
+            file.write(json_line(_graded(line.fields, verdicts[-1])))
+    return verdicts
+
+
+def _finished(grader: Grader) -> Iterator[tuple[Any, Verdict]]:
+    while grader.pending:
+        for index, (verdict,) in grader.finished(wait=True):
+            yield index, verdict
+
+
+def _shown(items: Iterator[Any], total: int) -> Iterator[Any]:
+    """The same items, with a live line where somebody is watching."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
+        yield from progress.track(items, total=total, description="grading")
+
+
+def _graded(fields: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
+    graded = fields | verdict._asdict()
+    if verdict.note is None:
+        del graded["note"]  # also that of an earlier grading
+    return graded
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the launcher with the flags that ``run`` defined."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    values = flags.FLAGS
+    summary = grade(
+        values.task,
+        pathlib.Path(values.input),
+        pathlib.Path(values.output),
+        processes=values.processes,
+        seconds=values.seconds,
+        allow_code_execution=values.allow_code_execution,
+    )
+    print(summary)
+
+
+def run() -> None:
+    """The command line."""
+    flags.DEFINE_string("task", None, f"One of {', '.join(KINDS)}.")
+    flags.DEFINE_string("input", None, "JSON lines that hold gold and response.")
+    flags.DEFINE_string("output", None, "Where the graded lines go.")
+    flags.DEFINE_integer("processes", None, "How many judge at the same time.")
+    flags.DEFINE_float("seconds", 10.0, "The longest that judging one response may take.")
+    flags.DEFINE_bool(
+        "allow_code_execution", False, "For humaneval: run code that a model wrote, here."
+    )
+    flags.mark_flags_as_required(["task", "input", "output"])
+    launch(main)

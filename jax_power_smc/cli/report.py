@@ -1,0 +1,135 @@
+"""Makes the report of an evaluation: one HTML page, and its plots as files.
+
+    python -m launch.report --workdir=DIR
+
+DIR is the workdir of launch.evaluate, of a job that is finished or not. The page opens without a
+network, and can be sent to somebody as it is.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Sequence
+
+from absl import app, flags
+from etils import epath
+
+from jax_power_smc.evaluation import store
+from jax_power_smc.cli.common import launch
+from jax_power_smc.report import outputs
+from jax_power_smc.report import page
+from jax_power_smc.report import plots
+from jax_power_smc.report import job_status
+from jax_power_smc.report import table
+from jax_power_smc.report.load import ReportData
+from jax_power_smc.report.load import in_full
+from jax_power_smc.report.load import read_report
+
+PAGE = "index.html"
+# Problems that a sentence about an unknown one names.
+_NAMED = 3
+
+
+def report(workdir: str, problems: Sequence[str] = (), output: str | None = None) -> epath.Path:
+    """Writes the report, and prints the table.
+
+    Args:
+      workdir: of an evaluation, local or remote (gs://).
+      problems: ids of those that are shown in full; if empty, the ones that samplers disagree
+        about most.
+      output: directory for the page and its plots; None for "report" in the workdir.
+
+    Returns:
+      Where the page is.
+
+    Raises:
+      ValueError: if there is no finished item, a file is damaged, or no problem has such an id.
+      OSError: if something cannot be read or written.
+    """
+    root = epath.Path(workdir).expanduser()
+    target = root / "report" if output is None else epath.Path(output).expanduser()
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"output is {os.fspath(target)}, a file; it must be a directory.")
+    data = _read(root)
+    _check_problems(data, problems)
+    now = job_status.state_of(data)
+    if now.summary is not None:
+        table.show(now.summary)
+    # Of an unfinished job, the plots are to show what the table shows.
+    data = dataclasses.replace(data, summary=now.summary)
+
+    chosen = list(dict.fromkeys(problems)) or outputs.telling(data)
+    files: dict[str, bytes] = {}
+    pictures = _draw(plots.figures(data), files)
+    sections = []
+    for records in in_full(root, chosen).values():
+        problem = outputs.in_full(records, data.labels)
+        drawn = _draw(plots.genealogy(problem.records, data.labels), files)
+        sections.append(page.ProblemSection(problem, drawn))
+    content = page.render(data, now, pictures, sections).encode()
+
+    target.mkdir(parents=True, exist_ok=True)
+    for name, png in files.items():
+        store.write_bytes_whole(target / name, png)
+    # Last, so that a page that is new has its plots beside it.
+    store.write_bytes_whole(target / PAGE, content)
+    print(f"{data.about['hash']}: {now.text}; {len(files)} plots beside the page")
+    print(f"The page ({_size(content)}): {target / PAGE}")
+    return target / PAGE
+
+
+def _read(root: epath.Path) -> ReportData:
+    try:
+        return read_report(root)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"the records in {os.fspath(root)} are not as this version of the package writes them "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _check_problems(data: ReportData, problems: Sequence[str]) -> None:
+    ids = list(dict.fromkeys(item.reading.item[2] for item in data.items))
+    for name in problems:
+        if name not in ids:
+            near = difflib.get_close_matches(name, ids, _NAMED) or ids[:_NAMED]
+            some = ", ".join(map(repr, near))
+            more = "" if len(ids) == len(near) else f" and {len(ids) - len(near):,} more"
+            raise ValueError(f"problem is {name!r}; finished ones are {some}{more}.")
+
+
+def _draw(made: Sequence[plots.Plot], files: dict[str, bytes]) -> list[page.Picture]:
+    """Draws plots one after another, and adds their files by name."""
+    pictures = []
+    for plot in made:
+        picture = page.Picture(plot.title, plot.caption, plots.to_png(plot.figure))
+        pictures.append(picture)
+        files[f"{re.sub('[^A-Za-z0-9_.-]', '_', plot.name)}.png"] = picture.png
+    return pictures
+
+
+def _size(content: bytes) -> str:
+    return f"{len(content) / 1e6:.1f} MB"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the launcher with the flags that ``run`` defined."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    values = flags.FLAGS
+    report(values.workdir, values.problem, values.output)
+
+
+def run() -> None:
+    """The command line."""
+    flags.DEFINE_string("workdir", None, "Of launch.evaluate, local or remote (gs://bucket/dir).")
+    flags.DEFINE_multi_string(
+        "problem",
+        [],
+        "Id of a problem that is shown in full; give it several times for several. Default: those "
+        "that the samplers disagree about most.",
+    )
+    flags.DEFINE_string("output", None, "Directory for page and plots. Default: WORKDIR/report.")
+    flags.mark_flags_as_required(["workdir"])
+    launch(main)

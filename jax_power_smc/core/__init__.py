@@ -1,0 +1,1 @@
+"""Helpers that know nothing of the paper: checks, keys, the mesh and the vocabulary's axis."""

@@ -1,0 +1,1 @@
+"""The decode engine: the step, its compiled programs, and the scheduler on the host."""

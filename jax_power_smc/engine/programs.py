@@ -1,0 +1,329 @@
+"""The engine's programs on its prompt slots, and the cache of their compiled forms.
+
+    enter       prefill and step 0 of a group of prompts
+    insert      puts them into free slots
+    write_rows  puts the states of a stop rule into the table
+    run_chunk   a number of decode steps of all slots, or nothing if all are done
+    harvest     final weights and choices of a group of slots
+    retire      ends prompts that are not wanted any more
+
+Each is written for the prompts of one device; on a mesh every "data" row runs it for its own.
+
+Letters: P slots, R prompts that enter or leave together, S padded prompt length.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_power_smc.smc import weights
+from jax_power_smc.engine import decode
+from jax_power_smc.core import prng
+from jax_power_smc.engine.decode import DecodeState
+from jax_power_smc.engine.decode import PromptInputs
+from jax_power_smc.engine.decode import SharedInputs
+from jax_power_smc.engine.decode import StepInfo
+from jax_power_smc.models.base import LanguageModel
+from jax_power_smc.core.mesh import EACH
+from jax_power_smc.core.mesh import GROUP
+from jax_power_smc.engine.layout import ONE_DEVICE
+from jax_power_smc.core.mesh import SAME
+from jax_power_smc.engine.layout import Layout
+from jax_power_smc.engine.layout import Specs
+from jax_power_smc.core.mesh import default_place
+from jax_power_smc.engine.timing import preparing
+from jax_power_smc.samplers import FinalWeights
+from jax_power_smc.samplers import Kernel
+from jax_power_smc.samplers import Particles
+
+
+class Harvest(NamedTuple):
+    """What R finished prompts leave behind.
+
+    Attributes:
+      final: final weights and choices, [R, N].
+      particles: the populations, [R, M].
+      tokens: [R, M, T] int32.
+    """
+
+    final: FinalWeights
+    particles: Particles
+    tokens: jax.Array
+
+
+def over_prompts(function: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
+    """``function(any_prompt, *args)`` of one prompt, for a batch of prompts.
+
+    A batch of one bypasses vmap: size-1 batch dimensions cost XLA its in-place updates.
+    """
+
+    def batched(*args: Any) -> Any:
+        sizes: list[int] = []
+        _per_prompt(lambda x: sizes.append(x.shape[0]), args, in_axes)
+        if sizes[0] > 1:
+            mapped = functools.partial(function, decode.any_in_batch)
+            return jax.vmap(mapped, in_axes=in_axes, axis_name="prompts")(*args)
+        alone = _per_prompt(lambda x: x[0], args, in_axes)
+        return jax.tree.map(lambda x: x[None], function(decode.this_prompt, *alone))
+
+    return batched
+
+
+def _per_prompt(function: Callable[[jax.Array], Any], args: Any, axes: Any) -> Any:
+    """The function applied to the arrays that have an axis of prompts."""
+
+    def below(axis: int | None, tree: Any) -> Any:
+        return tree if axis is None else jax.tree.map(function, tree)
+
+    return jax.tree.map(below, axes, args, is_leaf=lambda x: x is None)
+
+
+def idle(entered: Any, slots: int) -> jax.Array:
+    """[P, ...] that nobody is in: all zero, so that no token may be drawn (cap 0)."""
+    if jnp.issubdtype(entered.dtype, jax.dtypes.prng_key):
+        data = idle(jax.eval_shape(jax.random.key_data, entered), slots)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(entered))
+    return jnp.zeros((slots, *entered.shape[1:]), entered.dtype)
+
+
+def fit(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """x [rows, ...] with zeros appended up to [rows, *shape]."""
+    if x.shape[1:] == shape:
+        return x
+    missing = [(0, 0), *((0, want - have) for want, have in zip(shape, x.shape[1:], strict=True))]
+    return jnp.pad(x, missing)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capacity"))
+def enter(
+    params: Any,
+    shared: SharedInputs,
+    prompts: PromptInputs,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    *,
+    model: LanguageModel,
+    capacity: int,
+) -> tuple[PromptInputs, DecodeState, StepInfo]:
+    """Prefill and step 0: tokens [R, S], lengths [R]; no prompt has a context yet.
+
+    ``capacity`` is that of the token buffers. The states that come back have no cache yet.
+    """
+
+    def one(any_prompt, params, shared, prompt, tokens, length):  # type: ignore[no-untyped-def]
+        logits, context = model.prefill(params, tokens, length)
+        uniforms = prng.step_uniforms(
+            prompt.key,
+            jnp.zeros((), jnp.int32),
+            shared.sampler.population_size,
+            weights.weight_dtype(logits),
+        )
+        state, info = decode.begin(
+            model, capacity, params, shared, prompt, logits, uniforms, any_prompt
+        )
+        return prompt._replace(context=context), state._replace(cache=None), info
+
+    return over_prompts(one, (None, None, 0, 0, 0))(params, shared, prompts, tokens, lengths)
+
+
+def empty_cache(
+    model: LanguageModel, params: Any, num_prompts: int, num_particles: int, capacity: int
+) -> Any:
+    """The caches of P prompts before the first token, leaves [P, N, ...]."""
+    shapes = jax.eval_shape(
+        functools.partial(model.init_cache, num_particles=num_particles, capacity=capacity), params
+    )
+    return jax.tree.map(lambda x: jnp.zeros((num_prompts, *x.shape), x.dtype), shapes)
+
+
+@functools.partial(jax.jit, donate_argnames=("slots",))
+def insert(slots: Any, entered: Any, index: jax.Array) -> Any:
+    """The slots [P, ...] with those of ``index`` [R] int32 replaced; P and beyond is nobody."""
+    return jax.tree.map(lambda x, y: x.at[index].set(y, mode="drop"), slots, entered)
+
+
+@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("state",))
+def run_chunk(
+    params: Any,
+    shared: SharedInputs,
+    prompts: PromptInputs,
+    state: DecodeState,
+    clocks: jax.Array,
+    *,
+    model: LanguageModel,
+) -> tuple[DecodeState, StepInfo, jax.Array]:
+    """A step of P prompts at each of ``clocks`` [steps] int32; nothing if all are done.
+
+    Returns:
+      The state; what was observed, [P, steps, ...]; and whether each prompt is still running [P].
+    """
+    sampler: Kernel = shared.sampler
+
+    # The loop is inside the vmap, so that a batch of one has no axis of size 1 in its carry.
+    def one(any_prompt, params, shared, prompt, state, clocks):  # type: ignore[no-untyped-def]
+        def body(state: DecodeState, clock: jax.Array) -> tuple[DecodeState, StepInfo]:
+            uniforms = prng.step_uniforms(
+                prompt.key, state.step, sampler.population_size, state.particles.log_weight.dtype
+            )
+            return decode.decode_step(
+                model, params, shared, prompt, state, uniforms, clock, any_prompt
+            )
+
+        return jax.lax.scan(body, state, clocks)
+
+    def go(state: DecodeState) -> tuple[DecodeState, StepInfo]:
+        chunk = over_prompts(one, (None, None, 0, 0, None))
+        return chunk(params, shared, prompts, state, clocks)
+
+    def idle(state: DecodeState) -> tuple[DecodeState, StepInfo]:
+        shape, size = (state.step.shape[0], clocks.shape[0]), sampler.population_size
+        return state, StepInfo(
+            ess=jnp.full(shape, sampler.num_particles, state.particles.log_weight.dtype),
+            resampled=jnp.zeros(shape, bool),
+            forks=jnp.zeros(shape, jnp.int32),
+            parent=jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (*shape, size)),
+            bad_logits=jnp.zeros(shape, bool),
+        )
+
+    def running(state: DecodeState) -> jax.Array:
+        return jax.vmap(decode.is_running)(state.particles, prompts.target, state.step)
+
+    state, info = jax.lax.cond(jnp.any(running(state)), go, idle, state)
+    return state, info, running(state)
+
+
+@functools.partial(jax.jit, donate_argnames=("table",))
+def write_rows(table: jax.Array, rows: jax.Array, first: jax.Array) -> jax.Array:
+    """A table [states, V] with ``rows`` [n, V] from row ``first`` [] on, in its own memory."""
+    return jax.lax.dynamic_update_slice_in_dim(table, rows, first, axis=0)
+
+
+@jax.jit
+def harvest(
+    shared: SharedInputs, prompts: PromptInputs, state: DecodeState, index: jax.Array
+) -> Harvest:
+    """Final weights, choices and sequences of the slots ``index`` [R] int32; no cache is read."""
+    prompts = prompts._replace(context=None)
+    prompts, state = jax.tree.map(lambda x: x[index], (prompts, state._replace(cache=None)))
+
+    def one(shared: SharedInputs, prompt: PromptInputs, state: DecodeState) -> FinalWeights:
+        uniforms = prng.final_uniforms(prompt.key, state.particles.log_weight.dtype)
+        return decode.finish(shared, prompt, state, uniforms)
+
+    final = jax.vmap(one, in_axes=(None, 0, 0))(shared, prompts, state)
+    return Harvest(final, state.particles, state.tokens)
+
+
+@jax.jit
+def retire(cap: jax.Array, unwanted: jax.Array) -> jax.Array:
+    """The caps [P] with those of unwanted prompts [P] bool at 0: they take no further step."""
+    return jnp.where(unwanted, jnp.zeros_like(cap), cap)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capacity"))
+def grow(cache: Any, clock: jax.Array, *, model: Any, capacity: int) -> Any:
+    """The caches of P prompts with another capacity; ``clock`` [] is that of the last step."""
+    return jax.vmap(lambda cache: model.grow(cache, capacity, clock))(cache)
+
+
+# --- On a mesh --------------------------------------------------------------------------------
+
+
+def _enter_specs(layout: Layout, args: Any) -> Specs:
+    inputs = (layout.params(args[0]), SAME, layout.prompts(), EACH, EACH)
+    return Specs(inputs, (layout.prompts(), layout.state(), EACH), (False, False, True))
+
+
+def _insert_specs(layout: Layout, args: Any) -> Specs:
+    del args
+    slots = layout.prompts(), layout.state()
+    return Specs((slots, slots, EACH), slots, False, (0,))
+
+
+def _run_chunk_specs(layout: Layout, args: Any) -> Specs:
+    state = layout.state()
+    inputs = (layout.params(args[0]), SAME, layout.prompts(), state, SAME)
+    return Specs(inputs, (state, EACH, EACH), (False, True, True), (3,))
+
+
+def _harvest_specs(layout: Layout, args: Any) -> Specs:
+    del args
+    return Specs((SAME, layout.prompts(), layout.state(), EACH), EACH, True)
+
+
+# How arguments and results of each program lie; ``chains`` adds its own.
+SPECS: dict[Any, Callable[[Layout, Any], Specs]] = {
+    enter: _enter_specs,
+    insert: _insert_specs,
+    run_chunk: _run_chunk_specs,
+    write_rows: lambda layout, args: Specs((SAME, SAME, SAME), SAME, False, (0,)),
+    harvest: _harvest_specs,
+    retire: lambda layout, args: Specs((EACH, EACH), EACH, False),
+    grow: lambda layout, args: Specs((GROUP, SAME), GROUP, False),
+}
+
+
+# --- Compilation ------------------------------------------------------------------------------
+
+_EXECUTABLES: dict[Any, Any] = {}
+# A program on a CPU is some 400 maps of memory (Linux, tiny-reasoner with swor); a process may have
+# 65530 of them, and the compiler aborts at the next.
+MOST_ON_CPU = 120
+
+
+def compiled_count(function: Any = None) -> int:
+    """Number of executables compiled so far in this process: of one program, or of all."""
+    return sum(function in (None, key[0]) for key in _EXECUTABLES)
+
+
+def forget() -> None:
+    """Drops every executable, and JAX's own caches, which would keep them alive.
+
+    What is needed again is compiled again, or found in the persistent compilation cache.
+    """
+    _EXECUTABLES.clear()
+    jax.clear_caches()
+
+
+def results(function: Any, static: dict[str, Any], args: Any, layout: Layout) -> Any:
+    """The shapes of what a program returns."""
+    if layout.mesh is None:
+        return jax.eval_shape(functools.partial(function, **static), *args)
+    return layout.lower(function, static, args, SPECS[function](layout, args)).out_info
+
+
+def executable(
+    function: Any, static: dict[str, Any], args: Any, layout: Layout = ONE_DEVICE
+) -> Any:
+    """The compiled form of ``function`` for these shapes and places and JAX's present settings."""
+    leaves, structure = jax.tree.flatten(args)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    named = tuple(sorted(static.items(), key=lambda x: x[0]))
+    settings = tuple(jax.config.values.items())
+    places = _places(leaves) if layout.mesh is None else ()
+    cache_key = (function, named, structure, shapes, layout.mesh, places, settings)
+    if cache_key in _EXECUTABLES:
+        return _EXECUTABLES[cache_key]
+    if len(_EXECUTABLES) >= MOST_ON_CPU and jax.default_backend() == "cpu":
+        forget()
+    with preparing():
+        executable = layout.lower(function, static, args, SPECS[function](layout, args)).compile()
+    _EXECUTABLES[cache_key] = executable
+    return executable
+
+
+def call(function: Any, static: dict[str, Any], args: tuple[Any, ...], layout: Layout) -> Any:
+    """Calls the compiled form of ``function`` with arrays, wherever they lie."""
+    if layout.mesh is not None:
+        args = layout.put(args, SPECS[function](layout, args).inputs)
+    return executable(function, static, args, layout)(*args)
+
+
+def _places(leaves: Sequence[Any]) -> tuple[Any, ...]:
+    """Where arrays lie that are not simply on the default device."""
+    usual = default_place()
+    found = ((i, getattr(leaf, "sharding", None)) for i, leaf in enumerate(leaves))
+    return tuple((i, where) for i, where in found if where is not None and where != usual)

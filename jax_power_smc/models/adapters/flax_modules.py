@@ -1,0 +1,223 @@
+"""Flax modules, NNX and Linen, as ``PlainLM`` or ``CachedLM``.
+
+Letters: B rows, S prompt length, V vocabulary, L = ``max_positions``.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jax_power_smc.models.adapters.cached import CachedLM
+from jax_power_smc.models.adapters.cached import Position
+from jax_power_smc.models.adapters.plain import PlainLM
+
+
+def from_nnx(
+    module: nnx.Module,
+    *,
+    vocab_size: int,
+    max_positions: int | None = None,
+    init_cache: Callable[..., None] | None = None,
+    position: Position = "cache_index",
+    one_token: bool = True,
+    call: Callable[..., Any] | None = None,
+) -> tuple[PlainLM | CachedLM, nnx.State]:
+    """A Flax NNX module as a model, and its parameters.
+
+    Args:
+      module: maps tokens [B, S] int32 to logits [B, S, V], in evaluation mode (``module.eval()``).
+        It is not changed, and what it changes in itself when called, its cache apart, is forgotten
+        after the call.
+      vocab_size: V.
+      max_positions: L; needed with a cache.
+      init_cache: (module, batch B, capacity L), puts the empty cache into the module: variables of
+        type ``nnx.Cache``, as ``nnx.MultiHeadAttention.init_cache`` makes. None if it has no cache.
+      position, one_token: of the cache, see ``CachedLM``.
+      call: (module, tokens) -> logits; None for ``module(tokens)``.
+
+    Raises:
+      ValueError: see ``PlainLM`` and ``CachedLM``; for a module in training mode.
+    """
+    _check_call(module, call)
+    for path, part in nnx.iter_modules(module):
+        for name, training in (("deterministic", False), ("use_running_average", False)):
+            drops = getattr(part, "rate", getattr(part, "dropout_rate", 1)) != 0
+            if getattr(part, name, None) is training and drops:
+                place = ".".join(map(str, path)) or "the module"
+                raise ValueError(
+                    f"the module is in training mode: {place} has {name}={training}; call "
+                    "module.eval() first."
+                )
+    graph, params = nnx.split(module)
+    if init_cache is None:
+        return PlainLM(_NnxPlain(graph, call), vocab_size, max_positions), params
+    model = CachedLM(
+        _NnxCached(graph, call, init_cache, max_positions),
+        _NnxEmpty(graph, init_cache),
+        vocab_size=vocab_size,
+        max_positions=max_positions,  # type: ignore[arg-type]  # None is refused
+        position=position,
+        one_token=one_token,
+    )
+    return model, params
+
+
+def from_linen(
+    module: Any,
+    variables: Any,
+    *,
+    vocab_size: int,
+    max_positions: int | None = None,
+    position: Position = "cache_index",
+    one_token: bool = True,
+    call: Callable[..., Any] | None = None,
+) -> tuple[PlainLM | CachedLM, dict[str, Any]]:
+    """A Flax Linen module as a model, and its parameters.
+
+    Args:
+      module: maps tokens [B, S] int32 to logits [B, S, V], in evaluation mode.
+      variables: its collections. If "cache" is among them the module is used with a cache, and
+        ``module.init`` with tokens [B, L] must make an empty one; the one given is left out.
+      vocab_size: V.
+      max_positions: L; needed with a cache.
+      position, one_token: of the cache, see ``CachedLM``.
+      call: (module, tokens) -> logits; None for ``module(tokens)``.
+
+    Raises:
+      ValueError: see ``PlainLM`` and ``CachedLM``; for a module in training mode, when sampling
+        begins.
+    """
+    _check_call(module, call)
+    params = {name: part for name, part in variables.items() if name != "cache"}
+    if "cache" not in variables:
+        return PlainLM(_LinenPlain(module, call), vocab_size, max_positions), params
+    model = CachedLM(
+        _LinenCached(module, call),
+        _LinenEmpty(module, call),
+        vocab_size=vocab_size,
+        max_positions=max_positions,  # type: ignore[arg-type]  # None is refused
+        position=position,
+        one_token=one_token,
+    )
+    return model, params
+
+
+# Functions as values: they are equal where what they are made of is.
+
+
+@dataclasses.dataclass(frozen=True)
+class _NnxPlain:
+    """``apply_fn`` of a module without a cache."""
+
+    graph: Any
+    call: Callable[..., Any] | None
+
+    def __call__(self, params: Any, tokens: jax.Array) -> Any:
+        module = nnx.merge(self.graph, params)
+        with _evaluating():
+            return module(tokens) if self.call is None else self.call(module, tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NnxCached:
+    """``apply_fn`` of a module with a cache."""
+
+    graph: Any
+    call: Callable[..., Any] | None
+    init_cache: Callable[..., None]
+    capacity: Any
+
+    def __call__(self, params: Any, tokens: jax.Array, cache: Any) -> Any:
+        module = nnx.merge(self.graph, params)
+        self.init_cache(module, tokens.shape[0], self.capacity)
+        nnx.update(module, cache)
+        with _evaluating():
+            logits = module(tokens) if self.call is None else self.call(module, tokens)
+        return logits, nnx.state(module, nnx.Cache)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NnxEmpty:
+    """Its ``empty_cache``."""
+
+    graph: Any
+    init_cache: Callable[..., None]
+
+    def __call__(self, params: Any, batch: int, capacity: int) -> Any:
+        module = nnx.merge(self.graph, params)
+        self.init_cache(module, batch, capacity)
+        return nnx.state(module, nnx.Cache)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinenPlain:
+    """``apply_fn`` of a module without a cache."""
+
+    module: Any
+    call: Callable[..., Any] | None
+
+    def __call__(self, params: Any, tokens: jax.Array) -> Any:
+        with _evaluating():
+            return self.module.apply(params, tokens, method=self.call)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinenCached:
+    """``apply_fn`` of a module with a cache."""
+
+    module: Any
+    call: Callable[..., Any] | None
+
+    def __call__(self, params: Any, tokens: jax.Array, cache: Any) -> Any:
+        variables = {**params, "cache": cache}
+        with _evaluating():
+            logits, changed = self.module.apply(
+                variables, tokens, method=self.call, mutable=["cache"]
+            )
+        return logits, changed["cache"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinenEmpty:
+    """Its ``empty_cache``."""
+
+    module: Any
+    call: Callable[..., Any] | None
+
+    def __call__(self, params: Any, batch: int, capacity: int) -> Any:
+        # The parameters that this makes are not used, and compiled programs leave them out.
+        tokens = jnp.zeros((batch, capacity), jnp.int32)
+        with _evaluating():
+            return self.module.init(jax.random.key(0), tokens, method=self.call)["cache"]
+
+
+def _check_call(module: Any, call: Callable[..., Any] | None) -> None:
+    """Raises ValueError unless it can be called with tokens alone."""
+    try:
+        inspect.signature(module if call is None else call).bind(*[None] * (1 + (call is not None)))
+    except TypeError as error:
+        needs = "the module" if call is None else "call"
+        given = "tokens" if call is None else "the module and tokens"
+        raise ValueError(
+            f"{needs} cannot be called with {given} alone ({error}); let call=(module, tokens) say "
+            "how, with dropout off."
+        ) from error
+
+
+@contextlib.contextmanager
+def _evaluating() -> Iterator[None]:
+    """Turns what Flax says of a module that draws or changes something into one sentence."""
+    try:
+        yield
+    except flax.errors.FlaxError as error:
+        raise ValueError(
+            f"the module cannot be applied ({type(error).__name__}); use it in evaluation mode, "
+            "with deterministic=True for dropout and use_running_average=True for batch norms."
+        ) from error

@@ -1,0 +1,1 @@
+"""Loading checkpoints in the Hugging Face format, straight to their shards."""

@@ -1,0 +1,294 @@
+"""``config.json`` of the Hugging Face format: read into a ``TransformerConfig``, and written.
+
+Both schemas are read: the old one with ``rope_theta`` and ``rope_scaling``, and the new one with
+``rope_parameters``. What would change the result and is not implemented is refused by name.
+"""
+
+import json
+import os
+from typing import Any
+
+from jax_power_smc.models.transformer.config import CheckpointError
+from jax_power_smc.models.transformer.config import TransformerConfig
+from jax_power_smc.models.transformer.config import UnsupportedModelError
+from jax_power_smc.models.transformer.config import is_positive
+from jax_power_smc.models.transformer.config import is_size
+from jax_power_smc.models.transformer.families import FAMILIES
+from jax_power_smc.models.transformer.families import Family
+from jax_power_smc.models.checkpoints.hf_rope import Ropes
+from jax_power_smc.models.checkpoints.hf_rope import read_ropes
+from jax_power_smc.models.checkpoints.hf_rope import write_ropes
+
+# our field -> its name in config.json: the sizes that must be there, and those with a default
+_REQUIRED = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_size": "intermediate_size",
+}
+_OPTIONAL = {
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_positions": "max_position_embeddings",
+}
+# Those whose default is a number, and of which a null says something of its own.
+_NULLABLE = {"num_key_value_heads", "attn_logit_softcapping", "final_logit_softcapping"}
+# Name of the field, and the values, that say what activation it is.
+_ACTIVATIONS = {
+    "silu": ("hidden_act", ("silu", "swish")),
+    "gelu_tanh": ("hidden_activation", ("gelu_pytorch_tanh",)),
+}
+_FULL, _WINDOW = "full_attention", "sliding_attention"
+
+
+def read_config(
+    directory: str | os.PathLike[str], max_positions: int | None = None
+) -> TransformerConfig:
+    """Reads ``config.json`` of a directory in Hugging Face format.
+
+    Args:
+      directory: the checkpoint's directory.
+      max_positions: see ``config_from_hf``.
+
+    Raises:
+      CheckpointError: if config.json is missing, unreadable or inconsistent.
+      UnsupportedModelError: if it names an architecture or a feature that is not implemented.
+    """
+    path = os.path.join(directory, "config.json")
+    if not os.path.isfile(path):
+        raise CheckpointError(
+            f"{os.fspath(directory)} has no config.json; a model directory in Hugging Face format "
+            "holds config.json, model.safetensors (or shards with an index) and tokenizer.json."
+        )
+    try:
+        with open(path, encoding="utf-8") as file:
+            raw = json.load(file)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(raw).__name__}; it must be an object.")
+    return config_from_hf(raw, path, max_positions)
+
+
+def config_from_hf(
+    raw: dict[str, Any], source: str = "config.json", max_positions: int | None = None
+) -> TransformerConfig:
+    """Turns the contents of a ``config.json`` into a ``TransformerConfig``.
+
+    Args:
+      raw: the object.
+      source: what errors call it.
+      max_positions: the longest sequence that the model will be used for, at most what it allows;
+        default that, or with "longrope" the context of the pretraining: beyond it other rotary
+        frequencies hold, which make short sequences worse.
+
+    Raises:
+      CheckpointError: for values that are missing or cannot be.
+      UnsupportedModelError: for what is not implemented.
+    """
+    name = _family(raw, source)
+    family = FAMILIES[name]
+    missing = [key for key in _REQUIRED.values() if raw.get(key) is None]
+    if missing:
+        raise CheckpointError(f"{source} lacks {', '.join(missing)}.")
+    raw = {**family.defaults, **raw}
+    ropes = read_ropes(raw, family, source)
+    _refuse_unimplemented(raw, name, source)
+    names = _REQUIRED | _OPTIONAL
+    given = {key: raw[key] for key in names.values()}
+    scalars = {key: raw[key] for _, key in family.scalars}
+    numbers = {**scalars, "rope_theta": ropes.theta, "rms_norm_eps": raw["rms_norm_eps"]}
+    nullable = {key for key, value in family.defaults.items() if value is None} | _NULLABLE
+    bad = [
+        f"{key} {value!r}"
+        for values, is_right in ((given, is_size), (numbers, is_positive))
+        for key, value in values.items()
+        if not (is_right(value) or (value is None and key in nullable))
+    ]
+    if bad:
+        raise CheckpointError(
+            f"{source} has {', '.join(bad)}; sizes must be positive integers, the others positive "
+            "numbers."
+        )
+    sizes = {ours: given[key] for ours, key in names.items()}
+    heads, width = sizes["num_heads"], sizes["hidden_size"]
+    if sizes["head_dim"] is None and width % heads:
+        raise CheckpointError(
+            f"{source} has hidden_size {width} and num_attention_heads {heads} and no head_dim; "
+            "the first must then be a multiple of the second."
+        )
+    sizes["num_kv_heads"] = sizes["num_kv_heads"] or heads
+    sizes["head_dim"] = sizes["head_dim"] or width // heads
+    sizes["max_positions"] = _positions(sizes["max_positions"], max_positions, ropes, source)
+    try:
+        return TransformerConfig(
+            **sizes,
+            **{ours: scalars[key] for ours, key in family.scalars},
+            rope_theta=float(ropes.theta),
+            rope_scaling=ropes.scaling,
+            local_rope_theta=ropes.local_theta,
+            norm_eps=float(raw["rms_norm_eps"]),
+            tied_embeddings=_truth(raw, "tie_word_embeddings", source),
+            windows=_windows(raw, family, sizes["num_layers"], source),
+            family=name,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} cannot be used: {error}") from error
+
+
+def config_to_hf(config: TransformerConfig, **extra: Any) -> dict[str, Any]:
+    """The ``config.json`` of a checkpoint of ours; the inverse of ``config_from_hf``."""
+    family = config.of_family
+    names = _REQUIRED | _OPTIONAL
+    key, values = _ACTIVATIONS[family.activation]
+    scalars = {ours: getattr(config, ours) for ours, _ in family.scalars}
+    # These two may not be null in the file.
+    scalars["query_scalar"] = config.query_scalar or config.head_dim
+    scalars["query_multiplier"] = config.query_scale
+    made = {
+        "architectures": [family.architecture],
+        "model_type": config.family,
+        **{name: getattr(config, ours) for ours, name in names.items()},
+        **{name: scalars[ours] for ours, name in family.scalars},
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied_embeddings,
+        key: values[0],
+    }
+    made |= write_ropes(config)
+    windows = set(config.windows) - {0}
+    if family.windows != "none":
+        made["sliding_window"] = next(iter(windows), None)
+    if family.windows == "asked":
+        made["use_sliding_window"] = bool(windows)
+    if family.windows in ("asked", "some"):
+        kinds = [_WINDOW if config.window(i) else _FULL for i in range(config.num_layers)]
+        made["layer_types"] = kinds
+    return {**made, **extra}
+
+
+def _positions(allowed: int, wanted: int | None, ropes: Ropes, source: str) -> int:
+    """The longest sequence: what is wanted, if the model has so many positions."""
+    if wanted is None:
+        stretched = ropes.scaling is not None and ropes.scaling.kind == "longrope"
+        return min(allowed, ropes.scaling.original_positions) if stretched else allowed  # type: ignore[union-attr]
+    if not is_size(wanted) or wanted > allowed:
+        raise CheckpointError(
+            f"max_positions is {wanted!r}; it must be a positive integer of at most {allowed}, "
+            f"the positions that {source} gives the model."
+        )
+    return wanted
+
+
+def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> tuple[int, ...]:
+    """How many tokens each layer sees, 0 for all; empty if all see all."""
+    kinds = raw.get("layer_types") or []
+    if not isinstance(kinds, list) or (kinds and len(kinds) != layers):
+        raise CheckpointError(
+            f"{source} has layer_types {kinds!r}; it must be a list with an entry for each of the "
+            f"{layers} layers, or null."
+        )
+    others = {str(kind) for kind in kinds} - {_FULL, _WINDOW}
+    if others or (family.windows == "none" and _WINDOW in kinds):
+        raise UnsupportedModelError(
+            f"{source} asks for layer_types {sorted(set(map(str, kinds)))} (implemented is "
+            f"{_FULL!r}, and {_WINDOW!r} in the families that have windows)."
+        )
+    window = raw.get("sliding_window")
+    if family.windows == "none":
+        return ()
+    if family.windows == "asked" and not _truth(raw, "use_sliding_window", source):
+        window = None
+    if window is not None and not is_size(window):
+        raise CheckpointError(
+            f"{source} has sliding_window {window!r}; it must be a positive integer or null."
+        )
+    if family.windows == "all":
+        if _FULL in kinds and window is not None:
+            raise UnsupportedModelError(
+                f"{source} asks for layer_types {_FULL!r} beside a sliding_window (implemented "
+                "is a window in all layers of this family)."
+            )
+        kinds = kinds if window is None else [_WINDOW] * layers
+    elif not kinds and family.windows == "asked":
+        first = _integer(raw, "max_window_layers", 0, source)
+        kinds = [_WINDOW if i >= first and window is not None else _FULL for i in range(layers)]
+    elif not kinds:
+        pattern = family.pattern
+        if "sliding_window_pattern" in family.defaults:
+            pattern = _integer(raw, "sliding_window_pattern", 1, source)
+        kinds = [_WINDOW if (i + 1) % pattern else _FULL for i in range(layers)]
+    if _WINDOW in kinds and window is None:
+        raise CheckpointError(f"{source} has layers with {_WINDOW!r} and gives no window.")
+    found = tuple(window or 0 if kind == _WINDOW else 0 for kind in kinds)
+    return found if any(found) else ()
+
+
+def _integer(raw: dict[str, Any], key: str, smallest: int, source: str) -> int:
+    value = raw[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise CheckpointError(
+            f"{source} has {key} {value!r}; it must be an integer of at least {smallest}."
+        )
+    return value
+
+
+def _truth(raw: dict[str, Any], key: str, source: str) -> bool:
+    value = raw[key]
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{source} has {key} {value!r}; it must be true or false.")
+    return value
+
+
+def _refuse_unimplemented(raw: dict[str, Any], name: str, source: str) -> None:
+    """Names every setting that would change the result and is not implemented."""
+    family = FAMILIES[name]
+    key, allowed = _ACTIVATIONS[family.activation]
+    activation = raw.get(key) or allowed[0]
+    read = {key for _, key in family.scalars}
+    softcaps = [
+        key
+        for key in ("attn_logit_softcapping", "final_logit_softcapping")
+        if key not in read and raw.get(key) is not None
+    ]
+    windowless = family.windows == "none" and bool(raw.get("use_sliding_window"))
+    refusals = {
+        "use_sliding_window true (not in this family)": windowless,
+        **{f"{x} true (implemented is false)": bool(raw.get(x)) for x in family.biases},
+        f"{key} {activation!r} (implemented is {allowed[0]!r})": activation not in allowed,
+        f"{' and '.join(softcaps)} (not in this family)": bool(softcaps),
+        "use_bidirectional_attention true (implemented is false)": bool(
+            raw.get("use_bidirectional_attention")
+        ),
+        "clip_qkv (implemented is none)": raw.get("clip_qkv") is not None,
+        "experts (implemented are dense layers)": any(
+            raw.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")
+        ),
+        "quantization_config (weights must be plain floating point)": bool(
+            raw.get("quantization_config")
+        ),
+    }
+    refused = [text for text, present in refusals.items() if present]
+    if refused:
+        raise UnsupportedModelError(f"{source} asks for {' and '.join(refused)}.")
+
+
+def _family(raw: dict[str, Any], source: str) -> str:
+    """The family that a config names, by model_type and by architecture."""
+    model_type = raw.get("model_type")
+    architectures = raw.get("architectures") or []
+    allowed = ", ".join(family.architecture for family in FAMILIES.values())
+    # Where a family is known, its checkpoints' own code is not needed, and ignored.
+    code = " and needs code of its own, which is never run" if raw.get("auto_map") else ""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"{source} names model_type {model_type!r} (architectures {architectures}){code}; "
+            f"implemented are {allowed}."
+        )
+    # A string would be searched for a part of itself.
+    listed = architectures if isinstance(architectures, list) else [architectures]
+    if listed and FAMILIES[model_type].architecture not in listed:
+        raise UnsupportedModelError(
+            f"{source} names architectures {architectures}{code}; implemented are {allowed}."
+        )
+    return model_type

@@ -1,0 +1,175 @@
+"""The rotary settings of a ``config.json``, wherever its schema keeps them."""
+
+from typing import Any, NamedTuple
+
+from jax_power_smc.models.transformer.config import CheckpointError
+from jax_power_smc.models.transformer.config import TransformerConfig
+from jax_power_smc.models.transformer.config import UnsupportedModelError
+from jax_power_smc.models.transformer.config import is_positive
+from jax_power_smc.models.transformer.config import is_size
+from jax_power_smc.models.transformer.families import Family
+from jax_power_smc.models.transformer.rope import RopeScaling
+
+_FULL, _WINDOW = "full_attention", "sliding_attention"
+_ORIGINAL = "original_max_position_embeddings"
+
+
+class Ropes(NamedTuple):
+    """Rotary settings; fields as in ``TransformerConfig``, values not checked yet."""
+
+    theta: Any
+    scaling: RopeScaling | None
+    local_theta: float | None
+
+
+def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
+    """Reads them.
+
+    Raises:
+      CheckpointError: for values that cannot be.
+      UnsupportedModelError: for a kind of scaling that is not implemented.
+    """
+    places = []
+    local: dict[str, Any] = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        value = raw.get(name) or {}
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{source} has {name} {value!r}; it must be an object or null.")
+        if any(isinstance(x, dict) for x in value.values()):
+            if family.local_theta is None or not set(value) <= {_FULL, _WINDOW}:
+                # Read as one set they would silently mean the default theta.
+                raise UnsupportedModelError(
+                    f"{source} asks for {name} by layer type (implemented is one set for all in "
+                    "this family)."
+                )
+            local = value.get(_WINDOW) or {}
+            value = value.get(_FULL) or {}
+        places.append(value)
+    places.append({"rope_theta": raw.get("rope_theta")})
+
+    kinds = [place.get("rope_type") or place.get("type") or "default" for place in places]
+    kind = next((kind for kind in kinds if kind != "default"), "default")
+    local_kind = local.get("rope_type") or "default"
+    turned = [place.get("partial_rotary_factor") for place in (*places, local, raw)]
+    refusals = {
+        f"rope_type {kind!r} (implemented are 'default', {', '.join(map(repr, _READERS))})": kind
+        not in ("default", *_READERS),
+        f"rope_type {local_kind!r} in layers with a window (implemented is 'default')": local_kind
+        != "default",
+        "a partial_rotary_factor (implemented is 1)": any(x not in (None, 1) for x in turned),
+    }
+    refused = [text for text, present in refusals.items() if present]
+    if refused:
+        raise UnsupportedModelError(f"{source} asks for {' and '.join(refused)}.")
+
+    theta = next((x["rope_theta"] for x in places if x.get("rope_theta") is not None), family.theta)
+    scaling = None
+    if kind != "default":
+        settings = places[kinds.index(kind)]
+        # The one name that the reference looks for outside first.
+        original = {_ORIGINAL: raw[_ORIGINAL]} if _ORIGINAL in raw else {}
+        scaling = _READERS[kind](_Settings({**raw, **settings, **original}, source))
+    local_theta = None
+    if family.local_theta is not None:
+        given = (local.get("rope_theta"), raw.get("rope_local_base_freq"), family.local_theta)
+        local_theta = float(next(x for x in given if x is not None))
+    return Ropes(theta, scaling, local_theta)
+
+
+def write_ropes(config: TransformerConfig) -> dict[str, Any]:
+    """The entries of config.json that ``read_ropes`` reads, in the old schema."""
+    made: dict[str, Any] = {"rope_theta": config.rope_theta}
+    if config.local_rope_theta is not None:
+        made["rope_local_base_freq"] = config.local_rope_theta
+    scaling = config.rope_scaling
+    if scaling is None:
+        return made
+    settings: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind != "linear":
+        settings[_ORIGINAL] = scaling.original_positions
+    if scaling.kind == "llama3":
+        settings |= {
+            "low_freq_factor": scaling.low_factor,
+            "high_freq_factor": scaling.high_factor,
+        }
+    if scaling.kind == "longrope":
+        made[_ORIGINAL] = scaling.original_positions
+        settings |= {
+            "short_factor": list(scaling.short_factors),
+            "long_factor": list(scaling.long_factors),
+        }
+        if scaling.attention_factor is not None:
+            settings["attention_factor"] = scaling.attention_factor
+    return {**made, "rope_scaling": settings}
+
+
+class _Settings:
+    """Values of one place, checked as they are read."""
+
+    def __init__(self, values: dict[str, Any], source: str) -> None:
+        self.values, self.source = values, source
+
+    def number(self, name: str) -> float:
+        value = self.values.get(name)
+        if not is_positive(value):
+            raise CheckpointError(
+                f"{self.source} has a rotary {name} {value!r}; it must be a positive number."
+            )
+        return float(value)  # type: ignore[arg-type]
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        value = self.values.get(name)
+        if not isinstance(value, list) or not all(is_positive(x) for x in value):
+            raise CheckpointError(
+                f"{self.source} has a rotary {name} {value!r}; it must be a list of positive "
+                "numbers."
+            )
+        return tuple(float(x) for x in value)
+
+    def original(self) -> int:
+        """The context of the pretraining."""
+        value = self.values.get(_ORIGINAL, self.values["max_position_embeddings"])
+        if not is_size(value):
+            raise CheckpointError(
+                f"{self.source} has {_ORIGINAL} {value!r}; it must be a positive integer."
+            )
+        return int(value)
+
+
+def _linear(settings: _Settings) -> RopeScaling:
+    return RopeScaling("linear", factor=settings.number("factor"))
+
+
+def _llama3(settings: _Settings) -> RopeScaling:
+    low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
+    if low >= high:
+        raise CheckpointError(
+            f"{settings.source} has a rotary low_freq_factor {low!r}; it must be less than "
+            f"high_freq_factor, which is {high!r}."
+        )
+    return RopeScaling(
+        "llama3",
+        factor=settings.number("factor"),
+        original_positions=settings.original(),
+        low_factor=low,
+        high_factor=high,
+    )
+
+
+def _longrope(settings: _Settings) -> RopeScaling:
+    original = settings.original()
+    given = settings.values.get("factor") is not None
+    stretch = settings.number("max_position_embeddings") / original
+    has_multiplier = settings.values.get("attention_factor") is not None
+    return RopeScaling(
+        "longrope",
+        factor=settings.number("factor") if given else stretch,
+        original_positions=original,
+        short_factors=settings.numbers("short_factor"),
+        long_factors=settings.numbers("long_factor"),
+        attention_factor=settings.number("attention_factor") if has_multiplier else None,
+    )
+
+
+# "su" is what the first checkpoints called "longrope".
+_READERS = {"linear": _linear, "llama3": _llama3, "longrope": _longrope, "su": _longrope}

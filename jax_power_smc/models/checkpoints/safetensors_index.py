@@ -1,0 +1,128 @@
+"""What the safetensors files of a directory hold, by their headers alone."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+from jax import dtypes
+from safetensors import SafetensorError, safe_open
+
+from jax_power_smc.models.transformer.config import CheckpointError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# What may be converted to the model's dtype, by its safetensors name; integers of a quantised
+# checkpoint would convert too, into nonsense.
+FLOATS: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": dtypes.bfloat16,
+}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a file: where it lies, not what it holds.
+
+    Attributes:
+      name: in the file.
+      file: a safetensors file.
+      dtype: as safetensors names it.
+      shape: in the file.
+      offset: of its first byte in the file.
+    """
+
+    name: str
+    file: pathlib.Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Its bytes; only for a dtype of ``FLOATS``."""
+        return math.prod(self.shape) * np.dtype(FLOATS[self.dtype]).itemsize
+
+    def map(self) -> np.ndarray:
+        """The tensor, mapped into memory and not read; only for a dtype of ``FLOATS``."""
+        mapped = np.memmap(self.file, FLOATS[self.dtype], "r", self.offset, self.shape)
+        return mapped.view(np.ndarray)
+
+
+def read_headers(directory: pathlib.Path) -> tuple[list[StoredTensor], dict[str, str]]:
+    """The tensors of model.safetensors, or else of all shards that the index names.
+
+    Returns:
+      Every tensor of the files, and by name the file where the index places it; no names if there
+      is no index.
+
+    Raises:
+      CheckpointError: naming what is missing, or the file that cannot be read.
+    """
+    if (directory / WEIGHTS).is_file():
+        return _read_header(directory / WEIGHTS), {}
+    places = _read_index(directory)
+    if not places:
+        pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
+        hint = f"; {', '.join(pickles)} is a pickle, which is never loaded" if pickles else ""
+        raise CheckpointError(f"{directory} has neither {WEIGHTS} nor {INDEX}{hint}.")
+    files = {name: directory / name for name in sorted(set(places.values()))}
+    missing = [name for name, file in files.items() if not file.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{directory / INDEX} names {', '.join(missing)}, which is not there."
+        )
+    return [tensor for file in files.values() for tensor in _read_header(file)], places
+
+
+def weight_files(directory: pathlib.Path) -> list[str]:
+    """The names of the files that ``read_headers`` reads; empty if there are none.
+
+    Raises:
+      CheckpointError: for an index that cannot be read.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [WEIGHTS]
+    places = _read_index(directory)
+    return [INDEX, *sorted(set(places.values()))] if places else []
+
+
+def _read_index(directory: pathlib.Path) -> dict[str, str]:
+    """The file of every tensor, by its name; empty if there is no index."""
+    path = directory / INDEX
+    if not path.is_file():
+        return {}
+    try:
+        places = json.loads(path.read_text("utf-8"))["weight_map"]
+        if not all(isinstance(file, str) for file in places.values()):
+            raise TypeError("weight_map holds other things than names of files")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a safetensors index ({error!r}).") from error
+    return dict(places)
+
+
+def _read_header(file: pathlib.Path) -> list[StoredTensor]:
+    try:
+        # The library checks that offsets, shapes and the length of the file agree.
+        with safe_open(file, framework="numpy"), open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file ({error}).") from error
+    header.pop("__metadata__", None)
+    return [
+        StoredTensor(
+            name,
+            file,
+            entry["dtype"],
+            tuple(entry["shape"]),
+            8 + length + entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+    ]

@@ -1,0 +1,1 @@
+"""The decoder-only transformer with particle-aware attention and cache."""

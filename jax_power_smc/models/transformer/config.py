@@ -1,0 +1,144 @@
+"""The shape of a decoder-only transformer."""
+
+import dataclasses
+import sys
+from typing import Any
+
+from jax_power_smc.models.transformer.families import FAMILIES
+from jax_power_smc.models.transformer.families import Family
+from jax_power_smc.models.transformer.rope import RopeScaling
+
+
+class UnsupportedModelError(ValueError):
+    """The checkpoint uses an architecture or a feature that this package does not implement."""
+
+
+class CheckpointError(ValueError):
+    """The checkpoint on disk is incomplete or contradicts itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and constants of the transformer. Letters as in the shape comments.
+
+    Attributes:
+      vocab_size: V.
+      hidden_size: D, width of the residual stream.
+      num_layers: L.
+      num_heads: K * G query heads.
+      num_kv_heads: K key/value heads.
+      head_dim: H.
+      mlp_size: F, width of the gated MLP.
+      rope_theta: base of the rotary frequencies.
+      norm_eps: epsilon of the RMS norms.
+      tied_embeddings: whether the head is the transposed embedding.
+      max_positions: longest sequence (prompt and generated tokens together).
+      family: key of ``families.FAMILIES``; what it says is not said again here.
+      rope_scaling: how the rotary frequencies are stretched, or None.
+      local_rope_theta: base of the unstretched frequencies in layers with a window; None for those
+        of all layers.
+      windows: for each layer how many tokens it sees, the token itself included, 0 for all; empty
+        if all see all.
+      query_scalar: scores are divided by its root; None for H.
+      query_multiplier: scores are multiplied by it, in place of any ``query_scalar``.
+      attention_softcap, final_softcap: scores, and logits, x become ``c tanh(x / c)``; None for no.
+      embedding_multiplier, residual_multiplier: of embeddings, and of what a layer adds.
+      logits_divisor: of the logits.
+
+    Raises:
+      CheckpointError: for a value that cannot be.
+      UnsupportedModelError: for another family.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_size: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tied_embeddings: bool = True
+    max_positions: int = 2048
+    family: str = "llama"
+    rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None
+    windows: tuple[int, ...] = ()
+    query_scalar: float | None = None
+    query_multiplier: float | None = None
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divisor: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and not is_size(value):
+                raise CheckpointError(f"{field.name} is {value!r}; it must be a positive integer.")
+            optional = field.type == float | None and value is not None
+            if (field.type is float or optional) and not is_positive(value):
+                raise CheckpointError(f"{field.name} is {value!r}; it must be a positive number.")
+        if self.num_heads % self.num_kv_heads:
+            raise CheckpointError(
+                f"num_heads is {self.num_heads}; it must be a multiple of num_kv_heads, "
+                f"which is {self.num_kv_heads}."
+            )
+        if self.head_dim % 2:
+            raise CheckpointError(
+                f"head_dim is {self.head_dim}; rotary positions need an even number."
+            )
+        if self.family not in FAMILIES:
+            raise UnsupportedModelError(
+                f"family is {self.family!r}; allowed are {', '.join(FAMILIES)}."
+            )
+        sizes = all(isinstance(x, int) and x >= 0 for x in self.windows)
+        if self.windows and (len(self.windows) != self.num_layers or not sizes):
+            raise CheckpointError(
+                f"windows is {self.windows!r}; it must hold a number of tokens for each of the "
+                f"{self.num_layers} layers, or nothing."
+            )
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.kind == "longrope":
+            lengths = {len(scaling.short_factors), len(scaling.long_factors)}
+            if lengths != {self.head_dim // 2}:
+                raise CheckpointError(
+                    f"longrope has {len(scaling.short_factors)} short and "
+                    f"{len(scaling.long_factors)} long factors; with head_dim {self.head_dim} it "
+                    f"must have {self.head_dim // 2} of each."
+                )
+
+    @property
+    def group_size(self) -> int:
+        """G, query heads per key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def of_family(self) -> Family:
+        """What the family says."""
+        return FAMILIES[self.family]
+
+    @property
+    def query_scale(self) -> float:
+        """What scores are multiplied by."""
+        if self.query_multiplier is not None:
+            return float(self.query_multiplier)
+        return float(self.query_scalar or self.head_dim) ** -0.5
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a layer sees; None for all."""
+        return (self.windows[layer] or None) if self.windows else None
+
+
+def is_size(value: Any) -> bool:
+    """Whether it is a positive integer."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_positive(value: Any) -> bool:
+    """Whether it is a finite positive number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # An integer beyond every float has no finite value either.
+    return is_number and 0 < value <= sys.float_info.max

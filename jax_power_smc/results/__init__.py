@@ -1,0 +1,1 @@
+"""What a run returns, and what several runs say together."""

@@ -1,0 +1,334 @@
+"""What sampling returns: all particles with their weights, and what is read off them."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_power_smc.core import checks
+from jax_power_smc.targets.stop_rules import StopBoxed
+from jax_power_smc.targets.stop_rules import StopRegex
+from jax_power_smc.targets.stop_rules import StopString
+from jax_power_smc.targets.power import PowerTarget
+
+Array = jax.Array | np.ndarray
+PHASES = ("compile", "prefill", "decode")
+# Of saved results; another number when a file of today could not be read any more.
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleInfo:
+    """What was observed on the way.
+
+    Attributes:
+      ess: [P, T], effective sample size when it was checked (N at steps that did not run).
+      resampled: [P, T] bool.
+      forks: [P, T] int32, particles that took over another one's past.
+      parent: [P, T, M] int32, whose tokens before t each row continued at t: the genealogy. M is N,
+        or more for a sampler that keeps finished sequences apart.
+      rows: [P, N] int32, the row of each returned particle; -1 for an unused one.
+      distinct_roots: [P] int32, different first tokens among the particles of positive weight.
+      coalescence: [P] int32, first steps that all final particles of positive weight share; 0 if
+        they still descend from different first tokens' rows. With one particle all steps.
+      unfinished_mass: [P], weight of the particles that reached the cap without ending.
+      loops: [P, N] bool, the output ends in a block of tokens repeated over and over.
+      very_short: [P, N] bool, ended after at most ``diagnostics.SHORT_TOKENS`` tokens.
+      bad_logits: [P] bool, the model gave a NaN, +inf or only -inf at some step.
+      dropped_mass: [P], share of the evidence that an early stop may have left out; the bound is
+        exact for alpha >= 1, since no continuation can add mass.
+      acceptance_rate: [P], share of the Metropolis-Hastings moves that redrew something and were
+        accepted; NaN for other samplers, and if there was no such move.
+      model_tokens: [P] int32, tokens drawn over all particles.
+      seconds: by phase, of the whole call: "compile", "prefill", "decode" (``phase_clock``).
+    """
+
+    ess: np.ndarray
+    resampled: np.ndarray
+    forks: np.ndarray
+    parent: np.ndarray
+    rows: np.ndarray
+    distinct_roots: np.ndarray
+    coalescence: np.ndarray
+    unfinished_mass: np.ndarray
+    loops: np.ndarray
+    very_short: np.ndarray
+    bad_logits: np.ndarray
+    dropped_mass: np.ndarray
+    acceptance_rate: np.ndarray
+    model_tokens: np.ndarray
+    seconds: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleResult:
+    """The particles of P prompts.
+
+    The arrays are JAX's, but for what comes out of a stream: that is in host memory (NumPy), since
+    an array on the device could only be looked at when the device is through with the work that it
+    has been given meanwhile.
+
+    Attributes:
+      tokens: [P, N, T] int32, pad (0) after the end.
+      lengths: [P, N] int32, generated tokens, the end token included.
+      finished: [P, N] bool, ended by an end token.
+      log_probs: [P, N], log p(y|x) at temperature 1.
+      log_weights: [P, N], normalised; -inf for weight zero.
+      log_evidence: [P], log Z_hat; NaN where the sampler has none; -inf for a prompt whose target
+        excludes everything that was tried.
+      choice: [P] int32, the drawn particle.
+      target: the declared target.
+      info: what was observed on the way.
+    """
+
+    tokens: Array
+    lengths: Array
+    finished: Array
+    log_probs: Array
+    log_weights: Array
+    log_evidence: Array
+    choice: Array
+    target: PowerTarget
+    info: SampleInfo
+
+    def one(self, index: int) -> "SampleResult":
+        """The result of one prompt alone, P = 1, in host memory; the seconds are still those of
+        the whole call.
+
+        Raises:
+          IndexError: unless the index lies in [0, P).
+          ValueError: for an index that is not an integer.
+        """
+        index = checks.index("index", index, self.tokens.shape[0])
+        part: dict[str, Any] = {
+            name: np.asarray(getattr(self, name))[index : index + 1] for name in _ARRAYS
+        }
+        info = {name: getattr(self.info, name)[index : index + 1] for name in _INFO_ARRAYS}
+        return dataclasses.replace(self, **part, info=dataclasses.replace(self.info, **info))
+
+    def on_device(self) -> "SampleResult":
+        """The same with JAX arrays."""
+        arrays: dict[str, Any] = _put({name: getattr(self, name) for name in _ARRAYS})
+        return dataclasses.replace(self, **arrays)
+
+    # --- one answer per prompt ---
+
+    def draw(self) -> list[list[int]]:
+        """The drawn sequence of each prompt, an (approximate) sample of the target."""
+        return self._rows(np.asarray(self.choice))
+
+    def best(self) -> list[list[int]]:
+        """The sequence of highest log p of each prompt, among those of positive weight."""
+        return self._rows(self.best_index())
+
+    def best_index(self) -> np.ndarray:
+        """[P], index of the particle of highest log p."""
+        usable = np.where(np.isfinite(self.log_weights), self.log_probs, -np.inf)
+        return np.argmax(usable, axis=1)
+
+    def vote(self, answers: Sequence[Sequence[Any]]) -> list[Any]:
+        """The answer of largest total weight for each prompt.
+
+        Args:
+          answers: [P][N] hashable answers; None is no answer and gets no vote.
+
+        Returns:
+          [P] answers; None where no particle has one. Ties go to the answer seen first.
+
+        Raises:
+          ValueError: if the shape is not [P][N], or an answer is not hashable.
+        """
+        weights = np.exp(np.asarray(self.log_weights, np.float64))
+        count, num = weights.shape
+        # A string is one answer, not a row of letters.
+        rows = [list(row) for row in answers if _is_listing(row)] if _is_listing(answers) else []
+        if [len(row) for row in rows] != [num] * count:
+            raise ValueError(f"answers must have {count} rows of {num}, one per particle.")
+        winners = []
+        for row, weight in zip(rows, weights, strict=True):
+            total: dict[Any, float] = {}
+            for answer, w in zip(row, weight, strict=True):
+                if answer is not None and w > 0:
+                    try:
+                        total[answer] = total.get(answer, 0.0) + float(w)
+                    except TypeError:
+                        raise ValueError(
+                            f"answers has {answer!r}; every answer must be hashable."
+                        ) from None
+            winners.append(max(total, key=lambda a: total[a]) if total else None)
+        return winners
+
+    def sequences(self) -> list[list[list[int]]]:
+        """[P][N] token lists without padding."""
+        tokens, lengths = np.asarray(self.tokens), np.asarray(self.lengths)
+        return [
+            [row[:length].tolist() for row, length in zip(rows, ends, strict=True)]
+            for rows, ends in zip(tokens, lengths, strict=True)
+        ]
+
+    def texts(self, tokenizer: Any) -> list[list[str]]:
+        """[P][N] texts, special tokens left out."""
+        return [
+            [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+            for rows in self.sequences()
+        ]
+
+    def failures(self) -> list[str | None]:
+        """[P], a sentence for each prompt whose result means nothing: its model is broken, or none
+        of its particles has positive weight."""
+        broken = (
+            "the model gave logits that are no numbers (NaN, +inf, or -inf for every token): "
+            "look at its parameters and dtype."
+        )
+        nothing = (
+            "all particles have weight zero: the declared target leaves no token to continue with "
+            "(its top_k, top_p, min_new_tokens and length exclude every sequence that was tried)."
+        )
+        alive = np.any(np.isfinite(np.asarray(self.log_weights)), axis=1)
+        return [
+            broken if bad else None if ok else nothing
+            for bad, ok in zip(self.info.bad_logits.tolist(), alive.tolist(), strict=True)
+        ]
+
+    # --- files ---
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one .npz file."""
+        arrays: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
+        info = {f"info_{name}": getattr(self.info, name) for name in _INFO_ARRAYS}
+        meta = {
+            "format": FORMAT,
+            "target": _target_to_json(self.target),
+            "seconds": self.info.seconds,
+        }
+        text = np.array(json.dumps(meta, allow_nan=False))
+        with open(path, "wb") as file:
+            np.savez_compressed(file, **arrays, **info, meta=text)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SampleResult":
+        """Reads what ``save`` wrote; nothing in a file is unpickled.
+
+        Raises:
+          ValueError: for a file that is not a saved result, is damaged, or has another format.
+          OSError: if the file cannot be read.
+        """
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as entries:
+                return _from_entries(entries)
+        except OSError:
+            raise
+        except Exception as error:  # of damaged bytes: whatever zip, zlib, NumPy and JSON raise
+            why = str(error) if isinstance(error, _MisfitError) else type(error).__name__
+            raise ValueError(
+                f"{os.fspath(path)} is not a saved SampleResult of this version, or it is damaged "
+                f"({why})."
+            ) from error
+
+    def _rows(self, index: np.ndarray) -> list[list[int]]:
+        return [rows[i] for rows, i in zip(self.sequences(), index.tolist(), strict=True)]
+
+
+# The axes and the kind of every array.
+_ARRAYS = {
+    "tokens": ("PNT", np.integer),
+    "lengths": ("PN", np.integer),
+    "finished": ("PN", np.bool_),
+    "log_probs": ("PN", np.floating),
+    "log_weights": ("PN", np.floating),
+    "log_evidence": ("P", np.floating),
+    "choice": ("P", np.integer),
+}
+_INFO_ARRAYS = {
+    "ess": ("PT", np.floating),
+    "resampled": ("PT", np.bool_),
+    "forks": ("PT", np.integer),
+    "parent": ("PTM", np.integer),
+    "rows": ("PN", np.integer),
+    "distinct_roots": ("P", np.integer),
+    "coalescence": ("P", np.integer),
+    "unfinished_mass": ("P", np.floating),
+    "loops": ("PN", np.bool_),
+    "very_short": ("PN", np.bool_),
+    "bad_logits": ("P", np.bool_),
+    "dropped_mass": ("P", np.floating),
+    "acceptance_rate": ("P", np.floating),
+    "model_tokens": ("P", np.integer),
+}
+_STOP_RULES = {rule.__name__: rule for rule in (StopString, StopRegex, StopBoxed)}
+
+
+def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleResult:
+    """Joins batches along the prompts, in host memory, and puts the prompts into ``order``."""
+
+    def join(parts: Sequence[Any]) -> np.ndarray:
+        return np.concatenate([np.asarray(part) for part in parts])[order]
+
+    arrays = {name: join([getattr(r, name) for r in results]) for name in _ARRAYS}
+    info = SampleInfo(
+        **{name: join([getattr(r.info, name) for r in results]) for name in _INFO_ARRAYS},
+        seconds={phase: sum(r.info.seconds[phase] for r in results) for phase in PHASES},
+    )
+    return SampleResult(**arrays, target=results[0].target, info=info)
+
+
+def _put(arrays: Mapping[str, Array]) -> dict[str, jax.Array]:
+    """As JAX arrays. Where there is no evidence the NaN is meant, whatever JAX_DEBUG_NANS says."""
+    with jax.debug_nans(False):
+        return {name: jnp.asarray(x) for name, x in arrays.items()}
+
+
+def _is_listing(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+
+
+# --- What a file holds ---
+
+
+class _MisfitError(ValueError):
+    """What is wrong with a file that can be read."""
+
+
+def _from_entries(entries: Mapping[str, Any]) -> SampleResult:
+    """The result of which a file has the entries."""
+    known = _ARRAYS | {f"info_{name}": kind for name, kind in _INFO_ARRAYS.items()}
+    if "meta" not in entries:
+        raise _MisfitError("it has no entry meta")
+    meta = json.loads(str(entries["meta"]))
+    form = meta.get("format", FORMAT)  # the first files did not say
+    if form != FORMAT:
+        raise _MisfitError(f"its format is {form!r} and this version reads {FORMAT}")
+    if absent := [name for name in known if name not in entries]:
+        raise _MisfitError(f"it has no {', '.join(absent)}")
+    arrays = {name: np.asarray(entries[name]) for name in known}
+    sizes: dict[str, int] = {}
+    for name, (axes, kind) in known.items():
+        x = arrays[name]
+        fits = x.ndim == len(axes) and np.issubdtype(x.dtype, kind)
+        if not fits or any(sizes.setdefault(a, n) != n for a, n in zip(axes, x.shape, strict=True)):
+            raise _MisfitError(f"its {name} is {x.dtype}{list(x.shape)}, which does not fit")
+    seconds = {phase: float(meta["seconds"][phase]) for phase in PHASES}
+    return SampleResult(
+        **_put({name: arrays[name] for name in _ARRAYS}),
+        target=_target_from_json(meta["target"]),
+        info=SampleInfo(**{n: arrays[f"info_{n}"] for n in _INFO_ARRAYS}, seconds=seconds),
+    )
+
+
+def _target_to_json(target: PowerTarget) -> dict[str, Any]:
+    fields = dataclasses.asdict(target)
+    if target.stop is not None:
+        fields["stop"] = {"rule": type(target.stop).__name__, **fields["stop"]}
+    return fields
+
+
+def _target_from_json(fields: dict[str, Any]) -> PowerTarget:
+    stop = fields.pop("stop", None)
+    if stop is not None:
+        stop = _STOP_RULES[stop.pop("rule")](**stop)
+    return PowerTarget(**fields, stop=stop)

@@ -1,0 +1,234 @@
+"""The power proposal q proportional to p^a on the support, its normaliser, and draws from it.
+
+Theorem 1 of the paper: among proposals that see only the prefix, ``q* ∝ p^a`` (temperature
+1/a) alone minimises the variance of the incremental weight; the weight is then the normaliser
+``S_t = sum_v p(v)^a``, whatever token is drawn.
+
+Draws use a two-level inverse CDF: a block of the vocabulary by its mass, then a token within the
+block, one uniform number per level. Only the chosen block's prefix sum is ever formed, and the
+second number gives back the resolution that one float32 number lacks at V = 152k.
+
+At V = 152k the step must not write arrays of the logits' size: they cost more than the sums
+over them. So nothing is kept per token. The sums are maxima and exponentials of the logits, which
+a compiler fuses; the masses of the one block that is drawn from are computed again. Two
+formulations matter for that on CPU, where XLA leaves such reductions to a kernel library:
+
+* the support is a bound of +-inf, ``min(logit, bound)``: a select would not be fused;
+* logits are reshaped into blocks *before* anything is computed from them (3x faster).
+
+Where the vocabulary is sharded (``vocabulary``), every block lies in one shard, the masses of the
+blocks are exchanged, and the device that holds the chosen block draws from it: the same token as
+on one device, up to the rounding of the sums.
+
+Letters: N particles, V vocabulary, B blocks of b tokens.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_power_smc.smc import inverse_cdf
+from jax_power_smc.core.vocab_sharding import UNSHARDED
+from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.core.vocab_sharding import VocabSharding
+
+# The largest block. Smaller ones cost nothing, but see ``block_of``.
+BLOCK_SIZE = 512
+_SMALLEST_BLOCK = 32
+# Devices over which a vocabulary may be cut without changing its blocks, where V allows it: what is
+# drawn then does not depend on the mesh.
+_PARTS = 16
+
+
+class Normaliser(NamedTuple):
+    """What makes logits into log p = logit - top - log_sum, over the *whole* vocabulary.
+
+    Attributes:
+      top: [N], the largest logit.
+      log_sum: [N], ``log sum_v exp(logit - top)``; not finite where the logits are bad, that is
+        hold a NaN or +inf, or nothing but -inf.
+    """
+
+    top: jax.Array
+    log_sum: jax.Array
+
+    @property
+    def is_bad(self) -> jax.Array:
+        """[N] bool: these logits are no log probabilities."""
+        # The maximum of a row with a NaN need not be NaN (CPU), the sum is.
+        return ~(jnp.isfinite(self.top) & jnp.isfinite(self.log_sum))
+
+
+def normalise(logits: Logits) -> Normaliser:
+    """The normaliser of logits [N, V]."""
+    top = logits.sharding.max(jnp.max(logits.values, axis=-1))
+    total = logits.sharding.sum(jnp.sum(jnp.exp(logits.values - top[:, None]), axis=-1))
+    return Normaliser(top, jnp.log(total))
+
+
+def log_prob(
+    logits: Logits, normaliser: Normaliser, rows: jax.Array, tokens: jax.Array
+) -> jax.Array:
+    """log p of tokens at temperature 1: logits [N, V], rows and tokens of one shape -> that."""
+    logit = logits.sharding.lookup(logits.values, rows, tokens)
+    return (logit - normaliser.top[rows]) - normaliser.log_sum[rows]
+
+
+def share_support(logits: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same restriction with one support [1, V] for all rows.
+
+    A support [N, V] of each row's own (a stop rule, top-k, top-p) is written into the logits. That
+    is one array of their size; to carry the bounds of N rows to the sums would take two.
+    """
+    if allowed.shape[0] == 1:
+        return logits, allowed
+    return jnp.where(allowed, logits, -jnp.inf), jnp.ones((1, allowed.shape[1]), bool)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["logits", "allowed", "exponent", "top", "block_mass", "log_sum"],
+    meta_fields=["sharding"],
+)
+@dataclasses.dataclass(frozen=True)
+class PowerProposal:
+    """N categorical distributions over V tokens, split into B blocks of b tokens.
+
+    Attributes:
+      logits: [N, B, b], padded with -inf; -inf, too, where a row's own support excludes a token.
+        Of a sharded vocabulary it holds this device's blocks, and so does ``allowed``.
+      allowed: [1, B, b] bool, the support of all rows, padded with False.
+      exponent: [].
+      top: [N], the largest logit of the support; 0 where it is empty.
+      block_mass: [N, B], masses of all blocks; the token of logit ``top`` has mass 1.
+      log_sum: [N], ``log sum_v p(v)^a`` over the support; -inf for an empty support.
+      sharding: of the vocabulary.
+    """
+
+    logits: jax.Array
+    allowed: jax.Array
+    exponent: jax.Array
+    top: jax.Array
+    block_mass: jax.Array
+    log_sum: jax.Array
+    sharding: VocabSharding = UNSHARDED
+
+    @property
+    def mass(self) -> jax.Array:
+        """[N, B, b], the masses of all tokens. For tests: the step itself never forms them."""
+        mass = _mass(self.logits, self.allowed, self.top[:, None, None], self.exponent)
+        return jnp.where((self.log_sum > -jnp.inf)[:, None, None], mass, jnp.zeros_like(mass))
+
+
+def power_proposal(
+    logits: Logits,
+    allowed: jax.Array,
+    exponent: jax.Array,
+    block_size: int | None = None,
+    *,
+    normaliser: Normaliser | None = None,
+) -> PowerProposal:
+    """Builds q ∝ p^exponent on the allowed tokens.
+
+    Args:
+      logits: [N, V] of the base model, or log p, at temperature 1. A sharded vocabulary must be
+        ``can_be_cut``.
+      allowed: [N, V] bool, the step's support; or [1, V], the same for all rows, which is faster.
+      exponent: [] a_t, at least 0.
+      block_size: b, at most V; None for one that suits V.
+      normaliser: that of the base model's logits, if it is known. ``logits`` may then lack tokens
+        that are not allowed anyway.
+    """
+    sharding, vocab = logits.sharding, logits.values.shape[1]
+    if normaliser is None:
+        normaliser = normalise(logits)
+    block = block_of(logits.vocab_size) if block_size is None else min(block_size, vocab)
+    values, allowed = share_support(logits.values, allowed)
+    # The support's own maximum: its masses may all be tiny beside those of other tokens.
+    top = sharding.max(jnp.max(jnp.minimum(values, bound(allowed, values.dtype)), axis=-1))
+    values, allowed = _blocks(values, block, -jnp.inf), _blocks(allowed, block, False)
+    possible = ~normaliser.is_bad & (top > -jnp.inf)
+    top = jnp.where(possible, top, jnp.zeros_like(top))
+    # One exponent per row, so that two proposals of one step share no large operand.
+    exponents = jnp.where(possible, exponent, jnp.ones_like(top))[:, None, None]
+    block_mass = jnp.sum(_mass(values, allowed, top[:, None, None], exponents), axis=-1)
+    block_mass = sharding.all_gather(block_mass)
+    block_mass = jnp.where(possible[:, None], block_mass, jnp.zeros_like(block_mass))
+    # Differences of logits first: a product with the exponent would lose their digits.
+    log_top = exponent * ((top - normaliser.top) - normaliser.log_sum)
+    log_sum = jnp.where(possible, log_top + jnp.log(jnp.sum(block_mass, axis=-1)), -jnp.inf)
+    return PowerProposal(values, allowed, exponent, top, block_mass, log_sum, sharding)
+
+
+def draw(proposal: PowerProposal, rows: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """Draws one token per particle.
+
+    Args:
+      proposal: N distributions.
+      rows: [N] int32, which of them each particle draws from (its ancestor's). Drawing through
+        the index avoids moving the [N, V] array when particles are resampled.
+      uniforms: [N, 2] in [0, 1), one per level.
+
+    Returns:
+      [N] int32 tokens of positive probability (token 0 where a support is empty).
+    """
+    block = inverse_cdf.invert_rows(proposal.block_mass[rows], uniforms[:, 0])
+    local, mine = proposal.sharding.to_local(block, proposal.logits.shape[1])
+    logits, allowed = proposal.logits[rows, local], proposal.allowed[0, local]
+    # Relative to the block's own maximum: a block that was drawn has a token to draw, however
+    # exponentials close to underflow were rounded in its sum.
+    top = jnp.max(jnp.where(allowed, logits, -jnp.inf), axis=-1, keepdims=True)
+    top = jnp.where(top > -jnp.inf, top, jnp.zeros_like(top))
+    mass = _mass(logits, allowed, top, proposal.exponent)
+    within = inverse_cdf.invert_rows(mass, uniforms[:, 1])
+    token = proposal.sharding.from_owner(block * proposal.logits.shape[-1] + within, mine)
+    return jnp.where(proposal.log_sum[rows] > -jnp.inf, token, jnp.int32(0))
+
+
+def block_of(vocab: int) -> int:
+    """b for a vocabulary of V tokens.
+
+    A divisor of V, the one nearest to its square root: padding would copy the logits. If V allows
+    it, one of V/16, so that each of 16 devices has whole blocks. A small vocabulary that does not
+    is one block; a large one without a divisor of a suitable size has the largest blocks.
+    """
+    smallest = 1 if vocab <= BLOCK_SIZE else _SMALLEST_BLOCK
+    for parts in (_PARTS, _PARTS // 2, _PARTS // 4, _PARTS // 8, 1):
+        if vocab % parts or (vocab <= BLOCK_SIZE and parts == 1):
+            continue
+        divisors = [b for b in range(smallest, BLOCK_SIZE + 1) if vocab // parts % b == 0]
+        if divisors:
+            return min(divisors, key=lambda b: abs(b - math.sqrt(vocab)))
+    return min(vocab, BLOCK_SIZE)
+
+
+def can_be_cut(vocab: int, parts: int) -> bool:
+    """Whether a vocabulary of V tokens can lie on so many devices, whole blocks on each."""
+    return vocab % (parts * block_of(vocab)) == 0
+
+
+def _blocks(x: jax.Array, block: int, fill: float | bool) -> jax.Array:
+    """[N, V] -> [N, B, b]."""
+    num, vocab = x.shape
+    blocks = -(-vocab // block)
+    if blocks * block > vocab:
+        x = jnp.pad(x, ((0, 0), (0, blocks * block - vocab)), constant_values=fill)
+    return x.reshape(num, blocks, block)
+
+
+def bound(allowed: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """+inf where a token is allowed, else -inf; ``min(logit, bound)`` restricts logits."""
+    infinity = jnp.asarray(jnp.inf, dtype)
+    return jnp.where(allowed, infinity, -infinity)
+
+
+def _mass(logits: jax.Array, allowed: jax.Array, top: jax.Array, exponent: jax.Array) -> jax.Array:
+    """(p / p_top)^a where allowed, else 0."""
+    # p = 0 stays impossible under any exponent, also 0 (where 0 * -inf would be NaN).
+    exponent = jnp.maximum(exponent, jnp.finfo(logits.dtype).tiny)
+    # Not ``min(logit, bound) - top``: what a sum and the maximum share would be written out.
+    return jnp.exp(exponent * jnp.minimum(logits - top, bound(allowed, logits.dtype)))

@@ -1,0 +1,1 @@
+"""Sequential Monte Carlo: weights, resampling and the exponent ramp, for any particles."""

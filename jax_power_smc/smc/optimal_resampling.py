@@ -1,0 +1,106 @@
+"""Fearnhead and Clifford's selection: M weighted candidates reduced to at most N, without bias.
+
+Find c with ``sum_m min(w_m / c, 1) = N``. Candidates with ``w_m >= c`` are kept for certain and
+keep their weight; one systematic pass keeps exactly the remaining number of the others, each with
+probability ``w_m / c``, and those get the weight c. Then ``E[W'_m] = w_m`` for every candidate,
+the total is conserved exactly, no candidate is kept twice, and among all unbiased rules with N
+survivors this one minimises ``E ||W' - w||^2`` (Fearnhead and Clifford, 2003; MATH: swor).
+
+    w       8  4  1  1  .5  .5      N = 4:  c = 1.5 with 8 and 4 kept for certain,
+    w / c   .  . 2/3 2/3 1/3 1/3    and two of the last four by one systematic pass
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jax_power_smc.smc import inverse_cdf
+
+
+def log_threshold(log_mass: jax.Array, num_keep: int) -> jax.Array:
+    """Log of c; -inf if at most ``num_keep`` candidates have positive mass.
+
+    With k candidates above c, ``(num_keep - k) c`` is the sum of the others: c comes from the sums
+    of the smallest masses. The textbook's total minus the sum of the largest would cancel, and
+    was seen to lose a whole mode.
+
+    Args:
+      log_mass: [M], -inf for an impossible candidate.
+      num_keep: N, at least 1.
+
+    Returns:
+      [] of the dtype of ``log_mass``.
+    """
+    bound = min(num_keep, log_mass.shape[0])
+    ordered = -jnp.sort(-log_mass)
+    # Only sums that begin within the first N are asked for: what is beyond is one term of all.
+    heads = ordered[:bound].at[bound - 1].set(jax.nn.logsumexp(ordered[bound - 1 :]))
+    others = jax.lax.cumlogsumexp(heads, reverse=True)
+    log_points = jnp.log(num_keep - jnp.arange(bound, dtype=log_mass.dtype))
+    fits = ordered[:bound] + log_points <= others
+    # With one point left it always fits, whatever rounding says of a sum of one term.
+    fits = fits.at[bound - 1].set(True)
+    num_certain = jnp.argmax(fits)
+    few = jnp.sum(log_mass > -jnp.inf) <= num_keep
+    return jnp.where(few, -jnp.inf, others[num_certain] - log_points[num_certain])
+
+
+def select(log_mass: jax.Array, num_keep: int, uniform: jax.Array) -> jax.Array:
+    """Reduces M candidates to at most N.
+
+    Args:
+      log_mass: [M], -inf for an impossible candidate.
+      num_keep: N, at least 1.
+      uniform: [] in [0, 1), the shift of the systematic pass.
+
+    Returns:
+      [M] new log weights: -inf for those not kept.
+    """
+    log_c = log_threshold(log_mass, num_keep)
+    certain = (log_mass >= log_c) & (log_mass > -jnp.inf)
+    cdf = systematic_cdf(log_mass, log_c, num_keep)
+    below = jnp.concatenate([jnp.zeros((1,), cdf.dtype), cdf[:-1]])
+    # Points j + uniform, j = 0, 1, ...: one falls in [below, cdf) if their numbers differ.
+    hit = _points_before(cdf, uniform) > _points_before(below, uniform)
+    return jnp.where(certain, log_mass, jnp.where(hit, log_c, -jnp.inf))
+
+
+def systematic_cdf(log_mass: jax.Array, log_c: jax.Array, num_keep: int) -> jax.Array:
+    """Running sum [M] of ``w / c`` over the candidates below c; the last one is a whole number.
+
+    All zero where nothing is left to chance.
+    """
+    below = log_mass < log_c
+    share = jnp.where(below, jnp.exp(log_mass - log_c), jnp.zeros_like(log_mass))
+    points = num_keep - jnp.sum((log_mass >= log_c) & (log_mass > -jnp.inf))
+    cdf = inverse_cdf.cumulative(share)
+    total = cdf[-1]
+    # Rounding must neither add a point nor lose one.
+    points = jnp.where(total > 0, points, 0).astype(cdf.dtype)
+    scaled = cdf * (points / jnp.where(total > 0, total, jnp.ones_like(total)))
+    last = jnp.arange(cdf.shape[0], dtype=jnp.int32) >= inverse_cdf.last_positive(share)
+    return jnp.where(last, points, jnp.minimum(scaled, points))
+
+
+def _points_before(cdf: jax.Array, uniform: jax.Array) -> jax.Array:
+    """How many of the points j + uniform, j = 0, 1, ..., lie before each place.
+
+    The fraction is compared by itself: in ``cdf - uniform`` it would be rounded away.
+    """
+    whole = jnp.floor(cdf)
+    return whole + (cdf - whole > uniform).astype(cdf.dtype)
+
+
+def place(own: jax.Array, others: jax.Array) -> jax.Array:
+    """Puts the kept candidates into slots so that as few as possible move.
+
+    Args:
+      own: [S] int32, the candidate that stays in this slot, or -1 if the slot is free.
+      others: [M] bool, further candidates to be kept, at most as many as there are free slots.
+
+    Returns:
+      [S] int32, the candidate of each slot, -1 for a slot that stays empty.
+    """
+    free = own < 0
+    queue = jnp.nonzero(others, size=own.shape[0], fill_value=-1)[0].astype(jnp.int32)
+    turn = jnp.cumsum(free, dtype=jnp.int32) - 1
+    return jnp.where(free, queue[jnp.maximum(turn, 0)], own)

@@ -1,0 +1,1 @@
+"""What the paper proves, as functions: Theorem 1, the cost model, exact enumeration."""

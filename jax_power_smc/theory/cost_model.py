@@ -1,0 +1,314 @@
+"""What a sample costs in model work and in time: the cost model of arXiv 2602.10273.
+
+The unit is one token of one sequence through the model. The prompt is not counted, sequences
+never end, and one draw is one token. N particles, T generated tokens; Metropolis-Hastings grows
+the sequence in B blocks of T/B tokens and makes M moves after each, and a move cuts the sequence
+at r and draws everything from r on anew. All costs of Metropolis-Hastings are expectations over
+the cuts, exact for every T that B divides (no large-T approximation); whether moves are accepted
+does not matter.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from jax_power_smc.core import checks
+from jax_power_smc.models.transformer.config import TransformerConfig
+from jax_power_smc.models.checkpoints.weight_map import tensor_table
+
+Edit = Literal["global", "last_block"]
+EDITS: tuple[Edit, ...] = ("global", "last_block")
+
+
+# --- work: the three lemmas ---
+
+
+def smc_tokens(num_tokens: int, num_particles: int) -> float:
+    """Tokens of one Power-SMC run: ``C_SMC = N T`` (Lemma 1 of arXiv 2602.10273).
+
+    Args:
+      num_tokens: T.
+      num_particles: N.
+
+    Raises:
+      ValueError: if one of them is not an integer of at least 1.
+    """
+    num_tokens = checks.integer("num_tokens", num_tokens, at_least=1)
+    return float(_particles(num_particles) * num_tokens)
+
+
+def mh_tokens(num_tokens: int, num_blocks: int, moves_per_block: int, edit: Edit) -> float:
+    """Expected tokens of one Metropolis-Hastings chain (Lemmas 2 and 3 of arXiv 2602.10273).
+
+    Growing costs T in all. With "global" edits the cut of block b is uniform in 1..h, where
+    h = b T/B is the prefix so far, and a move draws h - r + 1 tokens, (h + 1)/2 on average; with
+    "last_block" edits the same holds with h = T/B. Summed over M moves in each of B blocks:
+
+        global (Lemma 2)       T (1 + M (B + 1)/4) + M B/2
+        last block (Lemma 3)   T (1 + M/2) + M B/2
+
+    Args:
+      num_tokens: T, a multiple of B.
+      num_blocks: B.
+      moves_per_block: M, 0 or more.
+      edit: "global" or "last_block".
+
+    Raises:
+      ValueError: for a value outside its range, or if B does not divide T.
+    """
+    num_blocks, moves_per_block = _chain(num_blocks, moves_per_block, edit)
+    num_tokens = _horizon(num_tokens, num_blocks)
+    per_token = _mh_tokens_per_token(num_blocks, moves_per_block, edit)
+    return num_tokens * per_token + moves_per_block * num_blocks / 2
+
+
+def equal_cost_moves(num_particles: int, num_blocks: int, edit: Edit) -> int:
+    """The M at which a chain costs about as much as ``N`` particles: Lemma 1 = Lemma 2 or 3.
+
+    In the limit of long sequences, ``M = (N - 1) 4/(B + 1)`` for "global" and ``2 (N - 1)`` for
+    "last_block", rounded.
+
+    Args:
+      num_particles: N.
+      num_blocks: B.
+      edit: "global" or "last_block".
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+    num_particles = _particles(num_particles)
+    num_blocks, _ = _chain(num_blocks, 1, edit)
+    return round((num_particles - 1) / (_mh_tokens_per_token(num_blocks, 1, edit) - 1))
+
+
+# --- the corollary: both methods compared ---
+
+
+def work_ratio(
+    num_particles: int,
+    num_blocks: int,
+    moves_per_block: int,
+    edit: Edit,
+    num_tokens: int | None = None,
+) -> float:
+    """``C_SMC / C_MH``, how many times the model work of the chain SMC does.
+
+    ``N / (1 + M (B + 1)/4)`` for "global", ``N / (1 + M/2)`` for "last_block": the corollary of
+    Lemmas 1 to 3 of arXiv 2602.10273. This is the limit of long sequences; at finite T the
+    chain's last term adds M B/(2T) to the denominator.
+
+    Args:
+      num_particles: N.
+      num_blocks, moves_per_block, edit: as in ``mh_tokens``.
+      num_tokens: T for the exact ratio, or None for the limit.
+
+    Raises:
+      ValueError: for a value outside its range, or if B does not divide T.
+    """
+    num_particles = _particles(num_particles)
+    num_blocks, moves_per_block = _chain(num_blocks, moves_per_block, edit)
+    chain = _mh_tokens_per_token(num_blocks, moves_per_block, edit)
+    if num_tokens is not None:
+        chain += moves_per_block * num_blocks / (2 * _horizon(num_tokens, num_blocks))
+    return num_particles / chain
+
+
+def wall_clock_ratio(
+    num_particles: int,
+    num_blocks: int,
+    moves_per_block: int,
+    edit: Edit,
+    gain: float,
+    num_tokens: int | None = None,
+) -> float:
+    """Time of the chain over time of SMC: above 1, SMC is the faster.
+
+    ``(1 + M (B + 1)/4) s(N)/N`` for "global", ``(1 + M/2) s(N)/N`` for "last_block" (corollary of
+    Lemmas 1 to 3 of arXiv 2602.10273): SMC moves N sequences at once and has the batched gain,
+    the chain moves one token at a time and has none.
+
+    Args:
+      num_particles, num_blocks, moves_per_block, edit, num_tokens: as in ``work_ratio``.
+      gain: s(N), measured or from ``batched_gain``.
+
+    Raises:
+      ValueError: as ``work_ratio``, or if the gain is not a positive number.
+    """
+    gain = _positive("gain", gain)
+    return gain / work_ratio(num_particles, num_blocks, moves_per_block, edit, num_tokens)
+
+
+def smc_seconds(token_seconds: float, num_tokens: int, num_particles: int, gain: float) -> float:
+    """Wall clock of one Power-SMC run: ``t(1) T N / s(N)`` (Lemma 1 of arXiv 2602.10273).
+
+    Args:
+      token_seconds: t(1), of one token of one sequence alone.
+      num_tokens: T.
+      num_particles: N.
+      gain: s(N).
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+    seconds, gain = _positive("token_seconds", token_seconds), _positive("gain", gain)
+    return seconds * smc_tokens(num_tokens, num_particles) / gain
+
+
+# --- the roofline: what s(N) to expect ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What an accelerator can do at best.
+
+    Attributes:
+      name: for tables.
+      bandwidth_bytes_per_s: of its main memory.
+      flops_per_s: of matrix products in the dtype that is used; a multiplication and an addition
+        are two.
+
+    Raises:
+      ValueError: if a rate is not a positive number.
+    """
+
+    name: str
+    bandwidth_bytes_per_s: float
+    flops_per_s: float
+
+    def __post_init__(self) -> None:
+        for name in ("bandwidth_bytes_per_s", "flops_per_s"):
+            object.__setattr__(self, name, _positive(name, getattr(self, name)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCost:
+    """What one decode step asks of the device.
+
+    Attributes:
+      weight_bytes: read once per step, however many sequences there are.
+      parameters: that take part in the step; each costs two operations per sequence.
+      kv_bytes_per_token: of keys and values, for each token of context.
+
+    Raises:
+      ValueError: if one of them is not a positive number.
+    """
+
+    weight_bytes: float
+    parameters: float
+    kv_bytes_per_token: float
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _positive(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def from_config(cls, config: TransformerConfig, dtype: Any) -> "ModelCost":
+        """The cost of a transformer whose parameters and cache have this dtype.
+
+        An embedding that is not also the head is left out: a step reads N of its rows.
+        """
+        sizes = {entry.path: math.prod(entry.shape) for entry in tensor_table(config)}
+        parameters = sum(sizes.values())
+        if not config.tied_embeddings:
+            parameters -= sizes["embedding",]
+        key_value = config.num_kv_heads * config.head_dim
+        size = jnp.dtype(dtype).itemsize
+        return cls(
+            weight_bytes=float(parameters * size),
+            parameters=float(parameters),
+            kv_bytes_per_token=float(2 * config.num_layers * key_value * size),
+        )
+
+
+def step_seconds(
+    num_particles: int,
+    model: ModelCost,
+    device: Device,
+    context: float,
+    shared_context: float = 0.0,
+) -> float:
+    """t(N), the least time of one decode step of N sequences: bound by memory or by arithmetic.
+
+        max((weights + (shared + N context) kv) / bandwidth, 2 parameters N / flops)
+
+    A lower bound. Operations of attention, the draw, activations and launches are left out.
+
+    Args:
+      num_particles: N.
+      model, device: what is asked and what can be done.
+      context: tokens of context that each sequence reads for itself; over a whole run take the
+        mean, about T/2.
+      shared_context: tokens of context read once for all sequences: the prompt, where the
+        attention shares it. An attention that does not has it in ``context``.
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+    num_particles = _particles(num_particles)
+    tokens = _tokens("shared_context", shared_context) + num_particles * _tokens("context", context)
+    moved = model.weight_bytes + tokens * model.kv_bytes_per_token
+    operations = 2 * model.parameters * num_particles
+    return max(moved / device.bandwidth_bytes_per_s, operations / device.flops_per_s)
+
+
+def batched_gain(
+    num_particles: int,
+    model: ModelCost,
+    device: Device,
+    context: float,
+    shared_context: float = 0.0,
+) -> float:
+    """``s(N) = N t(1) / t(N)``, between 1 and N: the throughput gain of decoding N at once.
+
+    Args:
+      num_particles, model, device, context, shared_context: as in ``step_seconds``.
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+    num_particles = _particles(num_particles)
+    batched = step_seconds(num_particles, model, device, context, shared_context)
+    return num_particles * step_seconds(1, model, device, context, shared_context) / batched
+
+
+# --- what is refused; the rest as Python's own numbers ---
+
+
+def _mh_tokens_per_token(num_blocks: int, moves_per_block: int, edit: Edit) -> float:
+    """The chain's cost per generated token, without the M B/2 that does not grow with T."""
+    half_moves = moves_per_block / 2
+    return 1 + half_moves * ((num_blocks + 1) / 2 if edit == "global" else 1)
+
+
+def _particles(num_particles: int) -> int:
+    return checks.integer("num_particles", num_particles, at_least=1)
+
+
+def _chain(num_blocks: int, moves_per_block: int, edit: str) -> tuple[int, int]:
+    if edit not in EDITS:
+        raise ValueError(f"edit is {edit!r}; allowed are {', '.join(EDITS)}.")
+    return (
+        checks.integer("num_blocks", num_blocks, at_least=1),
+        checks.integer("moves_per_block", moves_per_block, at_least=0),
+    )
+
+
+def _horizon(num_tokens: int, num_blocks: int) -> int:
+    num_tokens = checks.integer("num_tokens", num_tokens, at_least=1)
+    if num_tokens % num_blocks:
+        raise ValueError(
+            f"num_tokens is {num_tokens} and num_blocks {num_blocks}; "
+            "the first must be a multiple of the second."
+        )
+    return num_tokens
+
+
+def _positive(name: str, value: float) -> float:
+    return checks.number(name, value, above=0)
+
+
+def _tokens(name: str, value: float) -> float:
+    return checks.number(name, value, at_least=0)

@@ -1,0 +1,207 @@
+"""Everything exactly, by enumeration: for models small enough to list every sequence."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_power_smc.core import checks
+from jax_power_smc.engine.validation import check_prompt
+from jax_power_smc.engine.validation import check_target
+from jax_power_smc.targets.stop_arrays import StopArrays
+from jax_power_smc.targets.stop_arrays import ending_tokens
+from jax_power_smc.targets.stop_arrays import next_stop_state
+from jax_power_smc.targets.stop_arrays import stop_arrays
+from jax_power_smc.smc.weights import weight_dtype
+from jax_power_smc.models.base import LanguageModel
+from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.targets.power import TargetArrays
+from jax_power_smc.targets.power import support
+from jax_power_smc.core.vocab_sharding import Logits
+
+# V^T, above which listing every sequence is a mistake rather than a wish.
+_LARGEST = 2_000_000
+
+
+class Enumeration(NamedTuple):
+    """Every sequence of positive target weight.
+
+    Attributes:
+      sequences: the token tuples, each ending at its end token or at the cap.
+      log_prob: [M], log p(y|x).
+      log_gamma: [M], log of the declared unnormalised target, alpha log p(y|x) on the support.
+      log_evidence: log Z, the log of the sum of gamma.
+    """
+
+    sequences: list[tuple[int, ...]]
+    log_prob: np.ndarray
+    log_gamma: np.ndarray
+    log_evidence: float
+
+    def probabilities(self) -> dict[tuple[int, ...], float]:
+        """pi_alpha of every sequence."""
+        weights = np.exp(self.log_gamma - self.log_evidence)
+        return dict(zip(self.sequences, weights.tolist(), strict=True))
+
+
+def enumerate(
+    model: LanguageModel,
+    params: Any,
+    prompt: Sequence[int],
+    target: PowerTarget,
+    max_new_tokens: int,
+    *,
+    tokenizer: Any = None,
+) -> Enumeration:
+    """Lists every sequence with log p and log gamma.
+
+    Args:
+      model, params: the language model; its own prefill and decode are used.
+      prompt: token ids.
+      target: the target; ``Enumeration.log_gamma`` is its gamma.
+      max_new_tokens: T.
+      tokenizer: needed if the target has a stop rule, see ``sample.sample``.
+
+    Raises:
+      ValueError: if V^T is too large to list; as ``sample.sample``.
+    """
+    check_target(target)
+    max_new_tokens = checks.integer("max_new_tokens", max_new_tokens, at_least=1)
+    vocab = model.vocab_size
+    target.check(vocab, max_new_tokens)
+    check_prompt(0, prompt, model, max_new_tokens)
+    if max_new_tokens * math.log(vocab) > math.log(_LARGEST):
+        raise ValueError(
+            f"V^T is {vocab}^{max_new_tokens}; enumeration is for at most {_LARGEST} sequences."
+        )
+    paths = np.array(list(itertools.product(range(vocab), repeat=max_new_tokens)), np.int32)
+    arrays = target.arrays(vocab, max_new_tokens)
+    gathered = {}
+    stop = stop_arrays(target.stop, tokenizer, vocab)
+    log_p, allowed, ends = _teacher_forced(model, params, prompt, paths, arrays, stop)
+    for i, path in zip(range(len(paths)), paths.tolist(), strict=True):
+        ending = int(np.argmax(ends[i])) if ends[i].any() else max_new_tokens - 1
+        sequence = tuple(path[: ending + 1])
+        if sequence in gathered:
+            continue
+        inside = bool(allowed[i, : ending + 1].all())
+        total = float(log_p[i, : ending + 1].sum())
+        if inside and total > -np.inf:
+            gathered[sequence] = total
+    log_prob = np.array(list(gathered.values()))
+    log_gamma = target.alpha * log_prob
+    log_evidence = float(np.logaddexp.reduce(log_gamma)) if len(log_gamma) else -np.inf
+    return Enumeration(list(gathered), log_prob, log_gamma, log_evidence)
+
+
+def score(
+    model: LanguageModel,
+    params: Any,
+    prompt: Sequence[int],
+    tokens: Sequence[Sequence[int]] | np.ndarray | jax.Array,
+    lengths: Sequence[int] | np.ndarray | jax.Array | None = None,
+) -> np.ndarray:
+    """Teacher-forced log p of each token, through the decode path.
+
+    A row's sum is the log p of its sequence: what lies behind the end counts nothing.
+
+    Args:
+      model, params: as in ``enumerate``.
+      prompt: token ids.
+      tokens: N sequences of ids: lists that may differ in length, such as one prompt's
+        ``SampleResult.sequences()``, or an array [N, T].
+      lengths: [N], the tokens of each row that count, such as one prompt's
+        ``SampleResult.lengths``. None for all: a padded array says nothing of where its rows end.
+
+    Returns:
+      [N, T], T the longest; 0 behind the length.
+
+    Raises:
+      ValueError: for tokens that are no such lists or outside the vocabulary, or lengths that do
+        not fit them.
+    """
+    rows = _rows(tokens)
+    horizon = max(map(len, rows))
+    check_prompt(0, prompt, model, horizon)
+    ends = np.asarray([len(row) for row in rows] if lengths is None else lengths)
+    if not np.issubdtype(ends.dtype, np.integer) or ends.shape != (len(rows),):
+        raise ValueError(f"lengths is {lengths!r}; it must be {len(rows)} integers, one per row.")
+    padded = np.zeros((len(rows), horizon), np.int32)
+    for row, end, out in zip(rows, ends.tolist(), padded, strict=True):
+        if not 0 <= end <= len(row):
+            raise ValueError(f"lengths has {end} for a row of {len(row)} tokens.")
+        ids = row[:end]
+        outside = ids[(ids < 0) | (ids >= model.vocab_size)]
+        if outside.size:
+            raise ValueError(
+                f"tokens has id {outside[0]}; ids must lie in [0, {model.vocab_size})."
+            )
+        out[:end] = ids
+    target = PowerTarget(1.0).arrays(model.vocab_size, horizon)
+    log_p = _teacher_forced(model, params, prompt, padded, target, None)[0]
+    return np.where(np.arange(horizon) < ends[:, None], log_p, 0)
+
+
+def _rows(tokens: Any) -> list[np.ndarray]:
+    """Sequences of token ids [N][T]."""
+    try:
+        rows = [np.asarray(row) for row in tokens]
+    except (TypeError, ValueError):
+        rows = []
+    # An empty list has no integers in it, and is a sequence all the same.
+    rows = [row.astype(np.int64) if row.size == 0 else row for row in rows]
+    are_ids = all(row.ndim == 1 and np.issubdtype(row.dtype, np.integer) for row in rows)
+    if not are_ids or not any(row.size for row in rows):
+        raise ValueError("tokens must be lists of token ids or an array [N, T], and not be empty.")
+    return rows
+
+
+def _teacher_forced(
+    model: LanguageModel,
+    params: Any,
+    prompt: Sequence[int],
+    tokens: np.ndarray,
+    target: TargetArrays,
+    stop: StopArrays | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of given tokens [N, T]: log p, whether they lie in the support, whether they end; [N, T]."""
+    num, horizon = tokens.shape
+    forced = jnp.asarray(tokens, jnp.int32)
+    ids = jnp.asarray(prompt, jnp.int32)
+
+    def of_tokens(logits: jax.Array, state: jax.Array, t: jax.Array) -> tuple[Any, jax.Array]:
+        """Three vectors [N], and the next state of the stop rule."""
+        log_p = jax.nn.log_softmax(logits.astype(weight_dtype(logits)), axis=-1)
+        ends = ending_tokens(target, stop, state)
+        allowed = support(Logits(log_p), target, ends, t)
+        column = jax.lax.dynamic_slice_in_dim(forced, t, 1, axis=1)
+        picked = tuple(jnp.take_along_axis(x, column, axis=1)[:, 0] for x in (log_p, allowed, ends))
+        always = jnp.ones((num,), bool)
+        return picked, next_stop_state(stop, state, column[:, 0], always)
+
+    @jax.jit
+    def run(params: Any) -> tuple[jax.Array, ...]:
+        logits, context = model.prefill(params, ids, jnp.asarray(len(prompt), jnp.int32))
+        logits = jnp.broadcast_to(logits[None], (num, logits.shape[0]))
+        first, state = of_tokens(logits, jnp.zeros((num,), jnp.int32), jnp.zeros((), jnp.int32))
+
+        def body(carry: Any, t: jax.Array) -> tuple[Any, Any]:
+            cache, state = carry
+            token = jax.lax.dynamic_slice_in_dim(forced, t - 1, 1, axis=1)[:, 0]
+            logits, cache = model.decode(params, context, cache, token, t - 1, t - 1)
+            picked, state = of_tokens(logits, state, t)
+            return (cache, state), picked
+
+        carry = (model.init_cache(params, num, horizon), state)
+        _, rest = jax.lax.scan(body, carry, jnp.arange(1, horizon, dtype=jnp.int32))
+        return tuple(
+            jnp.concatenate([one[None], more], axis=0).T
+            for one, more in zip(first, rest, strict=True)
+        )
+
+    log_p, allowed, ends = jax.device_get(run(params))
+    return log_p, allowed, ends

@@ -1,0 +1,159 @@
+"""The speed benchmark through the launcher, on settings small enough for a test."""
+
+import json
+import pathlib
+import runpy
+
+import pytest
+
+from jax_power_smc.benchmarks import torch_baseline
+from jax_power_smc.cli import benchmark_speed
+from jax_power_smc.cli.benchmark import benchmark
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHAPE = {
+    "hidden_size": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 4,
+    "mlp_size": 8,
+    "vocab_size": 16,
+}
+SMALL = {
+    "steps": {"particles": (1, 4), "max_new_tokens": (6,)},
+    "parts": {"particles": (4,), "max_new_tokens": 6},
+    "resampling": {"particles": (4,), "max_new_tokens": 9, "periods": (4, 1)},
+    "forks": {"particles": (4,), "scales": (1.0, 64.0), "max_new_tokens": 6},
+    "moves": {"particles": (4,), "capacities": (64,), "moved_shares": (0.25,)},
+    "throughput": {
+        "num_particles": 2,
+        "slots": 2,
+        "prompts": 5,
+        "longest_prompt": 9,
+        "max_new_tokens": 9,
+    },
+    "torch_batch_1": {"particles": (1,), "prompt_tokens": (5,), "max_new_tokens": 6},
+    "torch": {"particles": (4,), "prompt_tokens": (5,), "max_new_tokens": 6},
+}
+
+
+def config(**changes):
+    made = runpy.run_path(str(ROOT / "configs" / "benchmark.py"))["get_config"]()
+    assert set(made.sections) == set(benchmark_speed.SECTIONS)
+    made.models = {"tiny": SHAPE}
+    for section, fields in SMALL.items():
+        made[section].update({"models": ("tiny",), **fields})
+    with made.ignore_type():
+        made.update({"repeats": 1, "bandwidth_bytes": 2**16, **changes})
+    return made
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("speed")
+    path = benchmark(config(), str(root))
+    assert (root / "steps.png").read_bytes().startswith(b"\x89PNG")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def of(figures, metric, *names):
+    return {
+        tuple(x[name] for name in names): x["value"]
+        for x in figures
+        if x["metric"] == metric and set(names) <= x.keys()
+    }
+
+
+@pytest.mark.slow
+def test_steps_are_multiples_of_one_sequence(figures):
+    names = "sampler", "num_particles"
+    times, multiples = (of(figures, m, *names) for m in ("step_time", "step_multiple"))
+    expected = {("ancestral", 1), *((s, n) for s in ("smc", "swor") for n in (1, 4))}
+    assert (
+        multiples.keys() == expected
+        and times.keys() >= expected
+        and multiples["ancestral", 1] == 1.0
+    )
+    for place, multiple in multiples.items():
+        assert times[place] > 0 and multiple > 0
+    share, moved = (of(figures, m, *names) for m in ("roofline_share", "step_bytes"))
+    assert moved["smc", 1] < moved["smc", 4] and min(share.values()) > 0
+
+
+@pytest.mark.slow
+def test_parts_are_shares_of_the_whole(figures):
+    shares = of(figures, "part_share", "sampler", "part")
+    for sampler in ("smc", "swor"):
+        parts = [value for (name, _), value in shares.items() if name == sampler]
+        assert len(parts) == 4 and sum(parts) == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_resampling_is_forced(figures):
+    ratios = of(figures, "resampling_ratio", "resampled")
+    assert ratios.keys() == {("none",), ("never",), ("every 4",), ("every 1",)}
+    lines = {x["resampled"]: x for x in figures if x["metric"] == "resampling_ratio"}
+    assert lines["every 1"]["fork_share"] > lines["every 4"]["fork_share"] > 0
+    assert lines["never"]["fork_share"] == 0 and lines["every 1"]["ess_share"] < 1
+
+
+@pytest.mark.slow
+def test_the_other_sections_have_their_figures(figures):
+    forks = [x for x in figures if x["metric"] == "swor_over_smc"]
+    assert [x["logit_scale"] for x in forks] == [1.0, 64.0]
+    assert forks[0]["swor_fork_share"] > forks[1]["swor_fork_share"]
+    assert {x["form"] for x in figures if x["metric"] == "move_time"} >= {"take", "blocks"}
+    methods = of(figures, "throughput_ratio", "method")
+    assert methods.keys() == {("slots",), ("slots, looking at once",), ("batches",)}
+    assert methods["batches",] == 1.0
+    assert of(figures, "copy_bandwidth", "array_bytes")[2**16,] > 0
+
+
+@pytest.mark.skipif(not torch_baseline.available(), reason="torch is absent")
+@pytest.mark.slow
+def test_torch_is_compared_where_it_is_installed(figures):
+    names = "num_particles", "peer"
+    assert of(figures, "speedup", *names).keys() == {
+        (1, "transformers generate"),
+        (4, "transformers generate"),
+        (4, "Power-SMC in a Python loop"),
+    }
+
+
+def test_torch_is_left_out_where_it_is_absent(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch_baseline, "available", lambda: False)
+    path = benchmark(config(sections=("torch",)), str(tmp_path))
+    assert "PyTorch is absent; left out: torch." in capsys.readouterr().out
+    assert len(path.read_text().splitlines()) == 1  # the bandwidth
+
+
+def changed(section, **fields):
+    return config(**{section: fields})
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (config(sections=("stepz",)), "config.sections is 'stepz'; allowed are steps, parts"),
+        (config(sections="steps"), "config.sections is 'steps'; it must be a tuple."),
+        (config(repeats=0), "config.repeats is 0; it must be an integer of at least 1."),
+        (config(dtype="int8"), "config.dtype is 'int8'; allowed are"),
+        (config(alpha=-1.0), "alpha is -1.0"),
+        (config(models={"tiny": {"hidden": 3}}), "config.models.tiny cannot be read"),
+        (config(models={"tiny": {"num_layers": 0}}), "num_layers is 0"),
+        (changed("steps", models=("huge",)), "config.steps.models is 'huge'; allowed are tiny."),
+        (changed("steps", particles=(0,)), "config.steps.particles is 0"),
+        (changed("steps", particles=4), "config.steps.particles is 4; it must be a tuple."),
+        (changed("forks", scales=(0.0,)), "config.forks.scales is 0.0"),
+        (changed("moves", moved_shares=(0.9,)), "config.moves.moved_shares is 0.9"),
+        (changed("throughput", slots=-2), "config.throughput.slots is -2"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(made, message, tmp_path):
+    with pytest.raises(ValueError) as error:
+        benchmark(made, str(tmp_path / "no"))
+    assert message in str(error.value)
+    assert not (tmp_path / "no").exists()

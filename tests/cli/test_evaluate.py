@@ -1,0 +1,756 @@
+"""The evaluation launcher, on a model whose every answer is known."""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import io
+import json
+import pathlib
+import re
+import runpy
+import shutil
+import sys
+import types
+
+import jax
+import pytest
+from etils import epath
+from safetensors.numpy import load_file, save_file
+
+import jax_power_smc as psmc
+from jax_power_smc.core import process_group as library
+from jax_power_smc.evaluation import claim
+from jax_power_smc.evaluation import conditions
+from jax_power_smc.evaluation import records
+from jax_power_smc.evaluation.job import State
+from jax_power_smc.evaluation.scores import read
+from jax_power_smc.evaluation.summary import Run
+from jax_power_smc.evaluation.summary import summarize
+from jax_power_smc.cli import evaluate
+from jax_power_smc.cli import evaluate_progress
+from jax_power_smc.core.process_group import Processes
+from jax_power_smc.tiny_reasoner import problems
+from jax_power_smc.report.load import read_report
+from jax_power_smc.report.job_status import state_of
+from jax_power_smc.tasks import tiny_reasoner
+from tests.evaluation import tiny
+from tests.cli.command import ROOT
+from tests.cli.command import assert_refused
+from tests.cli.command import call
+from tests.cli.command import outcomes
+
+CONFIG = "configs/tiny_reasoner.py"
+N, LIMIT = 4, 4
+SMALL = {
+    "limit": LIMIT,
+    "split": "valid",
+    "problem_seed": 3,
+    "seeds": (0, 1),
+    "num_particles": N,
+    "ramp_tokens": 2,
+    "max_new_tokens": 16,
+    "slots": 4,
+}
+# The known model never says 7.
+GOLD = (3, 4, 5, 7)
+RUNS = ["temperature_1", "low_temperature", "greedy", "samples", "mh", "smc", "smc_ramp", "swor"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once(tmp_path_factory):
+    with tiny.compiled_once(tmp_path_factory):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+    """Of the devices of the tests the launcher sees the first, or it would make a mesh of all."""
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.local_devices()[:1]
+        patch.setattr(evaluate.jax, "local_devices", lambda: first)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.write_known(tmp_path_factory.mktemp("model"))
+
+
+def make_config(model, /, **changes):
+    """The published config made small; values of any type, as a config file may hold them."""
+    config = runpy.run_path(str(ROOT / CONFIG))["get_config"]()
+    with config.unlocked():
+        for name, value in (SMALL | {"model": str(model)} | changes).items():
+            if name in config:
+                del config[name]
+            config[name] = value
+    return config
+
+
+def small_config(model, /, **changes):
+    """The same through its fields, so that what refers to them follows."""
+    config = runpy.run_path(str(ROOT / CONFIG))["get_config"]()
+    config.update(SMALL | {"model": str(model)} | changes)
+    return config
+
+
+def strictly(text):
+    """Parses JSON that holds no not-a-number and no infinity."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@dataclasses.dataclass
+class Finished:
+    """An evaluation in which the problems have answers that the known model may give.
+
+    Attributes:
+      returned: the summary that was returned.
+      out: what was printed.
+      workdir: where the files are.
+      listed: the problems.
+    """
+
+    returned: dict
+    out: str
+    workdir: pathlib.Path
+    listed: list
+
+    def summary(self):
+        return strictly((self.workdir / "summary.json").read_text())
+
+    def records(self):
+        lines = (self.workdir / "records.jsonl").read_text().splitlines()
+        return [strictly(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def easy():
+    """Answers of the problems that the known model may give; the list of problems asked for."""
+    listed, make = [], problems.problems
+
+    def changed(split, limit, seed):
+        for problem, answer in zip(make(split, limit, seed), GOLD, strict=False):
+            listed.append(dataclasses.replace(problem, answer=answer))
+            yield listed[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_reasoner.problems, "problems", changed)
+        yield listed
+
+
+@pytest.fixture(scope="module")
+def finished(model, easy, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("evaluate") / "new"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        returned = evaluate.evaluate(small_config(model), str(workdir))
+    return Finished(returned, out.getvalue(), workdir, list(easy[:LIMIT]))
+
+
+# --- What is written --------------------------------------------------------------------------
+
+
+def test_every_item_is_recorded_once(finished):
+    items = [records.item_of(record) for record in finished.records()]
+    assert sorted(items) == sorted(
+        (run, seed, problem.key) for run in RUNS for seed in (0, 1) for problem in finished.listed
+    )
+    assert list(dict.fromkeys(run for run, _, _ in items)) == RUNS
+
+
+def test_records_hold_the_problems_that_the_config_names(finished):
+    by_id = {problem.key: problem for problem in finished.listed}
+    assert len(by_id) == LIMIT
+    assert all(problems.split_of(problem.key) == "valid" for problem in finished.listed)
+    for record in finished.records():
+        problem = by_id[record["id"]]
+        assert (record["prompt"], record["gold"]) == (problem.question, problem.answer)
+        for particle in record["particles"]:
+            answer = problems.parse_answer(particle["text"])
+            assert particle["parsed"] == (None if answer is None else str(answer))
+            assert particle["correct"] is (answer == problem.answer)
+
+
+def test_the_summary_is_that_of_the_records(finished):
+    summary = finished.summary()
+    assert summary == strictly(json.dumps(finished.returned))
+    samplers = evaluate.settings.samplers(small_config("m"))
+    runs = [
+        Run(name, evaluate.settings.labels(small_config("m"))[name], sampler)
+        for name, sampler in samplers.items()
+    ]
+    ids = [problem.key for problem in finished.listed]
+    readings = [read(record) for record in finished.records()]
+    expected = summarize(readings, runs, ids, [0, 1], 4.0, summary["device"])
+    assert summary == strictly(json.dumps(expected))
+    assert summary["complete"] and summary["problems"] == LIMIT
+    assert len({row["accuracy"] for row in summary["rows"]}) > 1, "all alike would show no mix-up"
+
+
+def test_every_row_of_the_summary_has_what_readers_rely_on(finished):
+    for row in finished.summary()["rows"]:
+        assert row.keys() >= {
+            *("sampler", "num_particles", "alpha", "temperature", "accuracy", "ci95"),
+            *("mean_log_prob", "log_evidence", "tokens_per_problem", "seconds_per_problem"),
+            "multiple",
+        }
+        assert row["alpha"] == 4.0
+
+
+def test_the_workdir_says_what_was_asked_for(finished):
+    about = strictly((finished.workdir / "config.json").read_text())
+    assert about["config"]["seeds"] == [0, 1] and about["config"]["num_particles"] == N
+    assert about["config"]["samplers"]["swor"]["num_particles"] == N
+    assert list(about["labels"]) == RUNS and about["chat"] is True
+    assert about["versions"].keys() >= {"jax_power_smc", "jax", "flax", "transformers"}
+    assert about["hash"] == claim.hash_of(about)
+    assert [each["versions"] for each in about["starts"]] == [about["versions"]]
+    assert about["date"] == str(datetime.date.today()) and about["commit"] is None
+
+
+def test_every_record_says_what_it_was_made_with(finished, model):
+    about = strictly((finished.workdir / "config.json").read_text())
+    made = conditions.conditions_of(about)
+    assert about["fingerprint"] == psmc.load(model).fingerprint
+    for record in finished.records():
+        assert record["digest"] == made.digests(records.item_of(record))
+        assert record["rendered"] == record["prompt"]
+        assert len(record["digest"]) == 9
+
+
+# --- What is printed --------------------------------------------------------------------------
+
+
+def test_the_table_and_where_the_files_are(finished):
+    first = finished.out.splitlines()[0]
+    assert "8 samplers, alpha 4, at most 16 tokens, seeds 0, 1" in first
+    assert "; chat model, no BOS, answers end at <|end|> (0), date " in first
+    assert first.endswith(str(datetime.date.today()))
+    for label in ("temperature 1/4", "Power-SMC, ramp 2", "without replacement"):
+        assert label in finished.out
+    assert f"{finished.workdir}/records*.jsonl" in finished.out
+    assert f"launch.report --workdir={finished.workdir}" in finished.out
+
+
+def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr(evaluate_progress.time, "monotonic", lambda: clock[0])
+    with evaluate_progress.Progress() as progress:
+        for done, left in ((1, float("nan")), (2, 70.0), (3, 65.0), (4, 0.0)):
+            clock[0] += 6
+            progress.report(State("greedy", done, 4, 0.5, left))
+    # The first, the one after more than ten seconds, and the last.
+    assert capsys.readouterr().out.splitlines() == [
+        "greedy: 1/4 items, accuracy so far 0.500",
+        "greedy: 3/4 items, accuracy so far 0.500, 0:01:05 left",
+        "greedy: 4/4 items, accuracy so far 0.500, 0:00:00 left",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_live_line_for_each_run(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with evaluate_progress.Progress() as progress:
+        progress.report(State("greedy", 1, 4, 0.5, 9.0))
+        progress.report(State("greedy", 4, 4, 0.25, 0.0))
+        progress.report(State("a [bold] vote", 2, 4, 0.75, 3.0))
+    last = out.getvalue().split("greedy")[-1]
+    assert "4/4" in last and "accuracy so far 0.250, 0:00:00 left" in last
+    assert "a [bold] vote" in last and "2/4" in last and "accuracy so far 0.750" in last
+
+
+# --- Restarts ---------------------------------------------------------------------------------
+
+
+def test_a_finished_job_says_so_and_reads_no_model(model, easy, finished, monkeypatch, capsys):
+    monkeypatch.delattr(evaluate, "load")
+    again = evaluate.evaluate(small_config(model), str(finished.workdir))
+    out = capsys.readouterr().out
+    assert again == finished.returned and "64 of 64 items were finished" in out
+
+
+def test_a_job_that_was_asked_to_stop_goes_on(model, easy, finished, tmp_path, capsys):
+    config, before = small_config(model), (finished.workdir / "records.jsonl").read_text()
+    stopped = evaluate.evaluate(config, str(tmp_path), until=lambda: True)
+    assert not stopped["complete"] and stopped["rows"] == []
+    assert "0 of 64 items finished; the same command goes on" in capsys.readouterr().out
+    kept = before.splitlines(keepends=True)[:61]
+    (tmp_path / "records.jsonl").write_text("".join(kept) + '{"torn')
+    rest = evaluate.evaluate(config, str(tmp_path))
+    out = capsys.readouterr().out
+    assert "61 of 64 items were finished" in out and "torn last line of 6 bytes" in out
+    assert rest["complete"]
+    assert [r["accuracy"] for r in rest["rows"]] == [
+        r["accuracy"] for r in finished.returned["rows"]
+    ]
+    assert (tmp_path / "records.jsonl").read_text().startswith("".join(kept))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha": 2.0}, "alpha is 2.0, there it is 4.0; samplers.low_temperature.temperature is"),
+        ({"num_particles": 3}, "samplers.samples.num_samples is 3, there it is 4"),
+        ({"problem_seed": 4}, "problem_seed is 4, there it is 3"),
+        ({"max_new_tokens": 17}, "max_new_tokens is 17, there it is 16"),
+        ({"dtype": "bfloat16"}, 'dtype is "bfloat16", there it is null'),
+        ({"ramp_tokens": 3}, "samplers.smc_ramp.ramp_tokens is 3, there it is 2"),
+    ],
+)
+def test_another_config_is_refused_with_the_fields_that_differ(
+    model, easy, finished, change, message
+):
+    before = (finished.workdir / "records.jsonl").read_text()
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluate(small_config(model, **change), str(finished.workdir))
+    assert (finished.workdir / "records.jsonl").read_text() == before
+
+
+def test_other_grading_processes_are_no_other_config(model, easy, finished):
+    config = small_config(model, grading_processes=1)
+    assert evaluate.evaluate(config, str(finished.workdir)) == finished.returned
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["algorithm", "model", "target", "grading", "keys", "sampler", "problem", "rendering", "seed"],
+)
+def test_records_of_other_conditions_are_refused_and_named(model, easy, finished, tmp_path, part):
+    shutil.copy(finished.workdir / "config.json", tmp_path)
+    listed = finished.records()
+    listed[5]["digest"][part] = "0123456789ab"
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in listed))
+    run, seed, name = records.item_of(listed[5])
+    named = re.escape(
+        f"holds 1 record(s) that were made under other conditions than its job has "
+        f"({run}, seed {seed}, {name!r}: {part})"
+    )
+    for read_again in (
+        lambda: evaluate.evaluate(small_config(model), str(tmp_path)),
+        lambda: read_report(epath.Path(tmp_path)),
+    ):
+        with pytest.raises(ValueError, match=named):
+            read_again()
+
+
+def test_a_problem_that_has_changed_is_refused(model, easy, finished, monkeypatch):
+    make = evaluate.load_task
+
+    def changed(*args, **options):
+        task = make(*args, **options)
+        first = dataclasses.replace(task.problems[0], gold=8)
+        return dataclasses.replace(task, problems=(first, *task.problems[1:]))
+
+    monkeypatch.setattr(evaluate, "load_task", changed)
+    with pytest.raises(ValueError, match=r"holds 16 record\(s\) .* seed 0, '.*': problem; "):
+        evaluate.evaluate(small_config(model), str(finished.workdir))
+
+
+def test_a_workdir_of_an_earlier_version_is_refused(model, easy, finished, tmp_path):
+    held = json.loads((finished.workdir / "config.json").read_text())
+    old = {name: held[name] for name in ("hash", "config", "chat", "labels", "device", "versions")}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match=r"was written by an earlier version.* start in a new"):
+        evaluate.evaluate(small_config(model), str(tmp_path))
+
+
+# --- A scope that grows or shrinks --------------------------------------------------------------
+
+
+def few(model, names=("smc", "mh"), /, **changes):
+    """With some of the samplers only."""
+    config = small_config(model, **changes)
+    for name in set(config.samplers) - set(names):
+        del config.samplers[name]
+    return config
+
+
+def items(workdir):
+    lines = (workdir / "records.jsonl").read_text().splitlines()
+    return [records.item_of(json.loads(line)) for line in lines]
+
+
+def test_a_scope_may_grow_and_what_is_finished_is_kept(model, easy, tmp_path, capsys):
+    evaluate.evaluate(few(model, ("smc",), limit=2, seeds=(0,)), str(tmp_path))
+    before = (tmp_path / "records.jsonl").read_text()
+    for changes, names, done, total in (
+        ({"limit": 4, "seeds": (0,)}, ("smc",), 2, 4),
+        ({"limit": 4, "seeds": (0,)}, ("smc", "mh"), 4, 8),
+        ({"limit": 4, "seeds": (0, 1)}, ("smc", "mh"), 8, 16),
+    ):
+        capsys.readouterr()
+        summary = evaluate.evaluate(few(model, names, **changes), str(tmp_path))
+        assert f"{done} of {total} items were finished" in capsys.readouterr().out
+        assert summary["complete"] and summary["problems"] == 4
+        assert len(items(tmp_path)) == len(set(items(tmp_path))) == total
+    assert (tmp_path / "records.jsonl").read_text().startswith(before)
+    assert len(json.loads((tmp_path / "config.json").read_text())["starts"]) == 4
+    assert len(read_report(epath.Path(tmp_path)).items) == 16
+
+
+def test_a_scope_may_shrink_and_grow_again(model, easy, tmp_path, capsys):
+    whole = few(model, ("smc", "greedy"), seeds=(0, 1))
+    first = evaluate.evaluate(whole, str(tmp_path))
+    before = (tmp_path / "records.jsonl").read_text()
+    smaller = few(model, ("smc",), limit=3, seeds=(1,))
+    summary = evaluate.evaluate(smaller, str(tmp_path))
+    assert "3 of 3 items were finished" in capsys.readouterr().out
+    assert summary["complete"] and (summary["problems"], summary["seeds"]) == (3, [1])
+    data = read_report(epath.Path(tmp_path))
+    assert {item.reading.item[:2] for item in data.items} == {("smc", 1)} and len(data.items) == 3
+    assert state_of(data).text == "finished: 3 items"
+    assert evaluate.evaluate(whole, str(tmp_path)) == first
+    assert (tmp_path / "records.jsonl").read_text() == before
+
+
+def test_a_sampler_that_comes_back_changed_is_refused(model, easy, tmp_path):
+    evaluate.evaluate(few(model, ("smc", "greedy"), limit=2), str(tmp_path))
+    evaluate.evaluate(few(model, ("greedy",), limit=2), str(tmp_path))
+    config = few(model, ("smc", "greedy"), limit=2)
+    config.samplers.smc.ess_threshold = 0.25
+    with pytest.raises(ValueError, match=r"4 record\(s\) .*\(smc, seed 0, '.*': sampler; "):
+        evaluate.evaluate(config, str(tmp_path))
+
+
+# --- The model and the date -------------------------------------------------------------------
+
+
+def change_one_weight(directory):
+    tensors = load_file(directory / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].copy()
+    tensors["lm_head.weight"][0, 0] += 1e-3
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_weights_that_have_changed_since_the_first_start_are_refused(
+    model, easy, tmp_path, is_stopped
+):
+    copy = shutil.copytree(model, tmp_path / "model")
+    config, workdir = few(copy, ("greedy",), limit=2), tmp_path / "job"
+    evaluate.evaluate(config, str(workdir), until=lambda: is_stopped)
+    change_one_weight(copy)
+    with pytest.raises(ValueError, match="records of another model: its weights changed since"):
+        evaluate.evaluate(config, str(workdir))
+
+
+def test_a_hub_model_that_has_moved_is_refused_with_its_commits(model, easy, tmp_path, monkeypatch):
+    commits = ["a" * 40, "b" * 40]
+    for commit in commits:
+        shutil.copytree(model, tmp_path / f"models--me--it/snapshots/{commit}")
+    moved = tmp_path / f"models--me--it/snapshots/{commits[1]}"
+    change_one_weight(moved)
+    (moved / "tokenizer_config.json").write_text("{}")
+    load = evaluate.load
+    config = few("me/it", ("greedy",), limit=2)
+    for number, commit in enumerate(commits):
+        directory = tmp_path / f"models--me--it/snapshots/{commit}"
+        monkeypatch.setattr(evaluate, "load", lambda name, at=directory, **more: load(at, **more))
+        if number:
+            message = (
+                f"model .commit {commits[0]} then, {commits[1]} now.: its tokenizer_config.json"
+            )
+            with pytest.raises(ValueError, match=message):
+                evaluate.evaluate(config, str(tmp_path / "job"))
+        else:
+            evaluate.evaluate(config, str(tmp_path / "job"), until=lambda: True)
+    assert json.loads((tmp_path / "job/config.json").read_text())["commit"] == commits[0]
+
+
+def test_a_template_with_the_date_of_today_keeps_that_of_the_first_start(
+    model, easy, tmp_path, monkeypatch, capsys
+):
+    copy = shutil.copytree(model, tmp_path / "model")
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{% for m in messages %}{{ strftime_now('%d %b %Y') }} {{ m['content'] }}{% endfor %}\n"
+    )
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    config, workdir = few(copy, ("greedy",), limit=3, seeds=(0,)), tmp_path / "job"
+    days = iter([datetime.date(2026, 7, 31), datetime.date(2026, 8, 1)])
+    monkeypatch.setattr(evaluate.start, "today", lambda: next(days))
+    states = []
+
+    def until():
+        path = workdir / "records.jsonl"
+        states.append(path.exists() and bool(path.read_text()))
+        return states[-1]
+
+    config.slots = 1
+    evaluate.evaluate(config, str(workdir), until=until)
+    assert 1 <= len(items(workdir)) < 3
+    assert "date 2026-07-31" in capsys.readouterr().out
+    evaluate.evaluate(config, str(workdir))
+    assert "chat model, no BOS," in (out := capsys.readouterr().out)
+    assert "date 2026-07-31" in out.splitlines()[0]
+    listed = [json.loads(line) for line in (workdir / "records.jsonl").read_text().splitlines()]
+    assert len(listed) == 3
+    for record in listed:
+        assert record["rendered"].strip() == f"31 Jul 2026 {record['prompt']}".strip()
+
+
+# --- Several processes ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Names of the waits for other processes, none of which is there."""
+    noted = []
+    monkeypatch.setattr(Processes, "wait", lambda self, name, *more: noted.append(name))
+    monkeypatch.setattr(Processes, "told", lambda self, name, value: value, raising=False)
+    monkeypatch.setattr(Processes, "gather", lambda self, name, value: [value] * self.count)
+    nobody = types.SimpleNamespace(key_value_dir_get=lambda key: [])
+    monkeypatch.setattr(library.distributed.global_state, "client", nobody)
+    return noted
+
+
+def test_a_workdir_is_locked_until_all_processes_have_done_their_share(
+    model, easy, tmp_path, monkeypatch, waits
+):
+    def is_locked():
+        with open(tmp_path / ".lock", "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    file, locked = tmp_path / "records-00000.jsonl", []
+
+    def wait(self, name, *more):
+        if file.exists() and file.stat().st_size:
+            locked.append(is_locked())
+
+    monkeypatch.setattr(Processes, "wait", wait)
+    evaluate.evaluate(small_config(model), str(tmp_path), processes=Processes(0, 2))
+    assert len(file.read_text().splitlines()) == 32
+    assert locked[0]
+
+
+@pytest.mark.parametrize("answer", ["True", "False"])
+def test_all_processes_go_on_or_not_as_the_first_one_says(
+    model, easy, finished, tmp_path, monkeypatch, waits, answer
+):
+    # The last record was written after the first one had looked, and before this one did.
+    for file in ("config.json", "records.jsonl"):
+        shutil.copy(finished.workdir / file, tmp_path)
+
+    def told(self, name, value):
+        return answer if value in ("True", "False") else value
+
+    monkeypatch.setattr(Processes, "told", told, raising=False)
+    assert evaluate.evaluate(small_config(model), str(tmp_path), processes=Processes(1, 2)) == {}
+    assert ("the workdir is claimed" in waits) == (answer == "False")
+
+
+def test_a_process_that_finds_other_records_than_the_first_one_is_refused(
+    model, easy, finished, tmp_path, monkeypatch, waits
+):
+    shutil.copy(finished.workdir / "config.json", tmp_path)
+    said = {"whether all is finished": "False", "what is finished": "other"}
+    monkeypatch.setattr(Processes, "told", lambda self, name, value: said.get(name, value))
+    with pytest.raises(ValueError, match=r"process 1 does not find in .* what process 0 does"):
+        evaluate.evaluate(small_config(model), str(tmp_path), processes=Processes(1, 2))
+
+
+# --- Dry runs ---------------------------------------------------------------------------------
+
+
+def test_what_another_job_finishes_meanwhile_is_not_done_again(
+    model, easy, finished, tmp_path, monkeypatch
+):
+    kept = (finished.workdir / "records.jsonl").read_text().splitlines(keepends=True)
+    shutil.copy(finished.workdir / "config.json", tmp_path)
+    (tmp_path / "records.jsonl").write_text("".join(kept[:5]))
+    load = evaluate.load
+
+    def slow(*args, **options):
+        # Here the other one ends, after this one has read what is finished.
+        (tmp_path / "records.jsonl").write_text("".join(kept[:60]))
+        return load(*args, **options)
+
+    monkeypatch.setattr(evaluate, "load", slow)
+    summary = evaluate.evaluate(small_config(model), str(tmp_path))
+    assert summary["complete"]
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(kept)
+
+
+@pytest.mark.parametrize("name", ["digest", "particles", "choice", "seconds", "info"])
+def test_a_damaged_record_is_named(model, easy, finished, tmp_path, name):
+    shutil.copy(finished.workdir / "config.json", tmp_path)
+    listed = finished.records()
+    del listed[2][name]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in listed))
+    with pytest.raises(ValueError, match=r"is damaged \(KeyError|by an earlier version"):
+        evaluate.evaluate(small_config(model), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("workdir", "message"), [("", "workdir is empty"), ("ftp://host/dir", "can write there")]
+)
+def test_a_workdir_that_cannot_be(workdir, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluate(small_config("tiny-reasoner"), workdir)
+
+
+@pytest.mark.parametrize("name", ["chat", "device", "date", "decided"])
+def test_a_config_that_no_job_wrote_is_named(model, easy, finished, tmp_path, name):
+    held = json.loads((finished.workdir / "config.json").read_text())
+    del held[name]
+    (tmp_path / "config.json").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"config.json is not what a job wrote"):
+        evaluate.evaluate(small_config(model), str(tmp_path))
+
+
+def test_a_dry_run_needs_no_weights(tmp_path, capsys):
+    config = small_config("tiny-reasoner", dry_run=True)
+    for name in ("mh", "samples", "greedy", "low_temperature", "smc_ramp"):
+        del config.samplers[name]
+    summary = evaluate.evaluate(config, str(tmp_path))
+    assert summary["complete"] and summary["problems"] == 2 and summary["seeds"] == [0]
+    assert "DRY RUN" in capsys.readouterr().out
+
+
+# --- What is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model", "limit", "seeds", "samplers", "grading_seconds"])
+def test_a_field_that_is_missing_is_named(name, tmp_path):
+    config = make_config("no/such/model")
+    del config[name]
+    with pytest.raises(ValueError, match=f"the config lacks {name}"):
+        evaluate.evaluate(config, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+INTEGERS = ("limit", "problem_seed", "num_particles", "ramp_tokens", "max_new_tokens")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *((name, "3", f"config.{name} is '3'; it must be an integer") for name in INTEGERS),
+        *((name, 2.0, f"config.{name} is 2.0; it must be an integer") for name in INTEGERS),
+        *((name, True, f"config.{name} is True; it must be an integer") for name in INTEGERS),
+        *((name, -1, f"config.{name} is -1; it must be an integer") for name in INTEGERS),
+        *((name, 2**31, f"config.{name} is 2147483648; it must be") for name in INTEGERS),
+        ("limit", 0, "config.limit is 0; it must be an integer of at least 1"),
+        ("max_new_tokens", 0, "config.max_new_tokens is 0; it must be an integer of at least 1"),
+        ("max_new_tokens", 8, "config.samplers.mh: num_blocks is 16"),
+        ("model", 5, "config.model is 5; it must be a name"),
+        ("split", "dev", "config.split is 'dev'; allowed are train, valid, test"),
+        ("alpha", 0.5, "alpha is 0.5; it must be a finite number of at least 1"),
+        ("alpha", "4", "alpha is '4'; it must be a finite number"),
+        ("alpha", float("nan"), "alpha is nan"),
+        ("seeds", 0, "config.seeds is 0; it must be a tuple of integers"),
+        ("seeds", (), r"config.seeds is \(\); at least one seed is needed"),
+        ("seeds", (1, 1), r"config.seeds is \(1, 1\); they must differ"),
+        ("slots", 0, "config.slots is 0; it must be an integer of at least 1"),
+    ],
+)
+def test_fields_are_checked_before_the_model_is_read(name, value, message, tmp_path):
+    config = make_config("no/such/model", **{name: value})
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluate(config, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+# --- The command line -------------------------------------------------------------------------
+
+
+def flags(model, workdir="new", config=ROOT / CONFIG, **changes):
+    values = SMALL | {"model": model, "limit": 3, "seeds": "(0,)"} | changes
+    values = {f"config.{name}": value for name, value in values.items()}
+    return [f"--{n}={v}" for n, v in ({"config": config, "workdir": workdir} | values).items()]
+
+
+BAD = {
+    "limit": "config.limit is 0; it must be an integer of at least 1",
+    "alpha": "alpha is 0.0; it must be a finite number of at least 1",
+    "no particles": "config.num_particles is 0; it must be an integer of at least 1",
+    "split": "config.split is 'dev'; allowed are train, valid, test",
+    "no seeds": "at least one seed is needed",
+    "seed": "config.seeds[0] is 0.5; it must be an integer",
+    "lacking field": "the config lacks num_particles, seeds",
+    "wrong type": "config.limit is '3'; it must be an integer",
+    "wrong type of a flag": "--config.limit=many: invalid literal",
+    "unknown field": "bogus",
+    "no config": "--config must have a value",
+    "no workdir": "--workdir must have a value",
+    "extra argument": "unexpected arguments: more",
+    "workdir is a file": "lacking.py",
+    "no such model": "'no/such' is neither a directory nor all in the hub's cache",
+    "no config.json": "has no config.json",
+    "missing tensor": "missing lm_head.weight",
+    "long answer": "together they must not exceed the model's 256 positions",
+    "code": "config.allow_code_execution is False",
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(model, tmp_path_factory):
+    """The directory of the runs, and name -> (exit code, stdout, stderr)."""
+    root = tmp_path_factory.mktemp("refusals")
+    program = "import runpy\ndef get_config():\n    c = runpy.run_path({!r})['get_config']()\n"
+    program = program.format(str(ROOT / CONFIG)) + "    {}\n    return c.unlock()\n"
+    (root / "lacking.py").write_text(program.format("del c.seeds, c.num_particles"))
+    (root / "wrong.py").write_text(program.format("del c.limit; c.unlock().limit = '3'"))
+    empty, missing = root / "empty", shutil.copytree(model, root / "missing")
+    empty.mkdir()
+    tensors = load_file(missing / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, missing / "model.safetensors")
+    cases = {
+        "limit": flags(model, limit=0),
+        "alpha": flags(model, alpha=0),
+        "no particles": flags(model, num_particles=0),
+        "split": flags(model, split="dev"),
+        "no seeds": flags(model, seeds="()"),
+        "seed": flags(model, seeds="(0.5,)"),
+        "lacking field": ["--config=lacking.py", "--workdir=new"],
+        "wrong type": ["--config=wrong.py", "--workdir=new"],
+        "wrong type of a flag": flags(model, limit="many"),
+        "unknown field": flags(model, bogus=1),
+        "no config": ["--workdir=new"],
+        "no workdir": flags(model)[:1],
+        "extra argument": [*flags(model), "more"],
+        "workdir is a file": flags(model, workdir="lacking.py"),
+        "no such model": flags("no/such"),
+        "no config.json": flags(empty),
+        "missing tensor": flags(missing),
+        "long answer": flags(model, max_new_tokens=250),
+        "code": flags(model, task="humaneval", split="test"),
+    }
+    return root, outcomes("evaluate", cases, root)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence(name, refusals):
+    root, outcome = refusals
+    assert_refused(outcome[name], BAD[name])
+    assert not (root / "new").exists()
+
+
+@pytest.mark.slow
+def test_the_command_writes_its_files(model, tmp_path):
+    arguments = flags(model, tmp_path / "new", config=CONFIG, split="test")
+    code, out, err = call("evaluate", *arguments)
+    assert (code, err) == ("0", "")
+    summary = strictly((tmp_path / "new/summary.json").read_text())
+    assert list(dict.fromkeys(row["run"] for row in summary["rows"])) == RUNS
+    lines = (tmp_path / "new/records.jsonl").read_text().splitlines()
+    listed = list(problems.problems("test", 3, 3))
+    assert sorted((r["run"], r["prompt"], r["gold"]) for r in map(strictly, lines)) == sorted(
+        (run, problem.question, problem.answer) for run in RUNS for problem in listed
+    )
+    assert "without replacement" in out

@@ -1,0 +1,282 @@
+"""The compiled chunk of steps of a transformer: its cache is written in place, whatever is 1.
+
+On a mesh nothing of the size of a cache or of the logits goes from device to device.
+"""
+
+import functools
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_power_smc as psmc
+from jax_power_smc.engine import decode
+from jax_power_smc.engine import executables
+from jax_power_smc.engine import programs
+from jax_power_smc.core import prng
+from jax_power_smc.benchmarks.collectives import collectives
+from jax_power_smc.benchmarks.pods import lower_chunk
+from jax_power_smc.core.mesh import make_mesh
+from jax_power_smc.samplers import Ancestral
+from jax_power_smc.samplers import PowerSMC
+from jax_power_smc.samplers import WithoutReplacement
+
+pytestmark = pytest.mark.usefixtures("full_optimization")
+
+CAPACITY = 96  # a size that nothing else has
+
+
+def compiled_chunk(sampler, num_prompts, num_kv_heads):
+    config = psmc.TransformerConfig(
+        vocab_size=40,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=num_kv_heads,
+        head_dim=8,
+        mlp_size=32,
+        tied_embeddings=True,
+        max_positions=256,
+    )
+    model = psmc.TransformerLM(config)
+    params = model.init(jax.random.key(0))
+    target = psmc.PowerTarget(4.0, (1,)).arrays(40, CAPACITY)
+    targets = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (num_prompts, *x.shape)), target)
+    shared = decode.SharedInputs(sampler.traced())
+    prompts, state, _ = jax.eval_shape(
+        lambda params, keys: programs.enter(
+            params,
+            shared,
+            decode.PromptInputs(None, targets, keys),
+            jnp.ones((num_prompts, 16), jnp.int32),
+            jnp.full((num_prompts,), 5, jnp.int32),
+            model=model,
+            capacity=CAPACITY,
+        ),
+        params,
+        prng.prompt_keys(jax.random.key(0), range(num_prompts)),
+    )
+    state = state._replace(
+        cache=jax.eval_shape(
+            lambda: programs.empty_cache(
+                model, params, num_prompts, sampler.num_particles, CAPACITY
+            )
+        )
+    )
+    clocks = jax.ShapeDtypeStruct((4,), jnp.int32)
+    lowered = programs.run_chunk.lower(params, shared, prompts, state, clocks, model=model)
+    cache = jax.tree.leaves(state.cache)
+    return lowered.compile(), cache[0].size, sum(leaf.size * 4 for leaf in cache)
+
+
+@pytest.mark.parametrize(("num_prompts", "num_kv_heads"), [(1, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize(
+    "sampler",
+    [Ancestral(1.0), PowerSMC(4), WithoutReplacement(4)],
+    ids=["ancestral-1", "smc-4", "swor-4"],
+)
+def test_no_step_copies_the_cache(sampler, num_prompts, num_kv_heads):
+    compiled, leaf, cache_bytes = compiled_chunk(sampler, num_prompts, num_kv_heads)
+    text = compiled.as_text()
+    copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", text)
+    sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in copies]
+    assert len(sizes) > 0 and leaf not in sizes
+    assert compiled.memory_analysis().temp_size_in_bytes < cache_bytes
+    # Whether anyone runs, and whether anyone moves: both are branches, not selects of both sides.
+    if not isinstance(sampler, Ancestral):
+        assert len(re.findall(r" conditional\(", text)) == 2
+
+
+# --- on a mesh ---
+
+LAYERS, HIDDEN, VOCAB, PARTICLES = 2, 48, 256, 4
+MESH_SAMPLERS = {
+    "ancestral": Ancestral(1.0, PARTICLES),
+    "smc": PowerSMC(PARTICLES),
+    "swor": WithoutReplacement(PARTICLES),
+}
+
+
+@functools.cache
+def compiled_on(size, sampler, slots_per_row, num_kv_heads):
+    """The chunk on a mesh with so many "model" devices (None for one device), and its caches."""
+    config = psmc.TransformerConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        num_layers=LAYERS,
+        num_heads=8,
+        num_kv_heads=num_kv_heads,
+        head_dim=8,
+        mlp_size=32,
+        max_positions=256,
+    )
+    where = None if size is None else make_mesh(size)
+    rows = 1 if size is None else 8 // size
+    lowered, caches = lower_chunk(
+        psmc.TransformerLM(config),
+        where,
+        MESH_SAMPLERS[sampler],
+        prompts=slots_per_row * rows,
+        prompt_tokens=16,
+        capacity=CAPACITY,
+    )
+    return lowered.compile(), jax.tree.leaves(caches)
+
+
+@pytest.mark.parametrize(
+    ("size", "slots_per_row", "num_kv_heads", "sampler"),
+    [
+        (2, 2, 8, "smc"),
+        (4, 1, 4, "smc"),  # one slot and one head on each device
+        pytest.param(4, 2, 8, "swor", marks=pytest.mark.slow),
+        pytest.param(2, 1, 2, "swor", marks=pytest.mark.slow),
+        pytest.param(4, 1, 8, "swor", marks=pytest.mark.slow),
+        pytest.param(8, 3, 8, "smc", marks=pytest.mark.slow),
+        pytest.param(8, 1, 8, "ancestral", marks=pytest.mark.slow),
+        pytest.param(4, 2, 4, "ancestral", marks=pytest.mark.slow),
+    ],
+)
+def test_devices_exchange_two_streams_a_layer_and_small_things(
+    size, slots_per_row, num_kv_heads, sampler
+):
+    compiled, caches = compiled_on(size, sampler, slots_per_row, num_kv_heads)
+    found = Counter(collectives(compiled.as_text()))
+    rows = slots_per_row * PARTICLES
+    stream = rows * HIDDEN
+
+    def elements(each):
+        return sum(int(np.prod(shape)) for _, shape in each.arrays)
+
+    # All of it at every step, within the groups of the axis "model".
+    assert {(each.loops, each.group) for each in found} == {(1, size)}
+    assert {each.kind for each in found} <= {"all-reduce", "all-gather"}
+    streams = [each for each in found if elements(each) == stream]
+    # Attention and MLP of every layer, and the embedding, whose rows are cut.
+    assert sum(found[each] for each in streams) == 2 * LAYERS + 1
+    assert {each.kind for each in streams} == {"all-reduce"}
+    # The masses of blocks (swor: of two tails), K tokens of each part and their logits, and then
+    # a few numbers per particle.
+    blocks = 16
+    largest = max(blocks, size * PARTICLES) if sampler == "swor" else blocks
+    rest = [each for each in found if each not in streams]
+    assert max(elements(each) for each in rest) <= rows * largest
+    # Ancestral: with both ways of drawing.
+    count = sum(found[each] for each in rest)
+    assert count == {"ancestral": 8, "smc": 6, "swor": 10}[sampler]
+    # And nothing that has as much as the part of the logits, or of a cache, of one device.
+    least = min(rows * VOCAB // size, *(leaf.size for leaf in caches))
+    if least > stream:
+        assert all(elements(each) < least for each in found)
+    assert all(elements(each) < leaf.size for each in found for leaf in caches)
+
+
+@pytest.mark.slow
+def test_prompts_on_devices_of_their_own_exchange_nothing():
+    compiled, _ = compiled_on(1, "smc", 1, 8)
+    assert collectives(compiled.as_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "slots_per_row", "num_kv_heads", "sampler"),
+    [
+        (2, 2, 8, "smc"),
+        (4, 1, 4, "smc"),
+        pytest.param(4, 2, 8, "swor", marks=pytest.mark.slow),
+        pytest.param(1, 1, 8, "smc", marks=pytest.mark.slow),
+    ],
+)
+def test_no_step_on_a_mesh_copies_the_cache(size, slots_per_row, num_kv_heads, sampler):
+    compiled, caches = compiled_on(size, sampler, slots_per_row, num_kv_heads)
+    text = compiled.as_text()
+    copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", text)
+    sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in copies]
+    assert len(sizes) > 0 and not {leaf.size for leaf in caches} & set(sizes)
+    assert compiled.memory_analysis().temp_size_in_bytes < sum(4 * leaf.size for leaf in caches)
+    # As on one device: whether anyone of the own row runs, and whether anyone moves.
+    assert len(re.findall(r" conditional\(", text)) == 2
+
+
+@pytest.mark.slow
+def test_a_cpu_process_does_not_keep_more_programs_than_it_may_map(monkeypatch):
+    monkeypatch.setattr(programs, "MOST_ON_CPU", 3)
+    executables.forget()
+    model = psmc.TableLM(vocab_size=3)
+    params = model.init(jax.random.key(0))
+
+    def draw(num):
+        result = psmc.sample(
+            model,
+            params,
+            [[1]],
+            key=jax.random.key(0),
+            target=psmc.PowerTarget(2.0),
+            sampler=Ancestral(1.0, num),
+            max_new_tokens=2,
+        )
+        assert executables.compiled_count() <= 3
+        return np.asarray(result.tokens)
+
+    first = draw(2)
+    for num in (3, 4, 5):
+        draw(num)
+    np.testing.assert_array_equal(draw(2), first)
+
+
+# --- wherever parameters lie, and whatever JAX is set to ---
+
+TABLE = psmc.TableLM(vocab_size=5, order=2)
+LOGITS = TABLE.init(jax.random.key(4))
+
+
+def draw_from(params, sampler=MESH_SAMPLERS["smc"]):
+    """The result of ``sample`` as arrays, and how many programs it compiled."""
+    before = executables.compiled_count()
+    result = psmc.sample(
+        TABLE,
+        params,
+        [[1, 2], [3]],
+        key=jax.random.key(1),
+        target=psmc.PowerTarget(2.0, (1,)),
+        sampler=sampler,
+        max_new_tokens=6,
+    )
+    return np.asarray(result.tokens), executables.compiled_count() - before
+
+
+@pytest.mark.parametrize("sampler", [PowerSMC(4), psmc.MetropolisHastings(2, 2, num_chains=2)])
+def test_parameters_may_move_to_another_device_between_calls(sampler):
+    first, _ = draw_from(LOGITS, sampler)
+    for device, compiles in zip(jax.devices()[:3], (False, True, True), strict=True):
+        tokens, compiled = draw_from(jax.device_put(LOGITS, device), sampler)
+        np.testing.assert_array_equal(tokens, first)
+        assert (compiled > 0) == compiles
+    assert draw_from(jax.device_put(LOGITS, jax.devices()[1]), sampler)[1] == 0
+
+
+def test_settings_that_change_a_program_compile_another():
+    first, _ = draw_from(LOGITS)
+    for setting in (
+        jax.default_matmul_precision("highest"),
+        jax.default_device(jax.devices()[1]),
+        jax.threefry_partitionable(False),
+    ):
+        with setting:
+            assert draw_from(LOGITS)[1] > 0
+    tokens, compiled = draw_from(LOGITS)
+    np.testing.assert_array_equal(tokens, first)
+    assert compiled == 0
+
+
+def test_an_ambient_mesh_changes_nothing():
+    first, _ = draw_from(LOGITS)
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        tokens, compiled = draw_from(LOGITS)
+        on_it = TABLE.init(jax.random.key(4))
+        there, _ = draw_from(on_it)
+    np.testing.assert_array_equal(tokens, first)
+    assert compiled == 0
+    np.testing.assert_array_equal(there, first)

@@ -1,0 +1,131 @@
+"""The seconds of a run's phases hold no compiling, whoever compiled."""
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jax_power_smc as psmc
+from jax_power_smc.engine import timing
+from jax_power_smc.engine import executables
+from jax_power_smc.core import prng
+from jax_power_smc.engine.timing import PhaseClock
+
+PAUSE = 0.3
+
+
+def compile_for(seconds: float) -> None:
+    """Compiles something new for about so long."""
+
+    def traced(x: jax.Array) -> jax.Array:
+        time.sleep(seconds)
+        return x + 1
+
+    jax.jit(traced)(jnp.zeros(3)).block_until_ready()
+
+
+def test_an_array_operation_met_first_is_compiling():
+    clock = PhaseClock()
+    compile_for(PAUSE)
+    time.sleep(PAUSE)
+    clock.book("decode")
+    assert clock.seconds["compile"] >= PAUSE
+    assert PAUSE <= clock.seconds["decode"] < 2 * PAUSE
+    assert clock.seconds["prefill"] == 0
+
+
+def test_all_seconds_are_booked_once():
+    clock, began = PhaseClock(), time.perf_counter()
+    compile_for(PAUSE)
+    clock.book("prefill")
+    compile_for(PAUSE)
+    clock.book("decode")
+    assert sum(clock.seconds.values()) == pytest.approx(time.perf_counter() - began, abs=PAUSE / 3)
+
+
+def test_time_before_start_belongs_to_no_phase():
+    clock = PhaseClock()
+    compile_for(PAUSE)
+    clock.start()
+    clock.book("decode")
+    assert sum(clock.seconds.values()) < PAUSE
+
+
+def test_compiling_within_compiling_counts_once():
+    def inner(x: jax.Array) -> jax.Array:
+        time.sleep(PAUSE)
+        return x * 2
+
+    began, before = time.perf_counter(), timing.compile_seconds()
+    jax.jit(lambda x: jax.jit(inner)(x) + 1)(jnp.zeros(5)).block_until_ready()
+    compiled = timing.compile_seconds() - before
+    assert PAUSE <= compiled <= time.perf_counter() - began
+
+
+def test_preparing_counts_as_a_whole_if_anything_was_compiled():
+    before = timing.compile_seconds()
+    with timing.preparing():
+        time.sleep(PAUSE)
+    assert timing.compile_seconds() == before
+    with timing.preparing():
+        compile_for(PAUSE)
+        time.sleep(PAUSE)
+    assert timing.compile_seconds() - before >= 2 * PAUSE
+
+
+def test_what_comes_after_the_end_belongs_to_no_phase():
+    clock = PhaseClock()
+    time.sleep(PAUSE)
+    end = time.perf_counter()
+    time.sleep(PAUSE)
+    clock.resume("decode", until=end)
+    assert PAUSE <= clock.seconds["decode"] < 2 * PAUSE
+    clock.resume("decode", until=end)
+    assert clock.seconds["decode"] < 2 * PAUSE
+
+
+def test_what_the_caller_compiles_meanwhile_takes_nothing_away():
+    clock = PhaseClock()
+    compile_for(PAUSE)
+    clock.resume("decode", until=math.inf)
+    assert clock.seconds["decode"] >= PAUSE and clock.seconds["compile"] == 0
+
+
+def test_when_an_array_became_ready():
+    ready = timing.ReadyTimes()
+    assert ready.last() == -math.inf
+    pause = jax.jit(lambda x: jax.pure_callback(lambda x: time.sleep(PAUSE) or x, x, x))
+    zeros = jnp.zeros(3)
+    pause(zeros).block_until_ready()  # it is compiled
+    began = time.perf_counter()
+    ready.watch(pause(zeros))
+    assert ready.last() == math.inf
+    time.sleep(3 * PAUSE)
+    assert began + PAUSE <= ready.last() < began + 3 * PAUSE
+
+
+@pytest.mark.parametrize("sampler", [psmc.Ancestral(), psmc.MetropolisHastings(num_blocks=2)])
+def test_what_the_first_call_of_a_process_compiles_is_not_its_prefill(monkeypatch, sampler):
+    model = psmc.TableLM(vocab_size=5, order=1)
+    params = model.init(jax.random.key(0))
+    settings = {
+        "key": jax.random.key(1),
+        "target": psmc.PowerTarget(2.0),
+        "sampler": sampler,
+        "max_new_tokens": 4,
+    }
+    psmc.sample(model, params, [[1, 2]], **settings)  # the programs are compiled
+    real = prng.prompt_keys
+
+    def slow_at_first(*args):
+        compile_for(PAUSE)
+        return real(*args)
+
+    monkeypatch.setattr(prng, "prompt_keys", slow_at_first)
+    compiled = len(executables._EXECUTABLES)
+    seconds = psmc.sample(model, params, [[1, 2]], **settings).info.seconds
+    assert len(executables._EXECUTABLES) == compiled
+    assert seconds["compile"] >= PAUSE
+    assert seconds["prefill"] + seconds["decode"] < PAUSE

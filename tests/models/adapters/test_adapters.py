@@ -1,0 +1,619 @@
+"""Adapters: whatever holds the cache, log p is that of the module on whole sequences."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jax_power_smc as psmc
+from jax_power_smc import MetropolisHastings
+from jax_power_smc import PowerSMC
+from jax_power_smc import PowerTarget
+from jax_power_smc import WithoutReplacement
+from jax_power_smc.models import adapters
+from jax_power_smc.engine import buckets
+from jax_power_smc.engine import sample as sampling
+from jax_power_smc.engine import memory_plan
+from jax_power_smc.engine import executables
+from tests.models.small import assert_equal_trees
+from tests.models.small import assert_one_sentence
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+V, D, L, CAP, EOS = 5, 8, 24, 7, 1
+# More prompts than slots, ragged: padding has something to spoil, and slots are filled again.
+PROMPTS = [[0, 3], [2], [4, 4, 0, 2, 3], [3, 0, 2], [0, 0, 4, 3, 2, 2, 4]]
+TARGET = PowerTarget(2.0, (EOS,))
+SAMPLERS = {
+    "smc": PowerSMC(4, ess_threshold=1.0, resampling="multinomial"),
+    "swor": WithoutReplacement(4),
+    "mh": MetropolisHastings(num_chains=2, num_blocks=3, moves_per_block=3),
+}
+TOLERANCE = {"atol": 3e-5, "rtol": 1e-5}
+
+
+# --- The same models twice: on whole sequences, and with a cache ---
+
+
+class Small(nnx.Module):
+    """Two layers of Flax's own attention, with learned positions."""
+
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(V, D, rngs=rngs)
+        self.place = nnx.Embed(L, D, rngs=rngs)
+        self.layers = nnx.List(
+            [nnx.MultiHeadAttention(2, in_features=D, decode=False, rngs=rngs) for _ in range(2)]
+        )
+        self.head = nnx.Linear(D, V, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, deterministic=True, rngs=rngs)  # keys among the parameters
+        self.seen = nnx.data(None)
+
+    def __call__(self, tokens, decode=False):
+        first = self.seen[...] if decode else 0
+        at = first + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        x = self.embed(tokens) + self.place(at)[None]
+        mask = None if decode else nnx.make_causal_mask(tokens)
+        for layer in self.layers:
+            x = x + layer(x, mask=mask, decode=decode)
+        if decode:
+            self.seen[...] += tokens.shape[1]
+        return 3 * self.head(self.dropout(x))
+
+
+def give_cache(module, batch, capacity):
+    module.seen = nnx.Cache(jnp.zeros((), jnp.int32))
+    for layer in module.layers:
+        layer.init_cache((batch, capacity, D))
+
+
+def with_cache(module, tokens):
+    return module(tokens, decode=True)
+
+
+class Linen(nn.Module):
+    """One layer of Linen's attention, with learned positions; ``decode`` is part of the module."""
+
+    decode: bool
+
+    @nn.compact
+    def __call__(self, tokens):
+        at = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        if self.decode:
+            begun = self.has_variable("cache", "seen")
+            seen = self.variable("cache", "seen", lambda: jnp.zeros((), jnp.int32))
+            at = seen.value + at
+            if begun:
+                seen.value += 1
+        x = nn.Embed(V, D)(tokens) + nn.Embed(L, D)(at)[None]
+        attention = nn.MultiHeadDotProductAttention(2, qkv_features=D, decode=self.decode)
+        mask = None if self.decode else nn.make_causal_mask(tokens)
+        return 3 * nn.Dense(V)(x + attention(x, mask=mask))
+
+
+def matrices(seed):
+    """Parameters of the models by hand."""
+    keys = jax.random.split(jax.random.key(seed), 6)
+    shapes = {"e": (V, D), "p": (L, D), "q": (D, D), "k": (D, D), "v": (D, D), "o": (D, V)}
+    return {
+        name: (0.4 if name == "o" else 0.5) * jax.random.normal(key, shape)
+        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+
+def attend(params, x, keys, values, mask):
+    scores = jnp.einsum("bsd,btd->bst", x @ params["q"], keys)
+    shares = jax.nn.softmax(jnp.where(mask, scores, -1e9), axis=-1)
+    return (x + jnp.einsum("bst,btd->bsd", shares, values)) @ params["o"]
+
+
+def whole(params, tokens):
+    """One layer of attention, on whole sequences."""
+    at = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    x = params["e"][tokens] + params["p"][at][None]
+    mask = (at[None, :] <= at[:, None])[None]
+    return attend(params, x, x @ params["k"], x @ params["v"], mask)
+
+
+def appending(params, tokens, cache):
+    """The same with a cache of [B, L, D], any number of tokens at a time."""
+    first = cache["index"]
+    at = first + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    x = params["e"][tokens] + params["p"][at][None]
+    keys = jax.lax.dynamic_update_slice_in_dim(cache["k"], x @ params["k"], first, axis=1)
+    values = jax.lax.dynamic_update_slice_in_dim(cache["v"], x @ params["v"], first, axis=1)
+    mask = (jnp.arange(keys.shape[1], dtype=jnp.int32)[None, :] <= at[:, None])[None]
+    logits = attend(params, x, keys, cache["sign"] * values, mask)
+    after = {"k": keys, "v": values, "index": first + tokens.shape[1], "sign": cache["sign"]}
+    return logits, after
+
+
+def empty(params, batch, capacity):
+    """Not all zeros: the scalar is 1, and the arrays hold what must never be read."""
+    rows = jnp.full((batch, capacity, D), 1e3, jnp.float32)
+    return {"k": rows, "v": rows, "index": 0, "sign": jnp.ones((), jnp.float32)}
+
+
+def appending_to_rows(params, tokens, cache):
+    """The same with an index for every row."""
+    logits, after = appending(params, tokens, {**cache, "index": cache["index"][0]})
+    return logits, {**after, "index": jnp.broadcast_to(after["index"], cache["index"].shape)}
+
+
+def empty_rows(params, batch, capacity):
+    return {**empty(params, batch, capacity), "index": jnp.zeros((batch,), jnp.int32)}
+
+
+def at_index(cache, position):
+    return {**cache, "index": position}
+
+
+def recurrent(params, tokens, state):
+    """A state that forgets nothing and cannot be set back; one token at a time."""
+    state = jnp.tanh(state @ params["q"] + params["e"][tokens[:, 0]])
+    return (state @ params["o"])[:, None], state
+
+
+def unrolled(params, tokens):
+    logits, state = [], jnp.zeros((tokens.shape[0], D))
+    for t in range(tokens.shape[1]):
+        out, state = recurrent(params, tokens[:, t : t + 1], state)
+        logits.append(out[:, 0])
+    return jnp.stack(logits, axis=1)
+
+
+def no_state(params, batch, capacity):
+    return jnp.zeros((batch, D))
+
+
+class Case(NamedTuple):
+    """A model with its parameters, and logits [B, S, V] of whole sequences, by no adapter."""
+
+    model: Any
+    params: Any
+    forward: Any
+
+
+@functools.cache
+def case(name):
+    sizes = {"vocab_size": V, "max_positions": L}
+    small = Small(nnx.Rngs(3))
+    if name == "nnx":
+        return Case(*adapters.from_nnx(small, **sizes), nnx.jit(small))
+    if name == "nnx-cached":
+        model, params = adapters.from_nnx(
+            small,
+            **sizes,
+            init_cache=give_cache,
+            position=("cache_index", "seen"),
+            call=with_cache,
+        )
+        return Case(model, params, nnx.jit(small))
+    if name.startswith("linen"):
+        tokens = jnp.zeros((1, 3), jnp.int32)
+        module = Linen(decode=name == "linen-cached")
+        variables = module.init(jax.random.key(5), tokens)
+        model, params = adapters.from_linen(
+            module, variables, **sizes, position=("cache_index", "seen")
+        )
+        return Case(model, params, functools.partial(Linen(decode=False).apply, params))
+    if name == "recurrent":
+        model = adapters.CachedLM(recurrent, no_state, **sizes, position=None, one_token=True)
+        return Case(model, matrices(2), functools.partial(unrolled, matrices(2)))
+    model = {
+        "plain": adapters.PlainLM(whole, V),
+        "cached": adapters.CachedLM(appending, empty, **sizes, position=at_index),
+        "cached-by-token": adapters.CachedLM(
+            appending_to_rows, empty_rows, **sizes, position="index", one_token=True
+        ),
+    }[name]
+    return Case(model, matrices(1), jax.jit(functools.partial(whole, matrices(1))))
+
+
+CASES = [
+    "plain", "cached", "cached-by-token", "nnx", "nnx-cached", "linen", "linen-cached", "recurrent"
+]  # fmt: skip
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_chunks():
+    """Prompts enter at clocks that the capacity of 9, which is CAP rounded up, does not divide."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "CHUNK", 3)
+        patch.setattr(buckets, "SMALLEST_PROMPT_BUCKET", 8)  # one for all prompts
+        yield
+
+
+def sample(name, sampler, prompts=PROMPTS, **options):
+    here = case(name)
+    settings = {
+        "key": jax.random.key(0),
+        "target": TARGET,
+        "sampler": SAMPLERS.get(sampler, sampler),
+        "max_new_tokens": CAP,
+        "prompts_per_batch": 2,
+    }
+    return psmc.sample(here.model, here.params, prompts, **{**settings, **options})
+
+
+@functools.cache
+def sampled(name, sampler):
+    """What several tests look at."""
+    return sample(name, sampler)
+
+
+def scores(name, prompts, sequences):
+    """log p of every sequence [P][N], from the logits of whole sequences."""
+    rows = [(*prompt, *row) for prompt, of in zip(prompts, sequences, strict=True) for row in of]
+    tokens = np.zeros((len(rows), L), np.int32)
+    for place, row in zip(tokens, rows, strict=True):
+        place[: len(row)] = row
+    logits = np.asarray(case(name).forward(jnp.asarray(tokens)), np.float64)
+    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    out, row = [], 0
+    for prompt, of in zip(prompts, sequences, strict=True):
+        out.append([])
+        for generated in of:
+            at = range(len(prompt) - 1, len(prompt) + len(generated) - 1)
+            out[-1].append(sum(log_p[row, i, t] for i, t in zip(at, generated, strict=True)))
+            row += 1
+    return np.array(out)
+
+
+# --- log p ---
+
+
+def assert_scored(name, prompts, result):
+    """Every particle's log p is that of its sequence; returns how many there are."""
+    alive = np.isfinite(np.asarray(result.log_weights))
+    expected = scores(name, prompts, result.sequences())
+    np.testing.assert_allclose(np.asarray(result.log_probs)[alive], expected[alive], **TOLERANCE)
+    return alive.sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        ("plain", "smc"),
+        ("cached", "smc"),
+        ("nnx-cached", "smc"),
+        ("recurrent", "smc"),
+        ("nnx-cached", "mh"),
+    ],
+)
+def test_log_probs_are_those_of_the_whole_sequences(name, sampler):
+    result = sampled(name, sampler)
+    assert assert_scored(name, PROMPTS, result) > len(PROMPTS)
+    # Otherwise nothing would show that rows follow their ancestors, or that chains go back.
+    if sampler == "mh":
+        assert result.info.model_tokens.sum() > 2 * result.lengths.sum()
+    else:
+        assert result.info.forks[:, 1:-1].sum() > 10
+
+
+def test_a_cache_changes_nothing():
+    plain, cached = sampled("plain", "smc"), sampled("cached", "smc")
+    np.testing.assert_array_equal(cached.tokens, plain.tokens)
+    np.testing.assert_array_equal(cached.choice, plain.choice)
+    np.testing.assert_allclose(cached.log_weights, plain.log_weights, **TOLERANCE)
+
+
+def test_a_prompt_alone_gives_what_it_gives_in_refilled_slots():
+    many = sampled("cached", "smc")
+    for index in (1, 4):  # the first to enter, and the last
+        prompt, options = [PROMPTS[index]], {"prompt_ids": [index], "prompts_per_batch": 1}
+        alone = sample("cached", "smc", prompt, **options)
+        np.testing.assert_array_equal(alone.tokens[0], many.tokens[index])
+        np.testing.assert_allclose(alone.log_probs[0], many.log_probs[index], **TOLERANCE)
+
+
+def test_as_many_particles_as_sequences_are_exact():
+    name, sampler = "cached", WithoutReplacement(96, early_stop=0.0)
+    result = sample(name, sampler, [PROMPTS[2]], max_new_tokens=3, prompts_per_batch=1)
+    listed = psmc.exact.enumerate(case(name).model, case(name).params, PROMPTS[2], TARGET, 3)
+    assert len(listed.sequences) == 1 + 4 + 16 * 5
+    expected = scores(name, [PROMPTS[2]], [listed.sequences])[0]
+    np.testing.assert_allclose(listed.log_prob, expected, **TOLERANCE)
+    found = dict(zip(map(tuple, result.sequences()[0]), result.log_weights[0], strict=True))
+    weights = [np.exp(float(found[sequence])) for sequence in listed.sequences]
+    np.testing.assert_allclose(weights, list(listed.probabilities().values()), atol=1e-5)
+    np.testing.assert_allclose(result.log_evidence[0], listed.log_evidence, atol=1e-4)
+
+
+def test_a_stream_gives_the_same():
+    here, expected = case("nnx-cached"), sampled("nnx-cached", "smc")
+    engine_ = psmc.Engine(
+        here.model,
+        here.params,
+        sampler=SAMPLERS["smc"],
+        max_prompt_tokens=max(map(len, PROMPTS)),
+        max_new_tokens=CAP,
+        slots=2,
+    )
+    requests = [psmc.StreamRequest(prompt, TARGET, CAP) for prompt in PROMPTS]
+    for done in engine_.stream(requests, key=jax.random.key(0)):
+        assert done.error is None
+        np.testing.assert_array_equal(done.result.tokens[0], expected.tokens[done.index])
+
+
+# --- One step ---
+
+
+@functools.cache
+def steps(name):
+    """The model's prefill and decode, compiled."""
+    here = case(name)
+    prefill = jax.jit(here.model.prefill)
+    decode = jax.jit(here.model.decode)
+
+    def from_prompt(tokens, length):
+        ids = jnp.asarray(tokens, jnp.int32)
+        return prefill(here.params, ids, jnp.asarray(length, jnp.int32))
+
+    def at(context, cache, token, step, clock):
+        token = jnp.asarray(token, jnp.int32)
+        return decode(here.params, context, cache, token, jnp.int32(step), jnp.int32(clock))
+
+    return from_prompt, at, here.model.init_cache(here.params, 3, CAP)
+
+
+@every_case
+def test_padding_has_no_influence(name):
+    prefill, decode, cache = steps(name)
+    seen = []
+    for padding in ([0, 0, 0], [4, 1, 2]):
+        logits, context = prefill([2, 0, 3, *padding], 3)
+        seen.append([logits])
+        after = cache
+        for step in range(4):
+            logits, after = decode(context, after, [0, 2, 4], step, step)
+            seen[-1].append(logits)
+    assert_equal_trees(*seen)
+
+
+@every_case
+def test_all_positions_can_be_used(name):
+    # The padded prompt and the cache together would be more than there are.
+    prefill, decode, cache = steps(name)
+    prompt, tokens = [2, 0, 3] * 6, [4, 1, 2, 0, 3, 3]
+    forward = case(name).forward(jnp.asarray([[*prompt, *tokens]], jnp.int32))[0]
+    logits, context = prefill([*prompt, *[4] * 6], len(prompt))
+    np.testing.assert_allclose(logits, forward[len(prompt) - 1], **TOLERANCE)
+    for step, token in enumerate(tokens):
+        logits, cache = decode(context, cache, [0, token, 2], step, step)
+        np.testing.assert_allclose(logits[1], forward[len(prompt) + step], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "recurrent"])
+def test_an_earlier_step_can_be_decoded_again(name):
+    prefill, decode, cache = steps(name)
+    _, context = prefill([2, 0, 3, 0, 0, 0], 3)
+    for step in range(5):
+        _, cache = decode(context, cache, [step, 2, 4], step, step)
+    # Back to the middle, whose first steps were tokens 0 and 1; then to the beginning.
+    for begin, tokens in ((2, [0, 1, 4, 1]), (0, [3, 2])):
+        for step in range(begin, len(tokens)):
+            logits, cache = decode(context, cache, [tokens[step], 0, 0], step, step)
+        forward = case(name).forward(jnp.asarray([[2, 0, 3, *tokens]], jnp.int32))
+        np.testing.assert_allclose(logits[0], forward[0, -1], **TOLERANCE)
+
+
+def test_only_the_prompts_that_begin_are_written():
+    cache = {"a": jnp.full((3, 2, 4), 7.0), "b": jnp.full((3, 2), 7, jnp.int32)}
+    prompt = {"a": jnp.arange(12.0).reshape(3, 1, 4), "b": jnp.arange(3, dtype=jnp.int32)[:, None]}
+    for begins in ([False, True, True], [False] * 3):
+        which = np.array(begins)
+        after = jax.vmap(adapters.cached.begin)(cache, prompt, jnp.asarray(begins))
+        for name, old in cache.items():
+            new = np.broadcast_to(prompt[name], old.shape)
+            np.testing.assert_array_equal(after[name][which], new[which])
+            np.testing.assert_array_equal(after[name][~which], old[~which])
+
+
+# --- Memory and identity ---
+
+
+def test_the_memory_plan_knows_the_logits():
+    sizes = {"num_particles": 4, "prompt_tokens": 16, "capacity": 32, "wanted_slots": 1, "group": 1}
+    short, long = adapters.PlainLM(whole, V, 20), adapters.PlainLM(whole, V)
+    short, long = (memory_plan.plan(model, matrices(1), **sizes) for model in (short, long))
+    assert long.working - short.working == 4 * 4 * V * (16 + 32 - 20)
+    assert long.prefill - long.context == 4 * V * 16
+    plan = memory_plan.plan(case("cached").model, matrices(1), **sizes)
+    assert plan.prefill - plan.context == 4 * V * 16
+    assert plan.cache == 4 * (plan.context - 4)  # the length is not for every particle
+
+
+def test_models_of_the_same_functions_are_equal_and_compiled_once():
+    sampled("nnx-cached", "smc")
+    before, here = executables.compiled_count(), case("nnx-cached")
+    again, params = adapters.from_nnx(
+        Small(nnx.Rngs(4)),
+        vocab_size=V,
+        max_positions=L,
+        init_cache=give_cache,
+        position=("cache_index", "seen"),
+        call=with_cache,
+    )
+    assert again == here.model and hash(again) == hash(here.model)
+    settings = {"key": jax.random.key(0), "target": TARGET, "sampler": SAMPLERS["smc"]}
+    psmc.sample(again, params, PROMPTS, **settings, max_new_tokens=CAP, prompts_per_batch=2)
+    assert executables.compiled_count() == before
+    assert adapters.PlainLM(whole, V) == adapters.PlainLM(whole, V)
+    assert adapters.PlainLM(whole, V) != adapters.PlainLM(unrolled, V)
+    assert case("cached").model != case("cached-by-token").model
+
+
+# --- What is refused ---
+
+
+def cached(**changes):
+    fields = {"apply_fn": appending, "empty_cache": empty, "vocab_size": V, "max_positions": L}
+    return adapters.CachedLM(**{**fields, "position": "index", **changes})
+
+
+def changed(**leaves):
+    """``appending``, whose cache comes back with other leaves."""
+
+    def apply_fn(params, tokens, cache):
+        logits, after = appending(params, tokens, cache)
+        return logits, {**after, **leaves}
+
+    return apply_fn
+
+
+def also(**leaves):
+    """``empty`` with further leaves, made for a batch."""
+
+    def empty_cache(params, batch, capacity):
+        return {**empty(params, batch, capacity), **{k: f(batch) for k, f in leaves.items()}}
+
+    return empty_cache
+
+
+@pytest.mark.parametrize(
+    ("build", "parts"),
+    [
+        (lambda: adapters.PlainLM(whole, 0), ["vocab_size is 0"]),
+        (lambda: adapters.PlainLM(whole, V, 2.5), ["max_positions is 2.5"]),
+        (lambda: cached(max_positions=None), ["max_positions is None"]),
+        (lambda: cached(position=()), ["position is ()"]),
+        (lambda: cached(position=3), ["position is 3"]),
+        (lambda: cached(position=None), ["position is None", "one_token"]),
+    ],
+)
+def test_bad_fields_are_refused(build, parts):
+    with pytest.raises(ValueError) as error:
+        build()
+    assert_one_sentence(error, *parts)
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        (adapters.PlainLM(whole, V - 1), ["float32[1, 8, 5]", "[1, 8, 4]"]),
+        (adapters.PlainLM(lambda p, t: whole(p, t)[:, -1], V), ["float32[1, 5]"]),
+        (adapters.PlainLM(lambda p, t: whole(p, t).astype(jnp.int32), V), ["int32[1, 8, 5]"]),
+        (adapters.PlainLM(lambda p, t: (whole(p, t), None), V), ["tuple"]),
+        (cached(apply_fn=lambda p, t, c: appending(p, t, c)[0]), ["(logits, cache)"]),
+        (cached(vocab_size=V - 1), ["float32[2, 1, 5]", "[2, 1, 4]"]),
+        (cached(apply_fn=changed(index=jnp.zeros(()))), ["['index']", "int32[]", "float32[]"]),
+        (cached(apply_fn=changed(more=jnp.zeros(()))), ["structure", "more"]),
+        (cached(position="step"), ["'step'", "['index']", "['k']"]),
+        (
+            cached(empty_cache=also(seen=lambda b: jnp.zeros((b,), jnp.int32))),
+            ["'index'", "['seen']", "int32[2]"],
+        ),
+        (
+            cached(empty_cache=also(k=lambda b: jnp.zeros((L, b, D)))),
+            ["['k']", "[24, 2, 8]", "[24, 3, 8]"],
+        ),
+        (cached(empty_cache=also(k=lambda b: jnp.zeros((2, L, D)))), ["['k']", "[2, 24, 8]"]),
+    ],
+)
+def test_bad_functions_are_refused_before_any_work(model, parts):
+    before = executables.compiled_count()
+    with pytest.raises(ValueError) as error:
+        psmc.sample(
+            model,
+            matrices(1),
+            PROMPTS[:2],
+            key=jax.random.key(0),
+            target=TARGET,
+            sampler=SAMPLERS["smc"],
+            max_new_tokens=CAP,
+        )
+    assert_one_sentence(error, *parts)
+    assert executables.compiled_count() == before
+
+
+class Training(nnx.Module):
+    """A module that drops or normalises by the batch unless it is in evaluation mode."""
+
+    def __init__(self, *, drop=0.0, norm=False):
+        rngs = nnx.Rngs(0)
+        self.embed = nnx.Embed(V, D, rngs=rngs)
+        self.inner = nnx.Dict(drop=nnx.Dropout(drop, rngs=rngs))
+        self.norm = nnx.BatchNorm(D, rngs=rngs) if norm else None
+        self.head = nnx.Linear(D, V, rngs=rngs)
+
+    def __call__(self, tokens):
+        x = self.inner["drop"](self.embed(tokens))
+        return self.head(x if self.norm is None else self.norm(x))
+
+
+class LinenTraining(nn.Module):
+    """The same in Linen."""
+
+    train: bool
+    drop: float = 0.0
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Dropout(self.drop, deterministic=not self.train)(nn.Embed(V, D)(tokens))
+        return nn.Dense(V)(nn.BatchNorm(use_running_average=not self.train)(x))
+
+
+def sample_of(model, params):
+    return sampling.sample(
+        model,
+        params,
+        [[1, 2]],
+        key=jax.random.key(0),
+        target=PowerTarget(2.0),
+        sampler=PowerSMC(2),
+        max_new_tokens=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop": 0.5}, r"training mode: inner\.drop has deterministic=False; call module.eval"),
+        ({"norm": True}, "training mode: norm has use_running_average=False; call module.eval"),
+    ],
+)
+def test_an_nnx_module_in_training_mode_is_refused(options, message):
+    module = Training(**options)
+    with pytest.raises(ValueError, match=message):
+        adapters.from_nnx(module, vocab_size=V)
+    module.eval()
+    sample_of(*adapters.from_nnx(module, vocab_size=V))
+    plain = Training()  # drops nothing
+    adapters.from_nnx(plain, vocab_size=V)
+
+
+def test_an_nnx_module_that_draws_is_one_sentence():
+    def drawing(module, tokens):
+        return module.inner["drop"](module(tokens), deterministic=False)
+
+    module = Training(drop=0.5)
+    module.eval()
+    with pytest.raises(ValueError, match="use it in evaluation mode, with"):
+        sample_of(*adapters.from_nnx(module, vocab_size=V, call=drawing))
+
+
+@pytest.mark.parametrize("drop", [0.5, 0.0])
+def test_a_linen_module_in_training_mode_is_one_sentence(drop):
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    variables = LinenTraining(train=False).init(jax.random.key(0), tokens)
+    sample_of(*adapters.from_linen(LinenTraining(train=False), variables, vocab_size=V))
+    model, params = adapters.from_linen(LinenTraining(True, drop), variables, vocab_size=V)
+    with pytest.raises(ValueError, match="use it in evaluation mode, with"):
+        sample_of(model, params)
+
+
+def test_a_module_that_needs_more_than_tokens_is_refused():
+    with pytest.raises(ValueError, match="call cannot be called with the module and tokens alone"):
+        adapters.from_nnx(Training(), vocab_size=V, call=lambda module, tokens, train: None)
+
+
+def test_a_cache_that_cannot_go_back_is_refused_by_metropolis_hastings():
+    with pytest.raises(ValueError) as error:
+        sample("recurrent", "mh")
+    assert_one_sentence(error, "MetropolisHastings", "cannot")
