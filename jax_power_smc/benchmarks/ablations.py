@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core.prng import StepUniforms
-from jax_power_smc.samplers.base import Particles
-from jax_power_smc.samplers.base import StepResult
+from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.samplers.base import Particles, StepResult
 from jax_power_smc.samplers.power_smc import PowerSMC
 from jax_power_smc.targets.power import TargetArrays
-from jax_power_smc.core.vocab_sharding import Logits
 
 # Different logits that a model which does not run gives in turn.
 REPLAYED = 64

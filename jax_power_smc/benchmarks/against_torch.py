@@ -7,13 +7,8 @@ import functools
 from collections.abc import Callable, Sequence
 
 from jax_power_smc.benchmarks import torch_baseline
-from jax_power_smc.benchmarks.speed import Bench
-from jax_power_smc.benchmarks.speed import Sampler
-from jax_power_smc.benchmarks.speed import Subject
-from jax_power_smc.benchmarks.speed import decode_one
-from jax_power_smc.benchmarks.speed import random_prompt
-from jax_power_smc.samplers import Ancestral
-from jax_power_smc.samplers import PowerSMC
+from jax_power_smc.benchmarks.speed import Bench, Sampler, Subject, decode_one, random_prompt
+from jax_power_smc.samplers import Ancestral, PowerSMC
 
 
 def measure(
@@ -40,7 +35,9 @@ def measure(
             return torch_baseline.generate(theirs, prompt, num, new_tokens).timing.per_token
 
         def looped(num: int, prompt: list[int] = prompt) -> float:
-            return torch_baseline.power_smc(theirs, prompt, num, bench.alpha, new_tokens).timing.per_token
+            return torch_baseline.power_smc(
+                theirs, prompt, num, bench.alpha, new_tokens
+            ).timing.per_token
 
         pairs: list[tuple[str, str, str, int]] = []
         for num in particles:

@@ -8,16 +8,13 @@ is tested is the model's counting and not a guess about the machine.
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from jax_power_smc.theory import cost_model
-from jax_power_smc.engine import sample
-from jax_power_smc.core import prng
 from jax_power_smc.benchmarks.records import Write
+from jax_power_smc.core import prng
+from jax_power_smc.engine import sample
 from jax_power_smc.models.checkpoints.load import LoadedModel
-from jax_power_smc.samplers import Ancestral
-from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.samplers import PowerSMC
-from jax_power_smc.samplers import Sampler
+from jax_power_smc.samplers import Ancestral, MetropolisHastings, PowerSMC, Sampler
 from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.theory import cost_model
 
 
 def measure(

@@ -16,18 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from jax_power_smc.theory import cost_model
-from jax_power_smc.engine import sample
-from jax_power_smc.core import prng
 from jax_power_smc.benchmarks import markov_models
 from jax_power_smc.benchmarks.records import Write
+from jax_power_smc.core import prng
+from jax_power_smc.engine import sample
 from jax_power_smc.models.checkpoints.load import LoadedModel
 from jax_power_smc.results.result import SampleResult
-from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.samplers import PowerSMC
-from jax_power_smc.samplers import Sampler
-from jax_power_smc.samplers import WithoutReplacement
+from jax_power_smc.samplers import MetropolisHastings, PowerSMC, Sampler, WithoutReplacement
 from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.theory import cost_model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.core import checks
-from jax_power_smc.core import prng
-from jax_power_smc.models.table_lm import TableLM
-from jax_power_smc.models.table_lm import TableParams
+from jax_power_smc.core import checks, prng
+from jax_power_smc.models.table_lm import TableLM, TableParams
 
 ORDER = 2
 KINDS = ("homogeneous", "inhomogeneous")

@@ -17,10 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.benchmarks.speed import Bench
-from jax_power_smc.benchmarks.speed import Subject
-from jax_power_smc.models.cache_moves import copy_dead_rows
-from jax_power_smc.models.cache_moves import take_ancestors
+from jax_power_smc.benchmarks.speed import Bench, Subject
+from jax_power_smc.models.cache_moves import copy_dead_rows, take_ancestors
 from jax_power_smc.models.transformer import kv_cache
 from jax_power_smc.models.transformer.transformer import time_axes
 

@@ -21,21 +21,15 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from jax_power_smc.engine import memory_plan
-from jax_power_smc.engine import executables
-from jax_power_smc.engine import programs
-from jax_power_smc.core import prng
-from jax_power_smc.benchmarks.collectives import Collective
-from jax_power_smc.benchmarks.collectives import collectives
+from jax_power_smc.benchmarks.collectives import Collective, collectives
 from jax_power_smc.benchmarks.records import Write
-from jax_power_smc.engine.decode import PromptInputs
-from jax_power_smc.engine.decode import SharedInputs
-from jax_power_smc.engine.layout import Layout
-from jax_power_smc.engine.layout import layout_of
+from jax_power_smc.core import prng
+from jax_power_smc.engine import executables, memory_plan, programs
+from jax_power_smc.engine.decode import PromptInputs, SharedInputs
+from jax_power_smc.engine.layout import Layout, layout_of
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
-from jax_power_smc.samplers import Kernel
-from jax_power_smc.samplers import PowerSMC
+from jax_power_smc.samplers import Kernel, PowerSMC
 from jax_power_smc.targets.power import PowerTarget
 
 # So many steps that the loop over them is a loop in the compiled program.

@@ -17,19 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.benchmarks import timing
-from jax_power_smc.benchmarks.ablations import Altered
-from jax_power_smc.benchmarks.ablations import Forced
-from jax_power_smc.benchmarks.ablations import step_bytes
+from jax_power_smc.benchmarks.ablations import Altered, Forced, step_bytes
 from jax_power_smc.benchmarks.records import Write
-from jax_power_smc.benchmarks.timing import Decoded
-from jax_power_smc.benchmarks.timing import Report
-from jax_power_smc.benchmarks.timing import in_turn
+from jax_power_smc.benchmarks.timing import Decoded, Report, in_turn
+from jax_power_smc.engine.scheduler import Work
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.models.transformer.transformer import TransformerLM
-from jax_power_smc.samplers import Ancestral
-from jax_power_smc.samplers import PowerSMC
-from jax_power_smc.samplers import WithoutReplacement
-from jax_power_smc.engine.scheduler import Work
+from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
 from jax_power_smc.targets.power import PowerTarget
 
 # Those that run in slots.

@@ -23,14 +23,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jax_power_smc.engine import sample
-from jax_power_smc.core import prng
-from jax_power_smc.theory import weight_variance
 from jax_power_smc.benchmarks import scoring
 from jax_power_smc.benchmarks.records import Write
+from jax_power_smc.core import prng
+from jax_power_smc.engine import sample
 from jax_power_smc.models.checkpoints.load import LoadedModel
 from jax_power_smc.samplers import PowerSMC
 from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.theory import weight_variance
 
 # Share of the steps that counts as the dearest ones.
 DEAREST_SHARE = 0.1

@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.engine import executables
 from jax_power_smc.core import prng
+from jax_power_smc.engine import executables
 from jax_power_smc.engine.buckets import Sizes
-from jax_power_smc.engine.sample import CHUNK
-from jax_power_smc.engine.sample import GROUPS
+from jax_power_smc.engine.sample import CHUNK, GROUPS
+from jax_power_smc.engine.scheduler import Slots, Work
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Kernel
-from jax_power_smc.engine.scheduler import Slots
-from jax_power_smc.engine.scheduler import Work
 
 # (what is measured, rounds done, rounds in all)
 Report = Callable[[str, int, int], None]

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jax_power_smc.evaluation.conditions import differences
 from jax_power_smc.core.process_group import Processes
+from jax_power_smc.evaluation.conditions import differences
 
 # Fields of a process that are named.
 _NAMED = 8

@@ -11,23 +11,14 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_power_smc.core import checks
-from jax_power_smc.theory import cost_model
-from jax_power_smc.benchmarks import cost
-from jax_power_smc.benchmarks import fidelity
-from jax_power_smc.benchmarks import plots
-from jax_power_smc.benchmarks import records
-from jax_power_smc.benchmarks import summary
-from jax_power_smc.benchmarks import markov_models
-from jax_power_smc.benchmarks import theorem
-from jax_power_smc.cli import benchmark_pods
-from jax_power_smc.cli import benchmark_speed
-from jax_power_smc.cli import benchmark_io
+from jax_power_smc.benchmarks import cost, fidelity, markov_models, plots, records, summary, theorem
+from jax_power_smc.cli import benchmark_io, benchmark_pods, benchmark_speed
 from jax_power_smc.cli.common import launch
-from jax_power_smc.models.checkpoints.load import LoadedModel
-from jax_power_smc.models.checkpoints.load import load
-from jax_power_smc.tiny_reasoner import problems
+from jax_power_smc.core import checks
+from jax_power_smc.models.checkpoints.load import LoadedModel, load
 from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.theory import cost_model
+from jax_power_smc.tiny_reasoner import problems
 
 FIELDS = {
     "fidelity": (

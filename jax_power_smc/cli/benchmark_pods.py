@@ -14,15 +14,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from jax_power_smc.core import checks
-from jax_power_smc.benchmarks import pods
-from jax_power_smc.benchmarks import records
+from jax_power_smc.benchmarks import pods, records
 from jax_power_smc.cli import benchmark_io
-from jax_power_smc.engine.layout import layout_of
+from jax_power_smc.core import checks
 from jax_power_smc.core.mesh import make_mesh
+from jax_power_smc.engine.layout import layout_of
 from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.transformer.transformer import DTYPES
-from jax_power_smc.models.transformer.transformer import TransformerLM
+from jax_power_smc.models.transformer.transformer import DTYPES, TransformerLM
 
 FIELDS = (
     *("dtype", "model", "layers", "checked_layers", "num_particles"),

@@ -6,22 +6,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jax_power_smc.core import checks
-from jax_power_smc.core import prng
-from jax_power_smc.benchmarks import against_torch
-from jax_power_smc.benchmarks import moves
-from jax_power_smc.benchmarks import torch_baseline
-from jax_power_smc.benchmarks import plots
-from jax_power_smc.benchmarks import records
-from jax_power_smc.benchmarks import speed
-from jax_power_smc.benchmarks import speed_tables
-from jax_power_smc.benchmarks import timing
-from jax_power_smc.benchmarks.speed import Bench
-from jax_power_smc.benchmarks.speed import Subject
+from jax_power_smc.benchmarks import (
+    against_torch,
+    moves,
+    plots,
+    records,
+    speed,
+    speed_tables,
+    timing,
+    torch_baseline,
+)
+from jax_power_smc.benchmarks.speed import Bench, Subject
 from jax_power_smc.cli import benchmark_io
+from jax_power_smc.core import checks, prng
 from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.transformer.transformer import DTYPES
-from jax_power_smc.models.transformer.transformer import TransformerLM
+from jax_power_smc.models.transformer.transformer import DTYPES, TransformerLM
 from jax_power_smc.targets.power import PowerTarget
 
 # section -> its fields besides "models"

@@ -26,10 +26,8 @@ from typing import Any, NoReturn
 import jax
 from absl import flags
 
-from jax_power_smc.cli.common import BAD_INPUT
-from jax_power_smc.cli.common import plain_errors
-from jax_power_smc.core.process_group import ALONE
-from jax_power_smc.core.process_group import Processes
+from jax_power_smc.cli.common import BAD_INPUT, plain_errors
+from jax_power_smc.core.process_group import ALONE, Processes
 
 LOST = 1
 # Within which the runtime ends a process, when it has found another one lost.

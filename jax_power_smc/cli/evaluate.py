@@ -18,30 +18,19 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from jax_power_smc.evaluation import claim
-from jax_power_smc.evaluation import conditions
-from jax_power_smc.evaluation import job
-from jax_power_smc.evaluation import job_config
-from jax_power_smc.evaluation import store
-from jax_power_smc.evaluation.conditions import Conditions
-from jax_power_smc.evaluation.conditions import Scope
-from jax_power_smc.evaluation.scores import Reading
-from jax_power_smc.evaluation.summary import Run
-from jax_power_smc.evaluation.summary import summarize
-from jax_power_smc.grading.factory import open_grader
 from jax_power_smc.cli import evaluate_start as start
-from jax_power_smc.cli.common import launch
-from jax_power_smc.cli.common import stop_on_signals
+from jax_power_smc.cli.common import launch, stop_on_signals
+from jax_power_smc.cli.distributed import define_flags, joined
 from jax_power_smc.cli.evaluate_progress import Progress
-from jax_power_smc.cli.distributed import define_flags
-from jax_power_smc.cli.distributed import joined
 from jax_power_smc.core.mesh import make_mesh
+from jax_power_smc.core.process_group import ALONE, Processes, Stop
+from jax_power_smc.evaluation import claim, conditions, job, job_config, store
+from jax_power_smc.evaluation.conditions import Conditions, Scope
+from jax_power_smc.evaluation.scores import Reading
+from jax_power_smc.evaluation.summary import Run, summarize
+from jax_power_smc.grading.factory import open_grader
+from jax_power_smc.models.checkpoints.load import LoadedModel, load
 from jax_power_smc.models.checkpoints.tiny_random import tiny_model
-from jax_power_smc.models.checkpoints.load import LoadedModel
-from jax_power_smc.models.checkpoints.load import load
-from jax_power_smc.core.process_group import ALONE
-from jax_power_smc.core.process_group import Processes
-from jax_power_smc.core.process_group import Stop
 from jax_power_smc.report import table
 from jax_power_smc.tasks.base import Task
 from jax_power_smc.tasks.load import load_task
@@ -74,7 +63,9 @@ def evaluate(
     if config.dry_run:
         job_config.shrink(config)
     labels = job_config.labels(config)
-    runs = [Run(name, labels[name], sampler) for name, sampler in job_config.samplers(config).items()]
+    runs = [
+        Run(name, labels[name], sampler) for name, sampler in job_config.samplers(config).items()
+    ]
     root = _directory(workdir)
     sizes, held, lm = store.sizes(root), start.read_held(root, config), None
     date = start.fixed_date(held, processes)

@@ -8,10 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as LiveProgress
 
-from jax_power_smc.evaluation.job import State
 from jax_power_smc.cli.progress import clock
-from jax_power_smc.core.process_group import ALONE
-from jax_power_smc.core.process_group import Processes
+from jax_power_smc.core.process_group import ALONE, Processes
+from jax_power_smc.evaluation.job import State
 
 _SECONDS_BETWEEN_LINES = 10
 

@@ -12,22 +12,15 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from jax_power_smc.evaluation import claim
-from jax_power_smc.evaluation import conditions
-from jax_power_smc.evaluation import job
-from jax_power_smc.evaluation import store
-from jax_power_smc.evaluation.conditions import Conditions
-from jax_power_smc.evaluation.conditions import Scope
-from jax_power_smc.evaluation.scores import Reading
-from jax_power_smc.evaluation.scores import read
-from jax_power_smc.evaluation.records import Record
-from jax_power_smc.evaluation.records import item_of
-from jax_power_smc.evaluation.summary import Run
 from jax_power_smc.cli.agreement import agree
-from jax_power_smc.models.checkpoints.fingerprint import file_digests
-from jax_power_smc.models.checkpoints.load import LoadedModel
-from jax_power_smc.models.checkpoints.load import local_directory
 from jax_power_smc.core.process_group import Processes
+from jax_power_smc.evaluation import claim, conditions, job, store
+from jax_power_smc.evaluation.conditions import Conditions, Scope
+from jax_power_smc.evaluation.records import Record, item_of
+from jax_power_smc.evaluation.scores import Reading, read
+from jax_power_smc.evaluation.summary import Run
+from jax_power_smc.models.checkpoints.fingerprint import file_digests
+from jax_power_smc.models.checkpoints.load import LoadedModel, local_directory
 from jax_power_smc.tasks.base import Task
 
 _PACKAGES = ("jax_power_smc", "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from jax_power_smc.core import checks
-from jax_power_smc.engine import sample
-from jax_power_smc.core import prng
-from jax_power_smc.core.files import json_line
 from jax_power_smc.cli.common import launch
+from jax_power_smc.core import checks, prng
+from jax_power_smc.core.files import json_line
+from jax_power_smc.engine import sample
 from jax_power_smc.models.checkpoints.load import load
-from jax_power_smc.samplers import Ancestral
-from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.samplers import PowerSMC
-from jax_power_smc.samplers import Sampler
-from jax_power_smc.samplers import WithoutReplacement
+from jax_power_smc.samplers import (
+    Ancestral,
+    MetropolisHastings,
+    PowerSMC,
+    Sampler,
+    WithoutReplacement,
+)
 from jax_power_smc.targets.power import PowerTarget
 
 SAMPLERS = ("swor", "smc", "mh", "ancestral")

@@ -20,14 +20,12 @@ from absl import app, flags
 from rich.console import Console
 from rich.progress import Progress
 
-from jax_power_smc.core.files import json_line
-from jax_power_smc.core.files import keep_older
-from jax_power_smc.grading import string_rule
-from jax_power_smc.grading.references import read_gold
-from jax_power_smc.grading.factory import open_grader
-from jax_power_smc.grading.base import Grader
-from jax_power_smc.grading.base import Verdict
 from jax_power_smc.cli.common import launch
+from jax_power_smc.core.files import json_line, keep_older
+from jax_power_smc.grading import string_rule
+from jax_power_smc.grading.base import Grader, Verdict
+from jax_power_smc.grading.factory import open_grader
+from jax_power_smc.grading.references import read_gold
 
 KINDS = {
     "math500": "math",

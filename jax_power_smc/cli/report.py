@@ -15,16 +15,10 @@ from collections.abc import Sequence
 from absl import app, flags
 from etils import epath
 
-from jax_power_smc.evaluation import store
 from jax_power_smc.cli.common import launch
-from jax_power_smc.report import outputs
-from jax_power_smc.report import page
-from jax_power_smc.report import plots
-from jax_power_smc.report import job_status
-from jax_power_smc.report import table
-from jax_power_smc.report.load import ReportData
-from jax_power_smc.report.load import in_full
-from jax_power_smc.report.load import read_report
+from jax_power_smc.evaluation import store
+from jax_power_smc.report import job_status, outputs, page, plots, table
+from jax_power_smc.report.load import ReportData, in_full, read_report
 
 PAGE = "index.html"
 # Problems that a sentence about an unknown one names.

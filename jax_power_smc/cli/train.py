@@ -25,22 +25,20 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from tokenizers import Tokenizer
 
-from jax_power_smc.core.files import json_line
-from jax_power_smc.core.files import write_json
-from jax_power_smc.cli.common import StopRequest
-from jax_power_smc.cli.common import launch
-from jax_power_smc.cli.common import stop_on_signals
+from jax_power_smc.cli.common import StopRequest, launch, stop_on_signals
 from jax_power_smc.cli.progress import Progress
+from jax_power_smc.core.files import json_line, write_json
 from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
 from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.tiny_reasoner import batches
-from jax_power_smc.tiny_reasoner import training
-from jax_power_smc.tiny_reasoner.tokenizer import END_ID
-from jax_power_smc.tiny_reasoner.tokenizer import SMALLEST_VOCABULARY
-from jax_power_smc.tiny_reasoner.tokenizer import TOKENIZER_FILE
-from jax_power_smc.tiny_reasoner.tokenizer import corpus
-from jax_power_smc.tiny_reasoner.tokenizer import save_tokenizer
-from jax_power_smc.tiny_reasoner.tokenizer import train_tokenizer
+from jax_power_smc.tiny_reasoner import batches, training
+from jax_power_smc.tiny_reasoner.tokenizer import (
+    END_ID,
+    SMALLEST_VOCABULARY,
+    TOKENIZER_FILE,
+    corpus,
+    save_tokenizer,
+    train_tokenizer,
+)
 
 # Fields that do not change what is learned, so that a continued run may differ in them.
 FREE_FIELDS = ("log_every", "valid_every", "checkpoint_every", "export_dir")

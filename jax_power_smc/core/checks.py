@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.core.prng import KEY_IMPL
-from jax_power_smc.core.prng import LARGEST_PROMPT_ID
+from jax_power_smc.core.prng import KEY_IMPL, LARGEST_PROMPT_ID
 
 # Counts are int32 on the device.
 LARGEST_INTEGER = 2**31 - 1

@@ -8,10 +8,9 @@ import numpy as np
 
 from jax_power_smc.engine import decode
 from jax_power_smc.engine.decode import StepInfo
-from jax_power_smc.results.diagnostics import diagnose
 from jax_power_smc.engine.programs import Harvest
-from jax_power_smc.results.result import SampleInfo
-from jax_power_smc.results.result import SampleResult
+from jax_power_smc.results.diagnostics import diagnose
+from jax_power_smc.results.result import SampleInfo, SampleResult
 from jax_power_smc.samplers import Kernel
 from jax_power_smc.targets.power import PowerTarget
 

@@ -15,23 +15,16 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.models.cache_moves import move_cache
-from jax_power_smc.models.cache_moves import take_ancestors
-from jax_power_smc.samplers.proposal import normalise
 from jax_power_smc.core.prng import StepUniforms
-from jax_power_smc.samplers.base import FinalWeights
-from jax_power_smc.samplers.base import Kernel
-from jax_power_smc.samplers.base import Particles
-from jax_power_smc.samplers.base import StepResult
-from jax_power_smc.targets.stop_rules import StopRule
-from jax_power_smc.targets.stop_rules import compile_stop
+from jax_power_smc.core.vocab_sharding import UNSHARDED, Logits, VocabSharding
+from jax_power_smc.models.base import LanguageModel
+from jax_power_smc.models.cache_moves import move_cache, take_ancestors
+from jax_power_smc.samplers.base import FinalWeights, Kernel, Particles, StepResult
+from jax_power_smc.samplers.proposal import normalise
+from jax_power_smc.smc.weights import weight_dtype
 from jax_power_smc.targets.power import TargetArrays
-from jax_power_smc.core.vocab_sharding import UNSHARDED
-from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.core.vocab_sharding import VocabSharding
+from jax_power_smc.targets.stop_arrays import StopArrays, StopStates, ending_tokens, next_stop_state
 
 # Written after the end of a sequence. Lengths, not this id, say where a sequence ends.
 PAD_ID = 0
@@ -65,31 +58,6 @@ class PromptInputs(NamedTuple):
     target: TargetArrays
     key: jax.Array
     stop: "StopStates | None" = None
-
-
-class StopStates(NamedTuple):
-    """The states of one stop rule in a table that may hold several.
-
-    Attributes:
-      start: [] int32, the state before the first token.
-      final: [] int16, the state in which the match is complete; -1 if there is no rule.
-    """
-
-    start: jax.Array
-    final: jax.Array
-
-
-class StopArrays(NamedTuple):
-    """A stop rule as the step looks it up (``stop_rules.StopTable``).
-
-    Attributes:
-      table: [states, V] int16, the state after a token. Whole on every device, even where the
-        vocabulary is sharded.
-      states: of the rule.
-    """
-
-    table: jax.Array
-    states: StopStates
 
 
 class DecodeState(NamedTuple):
@@ -213,11 +181,6 @@ def finish(
     return sampler.finish(with_dtype(prompt.target, dtype), state.particles, uniforms)
 
 
-def weight_dtype(logits: jax.Array) -> jnp.dtype:
-    """Weights and log p are at least float32, and float64 only if the model's logits are."""
-    return jnp.dtype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
-
-
 def is_bad(logits: Logits) -> jax.Array:
     """[] bool: some row of logits [N, V] is not a valid distribution."""
     # The sampler asks for the same normaliser, so it is computed once.
@@ -290,47 +253,6 @@ def stop_of(shared: SharedInputs, prompt: PromptInputs) -> StopArrays | None:
     if shared.stop_table is None or prompt.stop is None:
         return None
     return StopArrays(shared.stop_table, prompt.stop)
-
-
-def stop_arrays(rule: StopRule | None, tokenizer: Any, vocab_size: int) -> StopArrays | None:
-    """The device form of a stop rule.
-
-    Args:
-      rule: the rule, or None.
-      tokenizer: a tokenizer, or the bytes of every token (None for a special one).
-      vocab_size: V of the model.
-
-    Raises:
-      ValueError: if there is a rule and no tokenizer, or one whose tokens cannot be read.
-    """
-    if rule is None:
-        return None
-    table = compile_stop(rule, tokenizer, vocab_size)
-    (final,) = np.flatnonzero(table.accepting)
-    states = StopStates(jnp.zeros((), jnp.int32), jnp.asarray(final, table.next_state.dtype))
-    return StopArrays(jnp.asarray(table.next_state), states)
-
-
-def ending_tokens(
-    target: TargetArrays,
-    stop: StopArrays | None,
-    state: jax.Array,
-    sharding: VocabSharding = UNSHARDED,
-) -> jax.Array:
-    """[N, V] bool: tokens that would end each sequence, whose automaton is in state [N]."""
-    ends = jnp.broadcast_to(target.ends[None, :], (state.shape[0], target.ends.shape[0]))
-    if stop is None:
-        return ends
-    return ends | (sharding.local_slice(stop.table)[state] == stop.states.final)
-
-
-def next_stop_state(
-    stop: StopArrays | None, state: jax.Array, token: jax.Array, active: jax.Array
-) -> jax.Array:
-    """The automaton's state [M] after the token [M] of the active rows."""
-    if stop is None:
-        return state
-    return jnp.where(active, stop.table[state, token].astype(jnp.int32), state)
 
 
 def _freeze_unless(running: jax.Array, state: DecodeState, result: StepResult) -> StepResult:

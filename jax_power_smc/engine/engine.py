@@ -19,25 +19,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_power_smc.core import checks
+from jax_power_smc.core import checks, prng
+from jax_power_smc.core.mesh import mesh_of, no_ambient_mesh
 from jax_power_smc.engine import sample
-from jax_power_smc.core import prng
-from jax_power_smc.engine.validation import check_prompt
-from jax_power_smc.engine.validation import check_sampler
-from jax_power_smc.engine.validation import check_target
-from jax_power_smc.targets.regex_dfa import LARGEST_AUTOMATON
-from jax_power_smc.engine.buckets import TokenIds
-from jax_power_smc.engine.buckets import power_of_two
+from jax_power_smc.engine.buckets import TokenIds, power_of_two
 from jax_power_smc.engine.collect import collect
+from jax_power_smc.engine.scheduler import Slots, Work
+from jax_power_smc.engine.validation import check_prompt, check_sampler, check_target
 from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.core.mesh import mesh_of
-from jax_power_smc.core.mesh import no_ambient_mesh
 from jax_power_smc.results.result import SampleResult
-from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.samplers import Sampler
-from jax_power_smc.engine.scheduler import Slots
-from jax_power_smc.engine.scheduler import Work
+from jax_power_smc.samplers import MetropolisHastings, Sampler
 from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.targets.regex_dfa import LARGEST_AUTOMATON
 
 
 @dataclasses.dataclass(frozen=True)

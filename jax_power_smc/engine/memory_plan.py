@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core import checks
+from jax_power_smc.engine.layout import ONE_DEVICE, Layout
 from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.engine.layout import ONE_DEVICE
-from jax_power_smc.engine.layout import Layout
 
 # The share of a device that the engine may use. An accelerator also holds compiled programs and
 # loses some to fragments; a CPU's memory is shared with other processes.

@@ -25,39 +25,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jax_power_smc.smc import weights
-from jax_power_smc.targets import stop_arrays
-from jax_power_smc.engine import decode
-from jax_power_smc.engine import batching
-from jax_power_smc.engine import executables
-from jax_power_smc.engine import programs
 from jax_power_smc.core import prng
-from jax_power_smc.engine.buckets import TokenIds
-from jax_power_smc.engine.buckets import pad_prompts
+from jax_power_smc.core.mesh import DATA, EACH, GROUP, MODEL, SAME
+from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.engine import batching, decode, executables, programs
+from jax_power_smc.engine.buckets import TokenIds, pad_prompts
 from jax_power_smc.engine.decode import AnyPrompt
-from jax_power_smc.targets.stop_arrays import StopArrays
-from jax_power_smc.results.diagnostics import diagnose
+from jax_power_smc.engine.layout import Layout, Specs, layout_of
+from jax_power_smc.engine.timing import PhaseClock, preparing
 from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.core.mesh import DATA
-from jax_power_smc.core.mesh import EACH
-from jax_power_smc.core.mesh import GROUP
-from jax_power_smc.core.mesh import MODEL
-from jax_power_smc.core.mesh import SAME
-from jax_power_smc.engine.layout import Layout
-from jax_power_smc.engine.layout import Specs
-from jax_power_smc.engine.layout import layout_of
-from jax_power_smc.engine.timing import PhaseClock
-from jax_power_smc.engine.timing import preparing
-from jax_power_smc.results.result import SampleInfo
-from jax_power_smc.results.result import SampleResult
+from jax_power_smc.results.diagnostics import diagnose
+from jax_power_smc.results.result import SampleInfo, SampleResult
 from jax_power_smc.samplers import metropolis_hastings as mh
 from jax_power_smc.samplers.base import FinalWeights
-from jax_power_smc.samplers.metropolis_hastings import Chains
-from jax_power_smc.samplers.metropolis_hastings import Entry
-from jax_power_smc.samplers.metropolis_hastings import MetropolisHastings
-from jax_power_smc.targets.power import PowerTarget
-from jax_power_smc.targets.power import TargetArrays
-from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.samplers.metropolis_hastings import Chains, Entry, MetropolisHastings
+from jax_power_smc.smc import weights
+from jax_power_smc.targets import stop_arrays
+from jax_power_smc.targets.power import PowerTarget, TargetArrays
+from jax_power_smc.targets.stop_arrays import StopArrays
 
 
 class Stopped(Exception):  # noqa: N818, no error: the caller asked for it

@@ -13,31 +13,21 @@ Letters: P slots, R prompts that enter or leave together, S padded prompt length
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jax_power_smc.smc import weights
-from jax_power_smc.engine import decode
 from jax_power_smc.core import prng
-from jax_power_smc.engine.decode import DecodeState
-from jax_power_smc.engine.decode import PromptInputs
-from jax_power_smc.engine.decode import SharedInputs
-from jax_power_smc.engine.decode import StepInfo
+from jax_power_smc.core.mesh import EACH, GROUP, SAME
+from jax_power_smc.engine import decode
+from jax_power_smc.engine.batching import over_prompts
+from jax_power_smc.engine.decode import DecodeState, PromptInputs, SharedInputs, StepInfo
+from jax_power_smc.engine.layout import Layout, Specs
 from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.core.mesh import EACH
-from jax_power_smc.core.mesh import GROUP
-from jax_power_smc.engine.layout import ONE_DEVICE
-from jax_power_smc.core.mesh import SAME
-from jax_power_smc.engine.layout import Layout
-from jax_power_smc.engine.layout import Specs
-from jax_power_smc.core.mesh import default_place
-from jax_power_smc.engine.timing import preparing
-from jax_power_smc.samplers import FinalWeights
-from jax_power_smc.samplers import Kernel
-from jax_power_smc.samplers import Particles
+from jax_power_smc.samplers import FinalWeights, Kernel, Particles
+from jax_power_smc.smc import weights
 
 
 class Harvest(NamedTuple):
@@ -52,49 +42,6 @@ class Harvest(NamedTuple):
     final: FinalWeights
     particles: Particles
     tokens: jax.Array
-
-
-def over_prompts(function: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
-    """``function(any_prompt, *args)`` of one prompt, for a batch of prompts.
-
-    A batch of one bypasses vmap: size-1 batch dimensions cost XLA its in-place updates.
-    """
-
-    def batched(*args: Any) -> Any:
-        sizes: list[int] = []
-        _per_prompt(lambda x: sizes.append(x.shape[0]), args, in_axes)
-        if sizes[0] > 1:
-            mapped = functools.partial(function, decode.any_in_batch)
-            return jax.vmap(mapped, in_axes=in_axes, axis_name="prompts")(*args)
-        alone = _per_prompt(lambda x: x[0], args, in_axes)
-        return jax.tree.map(lambda x: x[None], function(decode.this_prompt, *alone))
-
-    return batched
-
-
-def _per_prompt(function: Callable[[jax.Array], Any], args: Any, axes: Any) -> Any:
-    """The function applied to the arrays that have an axis of prompts."""
-
-    def below(axis: int | None, tree: Any) -> Any:
-        return tree if axis is None else jax.tree.map(function, tree)
-
-    return jax.tree.map(below, axes, args, is_leaf=lambda x: x is None)
-
-
-def idle(entered: Any, slots: int) -> jax.Array:
-    """[P, ...] that nobody is in: all zero, so that no token may be drawn (cap 0)."""
-    if jnp.issubdtype(entered.dtype, jax.dtypes.prng_key):
-        data = idle(jax.eval_shape(jax.random.key_data, entered), slots)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(entered))
-    return jnp.zeros((slots, *entered.shape[1:]), entered.dtype)
-
-
-def fit(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """x [rows, ...] with zeros appended up to [rows, *shape]."""
-    if x.shape[1:] == shape:
-        return x
-    missing = [(0, 0), *((0, want - have) for want, have in zip(shape, x.shape[1:], strict=True))]
-    return jnp.pad(x, missing)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "capacity"))
@@ -267,63 +214,3 @@ SPECS: dict[Any, Callable[[Layout, Any], Specs]] = {
 
 
 # --- Compilation ------------------------------------------------------------------------------
-
-_EXECUTABLES: dict[Any, Any] = {}
-# A program on a CPU is some 400 maps of memory (Linux, tiny-reasoner with swor); a process may have
-# 65530 of them, and the compiler aborts at the next.
-MOST_ON_CPU = 120
-
-
-def compiled_count(function: Any = None) -> int:
-    """Number of executables compiled so far in this process: of one program, or of all."""
-    return sum(function in (None, key[0]) for key in _EXECUTABLES)
-
-
-def forget() -> None:
-    """Drops every executable, and JAX's own caches, which would keep them alive.
-
-    What is needed again is compiled again, or found in the persistent compilation cache.
-    """
-    _EXECUTABLES.clear()
-    jax.clear_caches()
-
-
-def results(function: Any, static: dict[str, Any], args: Any, layout: Layout) -> Any:
-    """The shapes of what a program returns."""
-    if layout.mesh is None:
-        return jax.eval_shape(functools.partial(function, **static), *args)
-    return layout.lower(function, static, args, SPECS[function](layout, args)).out_info
-
-
-def executable(
-    function: Any, static: dict[str, Any], args: Any, layout: Layout = ONE_DEVICE
-) -> Any:
-    """The compiled form of ``function`` for these shapes and places and JAX's present settings."""
-    leaves, structure = jax.tree.flatten(args)
-    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    named = tuple(sorted(static.items(), key=lambda x: x[0]))
-    settings = tuple(jax.config.values.items())
-    places = _places(leaves) if layout.mesh is None else ()
-    cache_key = (function, named, structure, shapes, layout.mesh, places, settings)
-    if cache_key in _EXECUTABLES:
-        return _EXECUTABLES[cache_key]
-    if len(_EXECUTABLES) >= MOST_ON_CPU and jax.default_backend() == "cpu":
-        forget()
-    with preparing():
-        executable = layout.lower(function, static, args, SPECS[function](layout, args)).compile()
-    _EXECUTABLES[cache_key] = executable
-    return executable
-
-
-def call(function: Any, static: dict[str, Any], args: tuple[Any, ...], layout: Layout) -> Any:
-    """Calls the compiled form of ``function`` with arrays, wherever they lie."""
-    if layout.mesh is not None:
-        args = layout.put(args, SPECS[function](layout, args).inputs)
-    return executable(function, static, args, layout)(*args)
-
-
-def _places(leaves: Sequence[Any]) -> tuple[Any, ...]:
-    """Where arrays lie that are not simply on the default device."""
-    usual = default_place()
-    found = ((i, getattr(leaf, "sharding", None)) for i, leaf in enumerate(leaves))
-    return tuple((i, where) for i, where in found if where is not None and where != usual)

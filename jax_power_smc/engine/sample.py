@@ -11,28 +11,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_power_smc.targets import stop_arrays
+from jax_power_smc.core.mesh import mesh_of, no_ambient_mesh
 from jax_power_smc.engine import memory_plan
-from jax_power_smc.engine.validation import check_request
-from jax_power_smc.engine.buckets import LARGEST_TABLE
-from jax_power_smc.engine.buckets import Sizes
-from jax_power_smc.engine.buckets import TokenIds
-from jax_power_smc.engine.buckets import power_of_two
-from jax_power_smc.engine.mh_chains import Stopped
-from jax_power_smc.engine.mh_chains import run_chains
+from jax_power_smc.engine.buckets import LARGEST_TABLE, Sizes, TokenIds, power_of_two
 from jax_power_smc.engine.collect import collect
-from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.engine.memory_plan import MemoryPlan
 from jax_power_smc.engine.layout import layout_of
-from jax_power_smc.core.mesh import mesh_of
-from jax_power_smc.core.mesh import no_ambient_mesh
+from jax_power_smc.engine.memory_plan import MemoryPlan
+from jax_power_smc.engine.mh_chains import Stopped, run_chains
+from jax_power_smc.engine.scheduler import Slots, Work
 from jax_power_smc.engine.target_batch import block_states
-from jax_power_smc.results.result import SampleResult
-from jax_power_smc.results.result import concatenate
-from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.samplers import Sampler
-from jax_power_smc.engine.scheduler import Slots
-from jax_power_smc.engine.scheduler import Work
+from jax_power_smc.engine.validation import check_request
+from jax_power_smc.models.base import LanguageModel
+from jax_power_smc.results.result import SampleResult, concatenate
+from jax_power_smc.samplers import MetropolisHastings, Sampler
+from jax_power_smc.targets import stop_arrays
 from jax_power_smc.targets.power import PowerTarget
 
 CHUNK = 32

@@ -26,29 +26,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_power_smc.engine import timing
-from jax_power_smc.engine import executables
-from jax_power_smc.engine import batching
-from jax_power_smc.engine import programs
 from jax_power_smc.core import prng
-from jax_power_smc.engine.buckets import Sizes
-from jax_power_smc.engine.buckets import TokenIds
-from jax_power_smc.engine.buckets import pad_prompts
-from jax_power_smc.engine.decode import DecodeState
-from jax_power_smc.engine.decode import PromptInputs
-from jax_power_smc.engine.decode import SharedInputs
-from jax_power_smc.engine.decode import StepInfo
-from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.core.mesh import GROUP
-from jax_power_smc.core.mesh import SAME
+from jax_power_smc.core.mesh import GROUP, SAME, no_ambient_mesh
+from jax_power_smc.engine import batching, executables, programs, timing
+from jax_power_smc.engine.buckets import Sizes, TokenIds, pad_prompts
+from jax_power_smc.engine.decode import DecodeState, PromptInputs, SharedInputs, StepInfo
 from jax_power_smc.engine.layout import layout_of
-from jax_power_smc.core.mesh import no_ambient_mesh
-from jax_power_smc.engine.target_batch import MixedTargets
-from jax_power_smc.engine.timing import PhaseClock
-from jax_power_smc.engine.timing import ReadyTimes
-from jax_power_smc.engine.timing import preparing
-from jax_power_smc.engine.slot_allocator import Places
 from jax_power_smc.engine.programs import Harvest
+from jax_power_smc.engine.slot_allocator import Places
+from jax_power_smc.engine.target_batch import MixedTargets
+from jax_power_smc.engine.timing import PhaseClock, ReadyTimes, preparing
+from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Kernel
 from jax_power_smc.targets.power import PowerTarget
 

@@ -7,19 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.engine import executables
-from jax_power_smc.engine import programs
-from jax_power_smc.engine.buckets import LARGEST_TABLE
-from jax_power_smc.engine.buckets import power_of_two
-from jax_power_smc.engine.decode import PromptInputs
-from jax_power_smc.targets.stop_arrays import StopStates
-from jax_power_smc.engine.layout import ONE_DEVICE
 from jax_power_smc.core.mesh import SAME
-from jax_power_smc.engine.layout import Layout
-from jax_power_smc.targets.stop_rules import StopRule
-from jax_power_smc.targets.stop_rules import spelled
-from jax_power_smc.targets.stop_rules import token_table
+from jax_power_smc.engine import executables, programs
+from jax_power_smc.engine.buckets import LARGEST_TABLE, power_of_two
+from jax_power_smc.engine.decode import PromptInputs
+from jax_power_smc.engine.layout import ONE_DEVICE, Layout
 from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.targets.stop_arrays import StopStates
+from jax_power_smc.targets.stop_rules import StopRule, spelled, token_table
 
 # Rules get a power of two of states, so that few programs write them.
 _SMALLEST_BLOCK = 8

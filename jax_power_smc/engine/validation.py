@@ -9,8 +9,7 @@ import numpy as np
 from jax_power_smc.core import checks
 from jax_power_smc.engine.buckets import TokenIds
 from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.samplers import Sampler
+from jax_power_smc.samplers import MetropolisHastings, Sampler
 from jax_power_smc.targets.power import PowerTarget
 
 

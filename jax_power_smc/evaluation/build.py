@@ -5,15 +5,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jax_power_smc.samplers import Ancestral
-from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.samplers import PowerSMC
-from jax_power_smc.samplers import Sampler
-from jax_power_smc.samplers import WithoutReplacement
-from jax_power_smc.targets.stop_rules import StopBoxed
-from jax_power_smc.targets.stop_rules import StopRule
-from jax_power_smc.targets.stop_rules import StopString
+from jax_power_smc.samplers import (
+    Ancestral,
+    MetropolisHastings,
+    PowerSMC,
+    Sampler,
+    WithoutReplacement,
+)
 from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.targets.stop_rules import StopBoxed, StopRule, StopString
 
 # kind of a sampler in a config -> what is built of its fields
 KINDS: dict[str, type[Any]] = {

@@ -12,8 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from jax_power_smc.evaluation import conditions
-from jax_power_smc.evaluation import store
+from jax_power_smc.evaluation import conditions, store
 from jax_power_smc.evaluation.conditions import digest
 
 CONFIG = "config.json"

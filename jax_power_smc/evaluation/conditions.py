@@ -20,9 +20,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jax_power_smc.evaluation.records import Item
-from jax_power_smc.evaluation.records import Record
-from jax_power_smc.evaluation.records import item_of
+from jax_power_smc.evaluation.records import Item, Record, item_of
 
 # Raise it with every change after which an item's record may come out differently under the same
 # config: draws, weights and their order, how keys are derived, how answers are read and graded.

@@ -14,34 +14,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jax.sharding import Mesh
 
+from jax_power_smc.core.prng import prompt_id, seed_key
+from jax_power_smc.core.process_group import ALONE, Processes
 from jax_power_smc.engine import sample
-from jax_power_smc.engine.validation import check_request
+from jax_power_smc.engine.engine import Engine, StreamRequest
 from jax_power_smc.engine.mh_chains import Stopped
-from jax_power_smc.targets.stop_arrays import stop_arrays
+from jax_power_smc.engine.validation import check_request
 from jax_power_smc.evaluation import records
-from jax_power_smc.evaluation.conditions import Conditions
-from jax_power_smc.evaluation.conditions import digest
-from jax_power_smc.evaluation.scores import Reading
-from jax_power_smc.evaluation.scores import read
-from jax_power_smc.evaluation.records import Item
-from jax_power_smc.evaluation.records import Record
+from jax_power_smc.evaluation.conditions import Conditions, digest
+from jax_power_smc.evaluation.records import Item, Record
+from jax_power_smc.evaluation.scores import Reading, read
 from jax_power_smc.evaluation.store import Writer
 from jax_power_smc.evaluation.summary import Run
-from jax_power_smc.grading.references import read_gold
 from jax_power_smc.grading.base import Grader
+from jax_power_smc.grading.references import read_gold
 from jax_power_smc.models.checkpoints.load import LoadedModel
-from jax_power_smc.core.process_group import ALONE
-from jax_power_smc.core.process_group import Processes
-from jax_power_smc.core.prng import prompt_id
-from jax_power_smc.core.prng import seed_key
-from jax_power_smc.results.result import PHASES
-from jax_power_smc.results.result import SampleResult
+from jax_power_smc.results.result import PHASES, SampleResult
 from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.engine.engine import Engine
-from jax_power_smc.engine.engine import StreamRequest
 from jax_power_smc.targets.power import PowerTarget
-from jax_power_smc.tasks.base import Problem
-from jax_power_smc.tasks.base import Task
+from jax_power_smc.targets.stop_arrays import stop_arrays
+from jax_power_smc.tasks.base import Problem, Task
 
 # Prompts whose chains run together at most, so that records are written between calls.
 CHAINS_BATCH = 128

@@ -13,10 +13,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from jax_power_smc.evaluation import job_config_checks
-from jax_power_smc.evaluation.build import KINDS
-from jax_power_smc.evaluation.build import labels
-from jax_power_smc.evaluation.build import samplers
-from jax_power_smc.evaluation.build import target
+from jax_power_smc.evaluation.build import KINDS, labels, samplers, target
 
 __all__ = [
     "KINDS",

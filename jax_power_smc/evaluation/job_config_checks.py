@@ -10,8 +10,7 @@ from jax_power_smc.evaluation import build
 from jax_power_smc.models.transformer.families import FAMILIES
 from jax_power_smc.models.transformer.transformer import DTYPES
 from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.tasks.load import check_task
-from jax_power_smc.tasks.load import kind_of
+from jax_power_smc.tasks.load import check_task, kind_of
 
 
 def check_values(config: ConfigDict) -> None:

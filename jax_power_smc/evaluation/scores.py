@@ -14,9 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from jax_power_smc.evaluation.records import Item
-from jax_power_smc.evaluation.records import Record
-from jax_power_smc.evaluation.records import item_of
+from jax_power_smc.evaluation.records import Item, Record, item_of
 
 Answer = Literal["draw", "vote", "best"]
 ANSWERS: tuple[Answer, ...] = ("draw", "vote", "best")

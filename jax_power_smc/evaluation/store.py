@@ -21,9 +21,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from jax_power_smc.evaluation.records import Item
-from jax_power_smc.evaluation.records import Record
-from jax_power_smc.evaluation.records import item_of
+from jax_power_smc.evaluation.records import Item, Record, item_of
 
 # A remote object is written when it holds so many records, or its first one is so old.
 OBJECT_RECORDS = 64

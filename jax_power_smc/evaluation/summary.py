@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from jax_power_smc.evaluation.intervals import accuracy_interval
-from jax_power_smc.evaluation.intervals import difference_interval
-from jax_power_smc.evaluation.scores import ANSWERS
-from jax_power_smc.evaluation.scores import Answer
-from jax_power_smc.evaluation.scores import Reading
-from jax_power_smc.samplers import Ancestral
-from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.samplers import PowerSMC
-from jax_power_smc.samplers import Sampler
-from jax_power_smc.samplers import WithoutReplacement
+from jax_power_smc.evaluation.intervals import accuracy_interval, difference_interval
+from jax_power_smc.evaluation.scores import ANSWERS, Answer, Reading
+from jax_power_smc.samplers import (
+    Ancestral,
+    MetropolisHastings,
+    PowerSMC,
+    Sampler,
+    WithoutReplacement,
+)
 
 
 @dataclasses.dataclass(frozen=True)

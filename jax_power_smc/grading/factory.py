@@ -3,12 +3,11 @@
 import functools
 import os
 
-from jax_power_smc.grading.humaneval import CodeWorker
-from jax_power_smc.grading.references import check_kind
-from jax_power_smc.grading.inline import ImmediateGrader
-from jax_power_smc.grading.pool import PooledGrader
-from jax_power_smc.grading.pool import default_processes
 from jax_power_smc.grading.base import Grader
+from jax_power_smc.grading.humaneval import CodeWorker
+from jax_power_smc.grading.inline import ImmediateGrader
+from jax_power_smc.grading.pool import PooledGrader, default_processes
+from jax_power_smc.grading.references import check_kind
 from jax_power_smc.grading.worker_process import WorkerProcess
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from jax_power_smc.grading import multiple_choice
-from jax_power_smc.grading import string_rule
+from jax_power_smc.grading import multiple_choice, string_rule
+from jax_power_smc.grading.base import Verdict
 from jax_power_smc.grading.references import read_gold
 from jax_power_smc.grading.thinking import without_thinking
-from jax_power_smc.grading.base import Verdict
 from jax_power_smc.tiny_reasoner.problems import parse_answer
 
 

@@ -18,9 +18,7 @@ from typing import Any
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 from sympy import Rational
 
-from jax_power_smc.grading import numeric
-from jax_power_smc.grading import spelling
-from jax_power_smc.grading import string_rule
+from jax_power_smc.grading import numeric, spelling, string_rule
 from jax_power_smc.grading.thinking import without_thinking
 
 # Of a long response, what is read around its last box, or else at its end.

@@ -16,9 +16,9 @@ import re
 from collections.abc import Sequence
 
 from jax_power_smc.grading import string_rule
+from jax_power_smc.grading.base import Verdict
 from jax_power_smc.grading.references import LETTERS
 from jax_power_smc.grading.thinking import without_thinking
-from jax_power_smc.grading.base import Verdict
 
 _LETTER = rf"(?P<letter>[{LETTERS}])(?![^\W_])"
 # What may stand before the letter: emphasis, brackets, \text{. Bounded, so that it stays quick.

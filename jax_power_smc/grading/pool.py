@@ -16,9 +16,9 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 from jax_power_smc.grading import string_rule
+from jax_power_smc.grading.base import Verdict
 from jax_power_smc.grading.references import read_gold
 from jax_power_smc.grading.subprocesses import NotJudged
-from jax_power_smc.grading.base import Verdict
 
 
 class Worker(Protocol):

@@ -15,9 +15,7 @@ import sys
 import tempfile
 import threading
 
-from jax_power_smc.grading.subprocesses import KillableProcess
-from jax_power_smc.grading.subprocesses import NotJudged
-from jax_power_smc.grading.subprocesses import too_long
+from jax_power_smc.grading.subprocesses import KillableProcess, NotJudged, too_long
 
 MEMORY = 4 * 2**30
 LARGEST_FILE = 2**20

@@ -7,10 +7,7 @@ import sys
 import threading
 from typing import Any
 
-from jax_power_smc.grading.subprocesses import KillableProcess
-from jax_power_smc.grading.subprocesses import NotJudged
-from jax_power_smc.grading.subprocesses import died
-from jax_power_smc.grading.subprocesses import too_long
+from jax_power_smc.grading.subprocesses import KillableProcess, NotJudged, died, too_long
 
 # Importing takes half a second, but many may start at once on a slow disk.
 START_SECONDS = 120.0

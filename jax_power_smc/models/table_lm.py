@@ -13,10 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jax_power_smc.core.mesh import MODEL
+from jax_power_smc.core.vocab_sharding import UNSHARDED, VocabSharding, can_be_cut
 from jax_power_smc.models.transformer import kv_cache
-from jax_power_smc.core.vocab_sharding import can_be_cut
-from jax_power_smc.core.vocab_sharding import UNSHARDED
-from jax_power_smc.core.vocab_sharding import VocabSharding
 
 
 class TableParams(NamedTuple):

@@ -6,9 +6,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from jax_power_smc.report import style
+from jax_power_smc.report.labels import Name, write_names
 from jax_power_smc.report.load import ReportData
-from jax_power_smc.report.labels import Name
-from jax_power_smc.report.labels import write_names
 from jax_power_smc.report.style import Plot
 
 # The vote and the best stand beside the draw, so many points to its left and right.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax_power_smc.report import formatting
-from jax_power_smc.report.summary_rows import RunRow
 from jax_power_smc.report.sanitize import on_one_line
+from jax_power_smc.report.summary_rows import RunRow
 
 
 def notes(rows: Sequence[RunRow], summary: dict[str, Any]) -> list[str]:

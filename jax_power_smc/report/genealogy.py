@@ -10,8 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 
 from jax_power_smc.evaluation.records import Record
-from jax_power_smc.report import ancestry_tree
-from jax_power_smc.report import style
+from jax_power_smc.report import ancestry_tree, style
 from jax_power_smc.report.ancestry_tree import Segment
 from jax_power_smc.report.style import Plot
 
@@ -109,7 +108,9 @@ def _picture(record: Record, title: str) -> Plot:
     answers = _Answers([record["particles"][i] for i in alive], [weight[i] for i in alive])
     rank = {i: answers.rank(place) for place, i in enumerate(alive)}
     chosen, left_out = _heaviest(record, weight)
-    trees = _ordered(ancestry_tree.forest(ancestry_tree.paths(record, chosen)), chosen, weight, rank)
+    trees = _ordered(
+        ancestry_tree.forest(ancestry_tree.paths(record, chosen)), chosen, weight, rank
+    )
 
     ends = [end for tree in trees for end in tree.ends()]
     entries = answers.legend()

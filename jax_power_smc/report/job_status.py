@@ -7,8 +7,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jax_power_smc.evaluation import job_config
-from jax_power_smc.evaluation.summary import Run
-from jax_power_smc.evaluation.summary import summarize
+from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.report.load import ReportData
 
 

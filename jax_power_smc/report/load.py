@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jax_power_smc.evaluation import claim
-from jax_power_smc.evaluation import conditions
-from jax_power_smc.evaluation import store
-from jax_power_smc.evaluation.scores import Reading
-from jax_power_smc.evaluation.scores import read
+from jax_power_smc.evaluation import claim, conditions, store
 from jax_power_smc.evaluation.records import Record
+from jax_power_smc.evaluation.scores import Reading, read
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jax_power_smc.evaluation.scores import read
 from jax_power_smc.evaluation.records import Record
+from jax_power_smc.evaluation.scores import read
 from jax_power_smc.report.load import ReportData
 
 DRAWN = "drawn"

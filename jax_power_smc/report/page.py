@@ -13,16 +13,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from jax_power_smc.report import formatting
-from jax_power_smc.report import quality_flags
-from jax_power_smc.report.load import ReportData
-from jax_power_smc.report.footnotes import notes
-from jax_power_smc.report.footnotes import went_wrong
-from jax_power_smc.report.outputs import ProblemInFull
-from jax_power_smc.report.summary_rows import comparisons
-from jax_power_smc.report.summary_rows import run_rows
+from jax_power_smc.report import formatting, quality_flags
+from jax_power_smc.report.footnotes import notes, went_wrong
 from jax_power_smc.report.job_status import State
+from jax_power_smc.report.load import ReportData
+from jax_power_smc.report.outputs import ProblemInFull
 from jax_power_smc.report.sanitize import visible
+from jax_power_smc.report.summary_rows import comparisons, run_rows
 
 _TEMPLATE = "page.html.j2"
 

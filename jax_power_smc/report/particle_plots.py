@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from jax_power_smc.report import style
-from jax_power_smc.report.load import Item
-from jax_power_smc.report.load import ReportData
+from jax_power_smc.report.load import Item, ReportData
 from jax_power_smc.report.style import Plot
 
 # Inches of a row of panels, and of a box.

@@ -1,13 +1,9 @@
 """All pictures of a report. Where there is nothing to see a picture is left out."""
 
-from jax_power_smc.report import accuracy_plots
-from jax_power_smc.report import evidence_plots
-from jax_power_smc.report import particle_plots
-from jax_power_smc.report import step_plots
-from jax_power_smc.report.load import ReportData
+from jax_power_smc.report import accuracy_plots, evidence_plots, particle_plots, step_plots
 from jax_power_smc.report.genealogy import genealogy
-from jax_power_smc.report.style import Plot
-from jax_power_smc.report.style import to_png
+from jax_power_smc.report.load import ReportData
+from jax_power_smc.report.style import Plot, to_png
 
 __all__ = ["Plot", "figures", "genealogy", "to_png"]
 

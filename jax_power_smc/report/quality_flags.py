@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jax_power_smc.report.load import Item
-from jax_power_smc.report.load import ReportData
+from jax_power_smc.report.load import Item, ReportData
 
 # Items that are named under one heading.
 MOST_NAMED = 8

@@ -9,8 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from jax_power_smc.report import style
-from jax_power_smc.report.load import Item
-from jax_power_smc.report.load import ReportData
+from jax_power_smc.report.load import Item, ReportData
 from jax_power_smc.report.style import Plot
 
 # Points of a curve at most: further steps are taken together.

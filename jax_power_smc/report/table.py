@@ -10,14 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jax_power_smc.report import formatting
-from jax_power_smc.report.footnotes import notes
-from jax_power_smc.report.footnotes import went_wrong
-from jax_power_smc.report.summary_rows import Comparisons
-from jax_power_smc.report.summary_rows import Estimate
-from jax_power_smc.report.summary_rows import RunRow
-from jax_power_smc.report.summary_rows import comparisons
-from jax_power_smc.report.summary_rows import run_rows
+from jax_power_smc.report.footnotes import notes, went_wrong
 from jax_power_smc.report.sanitize import on_one_line
+from jax_power_smc.report.summary_rows import Comparisons, Estimate, RunRow, comparisons, run_rows
 
 # Columns where nobody says how wide the terminal is.
 _WIDTH = 110

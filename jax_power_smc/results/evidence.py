@@ -15,7 +15,7 @@ particles, T tokens. All sums are taken on the host in float64.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,58 +23,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import special
 
-from jax_power_smc.core import checks
-from jax_power_smc.engine import sample
-from jax_power_smc.core import prng
+from jax_power_smc.core import checks, prng
 from jax_power_smc.results import run_arrays
 from jax_power_smc.results.diagnostics import diagnose
-from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.results.result import PHASES
-from jax_power_smc.results.result import SampleInfo
-from jax_power_smc.results.result import SampleResult
+from jax_power_smc.results.result import PHASES, SampleInfo, SampleResult
 
 # Folded into a key, so that the same key may serve for the runs and for what is made of them.
 _POOL = 0x706F6F6C
-_PIMH = 0x70696D68
-# A run's index is folded into a key as 32 bits.
-LARGEST_RUN = 2**31 - 1
-
-
-def independent_runs(
-    model: LanguageModel,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    key: jax.Array,
-    num_runs: int,
-    first_run: int = 0,
-    **options: Any,
-) -> list[SampleResult]:
-    """Samples every prompt ``num_runs`` times, independently.
-
-    Run r is ``sample.sample`` with ``jax.random.fold_in(key, r)``, whatever ``num_runs`` is; it is
-    not the result of ``sample`` with ``key`` itself.
-
-    Args:
-      model, params, prompts: as in ``sample.sample``.
-      key: one key for all runs; it may be used again for ``pool`` and ``pimh``.
-      num_runs: R.
-      first_run: index of the first run; more runs can be added to earlier ones.
-      **options: what else ``sample.sample`` takes.
-
-    Returns:
-      R results.
-
-    Raises:
-      ValueError: naming the argument, its value and what is allowed.
-    """
-    num_runs = checks.integer("num_runs", num_runs, at_least=1, at_most=LARGEST_RUN)
-    first_run = checks.integer("first_run", first_run, at_least=0, at_most=LARGEST_RUN)
-    checks.key(key)
-    return [
-        sample.sample(model, params, prompts, key=jax.random.fold_in(key, run), **options)
-        for run in range(first_run, first_run + num_runs)
-    ]
 
 
 def pool(
@@ -220,69 +175,6 @@ def evidence_interval(results: Iterable[SampleResult], *, level: float = 0.95) -
         level=level,
         num_runs=num,
     )
-
-
-class IndependenceChain(NamedTuple):
-    """A particle independent Metropolis-Hastings chain over R runs, one per prompt.
-
-    Attributes:
-      runs: [P, R] int32, the run that the chain is at after each step; runs[:, 0] is 0.
-      draws: [P][R], the drawn sequence of that run, repeated while the chain stays; None while it
-        is at a failed run, which it leaves for the first other one.
-      acceptance_rate: [P], accepted share of the R - 1 proposed runs.
-    """
-
-    runs: np.ndarray
-    draws: list[list[list[int] | None]]
-    acceptance_rate: np.ndarray
-
-
-def pimh(
-    results: Iterable[SampleResult], key: jax.Array, *, prompt_ids: Sequence[int] | None = None
-) -> IndependenceChain:
-    """Particle independent Metropolis-Hastings over runs (Andrieu, Doucet and Holenstein 2010).
-
-    Starts at run 0 and moves to run r with probability ``min(1, Z_hat_r / Z_hat_current)``, taking
-    that run's draw along. The chain leaves the target invariant whatever N is: what remains of the
-    first run's bias is forgotten with the steps, at least as fast as ``(1 - Z / max Z_hat)^r``.
-
-    Args:
-      results: at least two independent runs, as in ``pool``, with ``early_stop=0``.
-      key: for the decisions. More runs continue the chain of fewer.
-      prompt_ids: as in ``sample.sample``; default the list index.
-
-    Raises:
-      ValueError: as ``pool``; for fewer than two runs; if an early stop dropped mass, which would
-        change the distribution that the chain keeps.
-    """
-    results = run_arrays.listed(results, at_least=2)
-    evidence = run_arrays.log_evidence(results)
-    for index, result in enumerate(results):
-        if np.any(np.asarray(result.info.dropped_mass) > 0):
-            raise ValueError(
-                f"run {index} dropped mass by an early stop, which PIMH does not keep exact; "
-                "sample with early_stop=0."
-            )
-    num, count = evidence.shape
-    alive = evidence > -np.inf
-    uniforms = _uniforms(key, _PIMH, count, prompt_ids, range(num))
-    prompts = np.arange(count)
-    runs = np.zeros((count, num), np.int32)
-    accepted = np.zeros((count,), np.int64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for run in range(1, num):
-            log_ratio = evidence[run] - evidence[runs[:, run - 1], prompts]
-            accept = alive[run] & (np.log(uniforms[:, run]) < log_ratio)
-            runs[:, run] = np.where(accept, run, runs[:, run - 1])
-            accepted += accept
-    choice = [np.asarray(result.choice) for result in results]
-    tokens = [np.asarray(r.tokens)[prompts, c] for r, c in zip(results, choice, strict=True)]
-    lengths = [np.asarray(r.lengths)[prompts, c] for r, c in zip(results, choice, strict=True)]
-    draws = [
-        [tokens[r][p, : lengths[r][p]].tolist() if alive[r, p] else None for r in row]
-        for p, row in enumerate(runs.tolist())
-    ]
-    return IndependenceChain(runs, draws, accepted / (num - 1))
 
 
 class KLFigure(NamedTuple):

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.core import checks
-from jax_power_smc.targets.stop_rules import StopBoxed
-from jax_power_smc.targets.stop_rules import StopRegex
-from jax_power_smc.targets.stop_rules import StopString
 from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.targets.stop_rules import StopBoxed, StopRegex, StopString
 
 Array = jax.Array | np.ndarray
 PHASES = ("compile", "prefill", "decode")

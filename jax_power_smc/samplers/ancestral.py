@@ -10,21 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core import checks
-from jax_power_smc.smc import inverse_cdf
-from jax_power_smc.smc import weights
-from jax_power_smc.samplers.proposal import draw
-from jax_power_smc.samplers.proposal import log_prob
-from jax_power_smc.samplers.proposal import normalise
-from jax_power_smc.samplers.proposal import power_proposal
 from jax_power_smc.core.prng import StepUniforms
-from jax_power_smc.samplers.base import FinalWeights
-from jax_power_smc.samplers.base import Kernel
-from jax_power_smc.samplers.base import Particles
-from jax_power_smc.samplers.base import StepResult
-from jax_power_smc.samplers.base import extend
-from jax_power_smc.targets.power import TargetArrays
-from jax_power_smc.targets.power import support
 from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.samplers.base import FinalWeights, Kernel, Particles, StepResult, extend
+from jax_power_smc.samplers.proposal import draw, log_prob, normalise, power_proposal
+from jax_power_smc.smc import inverse_cdf, weights
+from jax_power_smc.targets.power import TargetArrays, support
 
 
 @dataclasses.dataclass(frozen=True)

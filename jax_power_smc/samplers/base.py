@@ -12,10 +12,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from jax_power_smc.smc import weights
 from jax_power_smc.core.prng import StepUniforms
-from jax_power_smc.targets.power import TargetArrays
 from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.smc import weights
+from jax_power_smc.targets.power import TargetArrays
 
 
 class Particles(NamedTuple):

@@ -29,16 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.core import checks
-from jax_power_smc.smc import inverse_cdf
-from jax_power_smc.smc import weights
-from jax_power_smc.samplers.proposal import draw
-from jax_power_smc.samplers.proposal import log_prob
-from jax_power_smc.samplers.proposal import normalise
-from jax_power_smc.samplers.proposal import power_proposal
-from jax_power_smc.samplers.base import FinalWeights
-from jax_power_smc.targets.power import TargetArrays
-from jax_power_smc.targets.power import support
 from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.samplers.base import FinalWeights
+from jax_power_smc.samplers.proposal import draw, log_prob, normalise, power_proposal
+from jax_power_smc.smc import inverse_cdf, weights
+from jax_power_smc.targets.power import TargetArrays, support
 
 EDITS = ("global", "last_block")
 # Horizons of more blocks would overflow int32.

@@ -25,23 +25,13 @@ Letters: N particles, V vocabulary, B blocks of b tokens.
 
 import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc.core.vocab_sharding import UNSHARDED, Logits, VocabSharding, block_of
 from jax_power_smc.smc import inverse_cdf
-from jax_power_smc.core.vocab_sharding import UNSHARDED
-from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.core.vocab_sharding import VocabSharding
-
-# The largest block. Smaller ones cost nothing, but see ``block_of``.
-BLOCK_SIZE = 512
-_SMALLEST_BLOCK = 32
-# Devices over which a vocabulary may be cut without changing its blocks, where V allows it: what is
-# drawn then does not depend on the mesh.
-_PARTS = 16
 
 
 class Normaliser(NamedTuple):
@@ -187,28 +177,6 @@ def draw(proposal: PowerProposal, rows: jax.Array, uniforms: jax.Array) -> jax.A
     within = inverse_cdf.invert_rows(mass, uniforms[:, 1])
     token = proposal.sharding.from_owner(block * proposal.logits.shape[-1] + within, mine)
     return jnp.where(proposal.log_sum[rows] > -jnp.inf, token, jnp.int32(0))
-
-
-def block_of(vocab: int) -> int:
-    """b for a vocabulary of V tokens.
-
-    A divisor of V, the one nearest to its square root: padding would copy the logits. If V allows
-    it, one of V/16, so that each of 16 devices has whole blocks. A small vocabulary that does not
-    is one block; a large one without a divisor of a suitable size has the largest blocks.
-    """
-    smallest = 1 if vocab <= BLOCK_SIZE else _SMALLEST_BLOCK
-    for parts in (_PARTS, _PARTS // 2, _PARTS // 4, _PARTS // 8, 1):
-        if vocab % parts or (vocab <= BLOCK_SIZE and parts == 1):
-            continue
-        divisors = [b for b in range(smallest, BLOCK_SIZE + 1) if vocab // parts % b == 0]
-        if divisors:
-            return min(divisors, key=lambda b: abs(b - math.sqrt(vocab)))
-    return min(vocab, BLOCK_SIZE)
-
-
-def can_be_cut(vocab: int, parts: int) -> bool:
-    """Whether a vocabulary of V tokens can lie on so many devices, whole blocks on each."""
-    return vocab % (parts * block_of(vocab)) == 0
 
 
 def _blocks(x: jax.Array, block: int, fill: float | bool) -> jax.Array:

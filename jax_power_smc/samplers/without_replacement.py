@@ -33,30 +33,23 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core import checks
-from jax_power_smc.smc import inverse_cdf
-from jax_power_smc.smc import weights
-from jax_power_smc.samplers.proposal import Normaliser
-from jax_power_smc.samplers.proposal import PowerProposal
-from jax_power_smc.core.vocab_sharding import block_of
-from jax_power_smc.samplers.proposal import bound
-from jax_power_smc.samplers.proposal import draw
-from jax_power_smc.samplers.proposal import log_prob
-from jax_power_smc.samplers.proposal import normalise
-from jax_power_smc.samplers.proposal import power_proposal
-from jax_power_smc.samplers.proposal import share_support
 from jax_power_smc.core.prng import StepUniforms
-from jax_power_smc.samplers.base import FinalWeights
-from jax_power_smc.samplers.base import Kernel
-from jax_power_smc.samplers.base import Particles
-from jax_power_smc.samplers.base import StepResult
-from jax_power_smc.samplers.base import start
-from jax_power_smc.smc.exponent_ramp import bridge
-from jax_power_smc.smc.exponent_ramp import exponent_at
-from jax_power_smc.smc.optimal_resampling import place
-from jax_power_smc.smc.optimal_resampling import select
-from jax_power_smc.targets.power import TargetArrays
-from jax_power_smc.targets.power import support
-from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.core.vocab_sharding import Logits, block_of
+from jax_power_smc.samplers.base import FinalWeights, Kernel, Particles, StepResult, start
+from jax_power_smc.samplers.proposal import (
+    Normaliser,
+    PowerProposal,
+    bound,
+    draw,
+    log_prob,
+    normalise,
+    power_proposal,
+    share_support,
+)
+from jax_power_smc.smc import inverse_cdf, weights
+from jax_power_smc.smc.exponent_ramp import bridge, exponent_at
+from jax_power_smc.smc.optimal_resampling import place, select
+from jax_power_smc.targets.power import TargetArrays, support
 
 
 class Children(NamedTuple):

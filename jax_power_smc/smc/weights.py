@@ -38,3 +38,8 @@ def effective_sample_size(log_weight: jax.Array) -> jax.Array:
     log_ess = 2 * jax.nn.logsumexp(log_weight) - jax.nn.logsumexp(2 * log_weight)
     alive = jnp.max(log_weight) > -jnp.inf
     return jnp.where(alive, jnp.exp(log_ess), jnp.zeros_like(log_ess))
+
+
+def weight_dtype(logits: jax.Array) -> jnp.dtype:
+    """Weights and log p are at least float32, and float64 only if the model's logits are."""
+    return jnp.dtype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)

@@ -24,11 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.core import checks
-from jax_power_smc.targets.stop_rules import StopBoxed
-from jax_power_smc.targets.stop_rules import StopRegex
-from jax_power_smc.targets.stop_rules import StopRule
-from jax_power_smc.targets.stop_rules import StopString
 from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.targets.stop_rules import StopBoxed, StopRegex, StopRule, StopString
 
 LENGTHS = ("stopped", "forced_eos")
 # Beyond, the target is greedy decoding of whole sequences, and float32 overflows.

@@ -6,9 +6,7 @@ The years are data sets of their own, with names of their own for the same field
 import re
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import Benchmark
-from jax_power_smc.tasks.dataset import Example
-from jax_power_smc.tasks.dataset import name_of
+from jax_power_smc.tasks.dataset import Benchmark, Example, name_of
 from jax_power_smc.tasks.rows import Row
 
 SAMPLES = (

@@ -4,9 +4,7 @@ The options' order follows from the id of the record, so that it is the same eve
 """
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import Benchmark
-from jax_power_smc.tasks.dataset import Example
-from jax_power_smc.tasks.dataset import name_of
+from jax_power_smc.tasks.dataset import Benchmark, Example, name_of
 from jax_power_smc.tasks.rows import Row
 
 SAMPLES = (

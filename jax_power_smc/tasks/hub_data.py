@@ -3,9 +3,7 @@
 import pathlib
 
 from jax_power_smc.models.checkpoints.hub import is_hub_id
-from jax_power_smc.tasks.rows import SUFFIXES
-from jax_power_smc.tasks.rows import Row
-from jax_power_smc.tasks.rows import numbered
+from jax_power_smc.tasks.rows import SUFFIXES, Row, numbered
 
 
 class UnavailableError(ValueError):

@@ -1,9 +1,7 @@
 """HumanEval: Python functions to complete, judged by running their tests."""
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import Benchmark
-from jax_power_smc.tasks.dataset import Example
-from jax_power_smc.tasks.dataset import name_of
+from jax_power_smc.tasks.dataset import Benchmark, Example, name_of
 from jax_power_smc.tasks.rows import Row
 
 SAMPLES = (

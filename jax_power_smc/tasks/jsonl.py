@@ -4,14 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jax_power_smc.tasks import gpqa
-from jax_power_smc.tasks import gsm8k
-from jax_power_smc.tasks import humaneval
-from jax_power_smc.tasks import prompts
+from jax_power_smc.tasks import gpqa, gsm8k, humaneval, prompts
 from jax_power_smc.tasks.base import Kind
-from jax_power_smc.tasks.dataset import Benchmark
-from jax_power_smc.tasks.dataset import Example
-from jax_power_smc.tasks.dataset import name_of
+from jax_power_smc.tasks.dataset import Benchmark, Example, name_of
 from jax_power_smc.tasks.rows import Row
 
 _FORMATS: dict[Kind, str] = {

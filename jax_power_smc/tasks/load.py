@@ -7,25 +7,11 @@ from typing import Any, get_args
 from ml_collections import ConfigDict
 
 from jax_power_smc.core import checks
-from jax_power_smc.tasks import aime
-from jax_power_smc.tasks import gpqa
-from jax_power_smc.tasks import gsm8k
-from jax_power_smc.tasks import humaneval
-from jax_power_smc.tasks import jsonl
-from jax_power_smc.tasks import math500
-from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks import tiny_reasoner
-from jax_power_smc.tasks.base import Kind
-from jax_power_smc.tasks.base import Problem
-from jax_power_smc.tasks.base import Task
-from jax_power_smc.tasks.dataset import Benchmark
-from jax_power_smc.tasks.dataset import Example
-from jax_power_smc.tasks.hub_data import UnavailableError
-from jax_power_smc.tasks.hub_data import hub_rows
-from jax_power_smc.tasks.hub_data import is_data_set
-from jax_power_smc.tasks.rows import Row
-from jax_power_smc.tasks.rows import numbered
-from jax_power_smc.tasks.rows import read_rows
+from jax_power_smc.tasks import aime, gpqa, gsm8k, humaneval, jsonl, math500, prompts, tiny_reasoner
+from jax_power_smc.tasks.base import Kind, Problem, Task
+from jax_power_smc.tasks.dataset import Benchmark, Example
+from jax_power_smc.tasks.hub_data import UnavailableError, hub_rows, is_data_set
+from jax_power_smc.tasks.rows import Row, numbered, read_rows
 
 BENCHMARKS = {
     "math500": math500.BENCHMARK,

@@ -1,8 +1,8 @@
 """Word problems of the embedded model, made as they are asked for."""
 
-from jax_power_smc.tiny_reasoner import problems
 from jax_power_smc.tasks import prompts
 from jax_power_smc.tasks.base import Problem
+from jax_power_smc.tiny_reasoner import problems
 
 SPLITS = problems.SPLITS
 # If the config does not say how many.

@@ -10,18 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.core import checks
-from jax_power_smc.engine.validation import check_prompt
-from jax_power_smc.engine.validation import check_target
-from jax_power_smc.targets.stop_arrays import StopArrays
-from jax_power_smc.targets.stop_arrays import ending_tokens
-from jax_power_smc.targets.stop_arrays import next_stop_state
-from jax_power_smc.targets.stop_arrays import stop_arrays
-from jax_power_smc.smc.weights import weight_dtype
-from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.targets.power import PowerTarget
-from jax_power_smc.targets.power import TargetArrays
-from jax_power_smc.targets.power import support
 from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.engine.validation import check_prompt, check_target
+from jax_power_smc.models.base import LanguageModel
+from jax_power_smc.smc.weights import weight_dtype
+from jax_power_smc.targets.power import PowerTarget, TargetArrays, support
+from jax_power_smc.targets.stop_arrays import (
+    StopArrays,
+    ending_tokens,
+    next_stop_state,
+    stop_arrays,
+)
 
 # V^T, above which listing every sequence is a mistake rather than a wish.
 _LARGEST = 2_000_000

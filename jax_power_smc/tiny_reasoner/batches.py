@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from jax_power_smc.tiny_reasoner.problems import sample_problem
-from jax_power_smc.tiny_reasoner.problems import write_solution
+from jax_power_smc.tiny_reasoner.problems import sample_problem, write_solution
 from jax_power_smc.tiny_reasoner.tokenizer import END_ID
 
 # Lengths are padded to a multiple of this: few enough shapes to compile, little enough padding.

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from jax_power_smc.core.files import write_json
-from jax_power_smc.tiny_reasoner.problems import sample_problem
-from jax_power_smc.tiny_reasoner.problems import write_solution
+from jax_power_smc.tiny_reasoner.problems import sample_problem, write_solution
 
 END = "<|end|>"
 END_ID = 0

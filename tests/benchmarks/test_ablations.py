@@ -7,9 +7,7 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc.benchmarks import timing
-from jax_power_smc.benchmarks.ablations import Altered
-from jax_power_smc.benchmarks.ablations import Forced
-from jax_power_smc.benchmarks.ablations import step_bytes
+from jax_power_smc.benchmarks.ablations import Altered, Forced, step_bytes
 from jax_power_smc.engine.scheduler import Work
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from jax_power_smc.benchmarks.collectives import Collective
-from jax_power_smc.benchmarks.collectives import collectives
+from jax_power_smc.benchmarks.collectives import Collective, collectives
 
 P = PartitionSpec
 

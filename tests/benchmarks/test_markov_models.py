@@ -23,9 +23,9 @@ def test_moments_are_those_of_enumeration(kind):
 
 def test_alpha_one_has_evidence_one():
     model, params = markov_models.make_table(8, 16, 1.0, "inhomogeneous", seed=0)
-    assert markov_models.exact_moments(model, params, PROMPT, 1.0, 16).log_evidence == pytest.approx(
-        0, abs=1e-9
-    )
+    assert markov_models.exact_moments(
+        model, params, PROMPT, 1.0, 16
+    ).log_evidence == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("entropy", [0.5, 2.0])

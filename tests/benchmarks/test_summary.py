@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jax_power_smc.benchmarks import plots
-from jax_power_smc.benchmarks import summary
+from jax_power_smc.benchmarks import plots, summary
 
 PLACE = {"kind": "inhomogeneous", "horizon": 8, "entropy": 0.5}
 

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc.theory import weight_variance
-from jax_power_smc.benchmarks import scoring
-from jax_power_smc.benchmarks import theorem
+from jax_power_smc.benchmarks import scoring, theorem
+from jax_power_smc.models.table_lm import TableLM, TableParams
 from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.table_lm import TableLM
-from jax_power_smc.models.table_lm import TableParams
 from jax_power_smc.models.transformer.transformer import TransformerLM
+from jax_power_smc.theory import weight_variance
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

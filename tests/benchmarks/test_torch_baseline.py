@@ -139,7 +139,9 @@ def test_power_smc_is_unbiased(torch, tiny, preallocate):
 
 def test_both_caches_give_the_same_run(tiny):
     runs = [
-        torch_baseline.power_smc(tiny, PROMPT, 7, 3.0, 20, ess_threshold=1.0, preallocate=p, warm_up=w)
+        torch_baseline.power_smc(
+            tiny, PROMPT, 7, 3.0, 20, ess_threshold=1.0, preallocate=p, warm_up=w
+        )
         for p, w in ((True, True), (False, False))
     ]
     assert runs[0].tokens.shape == (7, 20)
@@ -198,7 +200,11 @@ def test_no_draw_falls_behind_the_last_index(torch):
     weights = torch.full((1, 3), 0.1)
     uniforms = torch.tensor([[0.0, 1 - 2**-24, 1.0]])
     assert torch_baseline._invert(torch, weights, uniforms)[0].tolist() == [0, 2, 2]
-    assert torch_baseline._invert(torch, torch.tensor([[0.0, 1.0, 0.0]]), uniforms)[0].tolist() == [1, 1, 1]
+    assert torch_baseline._invert(torch, torch.tensor([[0.0, 1.0, 0.0]]), uniforms)[0].tolist() == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_describe(torch):

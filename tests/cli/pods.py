@@ -15,8 +15,8 @@ import pytest
 
 from jax_power_smc.evaluation import records
 from jax_power_smc.evaluation.conditions import conditions_of
-from tests.evaluation import tiny
 from tests.cli.command import ROOT
+from tests.evaluation import tiny
 
 # The last sampler's chains run in batches, the others' prompts in slots.
 RUNS = ("temperature_1", "smc", "swor", "mh")

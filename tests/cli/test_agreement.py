@@ -6,10 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jax_power_smc.core import process_group as library
 from jax_power_smc.cli.agreement import agree
-from jax_power_smc.core.process_group import ALONE
-from jax_power_smc.core.process_group import Processes
+from jax_power_smc.core import process_group as library
+from jax_power_smc.core.process_group import ALONE, Processes
 
 
 @pytest.fixture

@@ -13,11 +13,13 @@ import pytest
 from absl import app, flags
 
 from jax_power_smc.cli import progress
-from jax_power_smc.cli.common import drop_oldest
-from jax_power_smc.cli.common import keep_compiled_programs
-from jax_power_smc.cli.common import plain_errors
-from jax_power_smc.cli.common import sentence
-from jax_power_smc.cli.common import stop_on_signals
+from jax_power_smc.cli.common import (
+    drop_oldest,
+    keep_compiled_programs,
+    plain_errors,
+    sentence,
+    stop_on_signals,
+)
 
 # Imports once and runs every case in a process of its own.
 PROGRAM = """

@@ -9,13 +9,10 @@ import types
 import jax
 import pytest
 
-from jax_power_smc.core import process_group as library
 from jax_power_smc.cli import distributed
-from jax_power_smc.cli.distributed import are_several
-from jax_power_smc.cli.distributed import explain
-from jax_power_smc.core.process_group import ALONE
-from jax_power_smc.core.process_group import Processes
-from jax_power_smc.core.process_group import Stop
+from jax_power_smc.cli.distributed import are_several, explain
+from jax_power_smc.core import process_group as library
+from jax_power_smc.core.process_group import ALONE, Processes, Stop
 
 # --- Are there several? -----------------------------------------------------------------------
 
@@ -167,7 +164,9 @@ def watch(capfd):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def watch(program):
-        code = distributed._watch([sys.executable, "-c", f"import os, signal, sys, time\n{program}"])
+        code = distributed._watch(
+            [sys.executable, "-c", f"import os, signal, sys, time\n{program}"]
+        )
         return code, *capfd.readouterr()
 
     yield watch

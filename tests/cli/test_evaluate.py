@@ -19,26 +19,19 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 import jax_power_smc as psmc
+from jax_power_smc.cli import evaluate, evaluate_progress
 from jax_power_smc.core import process_group as library
-from jax_power_smc.evaluation import claim
-from jax_power_smc.evaluation import conditions
-from jax_power_smc.evaluation import records
+from jax_power_smc.core.process_group import Processes
+from jax_power_smc.evaluation import claim, conditions, records
 from jax_power_smc.evaluation.job import State
 from jax_power_smc.evaluation.scores import read
-from jax_power_smc.evaluation.summary import Run
-from jax_power_smc.evaluation.summary import summarize
-from jax_power_smc.cli import evaluate
-from jax_power_smc.cli import evaluate_progress
-from jax_power_smc.core.process_group import Processes
-from jax_power_smc.tiny_reasoner import problems
-from jax_power_smc.report.load import read_report
+from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.report.job_status import state_of
+from jax_power_smc.report.load import read_report
 from jax_power_smc.tasks import tiny_reasoner
+from jax_power_smc.tiny_reasoner import problems
+from tests.cli.command import ROOT, assert_refused, call, outcomes
 from tests.evaluation import tiny
-from tests.cli.command import ROOT
-from tests.cli.command import assert_refused
-from tests.cli.command import call
-from tests.cli.command import outcomes
 
 CONFIG = "configs/tiny_reasoner.py"
 N, LIMIT = 4, 4

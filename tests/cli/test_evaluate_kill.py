@@ -12,8 +12,8 @@ import time
 import pytest
 
 from jax_power_smc.evaluation import records
-from tests.evaluation import tiny
 from tests.cli.command import ROOT
+from tests.evaluation import tiny
 
 KILLS, LIMIT, SEEDS = 10, 24, (0, 1, 2)
 RUNS = ("samples", "mh", "smc", "swor")

@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jax_power_smc.cli.generate import SAMPLERS
-from jax_power_smc.cli.generate import Options
-from jax_power_smc.cli.generate import generate
+from jax_power_smc.cli.generate import SAMPLERS, Options, generate
+from tests.cli.command import assert_refused, call, outcomes
 from tests.evaluation import tiny
-from tests.cli.command import assert_refused
-from tests.cli.command import call
-from tests.cli.command import outcomes
 
 ALPHA, N, CAP = 4.0, 4, 8
 PROMPT = "How many pens is that?"

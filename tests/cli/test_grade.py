@@ -5,14 +5,10 @@ import os
 
 import pytest
 
-from jax_power_smc.cli.grade import KINDS
-from jax_power_smc.cli.grade import grade
-from jax_power_smc.cli.grade import read_lines
+from jax_power_smc.cli.grade import KINDS, grade, read_lines
+from tests.cli.command import assert_refused, call, outcomes
 from tests.grading.shared import needs
 from tests.grading.shared import read_lines as read_shared
-from tests.cli.command import assert_refused
-from tests.cli.command import call
-from tests.cli.command import outcomes
 
 GOOD = [
     {"gold": r"\frac{1}{2}", "response": r"so $\boxed{0.5}$", "id": 7, "note": "old"},

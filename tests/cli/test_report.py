@@ -5,13 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from jax_power_smc.cli.report import report
 from jax_power_smc.evaluation import records
 from jax_power_smc.evaluation.conditions import conditions_of
-from jax_power_smc.cli.report import report
 from jax_power_smc.report import plots
-from tests.cli.command import assert_refused
-from tests.cli.command import call
-from tests.cli.command import outcomes
+from tests.cli.command import assert_refused, call, outcomes
 from tests.report import workdirs
 
 PROBLEMS = ("algebra/1", "algebra/2", "number/3", "x")

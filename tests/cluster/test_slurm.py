@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from tests.cluster import slurm
 from tests.cli import pods
 from tests.cli.command import ROOT
+from tests.cluster import slurm
 
 pytestmark = [
     pytest.mark.cluster,

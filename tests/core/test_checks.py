@@ -7,13 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import Ancestral
-from jax_power_smc import MetropolisHastings
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import WithoutReplacement
-from jax_power_smc.core import checks
-from jax_power_smc.core import prng
+from jax_power_smc import Ancestral, MetropolisHastings, PowerSMC, PowerTarget, WithoutReplacement
+from jax_power_smc.core import checks, prng
 
 NAN, INF = float("nan"), float("inf")
 

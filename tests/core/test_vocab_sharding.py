@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from jax_power_smc.samplers import proposal as proposals
 from jax_power_smc.core.mesh import MODEL
+from jax_power_smc.core.vocab_sharding import UNSHARDED, Logits, VocabSharding
+from jax_power_smc.samplers import proposal as proposals
 from jax_power_smc.samplers.without_replacement import WithoutReplacement
-from jax_power_smc.targets.power import PowerTarget
-from jax_power_smc.targets.power import support
-from jax_power_smc.core.vocab_sharding import UNSHARDED
-from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.core.vocab_sharding import VocabSharding
+from jax_power_smc.targets.power import PowerTarget, support
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc import Ancestral
-from jax_power_smc import MetropolisHastings
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import SampleResult
-from jax_power_smc import StreamRequest
-from jax_power_smc import TableLM
-from jax_power_smc import WithoutReplacement
-from jax_power_smc.theory import exact
-from jax_power_smc.results.evidence import evidence_interval
-from jax_power_smc.results.evidence import kl_figure
+from jax_power_smc import (
+    Ancestral,
+    MetropolisHastings,
+    PowerSMC,
+    PowerTarget,
+    SampleResult,
+    StreamRequest,
+    TableLM,
+    WithoutReplacement,
+)
+from jax_power_smc.results.evidence import evidence_interval, kl_figure
 from jax_power_smc.results.pimh import pimh
+from jax_power_smc.theory import exact
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

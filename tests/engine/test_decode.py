@@ -8,18 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import TableLM
-from jax_power_smc.smc import weights
-from jax_power_smc.engine import decode
-from jax_power_smc.engine import programs
+from jax_power_smc import PowerSMC, PowerTarget, TableLM
 from jax_power_smc.core import prng
-from jax_power_smc.engine.decode import PromptInputs
-from jax_power_smc.engine.decode import SharedInputs
-from jax_power_smc.models.cache_moves import copy_dead_rows
-from jax_power_smc.models.cache_moves import move_cache
-from jax_power_smc.models.cache_moves import take_ancestors
+from jax_power_smc.engine import decode, programs
+from jax_power_smc.engine.decode import PromptInputs, SharedInputs
+from jax_power_smc.models.cache_moves import copy_dead_rows, move_cache, take_ancestors
+from jax_power_smc.smc import weights
 
 NUM, CAPACITY = 6, 8
 TABLE = TableLM(vocab_size=4, order=3)

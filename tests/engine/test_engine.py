@@ -11,12 +11,8 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import StreamRequest
-from jax_power_smc import TableLM
-from jax_power_smc.engine import sample
-from jax_power_smc.engine import executables
+from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
+from jax_power_smc.engine import executables, sample
 from jax_power_smc.engine.target_batch import MixedTargets
 from jax_power_smc.engine.timing import ReadyTimes
 

@@ -11,18 +11,13 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jax_power_smc as psmc
-from jax_power_smc import Ancestral
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import StreamRequest
-from jax_power_smc import TableLM
-from jax_power_smc.engine import sample as sampling
-from jax_power_smc.core import mesh
-from jax_power_smc.engine import layout as mesh_layout
-from jax_power_smc.engine import executables
-from jax_power_smc.engine import programs
+from jax_power_smc import Ancestral, PowerSMC, PowerTarget, StreamRequest, TableLM
 from jax_power_smc import MetropolisHastings as Chains
 from jax_power_smc import WithoutReplacement as Swor
+from jax_power_smc.core import mesh
+from jax_power_smc.engine import executables, programs
+from jax_power_smc.engine import layout as mesh_layout
+from jax_power_smc.engine import sample as sampling
 from tests.models import small
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "x64")

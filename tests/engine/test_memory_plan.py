@@ -70,7 +70,9 @@ def shallow():
 
 
 def of_7b(qwen, num=64, prompt=512, capacity=2048, wanted=16, group=4, **options):
-    return memory_plan.plan(*qwen, num, prompt, capacity, wanted, group, **{"device": GPU, **options})
+    return memory_plan.plan(
+        *qwen, num, prompt, capacity, wanted, group, **{"device": GPU, **options}
+    )
 
 
 def of_table(table, num=8, prompt=16, capacity=64, wanted=32, group=4, **options):
@@ -257,7 +259,9 @@ class TestRefusals:
 
 class TestDeviceMemory:
     def test_of_an_accelerator(self):
-        assert memory_plan.device_memory(Accelerator({"bytes_limit": 1000, "bytes_in_use": 7})) == 900
+        assert (
+            memory_plan.device_memory(Accelerator({"bytes_limit": 1000, "bytes_in_use": 7})) == 900
+        )
 
     @pytest.mark.parametrize("stats", [None, {}, {"bytes_in_use": 7}])
     def test_of_one_that_does_not_say(self, table, stats):
@@ -267,7 +271,9 @@ class TestDeviceMemory:
         assert of_table(table, device=device, limit=10**9).slots == 32
 
     def test_of_this_machine(self):
-        assert 2**28 < memory_plan.device_memory() == memory_plan.device_memory(jax.devices("cpu")[0])
+        assert (
+            2**28 < memory_plan.device_memory() == memory_plan.device_memory(jax.devices("cpu")[0])
+        )
 
     @pytest.mark.parametrize(
         "lines, files, least",

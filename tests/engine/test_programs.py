@@ -13,16 +13,12 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc.engine import decode
-from jax_power_smc.engine import executables
-from jax_power_smc.engine import programs
-from jax_power_smc.core import prng
 from jax_power_smc.benchmarks.collectives import collectives
 from jax_power_smc.benchmarks.pods import lower_chunk
+from jax_power_smc.core import prng
 from jax_power_smc.core.mesh import make_mesh
-from jax_power_smc.samplers import Ancestral
-from jax_power_smc.samplers import PowerSMC
-from jax_power_smc.samplers import WithoutReplacement
+from jax_power_smc.engine import decode, executables, programs
+from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
 
 pytestmark = pytest.mark.usefixtures("full_optimization")
 

@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc import Ancestral
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import TableLM
-from jax_power_smc.engine import buckets
+from jax_power_smc import Ancestral, PowerSMC, PowerTarget, TableLM
+from jax_power_smc.engine import buckets, executables, programs
 from jax_power_smc.engine import sample as sampling
-from jax_power_smc.engine import executables
-from jax_power_smc.engine import programs
 from jax_power_smc.engine.scheduler import Slots
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc.engine import timing
-from jax_power_smc.engine import executables
 from jax_power_smc.core import prng
+from jax_power_smc.engine import executables, timing
 from jax_power_smc.engine.timing import PhaseClock
 
 PAUSE = 0.3

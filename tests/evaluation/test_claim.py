@@ -6,8 +6,7 @@ import multiprocessing
 import pytest
 from etils import epath
 
-from jax_power_smc.evaluation import claim
-from jax_power_smc.evaluation import store
+from jax_power_smc.evaluation import claim, store
 
 CONFIG = {
     "model": "m",

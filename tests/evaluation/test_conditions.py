@@ -5,9 +5,7 @@ import dataclasses
 import pytest
 
 from jax_power_smc.evaluation import conditions
-from jax_power_smc.evaluation.conditions import Conditions
-from jax_power_smc.evaluation.conditions import Scope
-from jax_power_smc.evaluation.conditions import checked
+from jax_power_smc.evaluation.conditions import Conditions, Scope, checked
 
 MADE = Conditions(
     {"algorithm": 1, "target": {"alpha": 4.0}},

@@ -4,11 +4,10 @@ import runpy
 
 import pytest
 
-from jax_power_smc.evaluation import job_config
 from jax_power_smc.cli.evaluate import evaluate
+from jax_power_smc.evaluation import job_config
 from jax_power_smc.models.checkpoints.tiny_random import tiny_model
-from jax_power_smc.tasks.load import kind_of
-from jax_power_smc.tasks.load import load_task
+from jax_power_smc.tasks.load import kind_of, load_task
 from tests.cli.command import ROOT
 
 

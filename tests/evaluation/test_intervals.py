@@ -7,10 +7,12 @@ import pytest
 from scipy import stats
 
 from jax_power_smc.evaluation import intervals
-from jax_power_smc.evaluation.intervals import accuracy_interval
-from jax_power_smc.evaluation.intervals import difference_interval
-from jax_power_smc.evaluation.intervals import mean_and_interval
-from jax_power_smc.evaluation.intervals import wilson
+from jax_power_smc.evaluation.intervals import (
+    accuracy_interval,
+    difference_interval,
+    mean_and_interval,
+    wilson,
+)
 
 Z = stats.norm.ppf(0.975)
 

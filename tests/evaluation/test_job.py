@@ -10,16 +10,13 @@ import pytest
 from etils import epath
 
 import jax_power_smc as psmc
-from jax_power_smc.evaluation import job
-from jax_power_smc.evaluation import records
-from jax_power_smc.evaluation import store
+from jax_power_smc.core.prng import prompt_id
+from jax_power_smc.evaluation import job, records, store
 from jax_power_smc.evaluation.conditions import Conditions
 from jax_power_smc.evaluation.scores import read
 from jax_power_smc.evaluation.summary import Run
-from jax_power_smc.core.prng import prompt_id
+from jax_power_smc.tasks.base import Problem, Task
 from jax_power_smc.tiny_reasoner import problems
-from jax_power_smc.tasks.base import Problem
-from jax_power_smc.tasks.base import Task
 from tests.evaluation import tiny
 from tests.evaluation.grading import Later
 

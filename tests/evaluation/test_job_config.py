@@ -9,13 +9,9 @@ from ml_collections import config_flags
 
 from jax_power_smc.evaluation import job_config
 from jax_power_smc.evaluation.job_config import check
-from jax_power_smc.samplers import Ancestral
-from jax_power_smc.samplers import MetropolisHastings
-from jax_power_smc.samplers import PowerSMC
-from jax_power_smc.samplers import WithoutReplacement
-from jax_power_smc.targets.stop_rules import StopBoxed
-from jax_power_smc.targets.stop_rules import StopString
+from jax_power_smc.samplers import Ancestral, MetropolisHastings, PowerSMC, WithoutReplacement
 from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.targets.stop_rules import StopBoxed, StopString
 from tests.cli.command import ROOT
 
 CONFIG = ROOT / "configs/math500_qwen25_math_7b.py"

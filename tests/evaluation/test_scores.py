@@ -97,9 +97,7 @@ def test_the_verdict_of_a_vote_is_that_of_the_larger_weight():
 
 
 def test_a_log_prob_that_is_not_finite_is_the_worst():
-    reading = scores.read(
-        record(particle(0.5, None, "1"), particle(0.5, -9.0, "1", correct=True))
-    )
+    reading = scores.read(record(particle(0.5, None, "1"), particle(0.5, -9.0, "1", correct=True)))
     assert reading.answers["best"] == scores.Judged(True, True, -9.0)
     assert reading.answers["vote"].log_prob is None
     assert not reading.failed

@@ -8,10 +8,8 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc.evaluation import summary
-from jax_power_smc.evaluation.intervals import accuracy_interval
-from jax_power_smc.evaluation.intervals import mean_and_interval
-from jax_power_smc.evaluation.scores import Judged
-from jax_power_smc.evaluation.scores import Reading
+from jax_power_smc.evaluation.intervals import accuracy_interval, mean_and_interval
+from jax_power_smc.evaluation.scores import Judged, Reading
 from jax_power_smc.evaluation.summary import Run
 
 IDS, SEEDS, ALPHA = tuple("abcde"), (0, 7), 4.0

@@ -16,10 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import jax_power_smc as psmc
 from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
-from jax_power_smc.tiny_reasoner.tokenizer import END_ID
-from jax_power_smc.tiny_reasoner.tokenizer import corpus
-from jax_power_smc.tiny_reasoner.tokenizer import save_tokenizer
-from jax_power_smc.tiny_reasoner.tokenizer import train_tokenizer
+from jax_power_smc.tiny_reasoner.tokenizer import END_ID, corpus, save_tokenizer, train_tokenizer
 
 # So few that a question of the problem generator has 65 to 128 tokens, or hardly more: the engine
 # pads all of them to one length, and compiles once.

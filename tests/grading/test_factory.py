@@ -2,9 +2,9 @@
 
 import pytest
 
-from jax_power_smc.grading.references import KINDS
-from jax_power_smc.grading.factory import open_grader
 from jax_power_smc.grading.base import Verdict
+from jax_power_smc.grading.factory import open_grader
+from jax_power_smc.grading.references import KINDS
 
 
 def test_mathematics_goes_through_the_pool():

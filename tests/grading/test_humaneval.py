@@ -10,16 +10,12 @@ import threading
 import pytest
 
 from jax_power_smc.grading import sandbox
-from jax_power_smc.grading.humaneval import CodeWorker
-from jax_power_smc.grading.humaneval import normalise
-from jax_power_smc.grading.humaneval import solution
-from jax_power_smc.grading.factory import open_grader
-from jax_power_smc.grading.sandbox import Sandbox
 from jax_power_smc.grading.base import Verdict
-from tests.grading.processes import is_alive
-from tests.grading.processes import wait_until
-from tests.grading.shared import needs
-from tests.grading.shared import read_lines
+from jax_power_smc.grading.factory import open_grader
+from jax_power_smc.grading.humaneval import CodeWorker, normalise, solution
+from jax_power_smc.grading.sandbox import Sandbox
+from tests.grading.processes import is_alive, wait_until
+from tests.grading.shared import needs, read_lines
 
 GOLD = {
     "prompt": "import math\n\ndef helper(x):\n    return x\n\n\n"

@@ -3,12 +3,8 @@
 import pytest
 
 from jax_power_smc.grading import string_rule
-from jax_power_smc.grading.math_answer import LARGEST_NUMBER_OF_LEADERS
-from jax_power_smc.grading.math_answer import judge
-from jax_power_smc.grading.math_answer import merge
-from tests.grading.shared import math_answers
-from tests.grading.shared import needs
-from tests.grading.shared import read_lines
+from jax_power_smc.grading.math_answer import LARGEST_NUMBER_OF_LEADERS, judge, merge
+from tests.grading.shared import math_answers, needs, read_lines
 
 
 @pytest.mark.parametrize(

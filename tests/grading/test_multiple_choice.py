@@ -4,9 +4,8 @@ import time
 
 import pytest
 
-from jax_power_smc.grading.multiple_choice import judge
-from jax_power_smc.grading.multiple_choice import parse_letter
 from jax_power_smc.grading.base import Verdict
+from jax_power_smc.grading.multiple_choice import judge, parse_letter
 
 
 @pytest.mark.parametrize(

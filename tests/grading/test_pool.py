@@ -10,12 +10,10 @@ import time
 
 import pytest
 
-from jax_power_smc.grading.pool import PooledGrader
-from jax_power_smc.grading.pool import default_processes
 from jax_power_smc.grading.base import Verdict
+from jax_power_smc.grading.pool import PooledGrader, default_processes
 from jax_power_smc.grading.worker_process import WorkerProcess
-from tests.grading.processes import is_alive
-from tests.grading.processes import wait_until
+from tests.grading.processes import is_alive, wait_until
 
 SECONDS = 1.0
 ROOT = pathlib.Path(__file__).resolve().parents[2]

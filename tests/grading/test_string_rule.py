@@ -4,16 +4,16 @@ import time
 
 import pytest
 
-from jax_power_smc.grading.string_rule import LONGEST_ANSWER
-from jax_power_smc.grading.string_rule import equal
-from jax_power_smc.grading.string_rule import extract
-from jax_power_smc.grading.string_rule import gold_answer
-from jax_power_smc.grading.string_rule import is_bare
-from jax_power_smc.grading.string_rule import last_boxed
-from jax_power_smc.grading.string_rule import normalise
-from tests.grading.shared import math_answers
-from tests.grading.shared import needs
-from tests.grading.shared import read_lines
+from jax_power_smc.grading.string_rule import (
+    LONGEST_ANSWER,
+    equal,
+    extract,
+    gold_answer,
+    is_bare,
+    last_boxed,
+    normalise,
+)
+from tests.grading.shared import math_answers, needs, read_lines
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import StreamRequest
+from jax_power_smc import PowerSMC, PowerTarget, StreamRequest
 from jax_power_smc.engine import sample
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

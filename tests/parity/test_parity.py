@@ -12,8 +12,8 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc.models.checkpoints.checkpoint import load_params
-from jax_power_smc.models.transformer.families import FAMILIES
 from jax_power_smc.models.checkpoints.hf_config import read_config
+from jax_power_smc.models.transformer.families import FAMILIES
 from tests.parity import cases
 
 PREFILLED = 560  # of the long prompt; the rest is decoded step by step

@@ -17,21 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.targets import stop_arrays
-from jax_power_smc.engine import decode
-from jax_power_smc.theory import exact
-from jax_power_smc.smc import optimal_resampling
-from jax_power_smc.engine.decode import PromptInputs
-from jax_power_smc.engine.decode import SharedInputs
-from jax_power_smc.samplers.proposal import normalise
-from jax_power_smc.samplers.proposal import power_proposal
 from jax_power_smc.core.prng import StepUniforms
-from jax_power_smc.samplers.without_replacement import WithoutReplacement
-from jax_power_smc.smc.exponent_ramp import bridge
-from jax_power_smc.smc.exponent_ramp import exponent_at
-from jax_power_smc.targets.power import PowerTarget
-from jax_power_smc.targets.power import support
 from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.engine import decode
+from jax_power_smc.engine.decode import PromptInputs, SharedInputs
+from jax_power_smc.samplers.proposal import normalise, power_proposal
+from jax_power_smc.samplers.without_replacement import WithoutReplacement
+from jax_power_smc.smc import optimal_resampling
+from jax_power_smc.smc.exponent_ramp import bridge, exponent_at
+from jax_power_smc.targets import stop_arrays
+from jax_power_smc.targets.power import PowerTarget, support
+from jax_power_smc.theory import exact
 
 PROMPT = (0,)
 # Cells per call; one size, so that every program is compiled once.
@@ -63,7 +59,9 @@ def expectations(model, params, cases, capacity):
     """
     groups = {}
     for index, case in enumerate(cases):
-        table, states = stop_arrays.stop_arrays(case.target.stop, case.pieces, model.vocab_size) or (
+        table, states = stop_arrays.stop_arrays(
+            case.target.stop, case.pieces, model.vocab_size
+        ) or (
             None,
             None,
         )

@@ -4,8 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jax_power_smc import PowerSMC
-from jax_power_smc import WithoutReplacement
+from jax_power_smc import PowerSMC, WithoutReplacement
 from jax_power_smc.smc.exponent_ramp import exponent_at
 
 

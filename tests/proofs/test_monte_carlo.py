@@ -18,21 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import TableLM
-from jax_power_smc import WithoutReplacement
-from jax_power_smc.engine import decode
-from jax_power_smc.theory import exact
+from jax_power_smc import PowerSMC, PowerTarget, TableLM, WithoutReplacement
 from jax_power_smc.core import prng
-from jax_power_smc.smc import optimal_resampling
-from jax_power_smc.engine.decode import PromptInputs
-from jax_power_smc.engine.decode import SharedInputs
-from jax_power_smc.samplers import without_replacement
-from jax_power_smc.targets.power import TargetArrays
 from jax_power_smc.core.vocab_sharding import Logits
-from tests.proofs.mutations import NoCatchUp
-from tests.proofs.mutations import WeightsResetToOne
+from jax_power_smc.engine import decode
+from jax_power_smc.engine.decode import PromptInputs, SharedInputs
+from jax_power_smc.samplers import without_replacement
+from jax_power_smc.smc import optimal_resampling
+from jax_power_smc.targets.power import TargetArrays
+from jax_power_smc.theory import exact
+from tests.proofs.mutations import NoCatchUp, WeightsResetToOne
 
 PROMPT = (1,)
 LEVEL = 1e-4  # of the Holm test over all statistics of one setting
@@ -209,7 +204,9 @@ class Renamed(WithoutReplacement):
 
 def keep_own_weight(log_mass, num_keep, uniform):
     """A mistake: survivors of the systematic pass keep their own weight instead of c."""
-    return jnp.where(optimal_resampling.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf)
+    return jnp.where(
+        optimal_resampling.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf
+    )
 
 
 @dataclasses.dataclass(frozen=True)

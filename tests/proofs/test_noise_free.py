@@ -10,15 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import StopString
-from jax_power_smc import TableLM
+from jax_power_smc import PowerSMC, PowerTarget, StopString, TableLM
 from jax_power_smc.samplers import proposal as proposal_module
 from tests.proofs import integrate
-from tests.proofs.mutations import FinishedNotBridged
-from tests.proofs.mutations import NoCatchUp
-from tests.proofs.mutations import WeightsResetToOne
+from tests.proofs.mutations import FinishedNotBridged, NoCatchUp, WeightsResetToOne
 
 # V = T = 2; one table and one token buffer serve the cases with T = 3, too.
 HORIZON, LONGER = 2, 3

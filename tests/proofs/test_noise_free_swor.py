@@ -7,16 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_power_smc import PowerTarget
-from jax_power_smc import StopString
-from jax_power_smc import TableLM
-from jax_power_smc import WithoutReplacement
-from jax_power_smc.smc import optimal_resampling
-from jax_power_smc.samplers import without_replacement
+from jax_power_smc import PowerTarget, StopString, TableLM, WithoutReplacement
 from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.samplers import without_replacement
+from jax_power_smc.smc import optimal_resampling
 from tests.proofs import integrate
-from tests.proofs.mutations import NoCatchUpOfPool
-from tests.proofs.mutations import PoolNotBridged
+from tests.proofs.mutations import NoCatchUpOfPool, PoolNotBridged
 
 TOLERANCE = 1e-10
 ALPHA = 2.5
@@ -118,7 +114,9 @@ class SurvivorsKeepTheirWeight(WithoutReplacement):
 
 
 def keep_own_weight(log_mass, num_keep, uniform):
-    return jnp.where(optimal_resampling.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf)
+    return jnp.where(
+        optimal_resampling.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,11 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import WithoutReplacement
+from jax_power_smc import PowerSMC, PowerTarget, WithoutReplacement
 from jax_power_smc.models.checkpoints.checkpoint import load_params
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
-from tests.models import oracle
-from tests.models import small
+from tests.models import oracle, small
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

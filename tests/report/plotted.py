@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jax_power_smc.evaluation.scores import Judged
-from jax_power_smc.evaluation.scores import Reading
-from jax_power_smc.report.load import Item
-from jax_power_smc.report.load import ReportData
+from jax_power_smc.evaluation.scores import Judged, Reading
+from jax_power_smc.report.load import Item, ReportData
 
 # What no picture may choke on, or read as a formula.
 HOSTILE = (

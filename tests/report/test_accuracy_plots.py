@@ -3,14 +3,8 @@
 import numpy as np
 import pytest
 
-from jax_power_smc.report import accuracy_plots
-from jax_power_smc.report import style
-from tests.report.plotted import HOSTILE
-from tests.report.plotted import ancestral
-from tests.report.plotted import report
-from tests.report.plotted import row
-from tests.report.plotted import smc
-from tests.report.plotted import summary
+from jax_power_smc.report import accuracy_plots, style
+from tests.report.plotted import HOSTILE, ancestral, report, row, smc, summary
 
 SAMPLERS = {"t1": ancestral(), "smc": smc(4), "mh": {"kind": "mh", "num_chains": 1}}
 ROWS = (

@@ -7,8 +7,7 @@ import pytest
 
 from jax_power_smc.evaluation import records
 from jax_power_smc.report import ancestry_tree
-from tests.report.plotted import particle
-from tests.report.plotted import record
+from tests.report.plotted import particle, record
 
 
 def replay(parent, rows, lengths):
@@ -132,9 +131,13 @@ def test_moves_behind_the_end_of_a_sequence_count():
 
 
 def test_what_has_no_tokens_is_an_end_at_the_prompt():
-    trees = ancestry_tree.forest(ancestry_tree.paths(record([particle(0, 0), particle(1, 0)]), [0, 1]))
+    trees = ancestry_tree.forest(
+        ancestry_tree.paths(record([particle(0, 0), particle(1, 0)]), [0, 1])
+    )
     assert [(tree.start, tree.end, tree.particles) for tree in trees] == [(0, 0, [0, 1])]
-    trees = ancestry_tree.forest(ancestry_tree.paths(record([particle(0, 0), particle(0, 3)]), [0, 1]))
+    trees = ancestry_tree.forest(
+        ancestry_tree.paths(record([particle(0, 0), particle(0, 3)]), [0, 1])
+    )
     assert sorted((tree.start, tree.end) for tree in trees) == [(0, 0), (0, 3)]
 
 
@@ -142,7 +145,8 @@ def test_no_lines_cross_in_a_case_made_by_hand():
     # 0 and 3 are of one family, 1 and 2 of another: in the order of the record they would cross.
     made = record([particle(r, 6) for r in range(4)], [(2, 3, 0), (4, 2, 1)])
     trees = ancestry_tree.arrange(
-        ancestry_tree.forest(ancestry_tree.paths(made, range(4))), lambda segment: min(segment.particles)
+        ancestry_tree.forest(ancestry_tree.paths(made, range(4))),
+        lambda segment: min(segment.particles),
     )
     ends = [end.particles for tree in trees for end in tree.ends()]
     assert ends == [[0], [3], [1], [2]]
@@ -160,7 +164,8 @@ def test_no_lines_cross(case, seed):
         records.moves(parent),
     )
     trees = ancestry_tree.arrange(
-        ancestry_tree.forest(ancestry_tree.paths(made, range(len(rows)))), lambda s: -max(s.particles)
+        ancestry_tree.forest(ancestry_tree.paths(made, range(len(rows)))),
+        lambda s: -max(s.particles),
     )
     heights = ancestry_tree.places(trees)
     along, across = [], []

@@ -3,13 +3,8 @@
 import numpy as np
 import pytest
 
-from jax_power_smc.report import evidence_plots
-from jax_power_smc.report import style
-from tests.report.plotted import ancestral
-from tests.report.plotted import item
-from tests.report.plotted import report
-from tests.report.plotted import smc
-from tests.report.plotted import swor
+from jax_power_smc.report import evidence_plots, style
+from tests.report.plotted import ancestral, item, report, smc, swor
 
 SAMPLERS = {"t1": ancestral(), "smc4": smc(4), "smc16": smc(16), "swor": swor(4)}
 

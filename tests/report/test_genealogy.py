@@ -6,11 +6,8 @@ import warnings
 import numpy as np
 import pytest
 
-from jax_power_smc.report import genealogy
-from jax_power_smc.report import style
-from tests.report.plotted import HOSTILE
-from tests.report.plotted import particle
-from tests.report.plotted import record
+from jax_power_smc.report import genealogy, style
+from tests.report.plotted import HOSTILE, particle, record
 
 
 def picture(made, label="Power-SMC"):

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from jax_power_smc.report.load import read_report
 from jax_power_smc.report.job_status import state_of
+from jax_power_smc.report.load import read_report
 from tests.report import workdirs
 
 PROBLEMS = tuple("abcde")

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from jax_power_smc.report import labels
-from jax_power_smc.report import style
+from jax_power_smc.report import labels, style
 
 FRAME = np.array([0.0, 0.0, 900.0, 500.0])
 

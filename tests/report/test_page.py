@@ -7,11 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from jax_power_smc.report import outputs
-from jax_power_smc.report import page
-from jax_power_smc.report.load import in_full
-from jax_power_smc.report.load import read_report
+from jax_power_smc.report import outputs, page
 from jax_power_smc.report.job_status import state_of
+from jax_power_smc.report.load import in_full, read_report
 from tests.report import workdirs
 
 PROBLEMS = tuple("abcd")

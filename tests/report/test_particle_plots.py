@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 
 from jax_power_smc.report import particle_plots
-from tests.report.plotted import ancestral
-from tests.report.plotted import item
-from tests.report.plotted import report
-from tests.report.plotted import smc
+from tests.report.plotted import ancestral, item, report, smc
 
 
 def sized(run="smc", lengths=(), weights=(), **values):

@@ -6,15 +6,8 @@ import warnings
 from etils import epath
 
 from jax_power_smc.evaluation.conditions import conditions_of
-from jax_power_smc.report import load
-from jax_power_smc.report import plots
-from tests.report.plotted import HOSTILE
-from tests.report.plotted import ancestral
-from tests.report.plotted import particle
-from tests.report.plotted import row
-from tests.report.plotted import smc
-from tests.report.plotted import summary
-from tests.report.plotted import swor
+from jax_power_smc.report import load, plots
+from tests.report.plotted import HOSTILE, ancestral, particle, row, smc, summary, swor
 
 SAMPLERS = {"t1": ancestral(), "smc": smc(2), "swor": swor(2)}
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from jax_power_smc.report.sanitize import on_one_line
-from jax_power_smc.report.sanitize import visible
+from jax_power_smc.report.sanitize import on_one_line, visible
 
 
 @pytest.mark.parametrize(

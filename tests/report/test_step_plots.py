@@ -3,13 +3,8 @@
 import numpy as np
 import pytest
 
-from jax_power_smc.report import step_plots
-from jax_power_smc.report import style
-from tests.report.plotted import ancestral
-from tests.report.plotted import item
-from tests.report.plotted import report
-from tests.report.plotted import smc
-from tests.report.plotted import swor
+from jax_power_smc.report import step_plots, style
+from tests.report.plotted import ancestral, item, report, smc, swor
 
 
 def curve(*ess, forks=None, **values):

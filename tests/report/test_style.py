@@ -9,10 +9,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from jax_power_smc.report import style
-from tests.report.plotted import HOSTILE
-from tests.report.plotted import ancestral
-from tests.report.plotted import report
-from tests.report.plotted import smc
+from tests.report.plotted import HOSTILE, ancestral, report, smc
 
 
 @pytest.mark.parametrize("text", HOSTILE)

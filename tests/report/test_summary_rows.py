@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from jax_power_smc.report.summary_rows import Estimate
-from jax_power_smc.report.summary_rows import comparisons
-from jax_power_smc.report.summary_rows import run_rows
+from jax_power_smc.report.summary_rows import Estimate, comparisons, run_rows
 from tests.report import workdirs
 
 PROBLEMS = tuple("abcd")

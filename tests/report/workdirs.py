@@ -6,15 +6,11 @@ import math
 import numpy as np
 from etils import epath
 
-from jax_power_smc.evaluation import claim
-from jax_power_smc.evaluation import job_config
-from jax_power_smc.evaluation import store
-from jax_power_smc.evaluation.conditions import conditions_of
-from jax_power_smc.evaluation.conditions import digest
-from jax_power_smc.evaluation.scores import read
+from jax_power_smc.evaluation import claim, job_config, store
+from jax_power_smc.evaluation.conditions import conditions_of, digest
 from jax_power_smc.evaluation.records import item_of
-from jax_power_smc.evaluation.summary import Run
-from jax_power_smc.evaluation.summary import summarize
+from jax_power_smc.evaluation.scores import read
+from jax_power_smc.evaluation.summary import Run, summarize
 
 DEVICE = "a device"
 

@@ -16,21 +16,21 @@ import pytest
 import scipy.stats
 
 import jax_power_smc as psmc
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import SampleInfo
-from jax_power_smc import SampleResult
-from jax_power_smc import TableLM
-from jax_power_smc import WithoutReplacement
+from jax_power_smc import (
+    PowerSMC,
+    PowerTarget,
+    SampleInfo,
+    SampleResult,
+    TableLM,
+    WithoutReplacement,
+)
 from jax_power_smc.engine import sample as sampling
+from jax_power_smc.engine.independent_runs import independent_runs
+from jax_power_smc.models.table_lm import TableParams
 from jax_power_smc.results import evidence
 from jax_power_smc.results.diagnostics import Diagnostics
-from jax_power_smc.results.evidence import evidence_interval
-from jax_power_smc.engine.independent_runs import independent_runs
-from jax_power_smc.results.evidence import kl_figure
+from jax_power_smc.results.evidence import evidence_interval, kl_figure, pool
 from jax_power_smc.results.pimh import pimh
-from jax_power_smc.results.evidence import pool
-from jax_power_smc.models.table_lm import TableParams
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]
 

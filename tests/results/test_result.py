@@ -9,13 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc import PowerTarget
-from jax_power_smc import SampleInfo
-from jax_power_smc import SampleResult
+from jax_power_smc import PowerTarget, SampleInfo, SampleResult
 from jax_power_smc.results.diagnostics import diagnose
-from jax_power_smc.results.result import FORMAT
-from jax_power_smc.results.result import PHASES
-from jax_power_smc.results.result import concatenate
+from jax_power_smc.results.result import FORMAT, PHASES, concatenate
 
 INF = -np.inf
 WEIGHTS = [[0.5, 0.3, 0.2], [0.0, 0.6, 0.4]]

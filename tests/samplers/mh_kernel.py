@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.engine import mh_chains
-from jax_power_smc.targets import stop_arrays
-from jax_power_smc.engine import decode
+from jax_power_smc.engine import decode, mh_chains
 from jax_power_smc.samplers import metropolis_hastings as mh
 from jax_power_smc.samplers.metropolis_hastings import Entry
+from jax_power_smc.targets import stop_arrays
 
 # Chains per call; one size, so that every program is compiled once.
 BATCH = 1 << 14

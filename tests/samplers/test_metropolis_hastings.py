@@ -11,20 +11,14 @@ import pytest
 import scipy.stats
 
 import jax_power_smc as psmc
-from jax_power_smc import PowerTarget
-from jax_power_smc import StopString
-from jax_power_smc import TableLM
-from jax_power_smc import TransformerLM
-from jax_power_smc.engine import mh_chains
-from jax_power_smc.theory import cost_model
-from jax_power_smc.targets import stop_arrays
-from jax_power_smc.engine import decode
-from jax_power_smc.engine import executables
+from jax_power_smc import PowerTarget, StopString, TableLM, TransformerLM
 from jax_power_smc.core import prng
+from jax_power_smc.engine import decode, executables, mh_chains
 from jax_power_smc.models.table_lm import TableParams
 from jax_power_smc.samplers import metropolis_hastings as mh
-from jax_power_smc.samplers.metropolis_hastings import Entry
-from jax_power_smc.samplers.metropolis_hastings import MetropolisHastings
+from jax_power_smc.samplers.metropolis_hastings import Entry, MetropolisHastings
+from jax_power_smc.targets import stop_arrays
+from jax_power_smc.theory import cost_model
 from tests.models import small
 from tests.samplers.mh_kernel import Kernel
 

@@ -9,9 +9,7 @@ import pytest
 import scipy.stats
 
 import jax_power_smc as psmc
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import TableLM
+from jax_power_smc import PowerSMC, PowerTarget, TableLM
 from jax_power_smc.models.table_lm import TableParams
 from jax_power_smc.samplers.base import start
 

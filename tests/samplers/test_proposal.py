@@ -7,13 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc.core.vocab_sharding import BLOCK_SIZE
-from jax_power_smc.core.vocab_sharding import block_of
-from jax_power_smc.samplers.proposal import draw
-from jax_power_smc.samplers.proposal import log_prob
-from jax_power_smc.samplers.proposal import normalise
-from jax_power_smc.samplers.proposal import power_proposal
-from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.core.vocab_sharding import BLOCK_SIZE, Logits, block_of
+from jax_power_smc.samplers.proposal import draw, log_prob, normalise, power_proposal
 
 JUST_BELOW_ONE = np.float32(1 - 2**-24)
 

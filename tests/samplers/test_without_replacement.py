@@ -11,16 +11,13 @@ import pytest
 import scipy.stats
 
 import jax_power_smc as psmc
-from jax_power_smc import PowerTarget
-from jax_power_smc import TableLM
-from jax_power_smc import WithoutReplacement
+from jax_power_smc import PowerTarget, TableLM, WithoutReplacement
+from jax_power_smc.core import prng
+from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine import decode
 from jax_power_smc.engine import sample as sampling
-from jax_power_smc.core import prng
-from jax_power_smc.engine.decode import PromptInputs
-from jax_power_smc.engine.decode import SharedInputs
+from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 from jax_power_smc.samplers.proposal import normalise
-from jax_power_smc.core.vocab_sharding import Logits
 from tests.models.small import assert_one_sentence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc.smc.exponent_ramp import bridge
-from jax_power_smc.smc.exponent_ramp import exponent_at
+from jax_power_smc.smc.exponent_ramp import bridge, exponent_at
 
 
 def exponents(alpha, ramp_tokens, steps):

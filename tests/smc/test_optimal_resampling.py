@@ -165,7 +165,9 @@ def test_the_mean_over_the_uniform_is_the_mass(x64, num_keep):
         log_mass -= np.logaddexp.reduce(log_mass)
         masses = jnp.asarray(log_mass)
         cdf = np.asarray(
-            optimal_resampling.systematic_cdf(masses, optimal_resampling.log_threshold(masses, num_keep), num_keep)
+            optimal_resampling.systematic_cdf(
+                masses, optimal_resampling.log_threshold(masses, num_keep), num_keep
+            )
         )
         assert cdf[-1] == int(cdf[-1]) >= 1
         points = np.unique(np.concatenate([[0.0, 1.0], cdf - np.floor(cdf)]))

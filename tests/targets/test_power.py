@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jax_power_smc import PowerTarget
-from jax_power_smc.targets.power import support
 from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.targets.power import support
 
 VOCAB, CAP = 5, 4
 

@@ -13,10 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jax_power_smc.targets import stop_rules
 from jax_power_smc.targets.regex_dfa import from_regex
+from jax_power_smc.targets.stop_rules import StopBoxed, StopRegex, StopString
 from jax_power_smc.tiny_reasoner import tokenizer as reasoner
-from jax_power_smc.targets.stop_rules import StopBoxed
-from jax_power_smc.targets.stop_rules import StopRegex
-from jax_power_smc.targets.stop_rules import StopString
 from tests.conftest import STORIES
 
 QWEN = pathlib.Path(__file__).resolve().parents[1] / "../shared/tokenizers/qwen2.5"

@@ -11,15 +11,17 @@ import pytest
 import scipy.stats
 
 import jax_power_smc as psmc
-from jax_power_smc import Ancestral
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import SampleResult
-from jax_power_smc import StopBoxed
-from jax_power_smc import StopRegex
-from jax_power_smc import StopString
-from jax_power_smc import TableLM
-from jax_power_smc import WithoutReplacement
+from jax_power_smc import (
+    Ancestral,
+    PowerSMC,
+    PowerTarget,
+    SampleResult,
+    StopBoxed,
+    StopRegex,
+    StopString,
+    TableLM,
+    WithoutReplacement,
+)
 from jax_power_smc.engine import sample as sampling
 from jax_power_smc.models.table_lm import TableParams
 

@@ -4,17 +4,9 @@ import pathlib
 
 import pytest
 
-from jax_power_smc.tasks import aime
-from jax_power_smc.tasks import gpqa
-from jax_power_smc.tasks import gsm8k
-from jax_power_smc.tasks import humaneval
-from jax_power_smc.tasks import jsonl
-from jax_power_smc.tasks import math500
-from jax_power_smc.tasks import tiny_reasoner
-from jax_power_smc.tasks.load import BENCHMARKS
-from jax_power_smc.tasks.load import KINDS
-from jax_power_smc.tasks.rows import Row
-from jax_power_smc.tasks.rows import read_rows
+from jax_power_smc.tasks import aime, gpqa, gsm8k, humaneval, jsonl, math500, tiny_reasoner
+from jax_power_smc.tasks.load import BENCHMARKS, KINDS
+from jax_power_smc.tasks.rows import Row, read_rows
 
 DATA = pathlib.Path(__file__).resolve().parents[2] / "../shared/data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")

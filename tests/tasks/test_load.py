@@ -8,11 +8,8 @@ import pytest
 
 from jax_power_smc.evaluation import job_config
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.hub_data import UnavailableError
-from jax_power_smc.tasks.hub_data import is_data_set
-from jax_power_smc.tasks.load import BENCHMARKS
-from jax_power_smc.tasks.load import kind_of
-from jax_power_smc.tasks.load import load_task
+from jax_power_smc.tasks.hub_data import UnavailableError, is_data_set
+from jax_power_smc.tasks.load import BENCHMARKS, kind_of, load_task
 
 ROWS = [
     {"problem": f"Q{i}", "answer": str(i), "id": f"p{i}", "solution": f"S{i}"} for i in range(4)

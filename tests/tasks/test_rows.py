@@ -5,9 +5,7 @@ import json
 
 import pytest
 
-from jax_power_smc.tasks.rows import Row
-from jax_power_smc.tasks.rows import numbered
-from jax_power_smc.tasks.rows import read_rows
+from jax_power_smc.tasks.rows import Row, numbered, read_rows
 
 RECORDS = [{"question": "One?\nTwo\u2028lines", "answer": 1}, {"question": "Two?", "answer": "2"}]
 LINES = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS) + "\n\n"

@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc.theory.cost_model import EDITS
-from jax_power_smc.theory.roofline import Device
-from jax_power_smc.theory.roofline import ModelCost
-from jax_power_smc.theory.roofline import batched_gain
-from jax_power_smc.theory.cost_model import equal_cost_moves
-from jax_power_smc.theory.cost_model import mh_tokens
-from jax_power_smc.theory.cost_model import smc_seconds
-from jax_power_smc.theory.cost_model import smc_tokens
-from jax_power_smc.theory.roofline import step_seconds
-from jax_power_smc.theory.cost_model import wall_clock_ratio
-from jax_power_smc.theory.cost_model import work_ratio
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.families import FAMILIES
 from jax_power_smc.models.transformer.transformer import TransformerLM
+from jax_power_smc.theory.cost_model import (
+    EDITS,
+    equal_cost_moves,
+    mh_tokens,
+    smc_seconds,
+    smc_tokens,
+    wall_clock_ratio,
+    work_ratio,
+)
+from jax_power_smc.theory.roofline import Device, ModelCost, batched_gain, step_seconds
 
 DEVICE = Device("test", bandwidth_bytes_per_s=1e12, flops_per_s=1e14)
 MODEL = ModelCost(weight_bytes=2e9, parameters=1e9, kv_bytes_per_token=1e5)

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc import PowerTarget
-from jax_power_smc import TableLM
-from jax_power_smc import WithoutReplacement
+from jax_power_smc import PowerTarget, TableLM, WithoutReplacement
 from jax_power_smc.theory import exact
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

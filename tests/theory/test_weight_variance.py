@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc.samplers.proposal import power_proposal
-from jax_power_smc.theory.weight_variance import log_power_sum
-from jax_power_smc.theory.weight_variance import proposal_moments
-from jax_power_smc.theory.weight_variance import renyi_entropy
-from jax_power_smc.theory.weight_variance import weight_costs
-from jax_power_smc.theory.weight_variance import weight_moments
 from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.samplers.proposal import power_proposal
+from jax_power_smc.theory.weight_variance import (
+    log_power_sum,
+    proposal_moments,
+    renyi_entropy,
+    weight_costs,
+    weight_moments,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

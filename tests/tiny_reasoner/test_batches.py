@@ -7,12 +7,14 @@ import time
 import numpy as np
 import pytest
 
-from jax_power_smc.tiny_reasoner.batches import BUCKET
-from jax_power_smc.tiny_reasoner.batches import Batch
-from jax_power_smc.tiny_reasoner.batches import DataConfig
-from jax_power_smc.tiny_reasoner.batches import make_pool
-from jax_power_smc.tiny_reasoner.batches import pad_batch
-from jax_power_smc.tiny_reasoner.batches import stream_batches
+from jax_power_smc.tiny_reasoner.batches import (
+    BUCKET,
+    Batch,
+    DataConfig,
+    make_pool,
+    pad_batch,
+    stream_batches,
+)
 from jax_power_smc.tiny_reasoner.problems import split_of
 from jax_power_smc.tiny_reasoner.tokenizer import END_ID
 from tests.tiny_reasoner.reading import key_of

@@ -7,12 +7,7 @@ import pytest
 
 from jax_power_smc.tiny_reasoner import problems as module
 from jax_power_smc.tiny_reasoner.problems import Step
-from tests.tiny_reasoner.reading import COLUMNS
-from tests.tiny_reasoner.reading import STATED
-from tests.tiny_reasoner.reading import WRITTEN
-from tests.tiny_reasoner.reading import check_solution
-from tests.tiny_reasoner.reading import evaluate
-from tests.tiny_reasoner.reading import key_of
+from tests.tiny_reasoner.reading import COLUMNS, STATED, WRITTEN, check_solution, evaluate, key_of
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from jax_power_smc.tiny_reasoner import tokenizer as module
-from jax_power_smc.tiny_reasoner.problems import sample_problem
-from jax_power_smc.tiny_reasoner.problems import write_solution
+from jax_power_smc.tiny_reasoner.problems import sample_problem, write_solution
 
 
 def examples(count, seed=9):

@@ -10,8 +10,7 @@ from flax import nnx
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import Transformer
 from jax_power_smc.tiny_reasoner import training
-from jax_power_smc.tiny_reasoner.batches import Batch
-from jax_power_smc.tiny_reasoner.batches import pad_batch
+from jax_power_smc.tiny_reasoner.batches import Batch, pad_batch
 
 TINY = TransformerConfig(
     vocab_size=12,

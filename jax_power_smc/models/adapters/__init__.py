@@ -11,8 +11,7 @@ made anew for every call, a ``lambda`` for instance, makes another model, and al
 """
 
 from jax_power_smc.models.adapters.cached import CachedLM
-from jax_power_smc.models.adapters.flax_modules import from_linen
-from jax_power_smc.models.adapters.flax_modules import from_nnx
+from jax_power_smc.models.adapters.flax_modules import from_linen, from_nnx
 from jax_power_smc.models.adapters.plain import PlainLM
 
 __all__ = ["CachedLM", "PlainLM", "from_linen", "from_nnx"]

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_power_smc.models.adapters.cached import CachedLM
-from jax_power_smc.models.adapters.cached import Position
+from jax_power_smc.models.adapters.cached import CachedLM, Position
 from jax_power_smc.models.adapters.plain import PlainLM
 
 

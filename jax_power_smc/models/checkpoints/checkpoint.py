@@ -13,17 +13,17 @@ from safetensors.flax import save
 
 from jax_power_smc.core.files import write_json
 from jax_power_smc.models.checkpoints import placement
-from jax_power_smc.models.checkpoints.progress_bar import loading_bar
-from jax_power_smc.models.transformer.config import CheckpointError
-from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.checkpoints.safetensors_index import FLOATS
-from jax_power_smc.models.checkpoints.safetensors_index import INDEX
-from jax_power_smc.models.checkpoints.safetensors_index import WEIGHTS
-from jax_power_smc.models.checkpoints.safetensors_index import StoredTensor
-from jax_power_smc.models.checkpoints.safetensors_index import read_headers
 from jax_power_smc.models.checkpoints.hf_config import config_to_hf
-from jax_power_smc.models.checkpoints.weight_map import Entry
-from jax_power_smc.models.checkpoints.weight_map import tensor_table
+from jax_power_smc.models.checkpoints.progress_bar import loading_bar
+from jax_power_smc.models.checkpoints.safetensors_index import (
+    FLOATS,
+    INDEX,
+    WEIGHTS,
+    StoredTensor,
+    read_headers,
+)
+from jax_power_smc.models.checkpoints.weight_map import Entry, tensor_table
+from jax_power_smc.models.transformer.config import CheckpointError, TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from jax_power_smc.models.checkpoints.safetensors_index import weight_files
-from jax_power_smc.models.checkpoints.saved import FILES
-from jax_power_smc.models.checkpoints.saved import PARAMS
+from jax_power_smc.models.checkpoints.saved import FILES, PARAMS
 
 # Bytes that are hashed at a time. The digest depends on it.
 _CHUNK = 2**24

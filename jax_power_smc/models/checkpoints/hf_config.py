@@ -8,16 +8,15 @@ import json
 import os
 from typing import Any
 
-from jax_power_smc.models.transformer.config import CheckpointError
-from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.transformer.config import UnsupportedModelError
-from jax_power_smc.models.transformer.config import is_positive
-from jax_power_smc.models.transformer.config import is_size
-from jax_power_smc.models.transformer.families import FAMILIES
-from jax_power_smc.models.transformer.families import Family
-from jax_power_smc.models.checkpoints.hf_rope import Ropes
-from jax_power_smc.models.checkpoints.hf_rope import read_ropes
-from jax_power_smc.models.checkpoints.hf_rope import write_ropes
+from jax_power_smc.models.checkpoints.hf_rope import Ropes, read_ropes, write_ropes
+from jax_power_smc.models.transformer.config import (
+    CheckpointError,
+    TransformerConfig,
+    UnsupportedModelError,
+    is_positive,
+    is_size,
+)
+from jax_power_smc.models.transformer.families import FAMILIES, Family
 
 # our field -> its name in config.json: the sizes that must be there, and those with a default
 _REQUIRED = {

@@ -2,11 +2,13 @@
 
 from typing import Any, NamedTuple
 
-from jax_power_smc.models.transformer.config import CheckpointError
-from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.transformer.config import UnsupportedModelError
-from jax_power_smc.models.transformer.config import is_positive
-from jax_power_smc.models.transformer.config import is_size
+from jax_power_smc.models.transformer.config import (
+    CheckpointError,
+    TransformerConfig,
+    UnsupportedModelError,
+    is_positive,
+    is_size,
+)
 from jax_power_smc.models.transformer.families import Family
 from jax_power_smc.models.transformer.rope import RopeScaling
 

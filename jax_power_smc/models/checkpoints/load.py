@@ -13,26 +13,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_power_smc.core.mesh import DATA
-from jax_power_smc.core.mesh import MODEL
-from jax_power_smc.models.checkpoints import checkpoint
-from jax_power_smc.models.checkpoints import hub
-from jax_power_smc.models.transformer import tensor_parallel
-from jax_power_smc.models.checkpoints import saved
-from jax_power_smc.models.transformer.config import CheckpointError
-from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.checkpoints.template_date import dated
-from jax_power_smc.models.checkpoints.fingerprint import file_digests
-from jax_power_smc.models.checkpoints.fingerprint import hub_commit
-from jax_power_smc.models.checkpoints.fingerprint import of_digests
-from jax_power_smc.models.checkpoints.safetensors_index import WEIGHTS
-from jax_power_smc.models.checkpoints.safetensors_index import weight_files
+from jax_power_smc.core.mesh import DATA, MODEL
+from jax_power_smc.models.checkpoints import checkpoint, hub, saved
+from jax_power_smc.models.checkpoints.fingerprint import file_digests, hub_commit, of_digests
 from jax_power_smc.models.checkpoints.hf_config import read_config
-from jax_power_smc.models.checkpoints.tokenizer import begins_with_bos
-from jax_power_smc.models.checkpoints.tokenizer import load_tokenizer
-from jax_power_smc.models.checkpoints.tokenizer import read_eos_ids
-from jax_power_smc.models.checkpoints.tokenizer import refuse_tokens_without_embedding
-from jax_power_smc.models.checkpoints.tokenizer import special_tokens
+from jax_power_smc.models.checkpoints.safetensors_index import WEIGHTS, weight_files
+from jax_power_smc.models.checkpoints.template_date import dated
+from jax_power_smc.models.checkpoints.tokenizer import (
+    begins_with_bos,
+    load_tokenizer,
+    read_eos_ids,
+    refuse_tokens_without_embedding,
+    special_tokens,
+)
+from jax_power_smc.models.transformer import tensor_parallel
+from jax_power_smc.models.transformer.config import CheckpointError, TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
 
 # name -> directory inside the package

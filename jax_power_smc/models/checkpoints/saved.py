@@ -15,12 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_power_smc.models.checkpoints.checkpoint import refuse_misfits
-from jax_power_smc.models.checkpoints.checkpoint import refuse_not_finite
-from jax_power_smc.models.transformer.config import CheckpointError
-from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.checkpoints.placement import dotted
-from jax_power_smc.models.checkpoints.placement import resolve_shardings
+from jax_power_smc.models.checkpoints.checkpoint import refuse_misfits, refuse_not_finite
+from jax_power_smc.models.checkpoints.placement import dotted, resolve_shardings
+from jax_power_smc.models.transformer.config import CheckpointError, TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
 
 if TYPE_CHECKING:

@@ -14,13 +14,11 @@ from ml_collections import ConfigDict
 
 from jax_power_smc.core import prng
 from jax_power_smc.models.checkpoints import hub
+from jax_power_smc.models.checkpoints.hf_config import config_from_hf
+from jax_power_smc.models.checkpoints.load import EMBEDDED, LoadedModel
+from jax_power_smc.models.checkpoints.tokenizer import load_tokenizer, read_eos_ids
 from jax_power_smc.models.transformer.config import CheckpointError
 from jax_power_smc.models.transformer.families import FAMILIES
-from jax_power_smc.models.checkpoints.hf_config import config_from_hf
-from jax_power_smc.models.checkpoints.load import EMBEDDED
-from jax_power_smc.models.checkpoints.load import LoadedModel
-from jax_power_smc.models.checkpoints.tokenizer import load_tokenizer
-from jax_power_smc.models.checkpoints.tokenizer import read_eos_ids
 from jax_power_smc.models.transformer.transformer import TransformerLM
 
 _TOKENIZER = "tokenizer.json"

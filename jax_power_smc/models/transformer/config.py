@@ -4,8 +4,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from jax_power_smc.models.transformer.families import FAMILIES
-from jax_power_smc.models.transformer.families import Family
+from jax_power_smc.models.transformer.families import FAMILIES, Family
 from jax_power_smc.models.transformer.rope import RopeScaling
 
 

@@ -16,9 +16,8 @@ from flax import nnx
 
 from jax_power_smc.models.transformer import attention
 from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.transformer.tensor_parallel import ALONE
-from jax_power_smc.models.transformer.tensor_parallel import Parallel
 from jax_power_smc.models.transformer.rope import Rope
+from jax_power_smc.models.transformer.tensor_parallel import ALONE, Parallel
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,

@@ -16,12 +16,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_power_smc.core.mesh import MODEL
+from jax_power_smc.core.vocab_sharding import UNSHARDED, VocabSharding, can_be_cut
+from jax_power_smc.models.checkpoints.placement import Path, dotted
 from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.checkpoints.placement import Path
-from jax_power_smc.models.checkpoints.placement import dotted
-from jax_power_smc.core.vocab_sharding import can_be_cut
-from jax_power_smc.core.vocab_sharding import UNSHARDED
-from jax_power_smc.core.vocab_sharding import VocabSharding
 
 # The first pattern that is found in a parameter's path says how its leading axes are cut; the
 # vocabulary only where ``can_be_cut``.

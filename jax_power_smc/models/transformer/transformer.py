@@ -14,18 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_power_smc.models.transformer import attention
-from jax_power_smc.models.transformer import kv_cache
-from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.transformer.layers import Block
-from jax_power_smc.models.transformer.layers import kernel
-from jax_power_smc.models.transformer.layers import norm
-from jax_power_smc.models.transformer.layers import times
-from jax_power_smc.models.transformer.tensor_parallel import ALONE
-from jax_power_smc.models.transformer.tensor_parallel import Parallel
-from jax_power_smc.models.transformer.tensor_parallel import spec
-from jax_power_smc.models.transformer.tensor_parallel import spread
 from jax_power_smc.core.vocab_sharding import VocabSharding
+from jax_power_smc.models.transformer import attention, kv_cache
+from jax_power_smc.models.transformer.config import TransformerConfig
+from jax_power_smc.models.transformer.layers import Block, kernel, norm, times
+from jax_power_smc.models.transformer.tensor_parallel import ALONE, Parallel, spec, spread
 
 # Not float64: products and norms are computed in float32.
 DTYPES = ("float32", "bfloat16", "float16")

@@ -11,17 +11,11 @@ import pytest
 from flax import nnx
 
 import jax_power_smc as psmc
-from jax_power_smc import MetropolisHastings
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc import WithoutReplacement
-from jax_power_smc.models import adapters
-from jax_power_smc.engine import buckets
+from jax_power_smc import MetropolisHastings, PowerSMC, PowerTarget, WithoutReplacement
+from jax_power_smc.engine import buckets, executables, memory_plan
 from jax_power_smc.engine import sample as sampling
-from jax_power_smc.engine import memory_plan
-from jax_power_smc.engine import executables
-from tests.models.small import assert_equal_trees
-from tests.models.small import assert_one_sentence
+from jax_power_smc.models import adapters
+from tests.models.small import assert_equal_trees, assert_one_sentence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import jax_power_smc as psmc
-from jax_power_smc.cli.generate import Options
-from jax_power_smc.cli.generate import generate
+from jax_power_smc.cli.generate import Options, generate
 from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "../shared"

@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jax_power_smc.models.checkpoints.checkpoint import load_params
-from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
-from jax_power_smc.models.transformer.config import CheckpointError
-from jax_power_smc.models.checkpoints.safetensors_index import StoredTensor
+from jax_power_smc.models.checkpoints.checkpoint import load_params, save_pretrained
 from jax_power_smc.models.checkpoints.hf_config import read_config
+from jax_power_smc.models.checkpoints.safetensors_index import StoredTensor
 from jax_power_smc.models.checkpoints.weight_map import tensor_table
+from jax_power_smc.models.transformer.config import CheckpointError
 from jax_power_smc.models.transformer.transformer import TransformerLM
-from tests.models import oracle
-from tests.models import small
+from tests.models import oracle, small
 
 CONFIG = small.CONFIGS["qwen2-grouped-untied"]
 TIED = small.CONFIGS["llama-grouped-tied"]

@@ -14,9 +14,8 @@ from jax_power_smc.evaluation import job_config
 from jax_power_smc.models.checkpoints import fingerprint as module
 from jax_power_smc.models.checkpoints import saved
 from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
+from jax_power_smc.models.checkpoints.fingerprint import fingerprint, hub_commit
 from jax_power_smc.models.checkpoints.tiny_random import tiny_model
-from jax_power_smc.models.checkpoints.fingerprint import fingerprint
-from jax_power_smc.models.checkpoints.fingerprint import hub_commit
 from tests.models import small
 
 CONFIG = small.CONFIGS["llama-grouped-tied"]

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from jax_power_smc.models.transformer.config import CheckpointError
-from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.transformer.config import UnsupportedModelError
-from jax_power_smc.models.checkpoints.hf_config import config_from_hf
-from jax_power_smc.models.checkpoints.hf_config import config_to_hf
-from jax_power_smc.models.checkpoints.hf_config import read_config
+from jax_power_smc.models.checkpoints.hf_config import config_from_hf, config_to_hf, read_config
+from jax_power_smc.models.transformer.config import (
+    CheckpointError,
+    TransformerConfig,
+    UnsupportedModelError,
+)
 from jax_power_smc.models.transformer.rope import RopeScaling
 from tests.models import small
 

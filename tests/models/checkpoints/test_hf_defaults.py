@@ -3,10 +3,9 @@
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from jax_power_smc.models.transformer.config import CheckpointError
-from jax_power_smc.models.transformer.config import UnsupportedModelError
-from jax_power_smc.models.transformer.families import FAMILIES
 from jax_power_smc.models.checkpoints.hf_config import config_from_hf
+from jax_power_smc.models.transformer.config import CheckpointError, UnsupportedModelError
+from jax_power_smc.models.transformer.families import FAMILIES
 from tests.models import small
 
 SIZES = {

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from jax_power_smc.models.checkpoints.progress_bar import LARGE
-from jax_power_smc.models.checkpoints.progress_bar import loading_bar
+from jax_power_smc.models.checkpoints.progress_bar import LARGE, loading_bar
 
 
 class Terminal(io.StringIO):

@@ -6,9 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from jax_power_smc.models.checkpoints.template_date import _DIRECTIVES
-from jax_power_smc.models.checkpoints.template_date import _PADDED
-from jax_power_smc.models.checkpoints.template_date import dated
+from jax_power_smc.models.checkpoints.template_date import _DIRECTIVES, _PADDED, dated
 from tests.models import small
 
 DAY = datetime.date(2026, 8, 1)

@@ -11,9 +11,8 @@ from transformers import AutoTokenizer
 
 import jax_power_smc as psmc
 from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
+from jax_power_smc.models.checkpoints.tokenizer import load_tokenizer, read_eos_ids
 from jax_power_smc.models.transformer.config import CheckpointError
-from jax_power_smc.models.checkpoints.tokenizer import load_tokenizer
-from jax_power_smc.models.checkpoints.tokenizer import read_eos_ids
 from tests.models import small
 
 QWEN = pathlib.Path(__file__).resolve().parents[2] / "../shared/tokenizers/qwen2.5"

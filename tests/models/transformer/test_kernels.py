@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc.models.transformer import attention
-from jax_power_smc.models.transformer import kernels
+from jax_power_smc.models.transformer import attention, kernels
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

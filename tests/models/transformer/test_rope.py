@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_power_smc.models.transformer.rope import Rope
-from jax_power_smc.models.transformer.rope import RopeScaling
+from jax_power_smc.models.transformer.rope import Rope, RopeScaling
 from tests.models import oracle
 
 K, H = 2, 6  # key/value heads, head dimension

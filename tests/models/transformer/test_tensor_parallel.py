@@ -11,15 +11,14 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 import jax_power_smc as psmc
-from jax_power_smc import PowerSMC
-from jax_power_smc import PowerTarget
-from jax_power_smc.engine import memory_plan
+from jax_power_smc import PowerSMC, PowerTarget
 from jax_power_smc.core import mesh
-from jax_power_smc.engine import layout as mesh_layout
 from jax_power_smc.core.mesh import MODEL
+from jax_power_smc.engine import layout as mesh_layout
+from jax_power_smc.engine import memory_plan
+from jax_power_smc.models.checkpoints.placement import dotted
 from jax_power_smc.models.transformer import tensor_parallel
 from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.checkpoints.placement import dotted
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from tests.models import small
 

@@ -10,11 +10,8 @@ from flax import nnx
 
 from jax_power_smc.models.cache_moves import move_cache
 from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.transformer.transformer import ParticleCache
-from jax_power_smc.models.transformer.transformer import Transformer
-from jax_power_smc.models.transformer.transformer import TransformerLM
-from tests.models import oracle
-from tests.models import small
+from jax_power_smc.models.transformer.transformer import ParticleCache, Transformer, TransformerLM
+from tests.models import oracle, small
 
 PROMPT = [4, 19, 0, 7, 22]
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}

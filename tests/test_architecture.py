@@ -1,0 +1,107 @@
+"""The order of the folders: what each may import, read from the source."""
+
+import ast
+import graphlib
+
+import pytest
+
+from tests.paths import ROOT
+
+PACKAGE = ROOT / "jax_power_smc"
+# Bottom up: a folder imports only itself and the folders above it in this list.
+ORDER = [
+    "core",
+    "smc",
+    "targets",
+    "samplers",
+    "results",
+    "models",
+    "engine",
+    "theory",
+    "tiny_reasoner",
+    "tasks",
+    "grading",
+    "evaluation",
+    "report",
+    "benchmarks",
+    "cli",
+]
+# Models stand beside the line: they know nothing of samplers or engine.
+ONLY = {"models": {"core"}}
+
+
+def modules():
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imports(path, known):
+    """Modules of the package that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}"
+                if below in known:
+                    yield below
+                elif node.module in known:
+                    yield node.module
+                elif f"{node.module}.__init__" in known:
+                    yield f"{node.module}.__init__"
+
+
+@pytest.fixture(scope="module")
+def graph():
+    known = modules()
+    return {name: set(imports(path, known)) for name, path in known.items()}
+
+
+def folder(module):
+    parts = module.split(".")
+    return parts[1] if len(parts) > 2 else None
+
+
+def test_every_folder_is_in_the_order():
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == set(ORDER)
+
+
+def test_folders_import_only_those_above_them(graph):
+    wrong = []
+    for module, imported in graph.items():
+        own = folder(module)
+        if own is None:  # the public surface
+            continue
+        allowed = ONLY.get(own, set(ORDER[: ORDER.index(own)])) | {own}
+        wrong += [f"{module} imports {other}" for other in imported if folder(other) not in allowed]
+    assert not wrong
+
+
+def test_no_modules_import_each_other(graph):
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_nothing_private_of_jax_is_imported():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith("jax._src")], path
+
+
+def test_every_module_has_a_test_file(graph):
+    missing = []
+    for module in graph:
+        parts = module.split(".")[1:]
+        if parts[-1] == "__init__" or module in UNTESTED:
+            continue
+        if not (ROOT / "tests" / "/".join(parts[:-1]) / f"test_{parts[-1]}.py").exists():
+            missing.append(module)
+    assert not missing
+
+
+# Modules without a test file of their own, and where they are tested instead.
+UNTESTED: dict[str, str] = {}
