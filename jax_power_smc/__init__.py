@@ -1,30 +1,93 @@
 """Power sampling for language models by sequential Monte Carlo, in JAX.
 
-import jax, jax_power_smc as psmc
-lm = psmc.load("tiny-reasoner")
-result = psmc.sample(lm.model, lm.params, prompts, key=jax.random.key(0), ...)
+    import jax, jax_power_smc as psmc
+    lm = psmc.load("tiny-reasoner")
+    result = psmc.sample(lm.model, lm.params, prompts, key=jax.random.key(0), ...)
+
+Every public name is imported when it is first used, so that importing the package is quick and
+registers nothing.
 """
 
-from jax_power_smc.core.mesh import make_mesh
-from jax_power_smc.engine.engine import Engine, Finished, Stream, StreamRequest, stream
-from jax_power_smc.engine.sample import Stopped, sample
-from jax_power_smc.models import adapters
-from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.models.checkpoints.load import LoadedModel, load
-from jax_power_smc.models.checkpoints.saved import save
-from jax_power_smc.models.table_lm import TableLM
-from jax_power_smc.models.transformer.config import (
-    CheckpointError,
-    TransformerConfig,
-    UnsupportedModelError,
-)
-from jax_power_smc.models.transformer.transformer import TransformerLM
-from jax_power_smc.results.evidence import pool
-from jax_power_smc.results.result import SampleInfo, SampleResult
-from jax_power_smc.samplers import Ancestral, MetropolisHastings, PowerSMC, WithoutReplacement
-from jax_power_smc.targets.power import PowerTarget
-from jax_power_smc.targets.stop_rules import StopBoxed, StopRegex, StopString
-from jax_power_smc.theory import exact
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0.dev0"
+
+if TYPE_CHECKING:
+    from jax_power_smc import evidence as evidence
+    from jax_power_smc import theory as theory
+    from jax_power_smc.core.mesh import make_mesh as make_mesh
+    from jax_power_smc.engine.engine import Engine as Engine
+    from jax_power_smc.engine.engine import Finished as Finished
+    from jax_power_smc.engine.engine import Stream as Stream
+    from jax_power_smc.engine.engine import StreamRequest as StreamRequest
+    from jax_power_smc.engine.engine import stream as stream
+    from jax_power_smc.engine.mh_chains import Stopped as Stopped
+    from jax_power_smc.engine.sample import sample as sample
+    from jax_power_smc.models import adapters as adapters
+    from jax_power_smc.models.base import LanguageModel as LanguageModel
+    from jax_power_smc.models.checkpoints.load import LoadedModel as LoadedModel
+    from jax_power_smc.models.checkpoints.load import load as load
+    from jax_power_smc.models.checkpoints.saved import save as save
+    from jax_power_smc.models.table_lm import TableLM as TableLM
+    from jax_power_smc.models.transformer.config import CheckpointError as CheckpointError
+    from jax_power_smc.models.transformer.config import TransformerConfig as TransformerConfig
+    from jax_power_smc.models.transformer.config import (
+        UnsupportedModelError as UnsupportedModelError,
+    )
+    from jax_power_smc.models.transformer.transformer import TransformerLM as TransformerLM
+    from jax_power_smc.results.evidence import pool as pool
+    from jax_power_smc.results.result import SampleInfo as SampleInfo
+    from jax_power_smc.results.result import SampleResult as SampleResult
+    from jax_power_smc.samplers.ancestral import Ancestral as Ancestral
+    from jax_power_smc.samplers.metropolis_hastings import MetropolisHastings as MetropolisHastings
+    from jax_power_smc.samplers.power_smc import PowerSMC as PowerSMC
+    from jax_power_smc.samplers.without_replacement import WithoutReplacement as WithoutReplacement
+    from jax_power_smc.targets.power import PowerTarget as PowerTarget
+    from jax_power_smc.targets.stop_rules import StopBoxed as StopBoxed
+    from jax_power_smc.targets.stop_rules import StopRegex as StopRegex
+    from jax_power_smc.targets.stop_rules import StopString as StopString
+    from jax_power_smc.theory import cost_model as cost_model
+    from jax_power_smc.theory import exact as exact
+
+# Public name -> the module it comes from; a name of ``_MODULES`` is that module.
+_HOME = {
+    "Ancestral": "samplers.ancestral",
+    "CheckpointError": "models.transformer.config",
+    "Engine": "engine.engine",
+    "Finished": "engine.engine",
+    "LanguageModel": "models.base",
+    "LoadedModel": "models.checkpoints.load",
+    "MetropolisHastings": "samplers.metropolis_hastings",
+    "PowerSMC": "samplers.power_smc",
+    "PowerTarget": "targets.power",
+    "SampleInfo": "results.result",
+    "SampleResult": "results.result",
+    "StopBoxed": "targets.stop_rules",
+    "StopRegex": "targets.stop_rules",
+    "StopString": "targets.stop_rules",
+    "Stopped": "engine.mh_chains",
+    "Stream": "engine.engine",
+    "StreamRequest": "engine.engine",
+    "TableLM": "models.table_lm",
+    "TransformerConfig": "models.transformer.config",
+    "TransformerLM": "models.transformer.transformer",
+    "UnsupportedModelError": "models.transformer.config",
+    "WithoutReplacement": "samplers.without_replacement",
+    "load": "models.checkpoints.load",
+    "make_mesh": "core.mesh",
+    "pool": "results.evidence",
+    "sample": "engine.sample",
+    "save": "models.checkpoints.saved",
+    "stream": "engine.engine",
+}
+_MODULES = {
+    "adapters": "models.adapters",
+    "cost_model": "theory.cost_model",
+    "evidence": "evidence",
+    "exact": "theory.exact",
+    "theory": "theory",
+}
 
 __all__ = [
     "Ancestral",
@@ -50,6 +113,8 @@ __all__ = [
     "UnsupportedModelError",
     "WithoutReplacement",
     "adapters",
+    "cost_model",
+    "evidence",
     "exact",
     "load",
     "make_mesh",
@@ -57,4 +122,20 @@ __all__ = [
     "sample",
     "save",
     "stream",
+    "theory",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value: Any = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # the next use finds it without asking
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import os
-import pathlib
+
+from tests.paths import SHARED
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,11 +27,11 @@ jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-STORIES = pathlib.Path(__file__).resolve().parents[1] / "../shared/models/stories260K"
+STORIES = SHARED / "models/stories260K"
 
 # For tests that use the ``stories`` fixture.
 needs_stories = pytest.mark.skipif(
-    not STORIES.is_dir(), reason="../shared/models/stories260K is absent"
+    not STORIES.is_dir(), reason=f"{SHARED}/models/stories260K is absent"
 )
 
 

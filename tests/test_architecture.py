@@ -81,7 +81,8 @@ def test_folders_import_only_those_above_them(graph):
 
 
 def test_no_modules_import_each_other(graph):
-    graphlib.TopologicalSorter(graph).prepare()
+    inner = {module: others for module, others in graph.items() if folder(module)}
+    graphlib.TopologicalSorter(inner).prepare()
 
 
 def test_nothing_private_of_jax_is_imported():

@@ -22,7 +22,7 @@ SPREAD = 0.645
 
 
 class AlteredParams(NamedTuple):
-    """Parameters of ``Altered``.
+    """Parameters of ``AlteredModel``.
 
     Attributes:
       params: of the model.
@@ -36,7 +36,7 @@ class AlteredParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Altered:
+class AlteredModel:
     """A language model without some of its parts.
 
     Attributes:
@@ -111,7 +111,7 @@ class Altered:
 
 
 @dataclasses.dataclass(frozen=True)
-class Forced(PowerSMC):
+class ForcedResampling(PowerSMC):
     """Power-SMC with random weights, so that it resamples when it is told to.
 
     Attributes:
@@ -121,7 +121,7 @@ class Forced(PowerSMC):
     spread: float = 0.0
 
     @classmethod
-    def every(cls, num_particles: int, period: int | None) -> "Forced":
+    def every(cls, num_particles: int, period: int | None) -> "ForcedResampling":
         """Resamples at every ``period``-th step at an ESS of about 0.66 N, or never (None)."""
         return cls(
             num_particles,

@@ -132,15 +132,15 @@ def lower_chunk(
     )
     static: dict[str, Any] = {"model": layout.model}
     inputs, state, _ = executables.results(
-        programs.enter, static | {"capacity": capacity}, args, layout
+        programs.prefill, static | {"capacity": capacity}, args, layout
     )
     make = functools.partial(programs.empty_cache, layout.model, params)
     sizes = sampler.num_particles, capacity
     cache = jax.eval_shape(lambda: make(prompts * layout.group, *sizes))
     clocks = jax.ShapeDtypeStruct((num_steps,), jnp.int32)
     args = params, shared, inputs, state._replace(cache=cache), clocks
-    specs = programs.SPECS[programs.run_chunk](layout, args)
-    lowered = layout.lower(programs.run_chunk, static, args, specs)
+    specs = programs.SPECS[programs.decode_chunk](layout, args)
+    lowered = layout.lower(programs.decode_chunk, static, args, specs)
     return lowered, jax.eval_shape(lambda: make(prompts // layout.rows, *sizes))
 
 

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.benchmarks import timing
-from jax_power_smc.benchmarks.ablations import Altered, Forced, step_bytes
+from jax_power_smc.benchmarks.ablations import AlteredModel, ForcedResampling, step_bytes
 from jax_power_smc.benchmarks.records import Write
 from jax_power_smc.benchmarks.timing import Decoded, Report, in_turn
-from jax_power_smc.engine.scheduler import Work
+from jax_power_smc.engine.scheduler import ActiveRequest
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
@@ -76,10 +76,10 @@ class Bench:
 
     def works(
         self, vocab_size: int, prompt_tokens: int, new_tokens: int, alpha: float | None = None
-    ) -> list[Work]:
+    ) -> list[ActiveRequest]:
         """One prompt of random tokens that runs to its cap."""
         target = PowerTarget(self.alpha if alpha is None else alpha)
-        return [Work(random_prompt(vocab_size, prompt_tokens), 0, target, new_tokens)]
+        return [ActiveRequest(random_prompt(vocab_size, prompt_tokens), 0, target, new_tokens)]
 
 
 def steps(
@@ -137,13 +137,13 @@ def parts(
     language model's particles would be resampled.
     """
     prompt = jnp.asarray(random_prompt(subject.model.vocab_size, prompt_tokens), jnp.int32)
-    whole = Altered(subject.model)
+    whole = AlteredModel(subject.model)
     params = whole.params(subject.params, prompt, scale)
     replayed = dataclasses.replace(whole, runs=False)
     still = dataclasses.replace(replayed, moves=False)
     sampled: Sampler = Ancestral(1 / bench.alpha, num)
     for name, make in SAMPLERS.items():
-        programs: dict[str, tuple[Altered, Sampler]] = {
+        programs: dict[str, tuple[AlteredModel, Sampler]] = {
             "whole": (whole, make(num)),
             "no model": (replayed, make(num)),
             "no moves": (still, make(num)),
@@ -153,7 +153,7 @@ def parts(
 
         def run(
             key: str,
-            programs: dict[str, tuple[Altered, Sampler]] = programs,
+            programs: dict[str, tuple[AlteredModel, Sampler]] = programs,
             shares: dict[str, float] = shares,
         ) -> float:
             model, sampler = programs[key]
@@ -191,17 +191,17 @@ def resampling(
 
     Weights are noise of an ESS of 0.66 N; "none" is a program in which no cache row can move.
     """
-    still = Altered(subject.model, moves=False)
+    still = AlteredModel(subject.model, moves=False)
     altered = still.params(subject.params, jnp.ones((1,), jnp.int32))
     for num in particles:
-        samplers = {name: Forced.every(num, None) for name in ("none", "never")}
-        samplers |= {f"every {period}": Forced.every(num, period) for period in periods}
+        samplers = {name: ForcedResampling.every(num, None) for name in ("none", "never")}
+        samplers |= {f"every {period}": ForcedResampling.every(num, period) for period in periods}
         seen: dict[str, Decoded] = {}
 
         def run(
             name: str,
             num: int = num,
-            samplers: dict[str, Forced] = samplers,
+            samplers: dict[str, ForcedResampling] = samplers,
             seen: dict[str, Decoded] = seen,
         ) -> float:
             # At alpha = 1 all weights come from the noise.
@@ -238,7 +238,7 @@ def forks(
     new_tokens: int,
 ) -> None:
     """swor's step time over smc's, against the share of rows that fork."""
-    model = Altered(subject.model)
+    model = AlteredModel(subject.model)
     prompt = jnp.asarray(random_prompt(subject.model.vocab_size, prompt_tokens), jnp.int32)
     first = model.params(subject.params, prompt)
     for num in particles:
@@ -297,13 +297,13 @@ def throughput(
     target = PowerTarget(bench.alpha)
     sampler = PowerSMC(num)
 
-    def works(first: int, last: int) -> list[Work]:
+    def works(first: int, last: int) -> list[ActiveRequest]:
         return [
-            Work(random_prompt(subject.model.vocab_size, s), first + i, target, t)
+            ActiveRequest(random_prompt(subject.model.vocab_size, s), first + i, target, t)
             for i, (s, t) in enumerate(sizes[first:last])
         ]
 
-    def run(asked: Sequence[list[Work]], looks_late: int = 1) -> float:
+    def run(asked: Sequence[list[ActiveRequest]], lookahead: int = 1) -> float:
         sums = 0.0
         for some in asked:
             done = timing.decode(
@@ -312,7 +312,7 @@ def throughput(
                 sampler,
                 some,
                 slots=slots,
-                looks_late=looks_late,
+                lookahead=lookahead,
                 longest=(longest_prompt, new_tokens),
             )
             sums += done.total
@@ -322,7 +322,7 @@ def throughput(
         f"throughput, {subject.name}",
         {
             "slots": lambda: run([works(0, prompts)]),
-            "slots, looking at once": lambda: run([works(0, prompts)], looks_late=0),
+            "slots, looking at once": lambda: run([works(0, prompts)], lookahead=0),
             "batches": lambda: run([works(i, i + slots) for i in range(0, prompts, slots)]),
         },
     )

@@ -13,7 +13,7 @@ from jax_power_smc.core import prng
 from jax_power_smc.engine import executables
 from jax_power_smc.engine.buckets import Sizes
 from jax_power_smc.engine.sample import CHUNK, GROUPS
-from jax_power_smc.engine.scheduler import Slots, Work
+from jax_power_smc.engine.scheduler import ActiveRequest, Scheduler
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Kernel
 
@@ -88,7 +88,7 @@ class Decoded(NamedTuple):
 
     seconds: float
     total: float
-    works: list[Work]
+    works: list[ActiveRequest]
 
     @property
     def fork_share(self) -> float:
@@ -117,13 +117,13 @@ def decode(
     model: LanguageModel,
     params: Any,
     sampler: Kernel,
-    works: Sequence[Work],
+    works: Sequence[ActiveRequest],
     *,
     slots: int = 1,
-    looks_late: int = 1,
+    lookahead: int = 1,
     longest: tuple[int, int] | None = None,
 ) -> Decoded:
-    """Sends prompts through slots as the engine does; a ``Work`` is used up by it.
+    """Sends prompts through slots as the engine does; a ``ActiveRequest`` is used up by it.
 
     ``longest`` is the longest prompt and the largest cap that there is room for, if they are not
     those of ``works``.
@@ -134,7 +134,7 @@ def decode(
     )
     limit = getattr(model, "max_positions", None)
     sizes = Sizes(slots, max(1, slots // GROUPS), prompt_tokens, new_tokens, CHUNK, limit)
-    queue = Slots(model, params, sampler, prng.seed_key(0), sizes, looks_late=looks_late)
+    queue = Scheduler(model, params, sampler, prng.seed_key(0), sizes, lookahead=lookahead)
     for work in works:
         queue.check(work.target)
     for work in queue.run(works):

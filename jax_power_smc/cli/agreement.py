@@ -4,14 +4,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jax_power_smc.core.process_group import Processes
+from jax_power_smc.core.process_group import ProcessGroup
 from jax_power_smc.evaluation.conditions import differences
 
 # Fields of a process that are named.
 _NAMED = 8
 
 
-def agree(processes: Processes, name: str, facts: Mapping[str, Any]) -> None:
+def agree(processes: ProcessGroup, name: str, facts: Mapping[str, Any]) -> None:
     """Compares what processes are about to go by with what process 0 does.
 
     Args:

@@ -27,7 +27,7 @@ import jax
 from absl import flags
 
 from jax_power_smc.cli.common import BAD_INPUT, plain_errors
-from jax_power_smc.core.process_group import ALONE, Processes
+from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup
 
 LOST = 1
 # Within which the runtime ends a process, when it has found another one lost.
@@ -87,7 +87,7 @@ def are_several(values: Any, environment: Mapping[str, str]) -> bool:
 
 
 @contextlib.contextmanager
-def joined(values: Any) -> Iterator[Processes]:
+def joined(values: Any) -> Iterator[ProcessGroup]:
     """Inside, this process is one of its job's; ends together with the others.
 
     If the process is to be watched, the watch is what happens, and the body never runs.
@@ -96,7 +96,7 @@ def joined(values: Any) -> Iterator[Processes]:
       values: of the flags.
     """
     if not are_several(values, os.environ):
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if _CHILD not in os.environ:
         raise SystemExit(_watch(sys.orig_argv))
@@ -110,7 +110,7 @@ def joined(values: Any) -> Iterator[Processes]:
             initialization_timeout=values.join_seconds + 30,
             heartbeat_timeout_seconds=values.lost_seconds,
         )
-    processes = Processes(jax.process_index(), jax.process_count())
+    processes = ProcessGroup(jax.process_index(), jax.process_count())
     try:
         yield processes
     except BaseException as error:
@@ -121,7 +121,7 @@ def joined(values: Any) -> Iterator[Processes]:
         jax.distributed.shutdown()
         raise
     # The first one may have much to write down still, and the runtime waits for minutes only.
-    processes.wait("all have ended")
+    processes.barrier("all have ended")
     # Without this the first one to leave would look lost to the others.
     jax.distributed.shutdown()
 

@@ -23,10 +23,10 @@ from jax_power_smc.cli.common import launch, stop_on_signals
 from jax_power_smc.cli.distributed import define_flags, joined
 from jax_power_smc.cli.evaluate_progress import Progress
 from jax_power_smc.core.mesh import make_mesh
-from jax_power_smc.core.process_group import ALONE, Processes, Stop
+from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup, Stop
 from jax_power_smc.evaluation import claim, conditions, job, job_config, store
 from jax_power_smc.evaluation.conditions import Conditions, Scope
-from jax_power_smc.evaluation.scores import Reading
+from jax_power_smc.evaluation.scores import ItemScores
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.grading.factory import open_grader
 from jax_power_smc.models.checkpoints.load import LoadedModel, load
@@ -40,7 +40,7 @@ def evaluate(
     config: ConfigDict,
     workdir: str,
     until: Callable[[], bool] = lambda: False,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Runs, or goes on with, the evaluation that ``config`` describes; see evaluation/settings.py.
 
@@ -76,7 +76,7 @@ def evaluate(
         if lm.is_chat:
             task = load_task(config, chat=True)
     scope = Scope(list(labels), config.seeds, [problem.id for problem in task.problems])
-    done: list[Reading] = []
+    done: list[ItemScores] = []
     if lm is not None:
         said = lm.describe(config.chat)
     else:
@@ -89,17 +89,17 @@ def evaluate(
             print(
                 f"{len(done)} of {len(scope)} items were finished by an earlier start.", flush=True
             )
-    processes.wait("all have read what is finished")  # before anyone writes
+    processes.barrier("all have read what is finished")  # before anyone writes
     # Another job may have ended between two of their looks; all must do the same.
     is_finished = str(len(done) == len(scope))
-    if processes.told("whether all is finished", is_finished) == str(False):
+    if processes.broadcast("whether all is finished", is_finished) == str(False):
         lm = lm or _model(config)
         done = _work(config, lm, task, runs, date, root, held, done, sizes, until, processes)
     elif held is not None:
         start.check_files(root, config, held)
         if processes.is_first:
             start.narrow(root, config, task, runs, held)
-    processes.wait("all are done")
+    processes.barrier("all are done")
     if not processes.is_first:
         return {}
     if processes.count > 1:
@@ -132,11 +132,11 @@ def _work(
     date: datetime.date,
     root: epath.Path,
     held: dict[str, Any] | None,
-    done: Sequence[Reading],
+    done: Sequence[ItemScores],
     sizes: dict[str, int],
     until: Callable[[], bool],
-    processes: Processes,
-) -> list[Reading]:
+    processes: ProcessGroup,
+) -> list[ItemScores]:
     """Does what is left, or as much of it as ``until`` allows; of several processes a share.
 
     Args:
@@ -168,20 +168,20 @@ def _work(
     with grader, claim.locked(root) if processes.is_first else contextlib.nullcontext():
         if processes.is_first:
             claim.claim(root, start.about(config, lm, task, runs, made, date, processes))
-        processes.wait("the workdir is claimed")
+        processes.barrier("the workdir is claimed")
         writer = store.open_writer(root, processes.index, processes.count)
         stop = Stop(processes, until, in_step=todo.decodes_together)
         with writer as file, Progress(processes) as progress:
             if file.torn:
                 print(f"A torn last line of {file.torn} bytes was removed.", flush=True)
-            processes.wait("all have opened their files")
+            processes.barrier("all have opened their files")
             if store.sizes(root) != sizes:  # another job was writing when they were read
                 done = start.finished(root, made, scope)
             _check_shared(root, done, processes)
-            processes.wait("all know what is finished")
+            processes.barrier("all know what is finished")
             done = [*done, *job.evaluate(todo, done, file, grader, progress.report, stop)]
             # Whoever has done its share can still be asked to stop, and passes it on.
-            processes.wait("all have done their share", stop.pass_on)
+            processes.barrier("all have done their share", stop.pass_on)
             return done
 
 
@@ -191,7 +191,7 @@ def _job(
     task: Task,
     runs: Sequence[Run],
     date: datetime.date,
-    processes: Processes,
+    processes: ProcessGroup,
 ) -> job.Job:
     prompts = job.render(lm, task, config.chat, date)
     made = Conditions(
@@ -215,11 +215,11 @@ def _job(
     )
 
 
-def _check_shared(root: epath.Path, done: Sequence[Reading], processes: Processes) -> None:
+def _check_shared(root: epath.Path, done: Sequence[ItemScores], processes: ProcessGroup) -> None:
     """Raises ValueError unless this process finds in the workdir what process 0 does."""
     items = sorted(list(reading.item) for reading in done)
     own = conditions.digest([claim.read_config(root), items])
-    if processes.told("what is finished", own) != own:
+    if processes.broadcast("what is finished", own) != own:
         raise ValueError(
             f"process {processes.index} does not find in {root} what process 0 does; all "
             "processes must see the same directory."
@@ -252,7 +252,7 @@ def _conclude(
     task: Task,
     runs: Sequence[Run],
     root: epath.Path,
-    done: Sequence[Reading],
+    done: Sequence[ItemScores],
     total: int,
 ) -> dict[str, Any]:
     """Writes the summary and prints the table."""

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as LiveProgress
 
 from jax_power_smc.cli.progress import clock
-from jax_power_smc.core.process_group import ALONE, Processes
+from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup
 from jax_power_smc.evaluation.job import State
 
 _SECONDS_BETWEEN_LINES = 10
@@ -22,7 +22,7 @@ class Progress:
       processes: of several, the first shows how far its own share is, and the others nothing.
     """
 
-    def __init__(self, processes: Processes = ALONE) -> None:
+    def __init__(self, processes: ProcessGroup = SINGLE_PROCESS) -> None:
         self._share = "" if processes.count == 1 else f" (process 0 of {processes.count})"
         self._shows = processes.is_first
         self._last = 0.0

@@ -13,11 +13,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jax_power_smc.cli.agreement import agree
-from jax_power_smc.core.process_group import Processes
+from jax_power_smc.core.process_group import ProcessGroup
 from jax_power_smc.evaluation import claim, conditions, job, store
 from jax_power_smc.evaluation.conditions import Conditions, Scope
 from jax_power_smc.evaluation.records import Record, item_of
-from jax_power_smc.evaluation.scores import Reading, read
+from jax_power_smc.evaluation.scores import ItemScores, read
 from jax_power_smc.evaluation.summary import Run
 from jax_power_smc.models.checkpoints.fingerprint import file_digests
 from jax_power_smc.models.checkpoints.load import LoadedModel, local_directory
@@ -29,7 +29,7 @@ _GRADING = ("math-verify", "latex2sympy2_extended")
 _HELD = ("chat", "device", "date", "decided", "labels", "num_problems", "commit", "starts")
 
 
-def agree_on_start(processes: Processes, config: ConfigDict) -> None:
+def agree_on_start(processes: ProcessGroup, config: ConfigDict) -> None:
     """Raises ValueError in all processes if any was started in another way; before all else."""
     if processes.count == 1:
         return
@@ -39,7 +39,7 @@ def agree_on_start(processes: Processes, config: ConfigDict) -> None:
 
 
 def agree_on_work(
-    processes: Processes, common: Mapping[str, Any], made: Conditions, scope: Scope
+    processes: ProcessGroup, common: Mapping[str, Any], made: Conditions, scope: Scope
 ) -> None:
     """The same for what they have loaded: the model, the problems and their prompts."""
     data = {"problems": made.problems, "prompts": made.renderings}
@@ -65,10 +65,10 @@ def read_held(root: epath.Path, config: ConfigDict) -> dict[str, Any] | None:
     return held
 
 
-def fixed_date(held: Mapping[str, Any] | None, processes: Processes) -> datetime.date:
+def fixed_date(held: Mapping[str, Any] | None, processes: ProcessGroup) -> datetime.date:
     """The date that prompts tell: that of the first start in the workdir."""
     own = today().isoformat() if held is None else str(held["date"])
-    return datetime.date.fromisoformat(processes.told("the date", own))
+    return datetime.date.fromisoformat(processes.broadcast("the date", own))
 
 
 def today() -> datetime.date:
@@ -101,7 +101,7 @@ def expected(held: Mapping[str, Any], config: ConfigDict, task: Task) -> Conditi
     return Conditions(held["conditions"], samplers, problems, held["renderings"])
 
 
-def finished(root: epath.Path, made: Conditions, scope: Scope) -> list[Reading]:
+def finished(root: epath.Path, made: Conditions, scope: Scope) -> list[ItemScores]:
     """The readings of what earlier starts have done; ValueError for records of other conditions."""
     listed = store.read_records(root)
     return [
@@ -110,7 +110,7 @@ def finished(root: epath.Path, made: Conditions, scope: Scope) -> list[Reading]:
     ]
 
 
-def _reading(root: epath.Path, record: Record) -> Reading:
+def _reading(root: epath.Path, record: Record) -> ItemScores:
     try:
         return read(record)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -161,7 +161,7 @@ def _scope(task: Task, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def check_renderings(
-    root: epath.Path, done: Iterable[Reading], made: Conditions, held: Mapping[str, Any]
+    root: epath.Path, done: Iterable[ItemScores], made: Conditions, held: Mapping[str, Any]
 ) -> None:
     """Raises ValueError if a prompt of a finished item is rendered in another way now."""
     ids = dict.fromkeys(reading.item[2] for reading in done)
@@ -181,7 +181,7 @@ def about(
     runs: Sequence[Run],
     made: Conditions,
     date: datetime.date,
-    processes: Processes,
+    processes: ProcessGroup,
 ) -> dict[str, Any]:
     """What config.json is to hold, see ``claim.claim``."""
     started = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())

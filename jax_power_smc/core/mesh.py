@@ -1,4 +1,4 @@
-"""The mesh of devices: its axes "data" (prompts) and "model" (tensors), and how arrays lie on it."""
+"""The mesh of devices, its axes "data" (prompts) and "model" (tensors), and how arrays lie."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 DATA, MODEL = "data", "model"
 
 
-EACH, GROUP, SAME = PartitionSpec(DATA), PartitionSpec((DATA, MODEL)), PartitionSpec()
+DATA_SHARDED, PER_DEVICE, REPLICATED = (
+    PartitionSpec(DATA),
+    PartitionSpec((DATA, MODEL)),
+    PartitionSpec(),
+)
 
 
 def make_mesh(model: int = 1, devices: Any = None) -> Mesh:

@@ -25,7 +25,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """Which of how many processes this one is.
 
     Attributes:
@@ -41,7 +41,7 @@ class Processes:
         """Whether this is the one that speaks for all."""
         return self.index == 0
 
-    def share(self, items: Sequence[_T]) -> list[_T]:
+    def shard(self, items: Sequence[_T]) -> list[_T]:
         """This process's part of a list that all of them have, every item in one part."""
         return list(items[self.index :: self.count])
 
@@ -56,11 +56,11 @@ class Processes:
                     return False
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         except jax.errors.JaxRuntimeError:
-            time.sleep(_SECONDS_TO_BE_ENDED)  # see ``wait``
+            time.sleep(_SECONDS_TO_BE_ENDED)  # see ``barrier``
             return False
         return True
 
-    def told(self, name: str, value: str) -> str:
+    def broadcast(self, name: str, value: str) -> str:
         """The value that process 0 has for this name, whatever that of this process is."""
         if self.count == 1:
             return value
@@ -76,13 +76,13 @@ class Processes:
             return [value]
         client: Any = distributed.global_state.client
         client.key_value_set(f"{name}/{self.index}", value)
-        self.wait(f"all have said: {name}")
+        self.barrier(f"all have said: {name}")
         return [
             client.blocking_key_value_get(f"{name}/{index}", _FOREVER_MS)
             for index in range(self.count)
         ]
 
-    def wait(self, name: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+    def barrier(self, name: str, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Waits until all processes have come to the point of this name.
 
         By the runtime's own barrier: a collective on the devices would time out.
@@ -107,7 +107,7 @@ class Processes:
                 pool.shutdown(wait=False)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = ProcessGroup()
 
 
 class Stop:
@@ -119,7 +119,7 @@ class Stop:
       in_step: whether all processes look at the same moments of one program, and must decide alike.
     """
 
-    def __init__(self, processes: Processes, asked: Callable[[], bool], in_step: bool) -> None:
+    def __init__(self, processes: ProcessGroup, asked: Callable[[], bool], in_step: bool) -> None:
         self._processes, self._asked, self._in_step = processes, asked, in_step
         self._stopping, self._looked = False, 0.0
 

@@ -149,6 +149,6 @@ def block_of(vocab: int) -> int:
     return min(vocab, BLOCK_SIZE)
 
 
-def can_be_cut(vocab: int, parts: int) -> bool:
+def can_shard(vocab: int, parts: int) -> bool:
     """Whether a vocabulary of V tokens can lie on so many devices, whole blocks on each."""
     return vocab % (parts * block_of(vocab)) == 0

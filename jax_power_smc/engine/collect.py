@@ -8,7 +8,7 @@ import numpy as np
 
 from jax_power_smc.engine import decode
 from jax_power_smc.engine.decode import StepInfo
-from jax_power_smc.engine.programs import Harvest
+from jax_power_smc.engine.programs import FinishedPrompts
 from jax_power_smc.results.diagnostics import diagnose
 from jax_power_smc.results.result import SampleInfo, SampleResult
 from jax_power_smc.samplers import Kernel
@@ -19,7 +19,7 @@ def collect(
     sampler: Kernel,
     target: PowerTarget,
     cap: int,
-    lefts: Sequence[Harvest],
+    lefts: Sequence[FinishedPrompts],
     seens: Sequence[StepInfo],
     seconds: dict[str, float],
 ) -> SampleResult:
@@ -37,11 +37,11 @@ def collect(
     left: Any = jax.tree.map(lambda *xs: np.concatenate(xs), *lefts)
     seen = _observed(sampler, seens, cap)
     final, particles = left.final, left.particles
-    rows = np.asarray(final.particle_index)
+    index = np.asarray(final.particle_index)
 
     def returned(x: np.ndarray, nothing: Any) -> np.ndarray:
-        """The rows [P, N, ...] of the returned particles, out of all rows [P, M, ...]."""
-        there = rows.reshape(*rows.shape, *(1,) * (x.ndim - 2))
+        """[P, N, ...] of the returned particles, out of the population's [P, M, ...]."""
+        there = index.reshape(*index.shape, *(1,) * (x.ndim - 2))
         taken = np.take_along_axis(np.asarray(x), np.maximum(there, 0), axis=1)
         return np.where(there >= 0, taken, np.asarray(nothing, x.dtype))
 
@@ -56,11 +56,13 @@ def collect(
         resampled=seen.resampled,
         forks=seen.forks,
         parent=seen.parent,
-        rows=rows,
-        **diagnose(**sequences, log_weights=log_weights, parent=seen.parent, rows=rows)._asdict(),
+        particle_index=index,
+        **diagnose(
+            **sequences, log_weights=log_weights, parent=seen.parent, particle_index=index
+        )._asdict(),
         bad_logits=np.any(seen.bad_logits, axis=1),
         dropped_mass=np.asarray(particles.dropped),
-        acceptance_rate=np.full((len(rows),), np.nan),
+        acceptance_rate=np.full((len(index),), np.nan),
         model_tokens=np.asarray(particles.drawn),
         seconds=dict(seconds),
     )

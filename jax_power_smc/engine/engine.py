@@ -24,7 +24,7 @@ from jax_power_smc.core.mesh import mesh_of, no_ambient_mesh
 from jax_power_smc.engine import sample
 from jax_power_smc.engine.buckets import TokenIds, power_of_two
 from jax_power_smc.engine.collect import collect
-from jax_power_smc.engine.scheduler import Slots, Work
+from jax_power_smc.engine.scheduler import ActiveRequest, Scheduler
 from jax_power_smc.engine.validation import check_prompt, check_sampler, check_target
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.results.result import SampleResult
@@ -205,10 +205,10 @@ class Engine:
         if self._running() is stream:
             self._current = None
 
-    def make_slots(self, key: jax.Array) -> Slots:
+    def make_slots(self, key: jax.Array) -> Scheduler:
         """Empty slots for one stream."""
         sampler = self.sampler
-        return Slots(
+        return Scheduler(
             self.model,
             self.params,
             sampler,
@@ -218,7 +218,7 @@ class Engine:
             mesh=self.mesh,
         )
 
-    def work(self, index: int, request: Any) -> Work:
+    def work(self, index: int, request: Any) -> ActiveRequest:
         """The request as slots take it.
 
         Raises:
@@ -243,19 +243,19 @@ class Engine:
         given = index if request.prompt_id is None else request.prompt_id
         (prompt_id,) = checks.prompt_ids([given], 1)
         key = None if request.key is None else checks.key(request.key)
-        return Work(prompt, prompt_id, request.target, cap, key)
+        return ActiveRequest(prompt, prompt_id, request.target, cap, key)
 
 
 class _Arrivals:
     """The requests of a stream as slots take them, and which of them are under way."""
 
-    def __init__(self, owner: Engine, slots: Slots) -> None:
+    def __init__(self, owner: Engine, slots: Scheduler) -> None:
         self._engine, self._slots = owner, slots
-        self._known: dict[int, tuple[Work, Any]] = {}
-        self._index: dict[Work, int] = {}
+        self._known: dict[int, tuple[ActiveRequest, Any]] = {}
+        self._index: dict[ActiveRequest, int] = {}
         self._cancelled: set[int] = set()
 
-    def read(self, requests: Iterable[StreamRequest | None]) -> Iterator[Work | None]:
+    def read(self, requests: Iterable[StreamRequest | None]) -> Iterator[ActiveRequest | None]:
         """The work of every request; one that cannot be served has its error from the beginning."""
         index = 0
         for request in requests:
@@ -267,7 +267,7 @@ class _Arrivals:
                 self._slots.check(work.target)
             # Whatever is odd about one request, the others are served.
             except Exception as error:
-                work = Work(np.zeros((1,), np.int32), 0, PowerTarget(1.0), 0, error=error)
+                work = ActiveRequest(np.zeros((1,), np.int32), 0, PowerTarget(1.0), 0, error=error)
             work.cancelled = index in self._cancelled
             self._known[index], self._index[work] = (work, request), index
             index += 1
@@ -279,7 +279,7 @@ class _Arrivals:
         if index in self._known:
             self._known[index][0].cancelled = True
 
-    def take(self, work: Work) -> tuple[int, Any]:
+    def take(self, work: ActiveRequest) -> tuple[int, Any]:
         """The index and the request of work that is through, which is then forgotten."""
         index = self._index.pop(work)
         return index, self._known.pop(index)[1]
@@ -333,7 +333,7 @@ class Stream:
         self._through.close()
         self._engine.release(self)
 
-    def _finished(self, work: Work) -> Finished:
+    def _finished(self, work: ActiveRequest) -> Finished:
         index, request = self._arrivals.take(work)
         result, error = None, None
         if work.error is not None:

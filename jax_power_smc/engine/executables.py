@@ -1,4 +1,4 @@
-"""The cache of compiled programs: one executable per program, static arguments, shapes and places."""
+"""The cache of compiled programs, by program, static arguments, shapes and places."""
 
 import functools
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_power_smc.core.mesh import DATA, EACH, GROUP, MODEL, SAME, check_mesh
+from jax_power_smc.core.mesh import DATA, DATA_SHARDED, MODEL, PER_DEVICE, REPLICATED, check_mesh
 from jax_power_smc.core.vocab_sharding import UNSHARDED, VocabSharding
 from jax_power_smc.engine.decode import DecodeState, PromptInputs
 from jax_power_smc.targets.power import TargetArrays
@@ -61,7 +61,7 @@ class Layout:
     def params(self, params: Any) -> Any:
         """Where the parameters lie: a pytree of specs, or one for all."""
         specs = getattr(self.model, "param_specs", None)
-        return SAME if specs is None else specs(params)
+        return REPLICATED if specs is None else specs(params)
 
     def local(self, params: Any) -> Any:
         """The shapes of the parameters that one device has."""
@@ -78,13 +78,13 @@ class Layout:
 
     def prompts(self) -> PromptInputs:
         """Of ``PromptInputs``."""
-        ends = PartitionSpec(DATA, MODEL) if self.vocabulary.axis else EACH
-        target = TargetArrays(*[EACH] * len(TargetArrays._fields))._replace(ends=ends)  # type: ignore[arg-type]
-        return PromptInputs(GROUP, target, EACH, EACH)  # type: ignore[arg-type]
+        ends = PartitionSpec(DATA, MODEL) if self.vocabulary.axis else DATA_SHARDED
+        target = TargetArrays(*[DATA_SHARDED] * len(TargetArrays._fields))._replace(ends=ends)  # type: ignore[arg-type]
+        return PromptInputs(PER_DEVICE, target, DATA_SHARDED, DATA_SHARDED)  # type: ignore[arg-type]
 
     def state(self) -> DecodeState:
         """Of ``DecodeState``."""
-        return DecodeState(*[EACH] * len(DecodeState._fields))._replace(cache=GROUP)  # type: ignore[arg-type]
+        return DecodeState(*[DATA_SHARDED] * len(DecodeState._fields))._replace(cache=PER_DEVICE)  # type: ignore[arg-type]
 
     def put(self, tree: Any, specs: Any) -> Any:
         """The arrays where they belong; those that lie there stay as they are.
@@ -150,7 +150,7 @@ class Layout:
         options: dict[str, Any] = {"donate_argnums": specs.donated}
         if self.mesh.is_multi_process:
             # No process can look at what only others have.
-            everywhere = NamedSharding(self.mesh, SAME)
+            everywhere = NamedSharding(self.mesh, REPLICATED)
             options["out_shardings"] = jax.tree.map(
                 lambda seen: everywhere if seen else None, specs.seen
             )

@@ -26,13 +26,13 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jax_power_smc.core import prng
-from jax_power_smc.core.mesh import DATA, EACH, GROUP, MODEL, SAME
+from jax_power_smc.core.mesh import DATA, DATA_SHARDED, MODEL, PER_DEVICE, REPLICATED
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine import batching, decode, executables, programs
 from jax_power_smc.engine.buckets import TokenIds, pad_prompts
 from jax_power_smc.engine.decode import AnyPrompt
 from jax_power_smc.engine.layout import Layout, Specs, layout_of
-from jax_power_smc.engine.timing import PhaseClock, preparing
+from jax_power_smc.engine.timing import PhaseTimer, preparing
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.results.diagnostics import diagnose
 from jax_power_smc.results.result import SampleInfo, SampleResult
@@ -292,27 +292,27 @@ def finish_batch(prompts: Prompt, state: State) -> tuple[State, FinalWeights]:
 
 def _specs(layout: Layout) -> tuple[Prompt, State]:
     """How prompts and states lie on a mesh."""
-    logits = PartitionSpec(DATA, MODEL) if layout.vocabulary.axis else EACH
-    prompt = Prompt(GROUP, logits, layout.prompts().target, EACH)  # type: ignore[arg-type]
-    return prompt, State(*[EACH] * len(State._fields))._replace(cache=GROUP)  # type: ignore[arg-type]
+    logits = PartitionSpec(DATA, MODEL) if layout.vocabulary.axis else DATA_SHARDED
+    prompt = Prompt(PER_DEVICE, logits, layout.prompts().target, DATA_SHARDED)  # type: ignore[arg-type]
+    return prompt, State(*[DATA_SHARDED] * len(State._fields))._replace(cache=PER_DEVICE)  # type: ignore[arg-type]
 
 
 def _start_specs(layout: Layout, args: Any) -> Specs:
     prompt, state = _specs(layout)
-    inputs = (layout.params(args[0]), EACH, EACH, prompt.target, EACH)
+    inputs = (layout.params(args[0]), DATA_SHARDED, DATA_SHARDED, prompt.target, DATA_SHARDED)
     return Specs(inputs, (prompt, state), False)
 
 
 def _move_specs(layout: Layout, args: Any) -> Specs:
     prompt, state = _specs(layout)
-    inputs = (layout.params(args[0]), SAME, SAME, prompt, state, SAME)
+    inputs = (layout.params(args[0]), REPLICATED, REPLICATED, prompt, state, REPLICATED)
     return Specs(inputs, state, False, (4,))
 
 
 def _finish_specs(layout: Layout, args: Any) -> Specs:
     del args
     prompt, state = _specs(layout)
-    return Specs((prompt, state), (EACH, EACH), True)
+    return Specs((prompt, state), (DATA_SHARDED, DATA_SHARDED), True)
 
 
 programs.SPECS |= {
@@ -372,7 +372,7 @@ def run_chains(
     def call(function: Any, static: dict[str, Any], *args: Any) -> Any:
         return executables.call(function, static, args, layout)
 
-    clock = PhaseClock()
+    clock = PhaseTimer()
     batch = _pad(model, prompts, prompt_ids, key, target, max_new_tokens, width, bucket)
     sizes = {"num_chains": sampler.num_chains, "capacity": capacity}
     static = {"model": layout.model}
@@ -434,15 +434,17 @@ def _collect(
         "lengths": np.asarray(chains.length),
         "finished": np.asarray(chains.finished),
     }
-    log_weights, rows = np.asarray(final.log_weight), np.asarray(final.particle_index)
+    log_weights, index = np.asarray(final.log_weight), np.asarray(final.particle_index)
     parent = np.tile(np.arange(num, dtype=np.int32), (count, cap, 1))
     info = SampleInfo(
         ess=np.full((count, cap), num, dtype),
         resampled=np.zeros((count, cap), bool),
         forks=np.zeros((count, cap), np.int32),
         parent=parent,
-        rows=rows,
-        **diagnose(**sequences, log_weights=log_weights, parent=parent, rows=rows)._asdict(),
+        particle_index=index,
+        **diagnose(
+            **sequences, log_weights=log_weights, parent=parent, particle_index=index
+        )._asdict(),
         bad_logits=np.asarray(state.bad_logits[:count]),
         dropped_mass=np.zeros((count,), dtype),
         acceptance_rate=rate,

@@ -1,11 +1,11 @@
 """The engine's programs on its prompt slots, and the cache of their compiled forms.
 
-    enter       prefill and step 0 of a group of prompts
+    prefill     prefill and step 0 of a group of prompts
     insert      puts them into free slots
     write_rows  puts the states of a stop rule into the table
-    run_chunk   a number of decode steps of all slots, or nothing if all are done
-    harvest     final weights and choices of a group of slots
-    retire      ends prompts that are not wanted any more
+    decode_chunk  a number of decode steps of all slots, or nothing if all are done
+    finalize    final weights and choices of a group of slots
+    cancel      ends prompts that are not wanted any more
 
 Each is written for the prompts of one device; on a mesh every "data" row runs it for its own.
 
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core import prng
-from jax_power_smc.core.mesh import EACH, GROUP, SAME
+from jax_power_smc.core.mesh import DATA_SHARDED, PER_DEVICE, REPLICATED
 from jax_power_smc.engine import decode
 from jax_power_smc.engine.batching import over_prompts
 from jax_power_smc.engine.decode import DecodeState, PromptInputs, SharedInputs, StepInfo
@@ -30,7 +30,7 @@ from jax_power_smc.samplers import FinalWeights, Kernel, Particles
 from jax_power_smc.smc import weights
 
 
-class Harvest(NamedTuple):
+class FinishedPrompts(NamedTuple):
     """What R finished prompts leave behind.
 
     Attributes:
@@ -45,7 +45,7 @@ class Harvest(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "capacity"))
-def enter(
+def prefill(
     params: Any,
     shared: SharedInputs,
     prompts: PromptInputs,
@@ -93,7 +93,7 @@ def insert(slots: Any, entered: Any, index: jax.Array) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("state",))
-def run_chunk(
+def decode_chunk(
     params: Any,
     shared: SharedInputs,
     prompts: PromptInputs,
@@ -149,9 +149,9 @@ def write_rows(table: jax.Array, rows: jax.Array, first: jax.Array) -> jax.Array
 
 
 @jax.jit
-def harvest(
+def finalize(
     shared: SharedInputs, prompts: PromptInputs, state: DecodeState, index: jax.Array
-) -> Harvest:
+) -> FinishedPrompts:
     """Final weights, choices and sequences of the slots ``index`` [R] int32; no cache is read."""
     prompts = prompts._replace(context=None)
     prompts, state = jax.tree.map(lambda x: x[index], (prompts, state._replace(cache=None)))
@@ -161,17 +161,17 @@ def harvest(
         return decode.finish(shared, prompt, state, uniforms)
 
     final = jax.vmap(one, in_axes=(None, 0, 0))(shared, prompts, state)
-    return Harvest(final, state.particles, state.tokens)
+    return FinishedPrompts(final, state.particles, state.tokens)
 
 
 @jax.jit
-def retire(cap: jax.Array, unwanted: jax.Array) -> jax.Array:
+def cancel(cap: jax.Array, unwanted: jax.Array) -> jax.Array:
     """The caps [P] with those of unwanted prompts [P] bool at 0: they take no further step."""
     return jnp.where(unwanted, jnp.zeros_like(cap), cap)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "capacity"))
-def grow(cache: Any, clock: jax.Array, *, model: Any, capacity: int) -> Any:
+def resize_cache(cache: Any, clock: jax.Array, *, model: Any, capacity: int) -> Any:
     """The caches of P prompts with another capacity; ``clock`` [] is that of the last step."""
     return jax.vmap(lambda cache: model.grow(cache, capacity, clock))(cache)
 
@@ -179,37 +179,39 @@ def grow(cache: Any, clock: jax.Array, *, model: Any, capacity: int) -> Any:
 # --- On a mesh --------------------------------------------------------------------------------
 
 
-def _enter_specs(layout: Layout, args: Any) -> Specs:
-    inputs = (layout.params(args[0]), SAME, layout.prompts(), EACH, EACH)
-    return Specs(inputs, (layout.prompts(), layout.state(), EACH), (False, False, True))
+def _prefill_specs(layout: Layout, args: Any) -> Specs:
+    inputs = (layout.params(args[0]), REPLICATED, layout.prompts(), DATA_SHARDED, DATA_SHARDED)
+    return Specs(inputs, (layout.prompts(), layout.state(), DATA_SHARDED), (False, False, True))
 
 
 def _insert_specs(layout: Layout, args: Any) -> Specs:
     del args
     slots = layout.prompts(), layout.state()
-    return Specs((slots, slots, EACH), slots, False, (0,))
+    return Specs((slots, slots, DATA_SHARDED), slots, False, (0,))
 
 
-def _run_chunk_specs(layout: Layout, args: Any) -> Specs:
+def _decode_chunk_specs(layout: Layout, args: Any) -> Specs:
     state = layout.state()
-    inputs = (layout.params(args[0]), SAME, layout.prompts(), state, SAME)
-    return Specs(inputs, (state, EACH, EACH), (False, True, True), (3,))
+    inputs = (layout.params(args[0]), REPLICATED, layout.prompts(), state, REPLICATED)
+    return Specs(inputs, (state, DATA_SHARDED, DATA_SHARDED), (False, True, True), (3,))
 
 
-def _harvest_specs(layout: Layout, args: Any) -> Specs:
+def _finalize_specs(layout: Layout, args: Any) -> Specs:
     del args
-    return Specs((SAME, layout.prompts(), layout.state(), EACH), EACH, True)
+    return Specs((REPLICATED, layout.prompts(), layout.state(), DATA_SHARDED), DATA_SHARDED, True)
 
 
 # How arguments and results of each program lie; ``chains`` adds its own.
 SPECS: dict[Any, Callable[[Layout, Any], Specs]] = {
-    enter: _enter_specs,
+    prefill: _prefill_specs,
     insert: _insert_specs,
-    run_chunk: _run_chunk_specs,
-    write_rows: lambda layout, args: Specs((SAME, SAME, SAME), SAME, False, (0,)),
-    harvest: _harvest_specs,
-    retire: lambda layout, args: Specs((EACH, EACH), EACH, False),
-    grow: lambda layout, args: Specs((GROUP, SAME), GROUP, False),
+    decode_chunk: _decode_chunk_specs,
+    write_rows: lambda layout, args: Specs(
+        (REPLICATED, REPLICATED, REPLICATED), REPLICATED, False, (0,)
+    ),
+    finalize: _finalize_specs,
+    cancel: lambda layout, args: Specs((DATA_SHARDED, DATA_SHARDED), DATA_SHARDED, False),
+    resize_cache: lambda layout, args: Specs((PER_DEVICE, REPLICATED), PER_DEVICE, False),
 }
 
 

@@ -18,7 +18,7 @@ from jax_power_smc.engine.collect import collect
 from jax_power_smc.engine.layout import layout_of
 from jax_power_smc.engine.memory_plan import MemoryPlan
 from jax_power_smc.engine.mh_chains import Stopped, run_chains
-from jax_power_smc.engine.scheduler import Slots, Work
+from jax_power_smc.engine.scheduler import ActiveRequest, Scheduler
 from jax_power_smc.engine.target_batch import block_states
 from jax_power_smc.engine.validation import check_request
 from jax_power_smc.models.base import LanguageModel
@@ -117,8 +117,8 @@ def sample(
             mesh,
             until,
         ).on_device()
-    works = [Work(prompts[i], ids[i], target, max_new_tokens) for i in order]
-    slots = Slots(model, params, sampler, key, sizes, tokenizer, mesh=mesh)
+    works = [ActiveRequest(prompts[i], ids[i], target, max_new_tokens) for i in order]
+    slots = Scheduler(model, params, sampler, key, sizes, tokenizer, mesh=mesh)
     slots.check(target)
     for work in slots.run(works, until or (lambda: False)):
         if work.error is not None:

@@ -27,22 +27,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jax_power_smc.core import prng
-from jax_power_smc.core.mesh import GROUP, SAME, no_ambient_mesh
+from jax_power_smc.core.mesh import PER_DEVICE, REPLICATED, no_ambient_mesh
 from jax_power_smc.engine import batching, executables, programs, timing
 from jax_power_smc.engine.buckets import Sizes, TokenIds, pad_prompts
 from jax_power_smc.engine.decode import DecodeState, PromptInputs, SharedInputs, StepInfo
 from jax_power_smc.engine.layout import layout_of
-from jax_power_smc.engine.programs import Harvest
-from jax_power_smc.engine.slot_allocator import Places
-from jax_power_smc.engine.target_batch import MixedTargets
-from jax_power_smc.engine.timing import PhaseClock, ReadyTimes, preparing
+from jax_power_smc.engine.programs import FinishedPrompts
+from jax_power_smc.engine.slot_allocator import SlotAllocator
+from jax_power_smc.engine.target_batch import TargetBatch
+from jax_power_smc.engine.timing import PhaseTimer, ReadyTimes, preparing
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Kernel
 from jax_power_smc.targets.power import PowerTarget
 
 
 @dataclasses.dataclass(eq=False)
-class Work:
+class ActiveRequest:
     """One prompt on its way through the slots.
 
     Attributes:
@@ -64,7 +64,7 @@ class Work:
     key: jax.Array | None = None
     cancelled: bool = False
     error: Exception | None = None
-    left: Harvest | None = None
+    left: FinishedPrompts | None = None
     seen: StepInfo | None = None
     # While it runs: the clock of its step 1, and what was seen, with its row there.
     clock: int = 0
@@ -88,7 +88,7 @@ class _Seen:
         return jax.tree.map(lambda x: x[row : row + 1], self._observed)
 
 
-class Slots:
+class Scheduler:
     """Decodes prompts as they come; see the module's docstring.
 
     Args:
@@ -113,36 +113,40 @@ class Slots:
         key: jax.Array,
         sizes: Sizes,
         tokenizer: Any = None,
-        looks_late: int = 1,
+        lookahead: int = 1,
         mesh: Mesh | None = None,
     ) -> None:
         self.layout = layout = layout_of(model, mesh)
         self.model = layout.model
         self.params = layout.put(params, layout.params(params))
-        self.sampler: Kernel = layout.put(sampler.traced(), SAME)
-        self.key, self.sizes, self.looks_late = key, sizes, looks_late
-        self.places = Places(sizes.slots, sizes.group, layout.rows)
-        self._phases, self._ready = PhaseClock(), ReadyTimes()
+        self.sampler: Kernel = layout.put(sampler.traced(), REPLICATED)
+        self.key, self.sizes, self.lookahead = key, sizes, lookahead
+        self.slot_allocator = SlotAllocator(sizes.slots, sizes.group, layout.rows)
+        self._phases, self._ready = PhaseTimer(), ReadyTimes()
         self.seconds = self._phases.seconds
         self._tokenizer = tokenizer
         self._clear()
 
     def _clear(self) -> None:
-        self._occupants: list[Work | None] = [None] * self.sizes.slots
+        self._occupants: list[ActiveRequest | None] = [None] * self.sizes.slots
         self._prompts: PromptInputs | None = None
         self._state: DecodeState | None = None
         vocab_size, most = self.model.vocab_size, self.sizes.stop_states
-        self._targets = MixedTargets(vocab_size, self._tokenizer, most, self.layout)
+        self._targets = TargetBatch(vocab_size, self._tokenizer, most, self.layout)
         # Those that came when the table of stop rules had no room.
-        self._held: list[Work] = []
+        self._held: list[ActiveRequest] = []
         # Steps so far, and the entry of the caches that the next one writes.
         self._clock = self._entry = 0
         # Chunks that were handed out and not looked at: who ran in them, and who still does.
-        self._unseen: collections.deque[tuple[list[Work | None], jax.Array]] = collections.deque()
-        self._leaving: collections.deque[tuple[dict[int, Work], Harvest]] = collections.deque()
+        self._unseen: collections.deque[tuple[list[ActiveRequest | None], jax.Array]] = (
+            collections.deque()
+        )
+        self._leaving: collections.deque[tuple[dict[int, ActiveRequest], FinishedPrompts]] = (
+            collections.deque()
+        )
 
     def check(self, target: PowerTarget) -> None:
-        """Raises ValueError for a target that cannot be served, see ``MixedTargets``."""
+        """Raises ValueError for a target that cannot be served, see ``TargetBatch``."""
         self._targets.check(target)
 
     @no_ambient_mesh()
@@ -153,7 +157,7 @@ class Slots:
           Seconds of compiling.
         """
         before, sizes = timing.compile_seconds(), self.sizes
-        plain = Work([0], 0, PowerTarget(1.0), 1)
+        plain = ActiveRequest([0], 0, PowerTarget(1.0), 1)
         index = jax.ShapeDtypeStruct((sizes.group,), jnp.int32)
         entry = jax.ShapeDtypeStruct((), jnp.int32)
         entries = jax.ShapeDtypeStruct((sizes.chunk,), jnp.int32)
@@ -165,8 +169,8 @@ class Slots:
         }
         for bucket in sizes.prompt_buckets():
             static, args = self._entering({0: plain}, bucket)
-            self._compile(programs.enter, static, *args)
-            prompts, state, _ = executables.results(programs.enter, static, args, self.layout)
+            self._compile(programs.prefill, static, *args)
+            prompts, state, _ = executables.results(programs.prefill, static, args, self.layout)
             entered = prompts, state
             slots = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct((self._rows(x), *x.shape[1:]), x.dtype), entered
@@ -175,11 +179,11 @@ class Slots:
             prompts, state = slots
             for cache in caches.values():
                 args = self.params, shared, prompts, state._replace(cache=cache), entries
-                self._compile(programs.run_chunk, step, *args)
-        self._compile(programs.harvest, {}, shared, prompts._replace(context=None), state, index)
+                self._compile(programs.decode_chunk, step, *args)
+        self._compile(programs.finalize, {}, shared, prompts._replace(context=None), state, index)
         for small, large in itertools.pairwise(caches):
             static = {"model": self.model, "capacity": large}
-            self._compile(programs.grow, static, caches[small], entry)
+            self._compile(programs.resize_cache, static, caches[small], entry)
         compiling = timing.compile_seconds() - before
         self.seconds["compile"] += compiling
         return compiling
@@ -187,8 +191,8 @@ class Slots:
     # --- The host's loop ---
 
     def run(
-        self, waiting: Iterable[Work | None], until: Callable[[], bool] = lambda: False
-    ) -> Generator[Work]:
+        self, waiting: Iterable[ActiveRequest | None], until: Callable[[], bool] = lambda: False
+    ) -> Generator[ActiveRequest]:
         """Yields every prompt when it is through, whatever became of it.
 
         ``until`` is asked after every chunk, and ends it all at once: what still runs is lost.
@@ -197,7 +201,7 @@ class Slots:
         moment. If reading it raises, all that has entered is finished and yielded before the error
         is raised again.
         """
-        queue: Iterator[Work | None] = iter(waiting)
+        queue: Iterator[ActiveRequest | None] = iter(waiting)
         broken: Exception | None = None
         open_end = True
         while (open_end or self._held or any(self._occupants) or self._leaving) and not self._ends(
@@ -227,7 +231,7 @@ class Slots:
         return ends
 
     @no_ambient_mesh()
-    def _turn(self, arrivals: list[Work]) -> list[Work]:
+    def _turn(self, arrivals: list[ActiveRequest]) -> list[ActiveRequest]:
         """One round: enter, hand out a chunk, look at an earlier one. Returns who is through."""
         self._resume()
         through = [work for work in arrivals if not work.is_wanted]
@@ -236,8 +240,8 @@ class Slots:
             idle = not any(self._occupants)
             entering, self._held = self._with_room(entering)
             free = [slot for slot, work in enumerate(self._occupants) if work is None]
-            goes = dict(zip(self.places.in_turn(free), entering, strict=False))
-            for group in self.places.groups(list(goes)):
+            goes = dict(zip(self.slot_allocator.round_robin(free), entering, strict=False))
+            for group in self.slot_allocator.groups(list(goes)):
                 self._enter({place: goes[slot] for place, slot in group.items()}, group)
             if idle and entering:
                 jax.block_until_ready(self._state)
@@ -248,7 +252,7 @@ class Slots:
             # The harvest of a round ago lies behind the chunk of a round ago.
             ready = len(self._leaving)
             self._look()
-            for _ in range(ready if self.looks_late else len(self._leaving)):
+            for _ in range(ready if self.lookahead else len(self._leaving)):
                 through += self._receive(*self._leaving[0])
                 self._leaving.popleft()
         except jax.errors.JaxRuntimeError as error:
@@ -266,7 +270,9 @@ class Slots:
         self._phases.book("decode")
         return through
 
-    def _with_room(self, entering: list[Work]) -> tuple[list[Work], list[Work]]:
+    def _with_room(
+        self, entering: list[ActiveRequest]
+    ) -> tuple[list[ActiveRequest], list[ActiveRequest]]:
         """Those whose targets can be placed, and those that wait for others to leave."""
         in_use = {work.target.stop for work in self._occupants if work is not None}
         for number, work in enumerate(entering):
@@ -287,11 +293,11 @@ class Slots:
 
     # --- One round ---
 
-    def _enter(self, works: dict[int, Work], group: dict[int, int]) -> None:
+    def _enter(self, works: dict[int, ActiveRequest], group: dict[int, int]) -> None:
         """Prefills prompts, by place in their group, and puts them into its slots."""
         longest = max(len(work.prompt) for work in works.values())
         static, args = self._entering(works, self.sizes.prompt_bucket(longest))
-        prompts, state, info = self._call(programs.enter, static, *args)
+        prompts, state, info = self._call(programs.prefill, static, *args)
         self._insert(prompts, state, group)
         seen = _Seen(jax.tree.map(lambda x: x[:, None], info))
         for place, work in works.items():
@@ -300,11 +306,11 @@ class Slots:
 
     @preparing()
     def _entering(
-        self, works: dict[int, Work], bucket: int
+        self, works: dict[int, ActiveRequest], bucket: int
     ) -> tuple[dict[str, Any], tuple[Any, ...]]:
-        """The arguments of ``programs.enter``, static and traced."""
+        """The arguments of ``programs.prefill``, static and traced."""
         size, some = self.sizes.group, next(iter(works.values()))
-        nobody = Work([0], 0, some.target, 0)  # has cap 0 and draws nothing
+        nobody = ActiveRequest([0], 0, some.target, 0)  # has cap 0 and draws nothing
         placed = [works.get(place, nobody) for place in range(size)]
         tokens, lengths = pad_prompts([work.prompt for work in placed], size, bucket)
         ids = [work.prompt_id for work in placed]
@@ -329,7 +335,9 @@ class Slots:
             specs = self.layout.prompts(), self.layout.state()
             slots = self.layout.zeros(functools.partial(self._new_slots, entered), specs)
             self._capacity = self._cache_capacity(1)
-            cache = self.layout.zeros(functools.partial(self._new_cache, self._capacity), GROUP)
+            cache = self.layout.zeros(
+                functools.partial(self._new_cache, self._capacity), PER_DEVICE
+            )
         else:
             slots = self._targets.widen(self._prompts), self._state._replace(cache=None)
             cache = self._state.cache
@@ -337,7 +345,7 @@ class Slots:
             lambda x, y: tuple(map(max, x.shape[1:], y.shape[1:])), slots, entered
         )
         slots, entered = (jax.tree.map(batching.fit, tree, widest) for tree in (slots, entered))
-        index = self.places.index(group, otherwise=self.places.per_row)
+        index = self.slot_allocator.index(group, otherwise=self.slot_allocator.per_row)
         self._prompts, state = self._call(programs.insert, {}, slots, entered, index)
         self._state = state._replace(cache=cache)
 
@@ -347,7 +355,7 @@ class Slots:
         self._fit_cache()
         chunk = self.sizes.chunk
         self._state, info, running = self._call(
-            programs.run_chunk,
+            programs.decode_chunk,
             {"model": self.model},
             self.params,
             self._shared(),
@@ -373,7 +381,7 @@ class Slots:
         capacity = self._cache_capacity(entries)
         if capacity != self._capacity:
             cache = self._call(
-                programs.grow,
+                programs.resize_cache,
                 {"model": self.model, "capacity": capacity},
                 self._state.cache,
                 np.int32(last := (self._entry - 1) % self._capacity),
@@ -401,8 +409,8 @@ class Slots:
 
     def _look(self) -> None:
         """Harvests the slots whose prompts are known to be done."""
-        done: dict[int, Work] = {}
-        while len(self._unseen) > self.looks_late:
+        done: dict[int, ActiveRequest] = {}
+        while len(self._unseen) > self.lookahead:
             occupants, running = self._unseen.popleft()
             for slot, still in enumerate(np.asarray(running).tolist()):
                 work = occupants[slot]
@@ -412,25 +420,27 @@ class Slots:
         for slot, work in enumerate(self._occupants):
             if work is not None and self._clock - work.clock >= work.cap - 1:
                 done[slot] = work
-        for group in self.places.groups(sorted(done)):
-            self._harvest({place: done[slot] for place, slot in group.items()}, group)
+        for group in self.slot_allocator.groups(sorted(done)):
+            self._finalize({place: done[slot] for place, slot in group.items()}, group)
 
-    def _harvest(self, done: dict[int, Work], group: dict[int, int]) -> None:
+    def _finalize(self, done: dict[int, ActiveRequest], group: dict[int, int]) -> None:
         assert self._prompts is not None and self._state is not None
         left = self._call(
-            programs.harvest,
+            programs.finalize,
             {},
             SharedInputs(self.sampler),
             self._prompts._replace(context=None),
             self._state._replace(cache=None),
-            self.places.index(group, otherwise=0),
+            self.slot_allocator.index(group, otherwise=0),
         )
         _copy_to_host(left)
         for slot in group.values():
             self._occupants[slot] = None
         self._leaving.append((done, left))
 
-    def _receive(self, works: dict[int, Work], left: Harvest) -> list[Work]:
+    def _receive(
+        self, works: dict[int, ActiveRequest], left: FinishedPrompts
+    ) -> list[ActiveRequest]:
         """Waits for what the prompts left behind, by their place in the group."""
         left = jax.device_get(left)
         for place, work in works.items():
@@ -440,14 +450,14 @@ class Slots:
             work.parts = []
         return list(works.values())
 
-    def _drop_cancelled(self) -> list[Work]:
+    def _drop_cancelled(self) -> list[ActiveRequest]:
         """Frees the slots of prompts that nobody wants any more."""
         unwanted = np.array([w is not None and w.cancelled for w in self._occupants])
         if not unwanted.any():
             return []
         assert self._prompts is not None
         target = self._prompts.target
-        cap = self._call(programs.retire, {}, target.cap, unwanted)
+        cap = self._call(programs.cancel, {}, target.cap, unwanted)
         self._prompts = self._prompts._replace(target=target._replace(cap=cap))
         dropped = [w for w in self._occupants if w is not None and w.cancelled]
         self._occupants = [None if w is None or w.cancelled else w for w in self._occupants]

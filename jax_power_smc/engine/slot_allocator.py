@@ -17,7 +17,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class SlotAllocator:
     """Slots and groups of a mesh with so many "data" rows.
 
     Attributes:
@@ -35,7 +35,7 @@ class Places:
         """Slots of one row."""
         return self.slots // self.rows
 
-    def in_turn(self, slots: Iterable[int]) -> list[int]:
+    def round_robin(self, slots: Iterable[int]) -> list[int]:
         """Slots in the order in which they are given away: of all rows in turn."""
         own: list[list[int]] = [[] for _ in range(self.rows)]
         for slot in slots:

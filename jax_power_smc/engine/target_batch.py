@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.core.mesh import SAME
+from jax_power_smc.core.mesh import REPLICATED
 from jax_power_smc.engine import executables, programs
 from jax_power_smc.engine.buckets import LARGEST_TABLE, power_of_two
 from jax_power_smc.engine.decode import PromptInputs
@@ -25,7 +25,7 @@ def block_states(rule: StopRule) -> int:
     return max(_SMALLEST_BLOCK, power_of_two(len(rule.automaton().table)))
 
 
-class MixedTargets:
+class TargetBatch:
     """The targets of all prompts of a set of slots.
 
     Stop rules share one table on the device, in which each has a block of states of its own for as
@@ -161,7 +161,7 @@ class MixedTargets:
         if old is not None and old.shape[0] == rows:
             return old
         shape = rows, self._vocab_size
-        new = self._layout.zeros(lambda: jnp.zeros(shape, jnp.int16), SAME)
+        new = self._layout.zeros(lambda: jnp.zeros(shape, jnp.int16), REPLICATED)
         return new if old is None else self._write(new, old, 0)
 
     def _write(self, table: jax.Array, rows: Any, first: int) -> jax.Array:

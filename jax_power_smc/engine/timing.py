@@ -20,7 +20,7 @@ from jax_power_smc.results.result import PHASES
 _COMPILING = "/jax/core/compile/"
 
 
-class PhaseClock:
+class PhaseTimer:
     """Books time by phase.
 
     Attributes:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from jax.sharding import Mesh
 
 from jax_power_smc.core.prng import prompt_id, seed_key
-from jax_power_smc.core.process_group import ALONE, Processes
+from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup
 from jax_power_smc.engine import sample
 from jax_power_smc.engine.engine import Engine, StreamRequest
 from jax_power_smc.engine.mh_chains import Stopped
@@ -23,7 +23,7 @@ from jax_power_smc.engine.validation import check_request
 from jax_power_smc.evaluation import records
 from jax_power_smc.evaluation.conditions import Conditions, digest
 from jax_power_smc.evaluation.records import Item, Record
-from jax_power_smc.evaluation.scores import Reading, read
+from jax_power_smc.evaluation.scores import ItemScores, read
 from jax_power_smc.evaluation.store import Writer
 from jax_power_smc.evaluation.summary import Run
 from jax_power_smc.grading.base import Grader
@@ -73,7 +73,7 @@ class Job:
     conditions: Conditions
     slots: int | None = None
     mesh: Mesh | None = None
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
 
     @property
     def decodes_together(self) -> bool:
@@ -154,12 +154,12 @@ def check(job: Job) -> None:
 
 def evaluate(
     job: Job,
-    done: Sequence[Reading],
+    done: Sequence[ItemScores],
     writer: Writer,
     grader: Grader,
     report: Report,
     until: Callable[[], bool] = lambda: False,
-) -> list[Reading]:
+) -> list[ItemScores]:
     """Does what is left, and returns what it has done.
 
     Args:
@@ -174,13 +174,13 @@ def evaluate(
     Raises:
       OSError: if a record cannot be written.
     """
-    readings: list[Reading] = []
+    readings: list[ItemScores] = []
     for run in job.runs:
         own = [reading for reading in done if reading.item[0] == run.name]
         left = _left(job, run, {reading.item for reading in own})
-        mine = {_item(run, *each) for each in job.processes.share(left)}
+        mine = {_item(run, *each) for each in job.processes.shard(left)}
         if not job.decodes_together:
-            left = job.processes.share(left)
+            left = job.processes.shard(left)
         progress = _Progress(run, own, len(own) + len(mine), report)
         desk = _Desk(writer, grader, progress, mine)
         decode = _chains if _runs_chains(run) else _slots
@@ -353,14 +353,14 @@ class _Desk:
 class _Progress:
     """Counts the items of a run, those of earlier starts too."""
 
-    def __init__(self, run: Run, done: Sequence[Reading], total: int, report: Report) -> None:
+    def __init__(self, run: Run, done: Sequence[ItemScores], total: int, report: Report) -> None:
         self._label, self._total, self._report = run.label, total, report
         self.readings = list(done)
         self._right = sum(reading.answers["draw"].correct for reading in done)
         self._before, self._began = len(done), time.monotonic()
         self._compiling = 0.0
 
-    def add(self, reading: Reading) -> None:
+    def add(self, reading: ItemScores) -> None:
         """One more item is finished."""
         self.readings.append(reading)
         self._right += reading.answers["draw"].correct

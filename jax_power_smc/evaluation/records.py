@@ -74,7 +74,7 @@ def unjudged(
       result: what came out, P = 1.
       tokenizer: that of the model.
     """
-    used = np.flatnonzero(result.info.rows[0] >= 0).tolist()
+    used = np.flatnonzero(result.info.particle_index[0] >= 0).tolist()
     particles = _particles(result, tokenizer, used)
     choice = int(result.choice[0])
     (failure,) = result.failures()
@@ -144,7 +144,7 @@ def _particles(result: SampleResult, tokenizer: Any, used: Sequence[int]) -> lis
             "log_weight": finite(log_weights[i]),
             "loop": bool(result.info.loops[0, i]),
             "very_short": bool(result.info.very_short[0, i]),
-            "row": int(result.info.rows[0, i]),
+            "row": int(result.info.particle_index[0, i]),
         }
         for i in used
     ]

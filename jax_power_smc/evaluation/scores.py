@@ -21,7 +21,7 @@ ANSWERS: tuple[Answer, ...] = ("draw", "vote", "best")
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class AnswerScore:
     """How one answer of one item was judged.
 
     Attributes:
@@ -36,7 +36,7 @@ class Judged:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class ItemScores:
     """What the tables need of one record.
 
     Attributes:
@@ -53,7 +53,7 @@ class Reading:
     """
 
     item: Item
-    answers: dict[Answer, Judged]
+    answers: dict[Answer, AnswerScore]
     right: float
     num_right: int
     num: int
@@ -79,15 +79,15 @@ class Reading:
         return 1.0 - math.comb(self.num - self.num_right, k) / math.comb(self.num, k)
 
 
-def read(record: Record) -> Reading:
+def read(record: Record) -> ItemScores:
     """Reads a judged record."""
     particles = record["particles"]
     weights = [_weight(particle) for particle in particles]
     alive = [(p, w) for p, w in zip(particles, weights, strict=True) if w > 0]
     failed = record["failure"] is not None or not alive
     if failed:
-        nothing = Judged(False, False, None)
-        answers: dict[Answer, Judged] = dict.fromkeys(ANSWERS, nothing)
+        nothing = AnswerScore(False, False, None)
+        answers: dict[Answer, AnswerScore] = dict.fromkeys(ANSWERS, nothing)
     else:
         total = math.fsum(w for _, w in alive)
         alive = [(p, w / total) for p, w in alive]
@@ -97,7 +97,7 @@ def read(record: Record) -> Reading:
             "best": _judged(max((p for p, _ in alive), key=_log_prob)),
         }
     right = [(p, w) for p, w in alive if p["correct"] and not failed]
-    return Reading(
+    return ItemScores(
         item=item_of(record),
         answers=answers,
         right=math.fsum(w for _, w in right),
@@ -122,11 +122,11 @@ def _log_prob(particle: Record) -> float:
     return -math.inf if particle["log_prob"] is None else particle["log_prob"]
 
 
-def _judged(particle: Record) -> Judged:
-    return Judged(particle["correct"], particle["correct_string"], particle["log_prob"])
+def _judged(particle: Record) -> AnswerScore:
+    return AnswerScore(particle["correct"], particle["correct_string"], particle["log_prob"])
 
 
-def _vote(alive: Sequence[tuple[Record, float]]) -> Judged:
+def _vote(alive: Sequence[tuple[Record, float]]) -> AnswerScore:
     """Ties go to the answer seen first.
 
     Particles of one answer may be judged differently, by strings above all, where the answer was
@@ -139,11 +139,11 @@ def _vote(alive: Sequence[tuple[Record, float]]) -> Judged:
     log_probs = [_log_prob(particle) for particle, _ in alive]
     mean = math.fsum(log_probs) / len(alive) if math.isfinite(min(log_probs)) else None
     if not votes:
-        return Judged(False, False, mean)
+        return AnswerScore(False, False, mean)
     winner = max(votes, key=lambda answer: votes[answer])
 
     def most(verdict: str) -> bool:
         right = math.fsum(w for p, w in alive if p["parsed"] == winner and p[verdict])
         return right > votes[winner] / 2
 
-    return Judged(most("correct"), most("correct_string"), mean)
+    return AnswerScore(most("correct"), most("correct_string"), mean)

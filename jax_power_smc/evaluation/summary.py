@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jax_power_smc.evaluation.intervals import accuracy_interval, difference_interval
-from jax_power_smc.evaluation.scores import ANSWERS, Answer, Reading
+from jax_power_smc.evaluation.scores import ANSWERS, Answer, ItemScores
 from jax_power_smc.samplers import (
     Ancestral,
     MetropolisHastings,
@@ -67,7 +67,9 @@ class Run:
 class _Table:
     """The readings of one run, where every problem has all seeds."""
 
-    def __init__(self, run: Run, readings: Mapping[tuple[str, int], Reading], ids: Sequence[str]):
+    def __init__(
+        self, run: Run, readings: Mapping[tuple[str, int], ItemScores], ids: Sequence[str]
+    ):
         self.run, self.ids = run, ids
         seeds = sorted({seed for _, seed in readings})
         self.rows = [[readings[name, seed] for seed in seeds] for name in ids]
@@ -76,13 +78,13 @@ class _Table:
             self.all
         )
 
-    def scores(self, value: Callable[[Reading], float], ids: Sequence[str] | None = None) -> Any:
+    def scores(self, value: Callable[[ItemScores], float], ids: Sequence[str] | None = None) -> Any:
         """[problems, seeds], of these problems."""
         place = dict(zip(self.ids, self.rows, strict=True))
         rows = [place[name] for name in (self.ids if ids is None else ids)]
         return np.array([[value(reading) for reading in row] for row in rows], np.float64)
 
-    def mean(self, value: Callable[[Reading], float | None]) -> float | None:
+    def mean(self, value: Callable[[ItemScores], float | None]) -> float | None:
         """Over all items that worked and have such a value."""
         values = [value(reading) for reading in self.all if not reading.failed]
         known = [x for x in values if x is not None]
@@ -90,7 +92,7 @@ class _Table:
 
 
 def summarize(
-    readings: Sequence[Reading],
+    readings: Sequence[ItemScores],
     runs: Sequence[Run],
     ids: Sequence[str],
     seeds: Sequence[int],
@@ -127,7 +129,7 @@ def summarize(
 
 
 def _table(
-    run: Run, readings: Sequence[Reading], ids: Sequence[str], seeds: Sequence[int]
+    run: Run, readings: Sequence[ItemScores], ids: Sequence[str], seeds: Sequence[int]
 ) -> _Table | None:
     own = {(r.item[2], r.item[1]): r for r in readings if r.item[0] == run.name}
     whole = [name for name in ids if all((name, seed) in own for seed in seeds)]
@@ -173,7 +175,7 @@ def _pass_at_k(table: _Table) -> list[dict[str, Any]]:
     powers = (2**i for i in range(num.bit_length()))
     rows = []
     for k in sorted({num, *powers}) if num > 1 else ():
-        passed = functools.partial(Reading.pass_at, k=k, independent=run.is_independent)
+        passed = functools.partial(ItemScores.pass_at, k=k, independent=run.is_independent)
         value, low, high = accuracy_interval(table.scores(passed))
         row = {"run": run.name, "method": run.label, "k": k, "value": value, "ci95": [low, high]}
         rows.append(row)

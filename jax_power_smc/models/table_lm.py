@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jax_power_smc.core.mesh import MODEL
-from jax_power_smc.core.vocab_sharding import UNSHARDED, VocabSharding, can_be_cut
+from jax_power_smc.core.vocab_sharding import UNSHARDED, VocabSharding, can_shard
 from jax_power_smc.models.transformer import kv_cache
 
 
@@ -54,7 +54,7 @@ class TableLM:
         Raises:
           ValueError: if the vocabulary cannot be cut into so many parts.
         """
-        if not can_be_cut(self.vocab_size, size):
+        if not can_shard(self.vocab_size, size):
             raise ValueError(
                 f"the mesh has {size} devices on its axis {MODEL!r}, over which a vocabulary of "
                 f"{self.vocab_size} cannot be cut."

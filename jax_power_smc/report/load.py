@@ -15,7 +15,7 @@ from etils import epath
 
 from jax_power_smc.evaluation import claim, conditions, store
 from jax_power_smc.evaluation.records import Record
-from jax_power_smc.evaluation.scores import Reading, read
+from jax_power_smc.evaluation.scores import ItemScores, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Item:
       failure: why the whole result means nothing, or None.
     """
 
-    reading: Reading
+    reading: ItemScores
     ess: np.ndarray
     forks: np.ndarray
     lengths: np.ndarray

@@ -32,7 +32,7 @@ def diagnose(
     finished: np.ndarray,
     log_weights: np.ndarray,
     parent: np.ndarray,
-    rows: np.ndarray,
+    particle_index: np.ndarray,
 ) -> Diagnostics:
     """All diagnostics of a result.
 
@@ -42,7 +42,7 @@ def diagnose(
       finished: [P, N] bool.
       log_weights: [P, N], normalised.
       parent: [P, T, M], the genealogy.
-      rows: [P, N], the row of each particle at the end.
+      particle_index: [P, N], where in the population [M] each particle is at the end.
     """
     weights = np.exp(np.asarray(log_weights, np.float64))
     alive = weights > 0
@@ -53,7 +53,7 @@ def diagnose(
             [len(np.unique(tokens[p, alive[p], 0])) for p in prompts], np.int32
         ),
         coalescence=np.array(
-            [shared_steps(parent[p], rows[p, alive[p]]) for p in prompts], np.int32
+            [shared_steps(parent[p], particle_index[p, alive[p]]) for p in prompts], np.int32
         ),
         loops=np.array(
             [
@@ -66,15 +66,15 @@ def diagnose(
     )
 
 
-def shared_steps(parent: np.ndarray, rows: np.ndarray) -> int:
-    """First steps that all given rows share: parent [T, M], rows [K] at the end.
+def shared_steps(parent: np.ndarray, index: np.ndarray) -> int:
+    """First steps that all given particles share: parent [T, M], index [K] at the end.
 
-    0 means that they descend from different first tokens' rows; with one row, or none, it is T.
+    0 means that their first tokens were drawn apart; with one particle, or none, it is T.
     """
     for step in range(parent.shape[0] - 1, -1, -1):
-        if len(np.unique(rows)) <= 1:
+        if len(np.unique(index)) <= 1:
             return step + 1
-        rows = parent[step][rows]
+        index = parent[step][index]
     return 0
 
 

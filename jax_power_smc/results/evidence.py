@@ -43,7 +43,7 @@ def pool(
 
     ``choice`` is drawn anew from all particles. The pooled ``info``:
 
-    * parent, rows: those of run r moved up by the rows of the runs before it, so that the genealogy
+    * parent, particle_index: those of run r moved up by the populations of the runs before it, so that the genealogy
       is that of the runs side by side.
     * ess, forks, model_tokens, seconds: sums over runs. The sum of the ESS is that of the runs on
       their own; the ESS of the pooled population is at most that, and follows at the end from
@@ -230,12 +230,14 @@ def _pooled_info(
 ) -> SampleInfo:
     """What was observed, of all runs side by side; see ``pool``. shares [R, P]."""
     infos = [result.info for result in results]
-    rows_before = np.cumsum([0] + [info.parent.shape[2] for info in infos[:-1]])
-    parents, all_rows = [], []
-    for info, before in zip(infos, rows_before.astype(np.int32), strict=True):
+    sizes_before = np.cumsum([0] + [info.parent.shape[2] for info in infos[:-1]])
+    parents, indices = [], []
+    for info, before in zip(infos, sizes_before.astype(np.int32), strict=True):
         parents.append(np.asarray(info.parent) + before)
-        all_rows.append(np.where(info.rows >= 0, info.rows + before, info.rows))
-    parent, rows = np.concatenate(parents, axis=2), np.concatenate(all_rows, axis=1)
+        indices.append(
+            np.where(info.particle_index >= 0, info.particle_index + before, info.particle_index)
+        )
+    parent, particle_index = np.concatenate(parents, axis=2), np.concatenate(indices, axis=1)
 
     def total(name: str) -> np.ndarray:
         parts = np.stack([np.asarray(getattr(info, name)) for info in infos])
@@ -250,14 +252,14 @@ def _pooled_info(
         resampled=np.any([info.resampled for info in infos], axis=0),
         forks=total("forks"),
         parent=parent,
-        rows=rows,
+        particle_index=particle_index,
         **diagnose(
             arrays["tokens"],
             arrays["lengths"],
             arrays["finished"],
             arrays["log_weights"],
             parent,
-            rows,
+            particle_index,
         )._asdict(),
         bad_logits=np.any([info.bad_logits for info in infos], axis=0),
         dropped_mass=run_arrays.dropped_share(results, shares).astype(dropped_dtype),

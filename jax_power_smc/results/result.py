@@ -17,7 +17,7 @@ from jax_power_smc.targets.stop_rules import StopBoxed, StopRegex, StopString
 Array = jax.Array | np.ndarray
 PHASES = ("compile", "prefill", "decode")
 # Of saved results; another number when a file of today could not be read any more.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ class SampleInfo:
       forks: [P, T] int32, particles that took over another one's past.
       parent: [P, T, M] int32, whose tokens before t each row continued at t: the genealogy. M is N,
         or more for a sampler that keeps finished sequences apart.
-      rows: [P, N] int32, the row of each returned particle; -1 for an unused one.
+      particle_index: [P, N] int32, where in the population [M] each returned particle is; -1 for an
+        unused one.
       distinct_roots: [P] int32, different first tokens among the particles of positive weight.
       coalescence: [P] int32, first steps that all final particles of positive weight share; 0 if
         they still descend from different first tokens' rows. With one particle all steps.
@@ -50,7 +51,7 @@ class SampleInfo:
     resampled: np.ndarray
     forks: np.ndarray
     parent: np.ndarray
-    rows: np.ndarray
+    particle_index: np.ndarray
     distinct_roots: np.ndarray
     coalescence: np.ndarray
     unfinished_mass: np.ndarray
@@ -247,7 +248,7 @@ _INFO_ARRAYS = {
     "resampled": ("PT", np.bool_),
     "forks": ("PT", np.integer),
     "parent": ("PTM", np.integer),
-    "rows": ("PN", np.integer),
+    "particle_index": ("PN", np.integer),
     "distinct_roots": ("P", np.integer),
     "coalescence": ("P", np.integer),
     "unfinished_mass": ("P", np.floating),
@@ -298,9 +299,11 @@ def _from_entries(entries: Mapping[str, Any]) -> SampleResult:
     if "meta" not in entries:
         raise _MisfitError("it has no entry meta")
     meta = json.loads(str(entries["meta"]))
-    form = meta.get("format", FORMAT)  # the first files did not say
-    if form != FORMAT:
-        raise _MisfitError(f"its format is {form!r} and this version reads {FORMAT}")
+    form = meta.get("format", 1)  # the first files did not say
+    if form not in (1, FORMAT):
+        raise _MisfitError(f"its format is {form!r} and this version reads up to {FORMAT}")
+    if form == 1 and "info_rows" in entries:
+        entries = {**entries, "info_particle_index": entries["info_rows"]}
     if absent := [name for name in known if name not in entries]:
         raise _MisfitError(f"it has no {', '.join(absent)}")
     arrays = {name: np.asarray(entries[name]) for name in known}

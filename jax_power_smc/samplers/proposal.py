@@ -126,7 +126,7 @@ def power_proposal(
 
     Args:
       logits: [N, V] of the base model, or log p, at temperature 1. A sharded vocabulary must be
-        ``can_be_cut``.
+        ``can_shard``.
       allowed: [N, V] bool, the step's support; or [1, V], the same for all rows, which is faster.
       exponent: [] a_t, at least 0.
       block_size: b, at most V; None for one that suits V.

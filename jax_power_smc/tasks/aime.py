@@ -6,7 +6,7 @@ The years are data sets of their own, with names of their own for the same field
 import re
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import Benchmark, Example, name_of
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
 from jax_power_smc.tasks.rows import Row
 
 SAMPLES = (
@@ -42,7 +42,7 @@ def read(row: Row) -> Example:
     return Example(key, question, str(int(answer)), solution)
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = DatasetSpec(
     title="AIME",
     kind="math",
     read=read,

@@ -27,7 +27,7 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
+class DatasetSpec:
     """A benchmark.
 
     Attributes:

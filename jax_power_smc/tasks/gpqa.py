@@ -4,7 +4,7 @@ The options' order follows from the id of the record, so that it is the same eve
 """
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import Benchmark, Example, name_of
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
 from jax_power_smc.tasks.rows import Row
 
 SAMPLES = (
@@ -59,7 +59,7 @@ def _from_options(row: Row) -> Example:
     return Example(key, question, letter, solution)
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = DatasetSpec(
     title="GPQA Diamond",
     kind="choice",
     read=read,

@@ -3,7 +3,7 @@
 import re
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import Benchmark, Example, name_of
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
 from jax_power_smc.tasks.rows import Row
 
 SAMPLES = (
@@ -40,7 +40,7 @@ def read(row: Row) -> Example:
     return Example(name_of(row, question, "id"), question, gold, solution)
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = DatasetSpec(
     title="GSM8K",
     kind="math",
     read=read,

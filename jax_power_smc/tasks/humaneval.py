@@ -1,7 +1,7 @@
 """HumanEval: Python functions to complete, judged by running their tests."""
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import Benchmark, Example, name_of
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
 from jax_power_smc.tasks.rows import Row
 
 SAMPLES = (
@@ -33,7 +33,7 @@ def read(row: Row) -> Example:
     )
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = DatasetSpec(
     title="HumanEval",
     kind="code",
     read=read,

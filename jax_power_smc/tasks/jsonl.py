@@ -6,7 +6,7 @@ from typing import Any
 
 from jax_power_smc.tasks import gpqa, gsm8k, humaneval, prompts
 from jax_power_smc.tasks.base import Kind
-from jax_power_smc.tasks.dataset import Benchmark, Example, name_of
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
 from jax_power_smc.tasks.rows import Row
 
 _FORMATS: dict[Kind, str] = {
@@ -19,7 +19,7 @@ _FORMATS: dict[Kind, str] = {
 _CODE = ("prompt", "test", "entry_point")
 
 
-def benchmark(fields: Mapping[str, str | None], kind: Kind) -> Benchmark:
+def benchmark(fields: Mapping[str, str | None], kind: Kind) -> DatasetSpec:
     """The benchmark of rows with these fields.
 
     Args:
@@ -36,7 +36,7 @@ def benchmark(fields: Mapping[str, str | None], kind: Kind) -> Benchmark:
         worked = row.text_or_none(solution) if solution else None
         return Example(key, question, _gold(row, str(fields["answer"]), kind), worked)
 
-    return Benchmark(
+    return DatasetSpec(
         title="own problems",
         kind=kind,
         read=read,

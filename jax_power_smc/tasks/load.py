@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from jax_power_smc.core import checks
 from jax_power_smc.tasks import aime, gpqa, gsm8k, humaneval, jsonl, math500, prompts, tiny_reasoner
 from jax_power_smc.tasks.base import Kind, Problem, Task
-from jax_power_smc.tasks.dataset import Benchmark, Example
+from jax_power_smc.tasks.dataset import DatasetSpec, Example
 from jax_power_smc.tasks.hub_data import UnavailableError, hub_rows, is_data_set
 from jax_power_smc.tasks.rows import Row, numbered, read_rows
 
@@ -129,13 +129,13 @@ def _text_or_none(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be None or a text.")
 
 
-def _benchmark(config: ConfigDict) -> Benchmark:
+def _benchmark(config: ConfigDict) -> DatasetSpec:
     if config.task == OWN:
         return jsonl.benchmark(config.fields.to_dict(), config.grader)
     return BENCHMARKS[config.task]
 
 
-def _rows(config: ConfigDict, benchmark: Benchmark) -> list[Row]:
+def _rows(config: ConfigDict, benchmark: DatasetSpec) -> list[Row]:
     """The first ``config.limit`` rows of what the config or the benchmark names."""
     data = str(config.data or benchmark.data)
     if not is_data_set(data):
@@ -146,7 +146,7 @@ def _rows(config: ConfigDict, benchmark: Benchmark) -> list[Row]:
     return hub_rows(data, name, benchmark.splits[config.split], config.limit)
 
 
-def _examples(benchmark: Benchmark, rows: list[Row]) -> list[Example]:
+def _examples(benchmark: DatasetSpec, rows: list[Row]) -> list[Example]:
     """What the rows hold, or one sentence about what they must not."""
     if not rows:
         raise ValueError("there is nothing to evaluate: no problems.")
@@ -161,7 +161,7 @@ def _examples(benchmark: Benchmark, rows: list[Row]) -> list[Example]:
     return examples
 
 
-def _shots(config: ConfigDict, benchmark: Benchmark, asked: list[Example]) -> list[Example]:
+def _shots(config: ConfigDict, benchmark: DatasetSpec, asked: list[Example]) -> list[Example]:
     """The first ``config.few_shot`` examples that are not asked themselves."""
     if not config.few_shot:
         return []

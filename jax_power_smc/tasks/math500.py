@@ -1,7 +1,7 @@
 """MATH-500: competition problems whose answers are mathematical expressions."""
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import Benchmark, Example, name_of
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
 from jax_power_smc.tasks.rows import Row
 
 SAMPLES = (
@@ -31,7 +31,7 @@ def read(row: Row) -> Example:
     )
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = DatasetSpec(
     title="MATH-500",
     kind="math",
     read=read,

@@ -1,1 +1,21 @@
-"""What the paper proves, as functions: Theorem 1, the cost model, exact enumeration."""
+"""What the paper proves, as functions: Theorem 1 here, the cost model, exact enumeration."""
+
+from jax_power_smc.theory.weight_variance import (
+    StepCost,
+    WeightMoments,
+    log_power_sum,
+    proposal_moments,
+    renyi_entropy,
+    weight_costs,
+    weight_moments,
+)
+
+__all__ = [
+    "StepCost",
+    "WeightMoments",
+    "log_power_sum",
+    "proposal_moments",
+    "renyi_entropy",
+    "weight_costs",
+    "weight_moments",
+]

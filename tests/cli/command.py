@@ -1,12 +1,11 @@
 """Runs a launcher's command line: once as its users do, or many times at the cost of one import."""
 
 import json
-import pathlib
 import re
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 # Imports once and runs every case in a process of its own.
 PROGRAM = """

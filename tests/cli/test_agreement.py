@@ -8,7 +8,7 @@ import pytest
 
 from jax_power_smc.cli.agreement import agree
 from jax_power_smc.core import process_group as library
-from jax_power_smc.core.process_group import ALONE, Processes
+from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def together(monkeypatch):
 
         def one(index):
             try:
-                agree(Processes(index, len(facts)), "the start", facts[index])
+                agree(ProcessGroup(index, len(facts)), "the start", facts[index])
             except ValueError as error:
                 return str(error)
             return None
@@ -61,4 +61,4 @@ def test_of_many_differences_some_are_named(together):
 
 
 def test_one_process_asks_nobody():
-    agree(ALONE, "the start", {})
+    agree(SINGLE_PROCESS, "the start", {})

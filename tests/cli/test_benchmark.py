@@ -1,16 +1,14 @@
 """The benchmark launcher on settings small enough for a test."""
 
 import json
-import pathlib
 import runpy
 
 import pytest
 
 from jax_power_smc.cli.benchmark import benchmark
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def config(**changes):

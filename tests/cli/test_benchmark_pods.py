@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import pathlib
 import runpy
 
 import pytest
@@ -10,10 +9,10 @@ from ml_collections import ConfigDict
 
 from jax_power_smc.benchmarks import pods
 from jax_power_smc.cli.benchmark import benchmark
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "pods.py"
 D, V, N, S, T, ROWS, LAYERS = 16, 64, 2, 8, 8, 3, 5
 SMALL = {

@@ -1,7 +1,6 @@
 """The speed benchmark through the launcher, on settings small enough for a test."""
 
 import json
-import pathlib
 import runpy
 
 import pytest
@@ -9,10 +8,10 @@ import pytest
 from jax_power_smc.benchmarks import torch_baseline
 from jax_power_smc.cli import benchmark_speed
 from jax_power_smc.cli.benchmark import benchmark
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHAPE = {
     "hidden_size": 8,
     "num_layers": 1,

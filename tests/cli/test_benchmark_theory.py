@@ -3,17 +3,16 @@
 import contextlib
 import io
 import json
-import pathlib
 import runpy
 
 import pytest
 from ml_collections import ConfigDict
 
 from jax_power_smc.cli.benchmark import benchmark
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM_PROMPTS, CAP = 2, 12
 
 

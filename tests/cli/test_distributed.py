@@ -12,7 +12,7 @@ import pytest
 from jax_power_smc.cli import distributed
 from jax_power_smc.cli.distributed import are_several, explain
 from jax_power_smc.core import process_group as library
-from jax_power_smc.core.process_group import ALONE, Processes, Stop
+from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup, Stop
 
 # --- Are there several? -----------------------------------------------------------------------
 
@@ -222,15 +222,15 @@ def test_the_watch_passes_signals_on(watch):
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
 def test_shares_are_disjoint_whole_and_even(count):
     items = list(range(7))
-    shares = [Processes(index, count).share(items) for index in range(count)]
+    shares = [ProcessGroup(index, count).shard(items) for index in range(count)]
     assert sorted(item for share in shares for item in share) == items
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
 
 
 def test_one_process_is_the_first_and_waits_for_nobody():
-    assert ALONE.is_first and not Processes(1, 2).is_first
-    ALONE.wait("nobody")  # no runtime is there to ask
+    assert SINGLE_PROCESS.is_first and not ProcessGroup(1, 2).is_first
+    SINGLE_PROCESS.barrier("nobody")  # no runtime is there to ask
 
 
 def test_who_waits_for_a_lost_process_leaves_the_end_to_the_runtime(monkeypatch):
@@ -242,7 +242,7 @@ def test_who_waits_for_a_lost_process_leaves_the_end_to_the_runtime(monkeypatch)
     monkeypatch.setattr(library.distributed.global_state, "client", client)
     monkeypatch.setattr(library.time, "sleep", slept.append)
     with pytest.raises(jax.errors.JaxRuntimeError):
-        Processes(1, 2).wait("all")
+        ProcessGroup(1, 2).barrier("all")
     assert slept == [library._SECONDS_TO_BE_ENDED]
 
 
@@ -269,7 +269,7 @@ def service(monkeypatch):
 
 def test_a_process_alone_stops_when_it_is_asked_to():
     asked = []
-    stop = Stop(ALONE, lambda: bool(asked), in_step=False)
+    stop = Stop(SINGLE_PROCESS, lambda: bool(asked), in_step=False)
     assert not stop()
     asked.append(True)
     assert stop()
@@ -281,8 +281,8 @@ def test_all_stop_when_one_is_asked_to(service, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(library.time, "monotonic", lambda: now[0])
     asked = []
-    one = Stop(Processes(0, 2), lambda: bool(asked), in_step=False)
-    other = Stop(Processes(1, 2), lambda: False, in_step=False)
+    one = Stop(ProcessGroup(0, 2), lambda: bool(asked), in_step=False)
+    other = Stop(ProcessGroup(1, 2), lambda: False, in_step=False)
     assert not one() and not other()
     asked.append(True)
     assert one()
@@ -297,11 +297,11 @@ def test_in_step_nobody_stops_before_all_know(monkeypatch):
     monkeypatch.setattr(
         library.multihost_utils, "process_allgather", lambda own: library.np.array([own, True])
     )
-    assert Stop(Processes(0, 2), lambda: False, in_step=True)()
+    assert Stop(ProcessGroup(0, 2), lambda: False, in_step=True)()
     monkeypatch.setattr(
         library.multihost_utils, "process_allgather", lambda own: library.np.array([own, False])
     )
-    assert not Stop(Processes(0, 2), lambda: False, in_step=True)()
+    assert not Stop(ProcessGroup(0, 2), lambda: False, in_step=True)()
 
 
 def test_who_has_nothing_more_to_do_still_passes_on_that_it_is_asked_to_stop(monkeypatch, service):
@@ -309,7 +309,7 @@ def test_who_has_nothing_more_to_do_still_passes_on_that_it_is_asked_to_stop(mon
     service.wait_at_barrier = lambda name, timeout: passed.wait(60)
     monkeypatch.setattr(library, "_SECONDS_BETWEEN_LOOKS", 0.01)
     asked = []
-    stop = Stop(Processes(0, 2), lambda: bool(asked), in_step=False)
+    stop = Stop(ProcessGroup(0, 2), lambda: bool(asked), in_step=False)
 
     def meanwhile():
         stop.pass_on()
@@ -317,24 +317,24 @@ def test_who_has_nothing_more_to_do_still_passes_on_that_it_is_asked_to_stop(mon
             passed.set()
         asked.append(True)
 
-    Processes(0, 2).wait("all", meanwhile)
+    ProcessGroup(0, 2).barrier("all", meanwhile)
     assert service.keys
 
 
 def test_in_step_nothing_is_passed_on(monkeypatch):
     # The others would not take part in the exchange.
     monkeypatch.delattr(library.multihost_utils, "process_allgather")
-    Stop(Processes(0, 2), lambda: True, in_step=True).pass_on()
+    Stop(ProcessGroup(0, 2), lambda: True, in_step=True).pass_on()
 
 
 def test_all_are_told_what_the_first_one_says(service):
     service.blocking_key_value_get = lambda key, timeout: service.keys[key]
-    assert [Processes(index, 3).told("what", f"{index}") for index in range(3)] == ["0"] * 3
-    assert ALONE.told("what", "alone") == "alone"
+    assert [ProcessGroup(index, 3).broadcast("what", f"{index}") for index in range(3)] == ["0"] * 3
+    assert SINGLE_PROCESS.broadcast("what", "alone") == "alone"
 
 
 @pytest.mark.parametrize(("others", "all_fail"), [((), False), ((0,), False), ((0, 2), True)])
 def test_whether_all_have_failed(monkeypatch, service, others, all_fail):
     monkeypatch.setattr(library, "_SECONDS_BETWEEN_LOOKS", 0.01)
     service.keys = {f"failed/{index}": "yes" for index in others}
-    assert Processes(1, 3).all_fail(0.05) is all_fail
+    assert ProcessGroup(1, 3).all_fail(0.05) is all_fail

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 import jax_power_smc as psmc
 from jax_power_smc.cli import evaluate, evaluate_progress
 from jax_power_smc.core import process_group as library
-from jax_power_smc.core.process_group import Processes
+from jax_power_smc.core.process_group import ProcessGroup
 from jax_power_smc.evaluation import claim, conditions, records
 from jax_power_smc.evaluation.job import State
 from jax_power_smc.evaluation.scores import read
@@ -499,9 +499,9 @@ def test_a_template_with_the_date_of_today_keeps_that_of_the_first_start(
 def waits(monkeypatch):
     """Names of the waits for other processes, none of which is there."""
     noted = []
-    monkeypatch.setattr(Processes, "wait", lambda self, name, *more: noted.append(name))
-    monkeypatch.setattr(Processes, "told", lambda self, name, value: value, raising=False)
-    monkeypatch.setattr(Processes, "gather", lambda self, name, value: [value] * self.count)
+    monkeypatch.setattr(ProcessGroup, "wait", lambda self, name, *more: noted.append(name))
+    monkeypatch.setattr(ProcessGroup, "told", lambda self, name, value: value, raising=False)
+    monkeypatch.setattr(ProcessGroup, "gather", lambda self, name, value: [value] * self.count)
     nobody = types.SimpleNamespace(key_value_dir_get=lambda key: [])
     monkeypatch.setattr(library.distributed.global_state, "client", nobody)
     return noted
@@ -524,8 +524,8 @@ def test_a_workdir_is_locked_until_all_processes_have_done_their_share(
         if file.exists() and file.stat().st_size:
             locked.append(is_locked())
 
-    monkeypatch.setattr(Processes, "wait", wait)
-    evaluate.evaluate(small_config(model), str(tmp_path), processes=Processes(0, 2))
+    monkeypatch.setattr(ProcessGroup, "wait", wait)
+    evaluate.evaluate(small_config(model), str(tmp_path), processes=ProcessGroup(0, 2))
     assert len(file.read_text().splitlines()) == 32
     assert locked[0]
 
@@ -538,11 +538,11 @@ def test_all_processes_go_on_or_not_as_the_first_one_says(
     for file in ("config.json", "records.jsonl"):
         shutil.copy(finished.workdir / file, tmp_path)
 
-    def told(self, name, value):
+    def broadcast(self, name, value):
         return answer if value in ("True", "False") else value
 
-    monkeypatch.setattr(Processes, "told", told, raising=False)
-    assert evaluate.evaluate(small_config(model), str(tmp_path), processes=Processes(1, 2)) == {}
+    monkeypatch.setattr(ProcessGroup, "told", broadcast, raising=False)
+    assert evaluate.evaluate(small_config(model), str(tmp_path), processes=ProcessGroup(1, 2)) == {}
     assert ("the workdir is claimed" in waits) == (answer == "False")
 
 
@@ -551,9 +551,9 @@ def test_a_process_that_finds_other_records_than_the_first_one_is_refused(
 ):
     shutil.copy(finished.workdir / "config.json", tmp_path)
     said = {"whether all is finished": "False", "what is finished": "other"}
-    monkeypatch.setattr(Processes, "told", lambda self, name, value: said.get(name, value))
+    monkeypatch.setattr(ProcessGroup, "told", lambda self, name, value: said.get(name, value))
     with pytest.raises(ValueError, match=r"process 1 does not find in .* what process 0 does"):
-        evaluate.evaluate(small_config(model), str(tmp_path), processes=Processes(1, 2))
+        evaluate.evaluate(small_config(model), str(tmp_path), processes=ProcessGroup(1, 2))
 
 
 # --- Dry runs ---------------------------------------------------------------------------------

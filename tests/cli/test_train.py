@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import runpy
 import signal
 import subprocess
@@ -16,8 +15,8 @@ from ml_collections import ConfigDict
 
 import jax_power_smc as psmc
 from jax_power_smc.cli import train
+from tests.paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = "configs/train_tiny_reasoner.py"
 TINY = {
     "model.hidden_size": 16,

@@ -17,7 +17,7 @@ from jax_power_smc.targets.power import PowerTarget, support
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 N, V = 5, 64
-CUT, SAME = PartitionSpec(None, MODEL), PartitionSpec()
+CUT, REPLICATED = PartitionSpec(None, MODEL), PartitionSpec()
 PARTS, EXTREMES = [2, 4, 8], [2, 8]
 
 
@@ -33,7 +33,7 @@ def on_all(parts, function, *args, specs=None):
         return jax.tree.map(lambda x: x[None], function(vocabulary, *args))
 
     if specs is None:
-        specs = tuple(CUT if x.ndim and x.shape[-1] == V else SAME for x in args)
+        specs = tuple(CUT if x.ndim and x.shape[-1] == V else REPLICATED for x in args)
     mapped = jax.shard_map(
         one, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(MODEL), check_vma=False
     )
@@ -75,8 +75,10 @@ def test_sums_and_maxima(parts):
 def test_parts_side_by_side_are_the_whole(parts):
     x = logits()
     assert_all(on_all(parts, lambda v, x: v.all_gather(x), x), x)
-    assert_all(on_all(parts, lambda v, x: v.all_gather(v.local_slice(x)), x, specs=(SAME,)), x)
-    found = on_all(parts, lambda v, x: v.local_slice(x), x, specs=(SAME,))
+    assert_all(
+        on_all(parts, lambda v, x: v.all_gather(v.local_slice(x)), x, specs=(REPLICATED,)), x
+    )
+    found = on_all(parts, lambda v, x: v.local_slice(x), x, specs=(REPLICATED,))
     np.testing.assert_array_equal(np.concatenate(list(found), axis=-1), x)
     firsts = on_all(parts, lambda v: v.first(V // parts))
     assert firsts.tolist() == [i * V // parts for i in range(parts)] and firsts.dtype == np.int32
@@ -85,7 +87,7 @@ def test_parts_side_by_side_are_the_whole(parts):
 @pytest.mark.parametrize("parts", PARTS)
 def test_exactly_one_device_has_a_token(parts):
     tokens = np.arange(V, dtype=np.int32)
-    local, mine = on_all(parts, lambda v, t: v.to_local(t, V // parts), tokens, specs=(SAME,))
+    local, mine = on_all(parts, lambda v, t: v.to_local(t, V // parts), tokens, specs=(REPLICATED,))
     assert mine.sum(axis=0).tolist() == [1] * V
     assert local.min() == 0 and local.max() == V // parts - 1
     owner = mine.argmax(axis=0)
@@ -177,7 +179,7 @@ def test_a_draw_is_that_of_the_whole_vocabulary(parts, support_rows, alpha):
     args = x, allowed, uniforms, rows
     expected = on_one(draw, *args)
     assert len(set(expected[0].tolist())) > 10
-    found = on_all(parts, draw, *args, specs=(CUT, CUT, SAME, SAME))
+    found = on_all(parts, draw, *args, specs=(CUT, CUT, REPLICATED, REPLICATED))
     assert_all(found[0], expected[0])
     assert_all(found[1], expected[1], rtol=1e-5)
     assert_all(found[2], expected[2], rtol=1e-5)

@@ -1,10 +1,10 @@
 import importlib
-import pathlib
 import re
 
 import jax_power_smc as psmc
+from tests.paths import ROOT
 
-PAGE = (pathlib.Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "api.md").read_text("utf-8")
 NAMES = re.findall(r"^::: ([\w.]+)$", PAGE, flags=re.MULTILINE)
 
 

@@ -1,11 +1,11 @@
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 SCRIPT = ROOT / "docs" / "tables.py"
 
 sys.path.insert(0, str(SCRIPT.parent))

@@ -72,7 +72,7 @@ def begin(model, caps, *, eos_ids=(1,)):
     keys = prng.prompt_keys(jax.random.key(0), range(count))
     lengths = jnp.full((count,), 2, jnp.int32)
     inputs = PromptInputs(None, targets(caps, eos_ids), keys)
-    request, carry, observed = programs.enter(
+    request, carry, observed = programs.prefill(
         PARAMS, SHARED, inputs, prompts, lengths, model=model, capacity=CAPACITY
     )
     cache = programs.empty_cache(model, PARAMS, count, NUM, CAPACITY)
@@ -140,7 +140,7 @@ def test_the_engine_keeps_the_conditional_in_its_loop(count):
     model = BigCache()
     request, carry, _ = begin(model, [CAPACITY] * count)
     text = (
-        programs.run_chunk.lower(
+        programs.decode_chunk.lower(
             PARAMS, SHARED, request, carry, jnp.arange(1, 5, dtype=jnp.int32), model=model
         )
         .compile()

@@ -13,7 +13,7 @@ import pytest
 import jax_power_smc as psmc
 from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
 from jax_power_smc.engine import executables, sample
-from jax_power_smc.engine.target_batch import MixedTargets
+from jax_power_smc.engine.target_batch import TargetBatch
 from jax_power_smc.engine.timing import ReadyTimes
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -383,14 +383,14 @@ def test_an_engine_is_free_when_nobody_holds_its_stream():
 
 def test_stop_rules_of_their_own_leave_the_table_with_their_requests(monkeypatch):
     tables = []
-    place = MixedTargets.place
+    place = TargetBatch.place
 
     def watched(self, target, in_use):
         placed = place(self, target, in_use)
         tables.append(self.table.shape[0])
         return placed
 
-    monkeypatch.setattr(MixedTargets, "place", watched)
+    monkeypatch.setattr(TargetBatch, "place", watched)
     texts = ["".join(x) for x in itertools.product("abcd", repeat=4)][:120]
     asked = [
         request(

@@ -388,15 +388,18 @@ def test_no_parameter_lies_on_another_mesh():
     placed = jax.device_put(params(), NamedSharding(other, PartitionSpec()))
     assert mesh.mesh_of(placed) is None
     # From another mesh, and from other places of the same one.
-    for own in (placed, jax.device_put(params(), NamedSharding(mesh.make_mesh(2), mesh.SAME))):
+    for own in (
+        placed,
+        jax.device_put(params(), NamedSharding(mesh.make_mesh(2), mesh.REPLICATED)),
+    ):
         found = sample(*CASES["greedy"], params=own, mesh=mesh.make_mesh(2))
         assert_same(found, on_one_device("greedy"))
 
 
 def test_zeros_are_made_where_they_belong():
     layout = mesh_layout.layout_of(MODEL, mesh.make_mesh(4))
-    made = layout.zeros(lambda: jnp.zeros((16, 3)), mesh.GROUP)
+    made = layout.zeros(lambda: jnp.zeros((16, 3)), mesh.PER_DEVICE)
     assert {shard.data.shape for shard in made.addressable_shards} == {(2, 3)}
-    assert made.sharding.spec == mesh.GROUP and not made.any()
-    alone = mesh_layout.layout_of(MODEL, None).zeros(lambda: jnp.zeros((16, 3)), mesh.GROUP)
+    assert made.sharding.spec == mesh.PER_DEVICE and not made.any()
+    alone = mesh_layout.layout_of(MODEL, None).zeros(lambda: jnp.zeros((16, 3)), mesh.PER_DEVICE)
     assert len(alone.addressable_shards) == 1

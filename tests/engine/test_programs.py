@@ -43,7 +43,7 @@ def compiled_chunk(sampler, num_prompts, num_kv_heads):
     targets = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (num_prompts, *x.shape)), target)
     shared = decode.SharedInputs(sampler.traced())
     prompts, state, _ = jax.eval_shape(
-        lambda params, keys: programs.enter(
+        lambda params, keys: programs.prefill(
             params,
             shared,
             decode.PromptInputs(None, targets, keys),
@@ -63,7 +63,7 @@ def compiled_chunk(sampler, num_prompts, num_kv_heads):
         )
     )
     clocks = jax.ShapeDtypeStruct((4,), jnp.int32)
-    lowered = programs.run_chunk.lower(params, shared, prompts, state, clocks, model=model)
+    lowered = programs.decode_chunk.lower(params, shared, prompts, state, clocks, model=model)
     cache = jax.tree.leaves(state.cache)
     return lowered.compile(), cache[0].size, sum(leaf.size * 4 for leaf in cache)
 

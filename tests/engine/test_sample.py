@@ -11,7 +11,7 @@ import jax_power_smc as psmc
 from jax_power_smc import Ancestral, PowerSMC, PowerTarget, TableLM
 from jax_power_smc.engine import buckets, executables, programs
 from jax_power_smc.engine import sample as sampling
-from jax_power_smc.engine.scheduler import Slots
+from jax_power_smc.engine.scheduler import Scheduler
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -146,7 +146,7 @@ def test_prompts_of_several_buckets_come_back_in_order(four):
 
 def test_an_early_end_stops_the_chunks_and_fills_in_idle_steps(monkeypatch):
     calls = []
-    original = Slots._call
+    original = Scheduler._call
 
     def counted(self, function, static, *args):
         calls.append(function)
@@ -154,9 +154,9 @@ def test_an_early_end_stops_the_chunks_and_fills_in_idle_steps(monkeypatch):
 
     sure = PARAMS._replace(logits=PARAMS.logits.at[..., 1].add(30.0))
     monkeypatch.setattr(sampling, "CHUNK", 3)
-    monkeypatch.setattr(Slots, "_call", counted)
+    monkeypatch.setattr(Scheduler, "_call", counted)
     result = sample(params=sure, max_new_tokens=30)
-    assert calls.count(programs.run_chunk) <= 2
+    assert calls.count(programs.decode_chunk) <= 2
     assert np.asarray(result.lengths).tolist() == [[1] * 4] * 4
     assert result.info.ess.shape == (4, 30) and result.info.parent.shape == (4, 30, 4)
     np.testing.assert_array_equal(result.info.ess[:, 1:], 4.0)

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from jax_power_smc.engine.slot_allocator import Places
+from jax_power_smc.engine.slot_allocator import SlotAllocator
 
 # slots, group, rows
 SHAPES = [
@@ -22,9 +22,9 @@ def some_slots(slots, seed):
 
 
 def test_the_example():
-    places = Places(slots=8, group=4, rows=2)
+    places = SlotAllocator(slots=8, group=4, rows=2)
     assert places.per_row == 4
-    assert places.in_turn(range(8)) == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert places.round_robin(range(8)) == [0, 4, 1, 5, 2, 6, 3, 7]
     first, second = places.groups([0, 4, 1, 2])
     assert first == {0: 0, 2: 4, 1: 1} and second == {0: 2}
     assert places.index(first, otherwise=9).tolist() == [0, 1, 0, 9]
@@ -32,8 +32,8 @@ def test_the_example():
 
 
 def test_one_device_is_one_row():
-    places = Places(slots=5, group=2, rows=1)
-    assert places.in_turn([3, 1, 4]) == [3, 1, 4]
+    places = SlotAllocator(slots=5, group=2, rows=1)
+    assert places.round_robin([3, 1, 4]) == [3, 1, 4]
     assert places.groups([3, 1, 4]) == [{0: 3, 1: 1}, {0: 4}]
     assert places.groups([]) == []
 
@@ -41,9 +41,9 @@ def test_one_device_is_one_row():
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("slots", "group", "rows"), SHAPES)
 def test_rows_get_equally_many_as_long_as_they_have_room(slots, group, rows, seed):
-    places = Places(slots, group, rows)
+    places = SlotAllocator(slots, group, rows)
     free = some_slots(slots, seed)
-    turns = places.in_turn(free)
+    turns = places.round_robin(free)
     assert sorted(turns) == sorted(free)
     room = np.bincount([slot // places.per_row for slot in free], minlength=rows)
     for count in range(len(turns) + 1):
@@ -55,7 +55,7 @@ def test_rows_get_equally_many_as_long_as_they_have_room(slots, group, rows, see
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("slots", "group", "rows"), SHAPES)
 def test_what_every_row_does_with_its_part_of_a_group(slots, group, rows, seed):
-    places = Places(slots, group, rows)
+    places = SlotAllocator(slots, group, rows)
     asked = some_slots(slots, seed)
     groups = places.groups(asked)
     # As few as the row with the most needs.

@@ -10,7 +10,7 @@ import pytest
 import jax_power_smc as psmc
 from jax_power_smc.core import prng
 from jax_power_smc.engine import executables, timing
-from jax_power_smc.engine.timing import PhaseClock
+from jax_power_smc.engine.timing import PhaseTimer
 
 PAUSE = 0.3
 
@@ -26,7 +26,7 @@ def compile_for(seconds: float) -> None:
 
 
 def test_an_array_operation_met_first_is_compiling():
-    clock = PhaseClock()
+    clock = PhaseTimer()
     compile_for(PAUSE)
     time.sleep(PAUSE)
     clock.book("decode")
@@ -36,7 +36,7 @@ def test_an_array_operation_met_first_is_compiling():
 
 
 def test_all_seconds_are_booked_once():
-    clock, began = PhaseClock(), time.perf_counter()
+    clock, began = PhaseTimer(), time.perf_counter()
     compile_for(PAUSE)
     clock.book("prefill")
     compile_for(PAUSE)
@@ -45,7 +45,7 @@ def test_all_seconds_are_booked_once():
 
 
 def test_time_before_start_belongs_to_no_phase():
-    clock = PhaseClock()
+    clock = PhaseTimer()
     compile_for(PAUSE)
     clock.start()
     clock.book("decode")
@@ -75,7 +75,7 @@ def test_preparing_counts_as_a_whole_if_anything_was_compiled():
 
 
 def test_what_comes_after_the_end_belongs_to_no_phase():
-    clock = PhaseClock()
+    clock = PhaseTimer()
     time.sleep(PAUSE)
     end = time.perf_counter()
     time.sleep(PAUSE)
@@ -86,7 +86,7 @@ def test_what_comes_after_the_end_belongs_to_no_phase():
 
 
 def test_what_the_caller_compiles_meanwhile_takes_nothing_away():
-    clock = PhaseClock()
+    clock = PhaseTimer()
     compile_for(PAUSE)
     clock.resume("decode", until=math.inf)
     assert clock.seconds["decode"] >= PAUSE and clock.seconds["compile"] == 0

@@ -13,7 +13,7 @@ def result(parent, tokens):
     """Two rows that are returned as they are."""
     count, cap = parent.shape[1], parent.shape[0]
     info = types.SimpleNamespace(
-        rows=np.arange(count)[None],
+        particle_index=np.arange(count)[None],
         ess=np.ones((1, cap)),
         forks=np.zeros((1, cap), int),
         parent=parent[None],

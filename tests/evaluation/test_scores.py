@@ -47,10 +47,10 @@ def test_the_draw_the_vote_and_the_best_may_all_differ():
         )
     )
     assert reading.item == ("smc", 3, "a")
-    assert reading.answers["draw"] == scores.Judged(False, False, -3.0)
-    mean = scores.Judged(True, True, pytest.approx(-3.5))
+    assert reading.answers["draw"] == scores.AnswerScore(False, False, -3.0)
+    mean = scores.AnswerScore(True, True, pytest.approx(-3.5))
     assert reading.answers["vote"] == mean
-    assert reading.answers["best"] == scores.Judged(False, True, -2.0)
+    assert reading.answers["best"] == scores.AnswerScore(False, True, -2.0)
     assert (reading.num, reading.num_right, reading.tokens) == (4, 2, 77)
     assert reading.right == pytest.approx(0.5) and reading.log_evidence == -2.5
     assert not reading.failed and reading.seconds["decode"] == 3.0
@@ -76,7 +76,7 @@ def test_what_has_no_answer_gets_no_vote():
     )
     assert reading.answers["vote"].correct
     nothing = scores.read(record(particle(1.0, -7.0, parsed=None)))
-    assert nothing.answers["vote"] == scores.Judged(False, False, -7.0)
+    assert nothing.answers["vote"] == scores.AnswerScore(False, False, -7.0)
 
 
 def test_ties_go_to_the_answer_seen_first():
@@ -98,7 +98,7 @@ def test_the_verdict_of_a_vote_is_that_of_the_larger_weight():
 
 def test_a_log_prob_that_is_not_finite_is_the_worst():
     reading = scores.read(record(particle(0.5, None, "1"), particle(0.5, -9.0, "1", correct=True)))
-    assert reading.answers["best"] == scores.Judged(True, True, -9.0)
+    assert reading.answers["best"] == scores.AnswerScore(True, True, -9.0)
     assert reading.answers["vote"].log_prob is None
     assert not reading.failed
 
@@ -114,7 +114,7 @@ def test_a_log_prob_that_is_not_finite_is_the_worst():
 def test_a_result_that_means_nothing_is_wrong_in_every_way(broken):
     reading = scores.read(broken)
     assert reading.failed and reading.right == 0.0 and reading.num_right == 0
-    assert set(reading.answers.values()) == {scores.Judged(False, False, None)}
+    assert set(reading.answers.values()) == {scores.AnswerScore(False, False, None)}
     assert reading.pass_at(1, True) == reading.pass_at(1, False) == 0.0
 
 

@@ -9,7 +9,7 @@ import pytest
 import jax_power_smc as psmc
 from jax_power_smc.evaluation import summary
 from jax_power_smc.evaluation.intervals import accuracy_interval, mean_and_interval
-from jax_power_smc.evaluation.scores import Judged, Reading
+from jax_power_smc.evaluation.scores import AnswerScore, ItemScores
 from jax_power_smc.evaluation.summary import Run
 
 IDS, SEEDS, ALPHA = tuple("abcde"), (0, 7), 4.0
@@ -24,7 +24,7 @@ RUNS = [LOW, PLAIN, MANY, SMC, SWOR]
 def reading(run, seed, name, rng, **changes):
     right = int(rng.integers(5))
     judged = {
-        answer: Judged(bool(rng.integers(2)), bool(rng.integers(2)), float(-rng.random()))
+        answer: AnswerScore(bool(rng.integers(2)), bool(rng.integers(2)), float(-rng.random()))
         for answer in ("draw", "vote", "best")
     }
     values = {
@@ -40,7 +40,7 @@ def reading(run, seed, name, rng, **changes):
         "tokens": int(rng.integers(100)),
         "seconds": dict(zip(("compile", "prefill", "decode"), rng.random(3).tolist(), strict=True)),
     }
-    return Reading(**(values | changes))
+    return ItemScores(**(values | changes))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_comparisons_pair_the_problems_and_seeds(made, everything):
 def test_items_that_failed_are_wrong_and_no_values_to_average():
     rng = np.random.default_rng(1)
     listed = [reading(SMC, s, name, rng) for s in SEEDS for name in IDS]
-    nothing = dict.fromkeys(("draw", "vote", "best"), Judged(False, False, None))
+    nothing = dict.fromkeys(("draw", "vote", "best"), AnswerScore(False, False, None))
     dead = {"failed": True, "answers": nothing, "log_evidence": None, "right": 0.0, "num_right": 0}
     listed[0] = reading(SMC, 0, "a", rng, **dead)
     row = summarize(listed, [SMC])["rows"][0]

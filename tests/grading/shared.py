@@ -1,18 +1,17 @@
 """Data that the repository does not hold; tests that want it are skipped where it is absent."""
 
 import json
-import pathlib
 
 import pytest
 
-DATA = pathlib.Path(__file__).resolve().parents[2] / "../shared/data"
+from tests.paths import SHARED
+
+DATA = SHARED / "data"
 
 
 def needs(name):
     """The mark for tests that read a file of the shared data."""
-    return pytest.mark.skipif(
-        not (DATA / name).is_file(), reason=f"../shared/data/{name} is absent"
-    )
+    return pytest.mark.skipif(not (DATA / name).is_file(), reason=f"{SHARED}/data/{name} is absent")
 
 
 def read_lines(name):

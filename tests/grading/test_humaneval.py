@@ -1,7 +1,6 @@
 """HumanEval: programs in responses, and what a program can and cannot do."""
 
 import os
-import pathlib
 import subprocess
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from jax_power_smc.grading.humaneval import CodeWorker, normalise, solution
 from jax_power_smc.grading.sandbox import Sandbox
 from tests.grading.processes import is_alive, wait_until
 from tests.grading.shared import needs, read_lines
+from tests.paths import ROOT
 
 GOLD = {
     "prompt": "import math\n\ndef helper(x):\n    return x\n\n\n"
@@ -26,7 +26,6 @@ GOLD = {
 BODY = "    return math.floor(helper(x) / 2)\n"
 WHOLE = "def half(x):\n" + BODY
 SECONDS = 20.0
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 RIGHT = {
     "continuation": BODY,

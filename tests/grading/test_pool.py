@@ -14,9 +14,9 @@ from jax_power_smc.grading.base import Verdict
 from jax_power_smc.grading.pool import PooledGrader, default_processes
 from jax_power_smc.grading.worker_process import WorkerProcess
 from tests.grading.processes import is_alive, wait_until
+from tests.paths import ROOT
 
 SECONDS = 1.0
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

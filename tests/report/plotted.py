@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jax_power_smc.evaluation.scores import Judged, Reading
+from jax_power_smc.evaluation.scores import AnswerScore, ItemScores
 from jax_power_smc.report.load import Item, ReportData
 
 # What no picture may choke on, or read as a formula.
@@ -51,9 +51,9 @@ def ancestral(num_samples: int = 1) -> dict[str, Any]:
 
 def item(run: str, name: str = "a", seed: int = 0, **values: Any) -> Item:
     """An item; fields of ``Item``, or ``log_evidence`` and ``failed``."""
-    nothing = Judged(False, False, None)
+    nothing = AnswerScore(False, False, None)
     failed = values.pop("failed", False)
-    reading = Reading(
+    reading = ItemScores(
         item=(run, seed, name),
         answers={"draw": nothing, "vote": nothing, "best": nothing},
         right=0.0,

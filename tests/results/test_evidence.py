@@ -307,13 +307,15 @@ def test_the_genealogy_leads_to_the_same_tokens(copies):
     assert forks[busy].all()
     runs = [changed(run, lambda _, x: x[busy], lambda _, x: x[busy]) for run in copies[:3]]
     # A row that none uses must stay so.
-    unused = dataclasses.replace(runs[1].info, rows=np.array([[1, -1], [-1, 0]], np.int32))
+    unused = dataclasses.replace(
+        runs[1].info, particle_index=np.array([[1, -1], [-1, 0]], np.int32)
+    )
     runs[1] = dataclasses.replace(runs[1], info=unused)
     pooled = pool(runs, KEY).info
     rows = runs[0].info.parent.shape[2]
     assert pooled.parent.shape == (2, CAP, 3 * rows)
-    assert pooled.rows.tolist() == [
-        [*runs[0].info.rows[p], *expected, *(runs[2].info.rows[p] + 2 * rows)]
+    assert pooled.particle_index.tolist() == [
+        [*runs[0].info.particle_index[p], *expected, *(runs[2].info.particle_index[p] + 2 * rows)]
         for p, expected in enumerate([[rows + 1, -1], [-1, rows]])
     ]
     for index, run in enumerate(runs):
@@ -331,7 +333,7 @@ def test_runs_share_no_ancestor_unless_one_has_all_the_weight(copies):
 
 def test_what_every_field_becomes_was_decided():
     # A new field needs a rule in pool and a test here.
-    info = "ess resampled forks parent rows bad_logits dropped_mass acceptance_rate model_tokens "
+    info = "ess resampled forks parent particle_index bad_logits dropped_mass acceptance_rate model_tokens "
     info += "seconds"
     names = {*info.split(), *Diagnostics._fields}
     assert {f.name for f in dataclasses.fields(SampleInfo)} == names

@@ -44,9 +44,9 @@ def make(weights=WEIGHTS, *, offset=0, target=None):
             resampled=np.zeros((2, 4), bool),
             forks=np.zeros((2, 4), np.int32),
             parent=parent,
-            rows=rows,
+            particle_index=rows,
             **diagnose(
-                **sequences, log_weights=np.asarray(log_weights), parent=parent, rows=rows
+                **sequences, log_weights=np.asarray(log_weights), parent=parent, particle_index=rows
             )._asdict(),
             bad_logits=np.array([False, False]),
             dropped_mass=np.array([0.0, 1e-5], np.float32),
@@ -169,7 +169,7 @@ def meta(found, **changes):
 
 # From the entries of a file: what is changed, and what the error says.
 MISFITS = {
-    "later": (lambda f: meta(f, format=2), "its format is 2 and this version reads 1"),
+    "later": (lambda f: meta(f, format=3), "its format is 3 and this version reads up to 2"),
     "no format number": (lambda f: meta(f, format="new"), "its format is 'new'"),
     "no entry": (lambda f: {"choice": None, "info_rows": None}, "it has no choice, info_rows"),
     "dtype": (lambda f: {"lengths": f["lengths"] * 1.0}, "its lengths is float64.2, 3., which"),
@@ -227,11 +227,14 @@ def test_nothing_is_unpickled(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_the_first_files_did_not_say_their_format(tmp_path):
+@pytest.mark.parametrize("said", [{}, {"format": 1}])
+def test_files_of_the_first_format_are_read(tmp_path, said):
+    # They had another name for one array, and the very first did not say their format.
     found = entries(tmp_path)
-    said = json.loads(str(found["meta"]))
-    assert said.pop("format") == FORMAT
-    np.savez(tmp_path / "first.npz", **found | {"meta": np.array(json.dumps(said))})
+    found["info_rows"] = found.pop("info_particle_index")
+    known = json.loads(str(found["meta"]))
+    assert known.pop("format") == FORMAT
+    np.savez(tmp_path / "first.npz", **found | {"meta": np.array(json.dumps(known | said))})
     same(make(), SampleResult.load(tmp_path / "first.npz"))
 
 
@@ -279,7 +282,9 @@ def test_one_prompt_alone():
         for name in ("log_weights", "log_evidence", "finished"):
             whole = np.asarray(getattr(both, name))
             np.testing.assert_array_equal(getattr(one, name), whole[place : place + 1])
-        np.testing.assert_array_equal(one.info.rows, both.info.rows[place : place + 1])
+        np.testing.assert_array_equal(
+            one.info.particle_index, both.info.particle_index[place : place + 1]
+        )
         assert one.target == both.target and one.info.seconds == both.info.seconds
 
 

@@ -372,7 +372,7 @@ def test_shapes_weights_and_info(four):
     assert info.ess.shape == info.forks.shape == (4, 10) and (info.ess == 4).all()
     assert not info.forks.any() and not info.resampled.any() and not info.dropped_mass.any()
     np.testing.assert_array_equal(info.parent, np.tile(np.arange(4), (4, 10, 1)))
-    np.testing.assert_array_equal(info.rows, np.tile(np.arange(4), (4, 1)))
+    np.testing.assert_array_equal(info.particle_index, np.tile(np.arange(4), (4, 1)))
     assert set(info.seconds) == {"compile", "prefill", "decode"} and min(info.seconds.values()) >= 0
     assert result.failures() == [None] * 4 and (result.info.coalescence == 0).all()
 

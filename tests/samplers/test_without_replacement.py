@@ -242,7 +242,7 @@ def test_every_step_conserves_the_mass(num_particles, explicit_children, ramp_to
 def test_following_the_parents_replays_the_tokens():
     result = sample(exactly(5), prompts=[[2, 0]] * 16, seed=3)
     carry, seen, outcome = walked(exactly(5), seed=3)
-    np.testing.assert_array_equal(result.info.rows, outcome.particle_index)
+    np.testing.assert_array_equal(result.info.particle_index, outcome.particle_index)
     np.testing.assert_array_equal(result.info.parent, seen.parent)
     moved = 0
     for run in range(16):
@@ -291,7 +291,9 @@ def test_unused_rows_are_nothing():
         assert (np.asarray(getattr(result, name))[~keep] == nothing).all()
     assert (np.asarray(result.tokens)[~keep] == decode.PAD_ID).all()
     assert np.isneginf(np.asarray(result.log_weights)[~keep]).all()
-    assert (result.info.rows[~keep] == -1).all() and (result.info.rows[keep] >= 0).all()
+    assert (result.info.particle_index[~keep] == -1).all() and (
+        result.info.particle_index[keep] >= 0
+    ).all()
     assert keep[np.arange(4), np.asarray(result.choice)].all()
     # ESS of the weights after the last step, of which none was dropped.
     weights = np.exp(np.asarray(result.log_weights, np.float64))
@@ -576,5 +578,5 @@ def test_a_target_that_excludes_everything_is_a_failure():
     target = PowerTarget(2.5, (0, 1, 2), min_new_tokens=1)
     result = sample(exactly(5), target)
     assert np.isneginf(result.log_evidence).all() and np.isneginf(result.log_weights).all()
-    assert (np.asarray(result.lengths) == 0).all() and (result.info.rows == -1).all()
+    assert (np.asarray(result.lengths) == 0).all() and (result.info.particle_index == -1).all()
     assert all("weight zero" in failure for failure in result.failures())

@@ -1,7 +1,6 @@
 """Stop rules: every token after which a rule says stop, against ``re`` on the bytes so far."""
 
 import dataclasses
-import pathlib
 import random
 import re
 import unicodedata
@@ -16,8 +15,9 @@ from jax_power_smc.targets.regex_dfa import from_regex
 from jax_power_smc.targets.stop_rules import StopBoxed, StopRegex, StopString
 from jax_power_smc.tiny_reasoner import tokenizer as reasoner
 from tests.conftest import STORIES
+from tests.paths import SHARED
 
-QWEN = pathlib.Path(__file__).resolve().parents[1] / "../shared/tokenizers/qwen2.5"
+QWEN = SHARED / "tokenizers/qwen2.5"
 TOKENIZERS = ["tiny", "qwen", "stories"]
 
 
@@ -29,14 +29,14 @@ def tiny():
 @pytest.fixture(scope="module")
 def qwen():
     if not QWEN.is_dir():
-        pytest.skip("../shared/tokenizers/qwen2.5 is absent")
+        pytest.skip(f"{SHARED}/tokenizers/qwen2.5 is absent")
     return Tokenizer.from_file(str(QWEN / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
 def stories():
     if not STORIES.is_dir():
-        pytest.skip("../shared/models/stories260K is absent")
+        pytest.skip(f"{SHARED}/models/stories260K is absent")
     return AutoTokenizer.from_pretrained(STORIES)
 
 

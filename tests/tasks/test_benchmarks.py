@@ -1,15 +1,14 @@
 """What each benchmark reads of a row, in the layouts in which it is handed around."""
 
-import pathlib
-
 import pytest
 
 from jax_power_smc.tasks import aime, gpqa, gsm8k, humaneval, jsonl, math500, tiny_reasoner
 from jax_power_smc.tasks.load import BENCHMARKS, KINDS
 from jax_power_smc.tasks.rows import Row, read_rows
+from tests.paths import SHARED
 
-DATA = pathlib.Path(__file__).resolve().parents[2] / "../shared/data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
+DATA = SHARED / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{SHARED}/data is absent")
 
 
 def row(**values):

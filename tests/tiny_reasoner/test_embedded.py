@@ -13,8 +13,8 @@ import pytest
 import jax_power_smc as psmc
 from jax_power_smc.cli.train import FREE_FIELDS
 from jax_power_smc.tiny_reasoner import problems
+from tests.paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 COUNT = 8
 
 

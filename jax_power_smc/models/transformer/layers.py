@@ -17,7 +17,7 @@ from flax import nnx
 from jax_power_smc.models.transformer import attention
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.rope import Rope
-from jax_power_smc.models.transformer.tensor_parallel import ALONE, Parallel
+from jax_power_smc.models.transformer.tensor_parallel import UNSHARDED_MODEL, TensorParallel
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -26,7 +26,7 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def _dot(
-    contraction: str, x: jax.Array, weight: jax.Array, parallel: Parallel = ALONE
+    contraction: str, x: jax.Array, weight: jax.Array, parallel: TensorParallel = UNSHARDED_MODEL
 ) -> jax.Array:
     """A matrix product accumulated in float32 and returned in the dtype of ``x``.
 
@@ -62,7 +62,7 @@ class RMSNorm(nnx.Module):
         eps: float,
         dtype: Any,
         offset: bool,
-        parallel: Parallel = ALONE,
+        parallel: TensorParallel = UNSHARDED_MODEL,
     ) -> None:
         self.scale = nnx.Param((jnp.zeros if offset else jnp.ones)(shape, dtype))
         self.eps, self.offset, self.parallel = eps, offset, parallel
@@ -81,7 +81,10 @@ class RMSNorm(nnx.Module):
 
 
 def norm(
-    config: TransformerConfig, shape: tuple[int, ...], dtype: Any, parallel: Parallel = ALONE
+    config: TransformerConfig,
+    shape: tuple[int, ...],
+    dtype: Any,
+    parallel: TensorParallel = UNSHARDED_MODEL,
 ) -> RMSNorm:
     """The norm of the config over axes of this shape."""
     return RMSNorm(shape, config.norm_eps, dtype, config.of_family.norm_offset, parallel)
@@ -100,7 +103,7 @@ class Attention(nnx.Module):
         layer: int,
         rngs: nnx.Rngs,
         dtype: Any,
-        parallel: Parallel = ALONE,
+        parallel: TensorParallel = UNSHARDED_MODEL,
     ) -> None:
         d, k, g, h = (
             config.hidden_size,
@@ -118,7 +121,7 @@ class Attention(nnx.Module):
         self.key_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
         self.value_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
         shapes = {"none": None, "head": ((h,), (h,)), "all": ((k, g, h), (k, h))}[family.qk_norm]
-        over = parallel if family.qk_norm == "all" else ALONE
+        over = parallel if family.qk_norm == "all" else UNSHARDED_MODEL
         self.query_norm = None if shapes is None else norm(config, shapes[0], dtype, over)
         self.key_norm = None if shapes is None else norm(config, shapes[1], dtype, over)
         self.window = config.window(layer)
@@ -154,7 +157,7 @@ class Block(nnx.Module):
         layer: int,
         rngs: nnx.Rngs,
         dtype: Any,
-        parallel: Parallel = ALONE,
+        parallel: TensorParallel = UNSHARDED_MODEL,
     ) -> None:
         d, f = config.hidden_size, config.mlp_size
         names = config.of_family.norms

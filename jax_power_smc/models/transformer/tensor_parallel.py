@@ -16,12 +16,12 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_power_smc.core.mesh import MODEL
-from jax_power_smc.core.vocab_sharding import UNSHARDED, VocabSharding, can_be_cut
+from jax_power_smc.core.vocab_sharding import UNSHARDED, VocabSharding, can_shard
 from jax_power_smc.models.checkpoints.placement import Path, dotted
 from jax_power_smc.models.transformer.config import TransformerConfig
 
 # The first pattern that is found in a parameter's path says how its leading axes are cut; the
-# vocabulary only where ``can_be_cut``.
+# vocabulary only where ``can_shard``.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"^(embedding|head)$", ("vocabulary",)),
     (r"attention\.(query|key|value)$", (None, MODEL)),
@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Parallel:
+class TensorParallel:
     """How a model is spread over a group of devices.
 
     Attributes:
@@ -44,29 +44,29 @@ class Parallel:
     """
 
     size: int = 1
-    cuts_vocabulary: bool = False
+    shards_vocabulary: bool = False
 
     @property
     def vocabulary(self) -> VocabSharding:
         """For the samplers."""
-        return VocabSharding(MODEL, self.size) if self.cuts_vocabulary else UNSHARDED
+        return VocabSharding(MODEL, self.size) if self.shards_vocabulary else UNSHARDED
 
     def sum(self, x: jax.Array) -> jax.Array:
         """The sum of what the devices of the group have."""
         return x if self.size == 1 else jax.lax.psum(x, MODEL)
 
 
-ALONE = Parallel()
+UNSHARDED_MODEL = TensorParallel()
 
 
-def spread(config: TransformerConfig, size: int) -> Parallel:
+def spread(config: TransformerConfig, size: int) -> TensorParallel:
     """How a model of this config is spread over ``size`` devices.
 
     Raises:
       ValueError: if its heads or the width of its MLP cannot be cut into so many equal parts.
     """
     if size == 1:
-        return ALONE
+        return UNSHARDED_MODEL
     for what, number in (
         ("key/value heads", config.num_kv_heads),
         ("columns of the MLP", config.mlp_size),
@@ -76,10 +76,10 @@ def spread(config: TransformerConfig, size: int) -> Parallel:
                 f"the mesh has {size} devices on its axis {MODEL!r}, which do not divide the "
                 f"model's {number} {what}."
             )
-    return Parallel(size, can_be_cut(config.vocab_size, size))
+    return TensorParallel(size, can_shard(config.vocab_size, size))
 
 
-def spec(path: Path, config: TransformerConfig, how: Parallel) -> PartitionSpec:
+def spec(path: Path, config: TransformerConfig, how: TensorParallel) -> PartitionSpec:
     """How one parameter is cut over the mesh.
 
     Args:
@@ -91,7 +91,7 @@ def spec(path: Path, config: TransformerConfig, how: Parallel) -> PartitionSpec:
         return PartitionSpec()
     axes = next(axes for pattern, axes in RULES if re.search(pattern, dotted(path)))
     special = {
-        "vocabulary": MODEL if how.cuts_vocabulary else None,
+        "vocabulary": MODEL if how.shards_vocabulary else None,
         # A norm over each head has one scale for all of them.
         "heads": MODEL if config.of_family.qk_norm == "all" else None,
     }

@@ -18,7 +18,12 @@ from jax_power_smc.core.vocab_sharding import VocabSharding
 from jax_power_smc.models.transformer import attention, kv_cache
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.layers import Block, kernel, norm, times
-from jax_power_smc.models.transformer.tensor_parallel import ALONE, Parallel, spec, spread
+from jax_power_smc.models.transformer.tensor_parallel import (
+    UNSHARDED_MODEL,
+    TensorParallel,
+    spec,
+    spread,
+)
 
 # Not float64: products and norms are computed in float32.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -71,7 +76,7 @@ class Transformer(nnx.Module):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        parallel: Parallel = ALONE,
+        parallel: TensorParallel = UNSHARDED_MODEL,
     ) -> None:
         v, d = config.vocab_size, config.hidden_size
         self.embedding = kernel(rngs, (v, d), d, dtype)
@@ -186,7 +191,10 @@ class TransformerLM:
     """
 
     def __init__(
-        self, config: TransformerConfig, dtype: Any = jnp.float32, parallel: Parallel = ALONE
+        self,
+        config: TransformerConfig,
+        dtype: Any = jnp.float32,
+        parallel: TensorParallel = UNSHARDED_MODEL,
     ) -> None:
         self.config, self.parallel = config, parallel
         self.dtype = jnp.dtype(dtype)

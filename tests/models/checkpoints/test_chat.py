@@ -1,7 +1,6 @@
 """Prompts: plain for base models, through the template for chat models; a real tokenizer."""
 
 import json
-import pathlib
 import shutil
 
 import jax
@@ -12,10 +11,10 @@ from transformers import PreTrainedTokenizerFast
 import jax_power_smc as psmc
 from jax_power_smc.cli.generate import Options, generate
 from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
+from tests.paths import SHARED
 
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "../shared"
 QWEN = SHARED / "tokenizers" / "qwen2.5"
-needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason="../shared/tokenizers/qwen2.5 is absent")
+needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason=f"{SHARED}/tokenizers/qwen2.5 is absent")
 
 SIZES = {
     "hidden_size": 8,

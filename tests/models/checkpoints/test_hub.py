@@ -3,7 +3,6 @@
 import http.server
 import json
 import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -15,8 +14,8 @@ import pytest
 from jax_power_smc.models.checkpoints import hub
 from jax_power_smc.models.transformer.config import CheckpointError
 from tests.models import small
+from tests.paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 WANTED = (
     "chat_template.jinja",

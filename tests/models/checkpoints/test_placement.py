@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -16,8 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax_power_smc.models.checkpoints import placement
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from tests.models import small
+from tests.paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = small.CONFIGS["qwen2-grouped-untied"]
 
 

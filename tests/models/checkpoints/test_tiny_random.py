@@ -1,7 +1,6 @@
 """Tiny models in place of large ones."""
 
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -13,9 +12,10 @@ from jax_power_smc.models.checkpoints import hub
 from jax_power_smc.models.checkpoints.tiny_random import tiny_model
 from jax_power_smc.models.transformer.families import FAMILIES
 from jax_power_smc.tasks.load import load_task
+from tests.paths import SHARED
 
-QWEN = pathlib.Path(__file__).resolve().parents[2] / "../shared/tokenizers/qwen2.5"
-needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason="../shared/tokenizers/qwen2.5 is absent")
+QWEN = SHARED / "tokenizers/qwen2.5"
+needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason=f"{SHARED}/tokenizers/qwen2.5 is absent")
 # The others take the time of their compilation.
 QUICK = ("qwen2",)
 

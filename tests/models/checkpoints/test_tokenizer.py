@@ -1,7 +1,6 @@
 """BOS as the reference adds it, the eos set, and special tokens of every kind."""
 
 import json
-import pathlib
 import shutil
 
 import jax
@@ -14,9 +13,10 @@ from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
 from jax_power_smc.models.checkpoints.tokenizer import load_tokenizer, read_eos_ids
 from jax_power_smc.models.transformer.config import CheckpointError
 from tests.models import small
+from tests.paths import SHARED
 
-QWEN = pathlib.Path(__file__).resolve().parents[2] / "../shared/tokenizers/qwen2.5"
-needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason="../shared/tokenizers/qwen2.5 is absent")
+QWEN = SHARED / "tokenizers/qwen2.5"
+needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason=f"{SHARED}/tokenizers/qwen2.5 is absent")
 
 BOS, EOS = "<|begin|>", "<|end|>"
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())

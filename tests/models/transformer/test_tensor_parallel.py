@@ -152,8 +152,11 @@ def test_the_axes_that_are_cut():
 
 def test_one_device_exchanges_nothing():
     x = jnp.ones(3)
-    assert tensor_parallel.spread(CONFIGS["biases"], 1) is tensor_parallel.ALONE
-    assert tensor_parallel.ALONE.sum(x) is x and tensor_parallel.ALONE.vocabulary.axis is None
+    assert tensor_parallel.spread(CONFIGS["biases"], 1) is tensor_parallel.UNSHARDED_MODEL
+    assert (
+        tensor_parallel.UNSHARDED_MODEL.sum(x) is x
+        and tensor_parallel.UNSHARDED_MODEL.vocabulary.axis is None
+    )
     model = TransformerLM(CONFIGS["biases"])
     assert model.on(1) == model and model.on(2) != model and model.on(2) == model.on(2)
     assert hash(model.on(2)) == hash(model.on(2)) and len({model, model.on(2), model.on(4)}) == 3
@@ -270,7 +273,7 @@ def test_the_plan_of_one_of_the_devices(size, make):
     assert one.total <= alone.total and (size == 1) == (one.total == alone.total)
     # As the caches themselves are, of two slots of a row.
     caches = layout.zeros(
-        lambda: psmc.programs.empty_cache(layout.model, params, 2 * 8, 4, 96), mesh.GROUP
+        lambda: psmc.programs.empty_cache(layout.model, params, 2 * 8, 4, 96), mesh.PER_DEVICE
     )
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(caches))
     assert held == 2 * one.cache
