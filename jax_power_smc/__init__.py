@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         UnsupportedModelError as UnsupportedModelError,
     )
     from jax_power_smc.models.transformer.transformer import TransformerLM as TransformerLM
-    from jax_power_smc.results.evidence import pool as pool
+    from jax_power_smc.results.pooling import pool as pool
     from jax_power_smc.results.result import SampleInfo as SampleInfo
     from jax_power_smc.results.result import SampleResult as SampleResult
     from jax_power_smc.samplers.ancestral import Ancestral as Ancestral
@@ -76,7 +76,7 @@ _HOME = {
     "WithoutReplacement": "samplers.without_replacement",
     "load": "models.checkpoints.load",
     "make_mesh": "core.mesh",
-    "pool": "results.evidence",
+    "pool": "results.pooling",
     "sample": "engine.sample",
     "save": "models.checkpoints.saved",
     "stream": "engine.engine",

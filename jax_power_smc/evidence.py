@@ -1,4 +1,4 @@
-"""What several independent runs say together: ``psmc.evidence``, in one place for users."""
+"""``psmc.evidence``: everything that is estimated from several independent runs."""
 
 from jax_power_smc.engine.independent_runs import independent_runs
 from jax_power_smc.results.evidence import (
@@ -6,9 +6,9 @@ from jax_power_smc.results.evidence import (
     KLFigure,
     evidence_interval,
     kl_figure,
-    pool,
 )
 from jax_power_smc.results.pimh import IndependenceChain, pimh
+from jax_power_smc.results.pooling import pool
 
 __all__ = [
     "EvidenceInterval",

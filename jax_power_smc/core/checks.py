@@ -47,12 +47,12 @@ def as_number(value: Any) -> int | float | None:
     return real if math.isfinite(real) else None
 
 
-def integer(name: str, value: Any, *, at_least: int, at_most: int = LARGEST_INTEGER) -> int:
-    """The value if it is an integer in [at_least, at_most]."""
+def integer(name: str, value: Any, *, at_least: int, at_most: int | None = LARGEST_INTEGER) -> int:
+    """The value if it is an integer in [at_least, at_most]; None is no upper bound."""
     whole = as_integer(value)
     if whole is None or whole < at_least:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
-    if whole > at_most:
+    if at_most is not None and whole > at_most:
         most = "2^31 - 1" if at_most == LARGEST_INTEGER else at_most
         raise ValueError(f"{name} is {value!r}; it must be an integer of at most {most}.")
     return whole

@@ -1,1 +1,1 @@
-"""What a run returns, and what several runs say together."""
+"""Results of a run, and estimates from several independent runs."""

@@ -1,4 +1,4 @@
-"""Particle independent Metropolis-Hastings: a Markov chain over runs (docs/math.md)."""
+"""Particle independent Metropolis-Hastings: a Markov chain over runs (docs/math.md, eq. 31)."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -6,21 +6,19 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jax_power_smc.core import prng
 from jax_power_smc.results import run_arrays
-from jax_power_smc.results.evidence import _uniforms
 from jax_power_smc.results.result import SampleResult
-
-_PIMH = 0x70696D68
 
 
 class IndependenceChain(NamedTuple):
-    """A particle independent Metropolis-Hastings chain over R runs, one per prompt.
+    """A particle independent Metropolis-Hastings chain over R runs, one for each prompt.
 
     Attributes:
-      runs: [P, R] int32, the run that the chain is at after each step; runs[:, 0] is 0.
-      draws: [P][R], the drawn sequence of that run, repeated while the chain stays; None while it
-        is at a failed run, which it leaves for the first other one.
-      acceptance_rate: [P], accepted share of the R - 1 proposed runs.
+      runs: [P, R] int32, the run at which the chain is after each step; runs[:, 0] is 0.
+      draws: [P][R], that run's drawn sequence, repeated while the chain stays; None while the chain
+        is at a failed run, which it leaves for the first run that did not fail.
+      acceptance_rate: [P], the accepted share of the R - 1 proposed runs.
     """
 
     runs: np.ndarray
@@ -33,44 +31,42 @@ def pimh(
 ) -> IndependenceChain:
     """Particle independent Metropolis-Hastings over runs (Andrieu, Doucet and Holenstein 2010).
 
-    Starts at run 0 and moves to run r with probability ``min(1, Z_hat_r / Z_hat_current)``, taking
-    that run's draw along. The chain leaves the target invariant whatever N is: what remains of the
-    first run's bias is forgotten with the steps, at least as fast as ``(1 - Z / max Z_hat)^r``.
+    The chain starts at run 0 and moves to run r, with that run's draw, with probability ``min(1,
+    Z_hat_r / Z_hat_current)``. It leaves the target invariant for every N: the bias of the first
+    run is forgotten at least as fast as ``(1 - Z / max Z_hat)^r``.
 
     Args:
       results: at least two independent runs, as in ``pool``, with ``early_stop=0``.
-      key: for the decisions. More runs continue the chain of fewer.
-      prompt_ids: as in ``sample.sample``; default the list index.
+      key: for the decisions. With more runs the same key continues the chain.
+      prompt_ids: as in ``sample``; by default the list index.
 
     Raises:
       ValueError: as ``pool``; for fewer than two runs; if an early stop dropped mass, which would
-        change the distribution that the chain keeps.
+        change the invariant distribution.
     """
-    results = run_arrays.listed(results, at_least=2)
+    results = run_arrays.as_list(results, at_least=2)
     evidence = run_arrays.log_evidence(results)
     for index, result in enumerate(results):
         if np.any(np.asarray(result.info.dropped_mass) > 0):
             raise ValueError(
-                f"run {index} dropped mass by an early stop, which PIMH does not keep exact; "
+                f"run {index} dropped mass at an early stop, with which PIMH is not exact; "
                 "sample with early_stop=0."
             )
-    num, count = evidence.shape
+    num_runs, num_prompts = evidence.shape
     alive = evidence > -np.inf
-    uniforms = _uniforms(key, _PIMH, count, prompt_ids, range(num))
-    prompts = np.arange(count)
-    runs = np.zeros((count, num), np.int32)
-    accepted = np.zeros((count,), np.int64)
+    uniforms = run_arrays.uniforms(key, prng.FOLD_PIMH, num_prompts, prompt_ids, range(num_runs))
+    prompts = np.arange(num_prompts)
+    runs = np.zeros((num_prompts, num_runs), np.int32)
+    accepted = np.zeros((num_prompts,), np.int64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        for run in range(1, num):
+        for run in range(1, num_runs):
             log_ratio = evidence[run] - evidence[runs[:, run - 1], prompts]
             accept = alive[run] & (np.log(uniforms[:, run]) < log_ratio)
             runs[:, run] = np.where(accept, run, runs[:, run - 1])
             accepted += accept
-    choice = [np.asarray(result.choice) for result in results]
-    tokens = [np.asarray(r.tokens)[prompts, c] for r, c in zip(results, choice, strict=True)]
-    lengths = [np.asarray(r.lengths)[prompts, c] for r, c in zip(results, choice, strict=True)]
+    drawn = [result.draw() for result in results]  # [R][P]
     draws = [
-        [tokens[r][p, : lengths[r][p]].tolist() if alive[r, p] else None for r in row]
-        for p, row in enumerate(runs.tolist())
+        [drawn[run][prompt] if alive[run, prompt] else None for run in path]
+        for prompt, path in enumerate(runs.tolist())
     ]
-    return IndependenceChain(runs, draws, accepted / (num - 1))
+    return IndependenceChain(runs, draws, accepted / (num_runs - 1))

@@ -1,4 +1,4 @@
-"""What sampling returns: all particles with their weights, and what is read off them."""
+"""The result of sampling: all particles with their weights, and the answers read off them."""
 
 import dataclasses
 import json
@@ -11,40 +11,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.core import checks
+from jax_power_smc.core.types import Tokenizer
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.targets.stop_rules import StopBoxed, StopRegex, StopString
 
 Array = jax.Array | np.ndarray
 PHASES = ("compile", "prefill", "decode")
-# Of saved results; another number when a file of today could not be read any more.
+# Format of saved results; increased when a new version could not read the old files.
 FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleInfo:
-    """What was observed on the way.
+    """Observations made while sampling.
 
     Attributes:
       ess: [P, T], effective sample size when it was checked (N at steps that did not run).
       resampled: [P, T] bool.
-      forks: [P, T] int32, particles that took over another one's past.
-      parent: [P, T, M] int32, whose tokens before t each row continued at t: the genealogy. M is N,
-        or more for a sampler that keeps finished sequences apart.
-      particle_index: [P, N] int32, where in the population [M] each returned particle is; -1 for an
+      forks: [P, T] int32, particles that were copied from another one.
+      parent: [P, T, M] int32, the genealogy: the particle whose tokens before t each particle
+        continued at t. M is N, or more for a sampler with a finished pool.
+      particle_index: [P, N] int32, each returned particle's index in the population [M]; -1 for an
         unused one.
-      distinct_roots: [P] int32, different first tokens among the particles of positive weight.
-      coalescence: [P] int32, first steps that all final particles of positive weight share; 0 if
-        they still descend from different first tokens' rows. With one particle all steps.
-      unfinished_mass: [P], weight of the particles that reached the cap without ending.
+      distinct_roots: [P] int32, distinct first tokens among the particles of positive weight.
+      coalescence: [P] int32, number of first steps that all final particles of positive weight
+        share; 0 if they descend from different particles of the first step. All steps if there is
+        only one particle.
+      unfinished_mass: [P], weight of the particles that reached the cap unfinished.
       loops: [P, N] bool, the output ends in a block of tokens repeated over and over.
-      very_short: [P, N] bool, ended after at most ``diagnostics.SHORT_TOKENS`` tokens.
-      bad_logits: [P] bool, the model gave a NaN, +inf or only -inf at some step.
+      very_short: [P, N] bool, finished after at most ``diagnostics.SHORT_TOKENS`` tokens.
+      bad_logits: [P] bool, the model returned a NaN, +inf or only -inf at some step.
       dropped_mass: [P], share of the evidence that an early stop may have left out; the bound is
         exact for alpha >= 1, since no continuation can add mass.
-      acceptance_rate: [P], share of the Metropolis-Hastings moves that redrew something and were
-        accepted; NaN for other samplers, and if there was no such move.
+      acceptance_rate: [P], accepted share of the Metropolis-Hastings moves that redrew anything;
+        NaN if there was none, and for other samplers.
       model_tokens: [P] int32, tokens drawn over all particles.
-      seconds: by phase, of the whole call: "compile", "prefill", "decode" (``phase_clock``).
+      seconds: of the whole call, by phase: "compile", "prefill", "decode" (``engine.timing``).
     """
 
     ess: np.ndarray
@@ -68,21 +70,20 @@ class SampleInfo:
 class SampleResult:
     """The particles of P prompts.
 
-    The arrays are JAX's, but for what comes out of a stream: that is in host memory (NumPy), since
-    an array on the device could only be looked at when the device is through with the work that it
-    has been given meanwhile.
+    The arrays are JAX arrays, except in results of a stream: these are NumPy arrays in host memory,
+    since reading a device array would wait until the device has finished its queued work.
 
     Attributes:
       tokens: [P, N, T] int32, pad (0) after the end.
       lengths: [P, N] int32, generated tokens, the end token included.
-      finished: [P, N] bool, ended by an end token.
+      finished: [P, N] bool, ended by an end token or the stop rule.
       log_probs: [P, N], log p(y|x) at temperature 1.
       log_weights: [P, N], normalised; -inf for weight zero.
-      log_evidence: [P], log Z_hat; NaN where the sampler has none; -inf for a prompt whose target
+      log_evidence: [P], log Z_hat; NaN if the sampler has none; -inf for a prompt whose target
         excludes everything that was tried.
       choice: [P] int32, the drawn particle.
       target: the declared target.
-      info: what was observed on the way.
+      info: observations per step, particle and prompt.
     """
 
     tokens: Array
@@ -96,8 +97,9 @@ class SampleResult:
     info: SampleInfo
 
     def one(self, index: int) -> "SampleResult":
-        """The result of one prompt alone, P = 1, in host memory; the seconds are still those of
-        the whole call.
+        """The result of a single prompt, P = 1, in host memory.
+
+        The seconds remain those of the whole call.
 
         Raises:
           IndexError: unless the index lies in [0, P).
@@ -111,47 +113,52 @@ class SampleResult:
         return dataclasses.replace(self, **part, info=dataclasses.replace(self.info, **info))
 
     def on_device(self) -> "SampleResult":
-        """The same with JAX arrays."""
+        """This result with JAX arrays."""
         arrays: dict[str, Any] = _put({name: getattr(self, name) for name in _ARRAYS})
         return dataclasses.replace(self, **arrays)
 
     # --- one answer per prompt ---
 
     def draw(self) -> list[list[int]]:
-        """The drawn sequence of each prompt, an (approximate) sample of the target."""
-        return self._rows(np.asarray(self.choice))
+        """Each prompt's drawn sequence, approximately a sample from the target."""
+        return self._sequences_at(np.asarray(self.choice))
 
     def best(self) -> list[list[int]]:
-        """The sequence of highest log p of each prompt, among those of positive weight."""
-        return self._rows(self.best_index())
+        """Each prompt's sequence of highest log p among those of positive weight."""
+        return self._sequences_at(self.best_index())
 
     def best_index(self) -> np.ndarray:
-        """[P], index of the particle of highest log p."""
+        """[P], index of the particle of highest log p among those of positive weight."""
         usable = np.where(np.isfinite(self.log_weights), self.log_probs, -np.inf)
         return np.argmax(usable, axis=1)
 
     def vote(self, answers: Sequence[Sequence[Any]]) -> list[Any]:
-        """The answer of largest total weight for each prompt.
+        """Each prompt's answer of largest total weight.
 
         Args:
-          answers: [P][N] hashable answers; None is no answer and gets no vote.
+          answers: [P][N] hashable answers; None stands for no answer and does not count.
 
         Returns:
-          [P] answers; None where no particle has one. Ties go to the answer seen first.
+          [P] answers; None where no particle has one. Ties go to the first answer in order.
 
         Raises:
           ValueError: if the shape is not [P][N], or an answer is not hashable.
         """
         weights = np.exp(np.asarray(self.log_weights, np.float64))
-        count, num = weights.shape
-        # A string is one answer, not a row of letters.
-        rows = [list(row) for row in answers if _is_listing(row)] if _is_listing(answers) else []
-        if [len(row) for row in rows] != [num] * count:
-            raise ValueError(f"answers must have {count} rows of {num}, one per particle.")
+        num_prompts, num_particles = weights.shape
+        # A string is one answer, not a list of letters.
+        given = (
+            [list(part) for part in answers if _is_listing(part)] if _is_listing(answers) else []
+        )
+        if [len(of_prompt) for of_prompt in given] != [num_particles] * num_prompts:
+            raise ValueError(
+                f"answers must be {num_prompts} lists, one per prompt, of {num_particles} answers, "
+                "one per particle."
+            )
         winners = []
-        for row, weight in zip(rows, weights, strict=True):
+        for of_prompt, weight in zip(given, weights, strict=True):
             total: dict[Any, float] = {}
-            for answer, w in zip(row, weight, strict=True):
+            for answer, w in zip(of_prompt, weight, strict=True):
                 if answer is not None and w > 0:
                     try:
                         total[answer] = total.get(answer, 0.0) + float(w)
@@ -165,27 +172,26 @@ class SampleResult:
     def sequences(self) -> list[list[list[int]]]:
         """[P][N] token lists without padding."""
         tokens, lengths = np.asarray(self.tokens), np.asarray(self.lengths)
-        return [
-            [row[:length].tolist() for row, length in zip(rows, ends, strict=True)]
-            for rows, ends in zip(tokens, lengths, strict=True)
-        ]
+        return [_trimmed(*of_prompt) for of_prompt in zip(tokens, lengths, strict=True)]
 
-    def texts(self, tokenizer: Any) -> list[list[str]]:
-        """[P][N] texts, special tokens left out."""
+    def texts(self, tokenizer: Tokenizer) -> list[list[str]]:
+        """[P][N] texts without special tokens."""
         return [
-            [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
-            for rows in self.sequences()
+            [tokenizer.decode(ids, skip_special_tokens=True) for ids in of_prompt]
+            for of_prompt in self.sequences()
         ]
 
     def failures(self) -> list[str | None]:
-        """[P], a sentence for each prompt whose result means nothing: its model is broken, or none
-        of its particles has positive weight."""
+        """[P], a sentence for each prompt whose result is invalid, else None.
+
+        A result is invalid if the model's logits are, or if no particle has positive weight.
+        """
         broken = (
-            "the model gave logits that are no numbers (NaN, +inf, or -inf for every token): "
-            "look at its parameters and dtype."
+            "the model returned invalid logits (NaN, +inf, or -inf for every token): check its "
+            "parameters and dtype."
         )
         nothing = (
-            "all particles have weight zero: the declared target leaves no token to continue with "
+            "all particles have weight zero: the declared target allows no token to continue with "
             "(its top_k, top_p, min_new_tokens and length exclude every sequence that was tried)."
         )
         alive = np.any(np.isfinite(np.asarray(self.log_weights)), axis=1)
@@ -211,10 +217,10 @@ class SampleResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SampleResult":
-        """Reads what ``save`` wrote; nothing in a file is unpickled.
+        """Reads what ``save`` wrote, without unpickling anything.
 
         Raises:
-          ValueError: for a file that is not a saved result, is damaged, or has another format.
+          ValueError: for a file that is not a saved result, is damaged, or has an unknown format.
           OSError: if the file cannot be read.
         """
         try:
@@ -222,18 +228,22 @@ class SampleResult:
                 return _from_entries(entries)
         except OSError:
             raise
-        except Exception as error:  # of damaged bytes: whatever zip, zlib, NumPy and JSON raise
+        except Exception as error:  # whatever zip, zlib, NumPy and JSON raise for damaged bytes
             why = str(error) if isinstance(error, _MisfitError) else type(error).__name__
             raise ValueError(
                 f"{os.fspath(path)} is not a saved SampleResult of this version, or it is damaged "
                 f"({why})."
             ) from error
 
-    def _rows(self, index: np.ndarray) -> list[list[int]]:
-        return [rows[i] for rows, i in zip(self.sequences(), index.tolist(), strict=True)]
+    def _sequences_at(self, index: np.ndarray) -> list[list[int]]:
+        """[P], the sequence of one particle per prompt."""
+        prompts = np.arange(len(index))
+        return _trimmed(
+            np.asarray(self.tokens)[prompts, index], np.asarray(self.lengths)[prompts, index]
+        )
 
 
-# The axes and the kind of every array.
+# The axes and the kind of dtype of every array.
 _ARRAYS = {
     "tokens": ("PNT", np.integer),
     "lengths": ("PN", np.integer),
@@ -263,7 +273,7 @@ _STOP_RULES = {rule.__name__: rule for rule in (StopString, StopRegex, StopBoxed
 
 
 def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleResult:
-    """Joins batches along the prompts, in host memory, and puts the prompts into ``order``."""
+    """Joins batches along the prompts, in host memory, and then applies ``order``."""
 
     def join(parts: Sequence[Any]) -> np.ndarray:
         return np.concatenate([np.asarray(part) for part in parts])[order]
@@ -276,8 +286,13 @@ def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleRes
     return SampleResult(**arrays, target=results[0].target, info=info)
 
 
+def _trimmed(tokens: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
+    """tokens [K, T] without what follows each length [K]."""
+    return [ids[:length].tolist() for ids, length in zip(tokens, lengths, strict=True)]
+
+
 def _put(arrays: Mapping[str, Array]) -> dict[str, jax.Array]:
-    """As JAX arrays. Where there is no evidence the NaN is meant, whatever JAX_DEBUG_NANS says."""
+    """As JAX arrays; JAX_DEBUG_NANS must not object to a NaN evidence, which is intended."""
     with jax.debug_nans(False):
         return {name: jnp.asarray(x) for name, x in arrays.items()}
 
@@ -286,20 +301,20 @@ def _is_listing(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, str | bytes)
 
 
-# --- What a file holds ---
+# --- Files ---
 
 
 class _MisfitError(ValueError):
-    """What is wrong with a file that can be read."""
+    """A readable file whose contents are wrong."""
 
 
 def _from_entries(entries: Mapping[str, Any]) -> SampleResult:
-    """The result of which a file has the entries."""
+    """The result, from a file's entries."""
     known = _ARRAYS | {f"info_{name}": kind for name, kind in _INFO_ARRAYS.items()}
     if "meta" not in entries:
         raise _MisfitError("it has no entry meta")
     meta = json.loads(str(entries["meta"]))
-    form = meta.get("format", 1)  # the first files did not say
+    form = meta.get("format", 1)  # the first files have no number
     if form not in (1, FORMAT):
         raise _MisfitError(f"its format is {form!r} and this version reads up to {FORMAT}")
     if form == 1 and "info_rows" in entries:

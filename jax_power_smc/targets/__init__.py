@@ -1,1 +1,1 @@
-"""What to sample from: p^alpha over stopped sequences, and the rules that stop them."""
+"""The target distribution p^alpha over stopped sequences, and the rules that stop them."""

@@ -1,18 +1,17 @@
-"""The target distribution, declared as an object (MATH: target).
+"""The target distribution, declared as an object (docs/math.md, eqs. 1 to 3).
 
 ``pi_alpha(y|x) ∝ p(y|x)^alpha`` over sequences that stop at the first end token or at the cap.
-Whatever restricts the sequences is part of the target and is applied to every sampler alike:
+Every restriction of the sequences is part of the target and applies to all samplers alike:
 
 * ``length="stopped"``: a sequence that reaches the cap unfinished keeps its prefix weight;
   ``"forced_eos"``: at the last step only ending tokens have support.
 * ``min_new_tokens``: ending tokens have no support before that step.
 * ``top_k``, ``top_p``: at every step the support is that set of the *base* distribution. The
   target is ``p^alpha`` on it; p is not renormalised.
-* ``stop``: a stop rule ends a sequence as an end token does (``stop``).
+* ``stop``: a stop rule ends a sequence as an end token does (``stop_rules``).
 
-A warning that belongs here: p^alpha charges ``alpha * log p`` for every token, so it rewards
-short outputs and loops. ``min_new_tokens`` and ``"forced_eos"`` are the honest remedies; results
-flag such outputs.
+Beware that p^alpha charges ``alpha * log p`` for every token, so it rewards short outputs and
+loops. ``min_new_tokens`` and ``"forced_eos"`` are the honest remedies; results flag such outputs.
 """
 
 import dataclasses
@@ -28,8 +27,8 @@ from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.targets.stop_rules import StopBoxed, StopRegex, StopRule, StopString
 
 LENGTHS = ("stopped", "forced_eos")
-# Beyond, the target is greedy decoding of whole sequences, and float32 overflows.
-LARGEST_ALPHA = 1e6
+# Above this the target is the single most probable sequence, and float32 overflows.
+LARGEST_ALPHA = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +37,13 @@ class PowerTarget:
 
     Attributes:
       alpha: exponent, at least 1.
-      eos_ids: ids that end a sequence; looked for among generated tokens only. May be empty with
-        "stopped": then every sequence runs to the cap.
+      eos_ids: ids that end a sequence; only generated tokens count. May be empty with "stopped":
+        then every sequence runs to the cap.
       length: "stopped" or "forced_eos".
       min_new_tokens: number of steps at which ending tokens have no support.
       top_k: keep the k most probable tokens of p (ties by id), or None.
-      top_p: keep the smallest set of most probable tokens that reaches this mass, or None. With
-        both, the intersection.
+      top_p: keep the smallest set of most probable tokens that reaches this mass, or None. If both
+        are given, the intersection.
       stop: a ``StopString``, ``StopRegex`` or ``StopBoxed``, or None. The token that completes its
         match ends the sequence; sampling then needs the tokenizer.
 
@@ -61,11 +60,7 @@ class PowerTarget:
     stop: StopRule | None = None
 
     def __post_init__(self) -> None:
-        alpha = checks.as_number(self.alpha)
-        if alpha is None or alpha < 1:
-            raise ValueError(f"alpha is {self.alpha!r}; it must be a finite number of at least 1.")
-        if alpha > LARGEST_ALPHA:
-            raise ValueError(f"alpha is {self.alpha!r}; it must be at most {LARGEST_ALPHA:g}.")
+        alpha = checks.number("alpha", self.alpha, at_least=1, at_most=LARGEST_ALPHA)
         is_one = isinstance(self.eos_ids, str | bytes) or getattr(self.eos_ids, "shape", None) == ()
         if is_one or not isinstance(self.eos_ids, Iterable):
             raise ValueError(f"eos_ids is {self.eos_ids!r}; it must be a sequence of token ids.")
@@ -74,8 +69,7 @@ class PowerTarget:
         if None in ids:
             raise ValueError(f"eos_ids is {given!r}; every id must be an integer.")
         eos_ids = tuple(sorted({i for i in ids if i is not None}))
-        if self.length not in LENGTHS:
-            raise ValueError(f"length is {self.length!r}; allowed are {', '.join(LENGTHS)}.")
+        checks.one_of("length", self.length, LENGTHS)
         if self.stop is not None and not isinstance(self.stop, StopString | StopRegex | StopBoxed):
             raise ValueError(
                 f"stop is {self.stop!r}; allowed are StopString, StopRegex, StopBoxed and None."
@@ -84,25 +78,19 @@ class PowerTarget:
             raise ValueError(
                 'eos_ids is empty; length="forced_eos" needs at least one id, or a stop rule.'
             )
-        min_new_tokens = checks.as_integer(self.min_new_tokens)
-        if min_new_tokens is None or min_new_tokens < 0:
-            raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens!r}; it must be an integer of at least 0."
-            )
-        top_k, top_p = checks.as_integer(self.top_k), checks.as_number(self.top_p)
-        if self.top_k is not None and (top_k is None or top_k < 1):
-            raise ValueError(f"top_k is {self.top_k!r}; it must be an integer of at least 1.")
-        if self.top_p is not None and (top_p is None or not 0 < top_p <= 1):
-            raise ValueError(f"top_p is {self.top_p!r}; it must lie in (0, 1].")
         # Plain Python numbers, so that a target can be saved and compared.
         checks.settle(
             self,
             alpha=float(alpha),
             eos_ids=eos_ids,
-            min_new_tokens=min_new_tokens,
-            top_k=top_k,
-            top_p=None if top_p is None else float(top_p),
+            min_new_tokens=checks.integer("min_new_tokens", self.min_new_tokens, at_least=0),
         )
+        if self.top_k is not None:
+            top_k = checks.integer("top_k", self.top_k, at_least=1, at_most=None)
+            checks.settle(self, top_k=top_k)
+        if self.top_p is not None:
+            top_p = checks.number("top_p", self.top_p, above=0, at_most=1)
+            checks.settle(self, top_p=float(top_p))
 
     def check(self, vocab_size: int, max_new_tokens: int) -> None:
         """Raises ValueError if the target does not fit a vocabulary or a cap."""
@@ -121,11 +109,11 @@ class PowerTarget:
             )
 
     def arrays(self, vocab_size: int, max_new_tokens: int) -> "TargetArrays":
-        """The target as the decode step reads it."""
+        """The target in the form that the decode step reads, on the device."""
         return jax.tree.map(jnp.asarray, self.host_arrays(vocab_size, max_new_tokens))
 
-    def host_arrays(self, vocab_size: int, max_new_tokens: int) -> Any:
-        """The same in host memory."""
+    def host_arrays(self, vocab_size: int, max_new_tokens: int) -> "TargetArrays":
+        """As ``arrays``, in host memory."""
         real: Any = jnp.result_type(float)
         ends = np.zeros((vocab_size,), bool)
         ends[list(self.eos_ids)] = True
@@ -143,14 +131,14 @@ class PowerTarget:
 
 
 class TargetArrays(NamedTuple):
-    """A target with every number traced, so that changing one compiles nothing.
+    """A target with every number traced, so that changing one triggers no compilation.
 
     Attributes:
       alpha: [].
       ends: [V] bool, tokens that end every sequence; a stop rule adds its own.
       forced: [] bool, whether the last step allows only ending tokens.
       min_new_tokens: [] int32.
-      cap: [] int32, T; no token is drawn at or beyond it.
+      cap: [] int32, T; no token is drawn at or after this step.
       top_k: [] int32, or None for no restriction.
       top_p: [], or None for no restriction.
     """
@@ -169,14 +157,14 @@ def support(logits: Logits, target: TargetArrays, ends: jax.Array, step: jax.Arr
 
     Args:
       logits: [N, V] of the base model, or log p, unmasked. For top-k and top-p a sharded
-        vocabulary is gathered: what they keep depends on the order of all tokens.
+        vocabulary is gathered, because they depend on the order of all tokens.
       target: the target of this prompt.
-      ends: [N, V] bool, tokens that would end each sequence; or [1, V], the same for all.
+      ends: [N, V] bool, tokens that would end each sequence; or [1, V] if they are the same for
+        all.
       step: [] int32, t.
 
     Returns:
-      [N, V] bool; [1, V] if it is the same for all rows, because ``ends`` is and there is neither
-      top-k nor top-p.
+      [N, V] bool; [1, V] if ``ends`` is and there is neither top-k nor top-p.
     """
     too_early = (step < target.min_new_tokens) & ends
     too_late = target.forced & (step == target.cap - 1) & ~ends
@@ -191,7 +179,7 @@ def support(logits: Logits, target: TargetArrays, ends: jax.Array, step: jax.Arr
 def _most_probable(
     logits: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None
 ) -> jax.Array:
-    """[N, V] bool: inside the top-k and the top-p set of each row, ties by id."""
+    """[N, V] bool: tokens in both the top-k and the top-p set of each particle, ties by id."""
     order = jnp.argsort(-logits, axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1).astype(jnp.int32)
     inside = jnp.ones(logits.shape, bool)
@@ -201,7 +189,7 @@ def _most_probable(
         p = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
         before = jnp.cumsum(p, axis=-1) - p  # mass ranked above
         reached = (before >= top_p) & (top_p < 1)
-        # The first is always inside, whatever rounding says of an empty sum.
+        # The first is always inside, however an empty sum is rounded.
         reached = reached & (jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] > 0)
         inside = inside & ~jnp.take_along_axis(reached, rank, axis=-1)
     return inside

@@ -1,4 +1,4 @@
-"""A stop rule as the decode step reads it: a table of states by token, on the device."""
+"""A stop rule in the form that the decode step reads: a table of states by token, on the device."""
 
 from typing import Any, NamedTuple
 
@@ -24,12 +24,12 @@ class StopStates(NamedTuple):
 
 
 class StopArrays(NamedTuple):
-    """A stop rule as the step looks it up (``stop_rules.StopTable``).
+    """A stop rule's table (``stop_rules.StopTable``) on the device.
 
     Attributes:
-      table: [states, V] int16, the state after a token. Whole on every device, even where the
-        vocabulary is sharded.
-      states: of the rule.
+      table: [states, V] int16, the state after a token; replicated, even if the vocabulary is
+        sharded.
+      states: the rule's states in the table.
     """
 
     table: jax.Array
@@ -37,15 +37,15 @@ class StopArrays(NamedTuple):
 
 
 def stop_arrays(rule: StopRule | None, tokenizer: Any, vocab_size: int) -> StopArrays | None:
-    """The device form of a stop rule.
+    """A stop rule on the device; None if there is no rule.
 
     Args:
       rule: the rule, or None.
-      tokenizer: a tokenizer, or the bytes of every token (None for a special one).
+      tokenizer: a tokenizer, or a list of every token's bytes (None for special tokens).
       vocab_size: V of the model.
 
     Raises:
-      ValueError: if there is a rule and no tokenizer, or one whose tokens cannot be read.
+      ValueError: as ``stop_rules.compile_stop``.
     """
     if rule is None:
         return None
@@ -61,7 +61,7 @@ def ending_tokens(
     state: jax.Array,
     sharding: VocabSharding = UNSHARDED,
 ) -> jax.Array:
-    """[N, V] bool: tokens that would end each sequence, whose automaton is in state [N]."""
+    """[N, V] bool: tokens that would end each sequence, given its automaton's state [N]."""
     ends = jnp.broadcast_to(target.ends[None, :], (state.shape[0], target.ends.shape[0]))
     if stop is None:
         return ends
@@ -71,7 +71,7 @@ def ending_tokens(
 def next_stop_state(
     stop: StopArrays | None, state: jax.Array, token: jax.Array, active: jax.Array
 ) -> jax.Array:
-    """The automaton's state [M] after the token [M] of the active rows."""
+    """The automaton's states [M] after the tokens [M] of the active particles."""
     if stop is None:
         return state
     return jnp.where(active, stop.table[state, token].astype(jnp.int32), state)

@@ -28,9 +28,11 @@ def test_a_size_that_does_not_divide_the_devices_is_refused(model):
         mesh.make_mesh(model)
 
 
-@pytest.mark.parametrize("value", [None, "data", jax.make_mesh((8,), ("data",))])
+@pytest.mark.parametrize("value", [None, "data", ("data",), ("model", "data")])
 def test_other_meshes_are_refused(value):
     mesh.check_mesh(mesh.make_mesh(2))
+    if isinstance(value, tuple):
+        value = jax.sharding.Mesh(np.array(jax.devices()).reshape([8, 1][: len(value)]), value)
     with pytest.raises(ValueError, match=r"^mesh is .*axes 'data' and 'model'\.$"):
         mesh.check_mesh(value)
 

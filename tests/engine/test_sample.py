@@ -421,7 +421,7 @@ def test_logits_that_are_no_numbers_are_reported_for_their_prompt(sampler, bad):
     )
     assert result.info.bad_logits.tolist() == [True, False]
     first, second = result.failures()
-    assert "logits that are no numbers" in first and second is None
+    assert "invalid logits" in first and second is None
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,11 @@ def test_sequences_have_no_padding_but_keep_drawn_zeros():
     ]
 
 
-def test_draw_is_the_chosen_row():
+def test_draw_is_the_chosen_particle():
     assert make().draw() == [[0, 0, 0, 0], [2, 0, 1]]
 
 
-def test_best_is_the_most_probable_row_of_positive_weight():
+def test_best_is_the_most_probable_particle_of_positive_weight():
     result = make()
     assert result.best_index().tolist() == [2, 2]
     assert result.best() == [[2, 3, 1], [2, 0, 1]]
@@ -108,13 +108,13 @@ def test_vote_gives_a_tie_to_the_first():
 
 @pytest.mark.parametrize("answers", [[["a"] * 3], [["a"] * 2] * 2, [["a"] * 3] * 3])
 def test_vote_refuses_another_shape(answers):
-    with pytest.raises(ValueError, match="2 rows of 3"):
+    with pytest.raises(ValueError, match="2 lists, one per prompt, of 3 answers"):
         make().vote(answers)
 
 
 @pytest.mark.parametrize("answers", [["abc", "def"], 5, "ab", [[1, 2, 3], 5]], ids=repr)
-def test_vote_takes_no_text_for_a_row(answers):
-    with pytest.raises(ValueError, match="answers must have 2 rows of 3"):
+def test_vote_does_not_take_text_for_a_list(answers):
+    with pytest.raises(ValueError, match=r"answers must be 2 lists, .* of 3 answers"):
         make().vote(answers)
 
 
@@ -143,7 +143,7 @@ def test_failures_name_prompts_without_any_weight():
 def test_failures_name_a_broken_model_whatever_the_weights():
     info = dataclasses.replace(make().info, bad_logits=np.array([False, True]))
     first, second = dataclasses.replace(make(), info=info).failures()
-    assert first is None and "logits that are no numbers" in second
+    assert first is None and "invalid logits" in second
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 broken"])
@@ -171,7 +171,10 @@ def meta(found, **changes):
 MISFITS = {
     "later": (lambda f: meta(f, format=3), "its format is 3 and this version reads up to 2"),
     "no format number": (lambda f: meta(f, format="new"), "its format is 'new'"),
-    "no entry": (lambda f: {"choice": None, "info_rows": None}, "it has no choice, info_rows"),
+    "no entry": (
+        lambda f: {"choice": None, "info_particle_index": None},
+        "it has no choice, info_",
+    ),
     "dtype": (lambda f: {"lengths": f["lengths"] * 1.0}, "its lengths is float64.2, 3., which"),
     "rank": (lambda f: {"choice": f["choice"][:, None]}, "its choice is int32.2, 1., which"),
     "shape": (lambda f: {"log_probs": f["log_probs"][:, :2]}, "its log_probs is float32.2, 2., "),
