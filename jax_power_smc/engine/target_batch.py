@@ -14,7 +14,7 @@ from jax_power_smc.engine.decode import PromptInputs
 from jax_power_smc.engine.layout import ONE_DEVICE, Layout
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.targets.stop_arrays import StopStates
-from jax_power_smc.targets.stop_rules import StopRule, spelled, token_table
+from jax_power_smc.targets.stop_rules import StopRule, checked_token_bytes, token_table
 
 # Rules get a power of two of states, so that few programs write them.
 _SMALLEST_BLOCK = 8
@@ -120,7 +120,7 @@ class TargetBatch:
 
     def _spelled(self, rule: StopRule) -> list[bytes | None]:
         if self._pieces is None:
-            self._pieces = spelled(rule, self._tokenizer, self._vocab_size)
+            self._pieces = checked_token_bytes(rule, self._tokenizer, self._vocab_size)
         return self._pieces
 
     def _place(self, rule: StopRule, in_use: Collection[StopRule | None]) -> bool:

@@ -1,15 +1,15 @@
-"""What a set of particles shows about itself: diversity, unfinished mass, degenerate outputs.
+"""Diagnostics of a particle population: diversity, unfinished mass, degenerate outputs.
 
-None of it says that a run was good. Few distinct roots or a long shared beginning mean that the
-particles know little of the alternatives; loops and very short outputs are what ``p^alpha`` itself
-rewards, and are flagged so that nobody takes them for answers. On the host, in numpy.
+None of them shows that a run was good. Few distinct roots or a long shared beginning mean that the
+particles cover few alternatives. Loops and very short outputs are rewarded by ``p^alpha`` itself;
+they are flagged so that they are not mistaken for answers. On the host, in NumPy.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-# A tail that repeats one block this often, and over at least this many tokens, is a loop.
+# A tail is a loop if it repeats a block this many times, over at least this many tokens.
 LOOP_REPEATS = 4
 LOOP_TOKENS = 16
 # An output of at most this many tokens is flagged as very short.
@@ -17,7 +17,7 @@ SHORT_TOKENS = 2
 
 
 class Diagnostics(NamedTuple):
-    """Of P prompts with N particles each; the fields of the same names of ``SampleInfo``."""
+    """Diagnostics of P prompts with N particles each, as in ``SampleInfo``."""
 
     unfinished_mass: np.ndarray
     distinct_roots: np.ndarray
@@ -42,7 +42,7 @@ def diagnose(
       finished: [P, N] bool.
       log_weights: [P, N], normalised.
       parent: [P, T, M], the genealogy.
-      particle_index: [P, N], where in the population [M] each particle is at the end.
+      particle_index: [P, N], each particle's final index in the population [M].
     """
     weights = np.exp(np.asarray(log_weights, np.float64))
     alive = weights > 0
@@ -57,7 +57,7 @@ def diagnose(
         ),
         loops=np.array(
             [
-                [is_loop(row[:length]) for row, length in zip(tokens[p], lengths[p], strict=True)]
+                [is_loop(ids[:length]) for ids, length in zip(tokens[p], lengths[p], strict=True)]
                 for p in prompts
             ],
             bool,
@@ -67,9 +67,9 @@ def diagnose(
 
 
 def shared_steps(parent: np.ndarray, index: np.ndarray) -> int:
-    """First steps that all given particles share: parent [T, M], index [K] at the end.
+    """How many first steps the given particles share: parent [T, M], final index [K].
 
-    0 means that their first tokens were drawn apart; with one particle, or none, it is T.
+    0 if they descend from different particles of the first step; T for one particle or none.
     """
     for step in range(parent.shape[0] - 1, -1, -1):
         if len(np.unique(index)) <= 1:
@@ -79,11 +79,11 @@ def shared_steps(parent: np.ndarray, index: np.ndarray) -> int:
 
 
 def is_loop(ids: np.ndarray) -> bool:
-    """Whether the sequence ids [L] ends in a block that repeats over and over."""
+    """Whether the sequence ids [L] ends in a block repeated over and over."""
     length = len(ids)
     if length < LOOP_TOKENS:
         return False
-    # Only periods after which the last token stood before can be that of a loop.
+    # The last token must also occur one period earlier.
     for period in length - 1 - np.flatnonzero(ids[:-1] == ids[-1])[::-1]:
         span = max(period * LOOP_REPEATS, LOOP_TOKENS)
         if span > length:

@@ -136,10 +136,12 @@ def compile_stop(rule: StopRule, tokenizer: Any, vocab_size: int | None = None) 
       ValueError: if there is no tokenizer, the bytes of its tokens are unknown, or the rule looks
         for the text of a special token.
     """
-    return token_table(rule.automaton(), spelled(rule, tokenizer, vocab_size))
+    return token_table(rule.automaton(), checked_token_bytes(rule, tokenizer, vocab_size))
 
 
-def spelled(rule: StopRule, tokenizer: Any, vocab_size: int | None) -> list[bytes | None]:
+def checked_token_bytes(
+    rule: StopRule, tokenizer: Any, vocab_size: int | None
+) -> list[bytes | None]:
     """Each token's bytes, checked against the rule; arguments and errors of ``compile_stop``."""
     if tokenizer is None:
         raise ValueError(f"the target has stop={rule!r}; pass tokenizer=, which gives token bytes.")

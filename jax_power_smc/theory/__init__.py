@@ -1,4 +1,4 @@
-"""What the paper proves, as functions: Theorem 1 here, the cost model, exact enumeration."""
+"""The paper's results as functions: Theorem 1 (here), the cost model, exact enumeration."""
 
 from jax_power_smc.theory.weight_variance import (
     StepCost,

@@ -1,16 +1,20 @@
-"""What a sample costs in model work and in time: the cost model of arXiv 2602.10273.
+"""The cost of a sample in model work and time, by the cost model of arXiv 2602.10273.
 
-The unit is one token of one sequence through the model. The prompt is not counted, sequences
-never end, and one draw is one token. N particles, T generated tokens; Metropolis-Hastings grows
-the sequence in B blocks of T/B tokens and makes M moves after each, and a move cuts the sequence
-at r and draws everything from r on anew. All costs of Metropolis-Hastings are expectations over
-the cuts, exact for every T that B divides (no large-T approximation); whether moves are accepted
-does not matter.
+The unit is one token of one sequence through the model (docs/math.md, "Cost model"). The prompt is
+not counted, sequences never end, and one draw is one token. N particles, T generated tokens;
+Metropolis-Hastings grows the sequence in B blocks of T/B tokens and makes M moves after each; a
+move cuts the sequence at r and redraws everything from r on. All costs of Metropolis-Hastings are
+expectations over the cuts, exact for every T that B divides (no large-T approximation), and do not
+depend on whether moves are accepted.
 """
 
 from typing import Literal
 
 from jax_power_smc.core import checks
+from jax_power_smc.theory.roofline import Device as Device
+from jax_power_smc.theory.roofline import ModelCost as ModelCost
+from jax_power_smc.theory.roofline import batched_gain as batched_gain
+from jax_power_smc.theory.roofline import step_seconds as step_seconds
 
 Edit = Literal["global", "last_block"]
 EDITS: tuple[Edit, ...] = ("global", "last_block")
@@ -20,25 +24,25 @@ EDITS: tuple[Edit, ...] = ("global", "last_block")
 
 
 def smc_tokens(num_tokens: int, num_particles: int) -> float:
-    """Tokens of one Power-SMC run: ``C_SMC = N T`` (Lemma 1 of arXiv 2602.10273).
+    """Tokens of one Power-SMC run: ``C_SMC = N T`` (Lemma 1; docs/math.md, eq. 35).
 
     Args:
       num_tokens: T.
       num_particles: N.
 
     Raises:
-      ValueError: if one of them is not an integer of at least 1.
+      ValueError: if either is not an integer of at least 1.
     """
     num_tokens = checks.integer("num_tokens", num_tokens, at_least=1)
     return float(_particles(num_particles) * num_tokens)
 
 
 def mh_tokens(num_tokens: int, num_blocks: int, moves_per_block: int, edit: Edit) -> float:
-    """Expected tokens of one Metropolis-Hastings chain (Lemmas 2 and 3 of arXiv 2602.10273).
+    """Expected tokens of one Metropolis-Hastings chain (Lemmas 2 and 3; docs/math.md, eqs. 36, 37).
 
-    Growing costs T in all. With "global" edits the cut of block b is uniform in 1..h, where
-    h = b T/B is the prefix so far, and a move draws h - r + 1 tokens, (h + 1)/2 on average; with
-    "last_block" edits the same holds with h = T/B. Summed over M moves in each of B blocks:
+    Growth costs T in total. With "global" edits the cut in block b is uniform in 1..h, where
+    h = b T/B is the length of the prefix, and a move draws h - r + 1 tokens, (h + 1)/2 on average;
+    with "last_block" edits the same holds with h = T/B. Summed over M moves in each of B blocks:
 
         global (Lemma 2)       T (1 + M (B + 1)/4) + M B/2
         last block (Lemma 3)   T (1 + M/2) + M B/2
@@ -59,7 +63,7 @@ def mh_tokens(num_tokens: int, num_blocks: int, moves_per_block: int, edit: Edit
 
 
 def equal_cost_moves(num_particles: int, num_blocks: int, edit: Edit) -> int:
-    """The M at which a chain costs about as much as ``N`` particles: Lemma 1 = Lemma 2 or 3.
+    """The M at which a chain costs about as much as N particles: Lemma 1 = Lemma 2 or 3.
 
     In the limit of long sequences, ``M = (N - 1) 4/(B + 1)`` for "global" and ``2 (N - 1)`` for
     "last_block", rounded.
@@ -87,16 +91,16 @@ def work_ratio(
     edit: Edit,
     num_tokens: int | None = None,
 ) -> float:
-    """``C_SMC / C_MH``, how many times the model work of the chain SMC does.
+    """``C_SMC / C_MH``, the model work of SMC over that of the chain (docs/math.md, eq. 38).
 
-    ``N / (1 + M (B + 1)/4)`` for "global", ``N / (1 + M/2)`` for "last_block": the corollary of
-    Lemmas 1 to 3 of arXiv 2602.10273. This is the limit of long sequences; at finite T the
-    chain's last term adds M B/(2T) to the denominator.
+    ``N / (1 + M (B + 1)/4)`` for "global", ``N / (1 + M/2)`` for "last_block", by Lemmas 1 to 3.
+    This is the limit of long sequences; at finite T the chain's last term adds M B/(2T) to the
+    denominator.
 
     Args:
       num_particles: N.
       num_blocks, moves_per_block, edit: as in ``mh_tokens``.
-      num_tokens: T for the exact ratio, or None for the limit.
+      num_tokens: T for the exact ratio; None for the limit.
 
     Raises:
       ValueError: for a value outside its range, or if B does not divide T.
@@ -117,11 +121,10 @@ def wall_clock_ratio(
     gain: float,
     num_tokens: int | None = None,
 ) -> float:
-    """Time of the chain over time of SMC: above 1, SMC is the faster.
+    """The time of the chain over that of SMC: above 1, SMC is faster (docs/math.md, eq. 38).
 
-    ``(1 + M (B + 1)/4) s(N)/N`` for "global", ``(1 + M/2) s(N)/N`` for "last_block" (corollary of
-    Lemmas 1 to 3 of arXiv 2602.10273): SMC moves N sequences at once and has the batched gain,
-    the chain moves one token at a time and has none.
+    ``(1 + M (B + 1)/4) s(N)/N`` for "global", ``(1 + M/2) s(N)/N`` for "last_block": SMC advances N
+    sequences at once and has the batched gain; the chain decodes one token at a time and has none.
 
     Args:
       num_particles, num_blocks, moves_per_block, edit, num_tokens: as in ``work_ratio``.
@@ -135,10 +138,10 @@ def wall_clock_ratio(
 
 
 def smc_seconds(token_seconds: float, num_tokens: int, num_particles: int, gain: float) -> float:
-    """Wall clock of one Power-SMC run: ``t(1) T N / s(N)`` (Lemma 1 of arXiv 2602.10273).
+    """Wall clock of one Power-SMC run: ``t(1) T N / s(N)`` (docs/math.md, eq. 35).
 
     Args:
-      token_seconds: t(1), of one token of one sequence alone.
+      token_seconds: t(1), for one token of a single sequence.
       num_tokens: T.
       num_particles: N.
       gain: s(N).
@@ -150,14 +153,11 @@ def smc_seconds(token_seconds: float, num_tokens: int, num_particles: int, gain:
     return seconds * smc_tokens(num_tokens, num_particles) / gain
 
 
-# --- the roofline: what s(N) to expect ---
-
-
-# --- what is refused; the rest as Python's own numbers ---
+# --- shared terms and checks ---
 
 
 def _mh_tokens_per_token(num_blocks: int, moves_per_block: int, edit: Edit) -> float:
-    """The chain's cost per generated token, without the M B/2 that does not grow with T."""
+    """The chain's cost per generated token, without the constant M B/2."""
     half_moves = moves_per_block / 2
     return 1 + half_moves * ((num_blocks + 1) / 2 if edit == "global" else 1)
 
@@ -167,8 +167,7 @@ def _particles(num_particles: int) -> int:
 
 
 def _chain(num_blocks: int, moves_per_block: int, edit: str) -> tuple[int, int]:
-    if edit not in EDITS:
-        raise ValueError(f"edit is {edit!r}; allowed are {', '.join(EDITS)}.")
+    checks.one_of("edit", edit, EDITS)
     return (
         checks.integer("num_blocks", num_blocks, at_least=1),
         checks.integer("moves_per_block", moves_per_block, at_least=0),
@@ -187,7 +186,3 @@ def _horizon(num_tokens: int, num_blocks: int) -> int:
 
 def _positive(name: str, value: float) -> float:
     return checks.number(name, value, above=0)
-
-
-def _tokens(name: str, value: float) -> float:
-    return checks.number(name, value, at_least=0)

@@ -1,4 +1,4 @@
-"""Everything exactly, by enumeration: for models small enough to list every sequence."""
+"""Exact enumeration, for models small enough to list every sequence (docs/math.md, eq. 3)."""
 
 import itertools
 import math
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.core import checks
+from jax_power_smc.core.types import Params, TokenIds
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine.validation import check_prompt, check_target
 from jax_power_smc.models.base import LanguageModel
@@ -22,7 +23,7 @@ from jax_power_smc.targets.stop_arrays import (
     stop_arrays,
 )
 
-# V^T, above which listing every sequence is a mistake rather than a wish.
+# The largest V^T; a larger one is more likely a mistake than intended.
 _LARGEST = 2_000_000
 
 
@@ -30,9 +31,9 @@ class Enumeration(NamedTuple):
     """Every sequence of positive target weight.
 
     Attributes:
-      sequences: the token tuples, each ending at its end token or at the cap.
-      log_prob: [M], log p(y|x).
-      log_gamma: [M], log of the declared unnormalised target, alpha log p(y|x) on the support.
+      sequences: the K token tuples, each ending with its end token or at the cap.
+      log_prob: [K], log p(y|x).
+      log_gamma: [K], log of the declared unnormalised target, alpha log p(y|x) on the support.
       log_evidence: log Z, the log of the sum of gamma.
     """
 
@@ -49,8 +50,8 @@ class Enumeration(NamedTuple):
 
 def enumerate(
     model: LanguageModel,
-    params: Any,
-    prompt: Sequence[int],
+    params: Params,
+    prompt: TokenIds,
     target: PowerTarget,
     max_new_tokens: int,
     *,
@@ -59,14 +60,14 @@ def enumerate(
     """Lists every sequence with log p and log gamma.
 
     Args:
-      model, params: the language model; its own prefill and decode are used.
+      model, params: the language model, run through its own prefill and decode.
       prompt: token ids.
-      target: the target; ``Enumeration.log_gamma`` is its gamma.
+      target: the target; ``Enumeration.log_gamma`` is the log of its gamma.
       max_new_tokens: T.
-      tokenizer: needed if the target has a stop rule, see ``sample.sample``.
+      tokenizer: needed if the target has a stop rule, see ``sample``.
 
     Raises:
-      ValueError: if V^T is too large to list; as ``sample.sample``.
+      ValueError: if V^T is too large to list; as ``sample``.
     """
     check_target(target)
     max_new_tokens = checks.integer("max_new_tokens", max_new_tokens, at_least=1)
@@ -99,41 +100,43 @@ def enumerate(
 
 def score(
     model: LanguageModel,
-    params: Any,
-    prompt: Sequence[int],
+    params: Params,
+    prompt: TokenIds,
     tokens: Sequence[Sequence[int]] | np.ndarray | jax.Array,
     lengths: Sequence[int] | np.ndarray | jax.Array | None = None,
 ) -> np.ndarray:
     """Teacher-forced log p of each token, through the decode path.
 
-    A row's sum is the log p of its sequence: what lies behind the end counts nothing.
+    The sum over a sequence is its log p: nothing after its end counts.
 
     Args:
       model, params: as in ``enumerate``.
       prompt: token ids.
       tokens: N sequences of ids: lists that may differ in length, such as one prompt's
         ``SampleResult.sequences()``, or an array [N, T].
-      lengths: [N], the tokens of each row that count, such as one prompt's
-        ``SampleResult.lengths``. None for all: a padded array says nothing of where its rows end.
+      lengths: [N], how many tokens of each sequence count, such as one prompt's
+        ``SampleResult.lengths``. None for all, since padding cannot be recognised.
 
     Returns:
-      [N, T], T the longest; 0 behind the length.
+      [N, T], T the longest; 0 from the length on.
 
     Raises:
-      ValueError: for tokens that are no such lists or outside the vocabulary, or lengths that do
-        not fit them.
+      ValueError: for tokens that are not such lists or lie outside the vocabulary, or lengths that
+        do not fit them.
     """
-    rows = _rows(tokens)
-    horizon = max(map(len, rows))
+    sequences = _sequences(tokens)
+    horizon = max(map(len, sequences))
     check_prompt(0, prompt, model, horizon)
-    ends = np.asarray([len(row) for row in rows] if lengths is None else lengths)
-    if not np.issubdtype(ends.dtype, np.integer) or ends.shape != (len(rows),):
-        raise ValueError(f"lengths is {lengths!r}; it must be {len(rows)} integers, one per row.")
-    padded = np.zeros((len(rows), horizon), np.int32)
-    for row, end, out in zip(rows, ends.tolist(), padded, strict=True):
-        if not 0 <= end <= len(row):
-            raise ValueError(f"lengths has {end} for a row of {len(row)} tokens.")
-        ids = row[:end]
+    ends = np.asarray([len(ids) for ids in sequences] if lengths is None else lengths)
+    if not np.issubdtype(ends.dtype, np.integer) or ends.shape != (len(sequences),):
+        raise ValueError(
+            f"lengths is {lengths!r}; it must be {len(sequences)} integers, one per sequence."
+        )
+    padded = np.zeros((len(sequences), horizon), np.int32)
+    for sequence, end, out in zip(sequences, ends.tolist(), padded, strict=True):
+        if not 0 <= end <= len(sequence):
+            raise ValueError(f"lengths has {end} for a sequence of {len(sequence)} tokens.")
+        ids = sequence[:end]
         outside = ids[(ids < 0) | (ids >= model.vocab_size)]
         if outside.size:
             raise ValueError(
@@ -145,29 +148,29 @@ def score(
     return np.where(np.arange(horizon) < ends[:, None], log_p, 0)
 
 
-def _rows(tokens: Any) -> list[np.ndarray]:
+def _sequences(tokens: Any) -> list[np.ndarray]:
     """Sequences of token ids [N][T]."""
     try:
-        rows = [np.asarray(row) for row in tokens]
+        sequences = [np.asarray(ids) for ids in tokens]
     except (TypeError, ValueError):
-        rows = []
-    # An empty list has no integers in it, and is a sequence all the same.
-    rows = [row.astype(np.int64) if row.size == 0 else row for row in rows]
-    are_ids = all(row.ndim == 1 and np.issubdtype(row.dtype, np.integer) for row in rows)
-    if not are_ids or not any(row.size for row in rows):
+        sequences = []
+    # NumPy makes floats of an empty list, which is a sequence too.
+    sequences = [ids.astype(np.int64) if ids.size == 0 else ids for ids in sequences]
+    are_ids = all(ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer) for ids in sequences)
+    if not are_ids or not any(ids.size for ids in sequences):
         raise ValueError("tokens must be lists of token ids or an array [N, T], and not be empty.")
-    return rows
+    return sequences
 
 
 def _teacher_forced(
     model: LanguageModel,
-    params: Any,
-    prompt: Sequence[int],
+    params: Params,
+    prompt: TokenIds,
     tokens: np.ndarray,
     target: TargetArrays,
     stop: StopArrays | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of given tokens [N, T]: log p, whether they lie in the support, whether they end; [N, T]."""
+    """For given tokens [N, T]: log p, whether in the support, whether ending; [N, T] each."""
     num, horizon = tokens.shape
     forced = jnp.asarray(tokens, jnp.int32)
     ids = jnp.asarray(prompt, jnp.int32)
@@ -183,7 +186,7 @@ def _teacher_forced(
         return picked, next_stop_state(stop, state, column[:, 0], always)
 
     @jax.jit
-    def run(params: Any) -> tuple[jax.Array, ...]:
+    def run(params: Params) -> tuple[jax.Array, ...]:
         logits, context = model.prefill(params, ids, jnp.asarray(len(prompt), jnp.int32))
         logits = jnp.broadcast_to(logits[None], (num, logits.shape[0]))
         first, state = of_tokens(logits, jnp.zeros((num,), jnp.int32), jnp.zeros((), jnp.int32))

@@ -1,4 +1,7 @@
-"""A roofline of the decode step: seconds by the bandwidth and the arithmetic of a device."""
+"""A roofline for the decode step: least seconds by a device's bandwidth and arithmetic rate.
+
+See docs/math.md, eq. 39.
+"""
 
 import dataclasses
 import math
@@ -6,20 +9,19 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jax_power_smc.core import checks
 from jax_power_smc.models.checkpoints.weight_map import tensor_table
 from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.theory.cost_model import _particles, _positive, _tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What an accelerator can do at best.
+    """An accelerator's peak rates.
 
     Attributes:
       name: for tables.
       bandwidth_bytes_per_s: of its main memory.
-      flops_per_s: of matrix products in the dtype that is used; a multiplication and an addition
-        are two.
+      flops_per_s: of matrix products in the model's dtype; a multiply-add counts as two.
 
     Raises:
       ValueError: if a rate is not a positive number.
@@ -31,20 +33,20 @@ class Device:
 
     def __post_init__(self) -> None:
         for name in ("bandwidth_bytes_per_s", "flops_per_s"):
-            object.__setattr__(self, name, _positive(name, getattr(self, name)))
+            checks.settle(self, **{name: checks.number(name, getattr(self, name), above=0)})
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelCost:
-    """What one decode step asks of the device.
+    """The memory traffic and arithmetic of one decode step.
 
     Attributes:
-      weight_bytes: read once per step, however many sequences there are.
-      parameters: that take part in the step; each costs two operations per sequence.
-      kv_bytes_per_token: of keys and values, for each token of context.
+      weight_bytes: read once per step, whatever the number of sequences.
+      parameters: number of parameters used in the step; each costs two operations per sequence.
+      kv_bytes_per_token: bytes of keys and values per token of context.
 
     Raises:
-      ValueError: if one of them is not a positive number.
+      ValueError: if any of them is not a positive number.
     """
 
     weight_bytes: float
@@ -53,14 +55,14 @@ class ModelCost:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _positive(field.name, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+            value = checks.number(field.name, getattr(self, field.name), above=0)
+            checks.settle(self, **{field.name: value})
 
     @classmethod
     def from_config(cls, config: TransformerConfig, dtype: Any) -> "ModelCost":
         """The cost of a transformer whose parameters and cache have this dtype.
 
-        An embedding that is not also the head is left out: a step reads N of its rows.
+        An embedding that is not tied to the head is left out: a step reads only N of its vectors.
         """
         sizes = {entry.path: math.prod(entry.shape) for entry in tensor_table(config)}
         parameters = sum(sizes.values())
@@ -82,25 +84,26 @@ def step_seconds(
     context: float,
     shared_context: float = 0.0,
 ) -> float:
-    """t(N), the least time of one decode step of N sequences: bound by memory or by arithmetic.
+    """t(N), the least time of one decode step of N sequences, bound by memory or by arithmetic.
 
         max((weights + (shared + N context) kv) / bandwidth, 2 parameters N / flops)
 
-    A lower bound. Operations of attention, the draw, activations and launches are left out.
+    This is a lower bound: it leaves out attention's arithmetic, the draw, activations and launches.
 
     Args:
       num_particles: N.
-      model, device: what is asked and what can be done.
-      context: tokens of context that each sequence reads for itself; over a whole run take the
-        mean, about T/2.
-      shared_context: tokens of context read once for all sequences: the prompt, where the
-        attention shares it. An attention that does not has it in ``context``.
+      model, device: the work and the rates.
+      context: tokens of context that each sequence reads separately; for a whole run use the mean,
+        about T/2.
+      shared_context: tokens of context that are read once for all sequences: the prompt, if the
+        attention shares it. If not, add it to ``context``.
 
     Raises:
       ValueError: for a value outside its range.
     """
-    num_particles = _particles(num_particles)
-    tokens = _tokens("shared_context", shared_context) + num_particles * _tokens("context", context)
+    num_particles = checks.integer("num_particles", num_particles, at_least=1)
+    shared = checks.number("shared_context", shared_context, at_least=0)
+    tokens = shared + num_particles * checks.number("context", context, at_least=0)
     moved = model.weight_bytes + tokens * model.kv_bytes_per_token
     operations = 2 * model.parameters * num_particles
     return max(moved / device.bandwidth_bytes_per_s, operations / device.flops_per_s)
@@ -121,6 +124,6 @@ def batched_gain(
     Raises:
       ValueError: for a value outside its range.
     """
-    num_particles = _particles(num_particles)
+    num_particles = checks.integer("num_particles", num_particles, at_least=1)
     batched = step_seconds(num_particles, model, device, context, shared_context)
     return num_particles * step_seconds(1, model, device, context, shared_context) / batched

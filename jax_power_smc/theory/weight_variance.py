@@ -1,10 +1,10 @@
-"""Theorem 1 of arXiv 2602.10273 as code: how much a proposal makes the weights vary, exactly.
+"""Theorem 1 of arXiv 2602.10273: the exact variance of the weights under a proposal.
 
-At one step a token is drawn from a proposal q that sees only the prefix, and the weight is
-multiplied by ``w = p(token)^alpha / q(token)``. Its mean is ``S = sum_v p(v)^alpha`` whatever q
-is, as long as q covers the support; its variance is zero for ``q ∝ p^alpha`` (temperature
-1/alpha) and positive for any other q. Then ``w = S = exp(-(alpha - 1) H_alpha(p))`` (Corollary
-1), with H_alpha the Renyi entropy, whatever token is drawn.
+At one step a token is drawn from a proposal q that depends only on the prefix, and the weight is
+multiplied by ``w = p(token)^alpha / q(token)`` (docs/math.md, eqs. 6 to 9). Its mean is ``S =
+sum_v p(v)^alpha`` for every q that covers the support; its variance is zero for ``q ∝ p^alpha``
+(temperature 1/alpha) and positive for any other q. Then, whatever token is drawn, ``w = S =
+exp(-(alpha - 1) H_alpha(p))`` with the Renyi entropy H_alpha (Corollary 1).
 
 Everything is a sum over the vocabulary, taken in the log domain. Tokens outside the target's
 support have ``log_p = -inf``; p is not renormalised over the rest. Letters: N particles, T
@@ -21,12 +21,12 @@ from jax.typing import ArrayLike
 
 from jax_power_smc.core import checks
 
-# |alpha - 1| below which the Renyi entropy is computed as a perturbation of Shannon's.
+# Below this |alpha - 1| the Renyi entropy is computed as a perturbation of Shannon's.
 _NEAR_ONE = 0.1
 
 
 class WeightMoments(NamedTuple):
-    """Mean and variance of the incremental weight of one step, exactly.
+    """Exact mean and variance of one step's incremental weight.
 
     Attributes:
       log_mean: [...], log E_q[w]; log S if q covers the support.
@@ -51,7 +51,7 @@ class WeightMoments(NamedTuple):
     def relative_variance(self) -> jax.Array:
         """[...], Var_q(w) / E_q[w]^2, the chi-square divergence of p^alpha/S from q.
 
-        N weights that differ by this one step alone have an effective sample size of about
+        N weights that differ only by this step have an effective sample size of about
         N / (1 + relative variance).
         """
         return jnp.exp(self.log_relative_variance)
@@ -76,13 +76,13 @@ def log_power_sum(log_p: ArrayLike, alpha: ArrayLike) -> jax.Array:
 def weight_moments(log_p: ArrayLike, alpha: ArrayLike, temperature: ArrayLike) -> WeightMoments:
     """The weight's moments for the proposal ``q ∝ p^(1/temperature)`` on the support.
 
-    Theorem 1 of arXiv 2602.10273: the variance vanishes at temperature 1/alpha, here exactly or,
-    where 1/(1/alpha) does not round to alpha, up to the square of the rounding.
+    By Theorem 1 the variance vanishes at temperature 1/alpha: here exactly, or up to the square of
+    the rounding error if 1/(1/alpha) does not round to alpha.
 
     Args:
       log_p: [..., V].
       alpha: [] finite, at least 0.
-      temperature: [] positive; infinite is the uniform proposal on the support.
+      temperature: [] positive; infinity gives the uniform proposal on the support.
 
     Returns:
       Moments of shape [...]. An empty support has the constant weight 0.
@@ -99,26 +99,25 @@ def weight_moments(log_p: ArrayLike, alpha: ArrayLike, temperature: ArrayLike) -
         return jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
 
     log_q = jnp.where(possible, exponent * fall - normaliser(exponent), -jnp.inf)
-    # One product of the difference, not a difference of two products: equal exponents give 0,
+    # A product with the difference, not a difference of products: equal exponents give exactly 0,
     # however a compiler fuses and rounds.
     log_ratio = (alpha - exponent) * fall - (normaliser(alpha) - normaliser(exponent))
     return WeightMoments(log_power_sum(log_p, alpha), _log_chi_square(log_q, log_ratio))
 
 
 def proposal_moments(log_p: ArrayLike, log_q: ArrayLike, alpha: ArrayLike) -> WeightMoments:
-    """The weight's moments for any proposal that sees only the prefix.
+    """The weight's moments for any proposal that depends only on the prefix.
 
     Args:
       log_p: [..., V].
-      log_q: [..., V], the proposal's log probabilities, up to a constant per row; finite for one
-        token at least.
+      log_q: [..., V], the proposal's log probabilities, up to a constant per distribution; finite
+        for at least one token.
       alpha: [] finite, at least 0.
 
     Returns:
-      Moments of shape [...]. Where q is zero on a token of the support they say what is wrong
-      with it: the mean is that of the tokens q can reach, less than S, so the weights are biased
-      however many particles there are, and the variance is +inf, that of the missing token's
-      weight as its q goes to 0.
+      Moments of shape [...]. If q is zero on a token of the support, the mean is that over the
+      tokens q can reach, which is less than S: the weights are biased for any number of particles.
+      The variance is then +inf, its limit as the missing token's q goes to 0.
     """
     log_p = _floating(log_p)
     alpha = jnp.asarray(alpha, log_p.dtype)
@@ -140,7 +139,7 @@ def proposal_moments(log_p: ArrayLike, log_q: ArrayLike, alpha: ArrayLike) -> We
 def renyi_entropy(log_p: ArrayLike, alpha: ArrayLike) -> jax.Array:
     """``H_alpha(p) = log(sum_v p(v)^alpha) / (1 - alpha)`` in nats.
 
-    With its limits: Shannon's entropy at alpha = 1 (accurate close by, too), the log of the
+    Includes the limits: Shannon's entropy at alpha = 1 (accurate nearby too), the log of the
     support's size at 0, and ``-log max p`` at infinity. ``log S = -(alpha - 1) H_alpha(p)``.
 
     Args:
@@ -148,14 +147,14 @@ def renyi_entropy(log_p: ArrayLike, alpha: ArrayLike) -> jax.Array:
       alpha: [] at least 0; may be infinite.
 
     Returns:
-      [...], not increasing in alpha.
+      [...], non-increasing in alpha.
     """
     log_p = _floating(log_p)
     alpha = jnp.asarray(alpha, log_p.dtype)
     possible, finite = _support(log_p)
     p = jnp.where(possible, jnp.exp(finite), 0)
     near = jnp.abs(alpha - 1) < _NEAR_ONE
-    # sum p^alpha - 1 = sum p (p^(alpha-1) - 1), without the cancellation of the left side.
+    # sum p^alpha - 1 = sum p (p^(alpha-1) - 1); the left side would cancel.
     excess = jnp.where(near, alpha - 1, 0)
     change = jnp.where(p == 0, 0, p * jnp.expm1(excess * jnp.where(p == 0, 0, finite)))
     shannon = -jnp.sum(p * finite, axis=-1)
@@ -167,12 +166,12 @@ def renyi_entropy(log_p: ArrayLike, alpha: ArrayLike) -> jax.Array:
 
 
 class StepCost(NamedTuple):
-    """What one step took from a particle's weight.
+    """How much one step lowered a particle's log weight.
 
     Attributes:
       step: t.
-      token: the token drawn there, as the caller gave it.
-      cost: ``-log S_t = (alpha - 1) H_alpha(p_t)`` in nats; inf where the support was empty.
+      token: the token drawn at t, as passed by the caller.
+      cost: ``-log S_t = (alpha - 1) H_alpha(p_t)`` in nats; inf if the support was empty.
     """
 
     step: int
@@ -183,28 +182,28 @@ class StepCost(NamedTuple):
 def weight_costs(
     log_sum: ArrayLike, tokens: Sequence[Any], count: int | None = None
 ) -> list[StepCost]:
-    """The steps of one particle by what they cost its weight, the dearest first.
+    """The steps of one particle by how much they lowered its log weight, the most costly first.
 
-    By Corollary 1 of arXiv 2602.10273 the log weight is the sum of ``log S_t`` over the steps, so
-    the costs add up to what it lost; steps where the model was undecided cost the most. A cost
-    that all particles pay alike does no harm: only differences between them do.
+    By Corollary 1 the log weight is the sum of ``log S_t`` over steps, so the costs sum to its
+    total loss; steps at which the model was uncertain cost the most. Only differences between
+    particles matter: a cost that all particles share does no harm.
 
     Args:
       log_sum: [T], log S_t of each step.
-      tokens: [T], ids or texts, for the reader.
+      tokens: [T], ids or texts, only passed through.
       count: how many steps to return; None for all.
 
     Returns:
       At most ``count`` steps; equal costs in the order of the steps.
 
     Raises:
-      ValueError: if the two are not of one length, a log sum is NaN, or the count is negative.
+      ValueError: if the lengths differ, a log sum is NaN, or the count is negative.
     """
     tokens, costs = list(tokens), 0.0 - np.asarray(log_sum, np.float64)
     if costs.shape != (len(tokens),):
         raise ValueError(
             f"log_sum has shape {costs.shape} and there are {len(tokens)} tokens; "
-            "each token needs one number."
+            "give one number per token."
         )
     if np.isnan(costs).any():
         raise ValueError(f"log_sum is NaN at step {int(np.argmax(np.isnan(costs)))}.")
@@ -220,8 +219,8 @@ def _floating(x: ArrayLike) -> jax.Array:
 
 
 def _support(log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[..., V] twice: whether p > 0, and log p with 0 where not (0 * -inf would be NaN)."""
-    possible = log_p != -jnp.inf  # true of NaN, which then shows in the result
+    """[..., V] each: whether p > 0, and log p with 0 where it is not (0 * -inf would be NaN)."""
+    possible = log_p != -jnp.inf  # true for NaN, which then shows in the result
     return possible, jnp.where(possible, log_p, 0)
 
 

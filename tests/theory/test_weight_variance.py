@@ -364,7 +364,7 @@ def test_alpha_and_temperature_are_traced():
 # --- which steps cost the most ---
 
 
-def test_costs_come_dearest_first_with_their_tokens():
+def test_the_most_costly_steps_come_first_with_their_tokens():
     costs = weight_costs(jnp.asarray([-0.5, -2.0, 0.0, -0.5]), ["a", "b", "c", "d"])
     assert [tuple(cost) for cost in costs] == [
         (1, "b", 2.0),
