@@ -52,7 +52,7 @@ def test_strict_bound():
 
 
 @pytest.mark.parametrize("value", [INF, NAN])
-def test_a_value_that_is_not_finite_is_told_so(value):
+def test_the_message_says_finite(value):
     with pytest.raises(ValueError, match="finite"):
         checks.number("x", value, at_least=0)
 
@@ -135,7 +135,7 @@ def test_seeds_that_differ_pass(values):
         ((0, 2**32), r"s\[1\] is 4294967296; it must be an integer of at most"),
     ],
 )
-def test_seeds_that_cannot_be(values, message):
+def test_invalid_seeds_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         checks.seeds("s", values)
 
@@ -154,7 +154,7 @@ def test_keys_of_seeds_do_not_depend_on_the_default():
     assert checks.key(key) == jax.random.key(3)
 
 
-def test_a_key_that_is_bound_to_a_device_is_freed():
+def test_a_key_committed_to_a_device_is_uncommitted():
     key = jax.device_put(jax.random.key(3), jax.devices()[1])
     assert not checks.key(key).committed and checks.key(key) == jax.random.key(3)
 

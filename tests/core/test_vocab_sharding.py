@@ -1,4 +1,4 @@
-"""A vocabulary in parts: every device of a group finds what numpy finds in the whole."""
+"""A vocabulary in shards: every device of a group finds what numpy finds in the whole."""
 
 import functools
 
@@ -18,16 +18,16 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 N, V = 5, 64
 CUT, REPLICATED = PartitionSpec(None, MODEL), PartitionSpec()
-PARTS, EXTREMES = [2, 4, 8], [2, 8]
+SHARDS, EXTREMES = [2, 4, 8], [2, 8]
 
 
-def on_all(parts, function, *args, specs=None):
+def on_all(shards, function, *args, specs=None):
     """What every device gives for ``function(vocabulary, *args)``, [devices, ...].
 
     Arrays [., V] are cut, unless specs says otherwise.
     """
-    mesh = Mesh(np.array(jax.devices()[:parts]), (MODEL,))
-    vocabulary = VocabSharding(MODEL, parts)
+    mesh = Mesh(np.array(jax.devices()[:shards]), (MODEL,))
+    vocabulary = VocabSharding(MODEL, shards)
 
     def one(*args):
         return jax.tree.map(lambda x: x[None], function(vocabulary, *args))
@@ -53,7 +53,7 @@ def assert_all(found, expected, **tolerance):
 
 
 def logits(seed=0, dtype=np.float32):
-    """Rows [N, V] with -inf, ties within and across parts, and the largest in either half."""
+    """Rows [N, V] with -inf, ties within and across shards, and the largest in either half."""
     x = np.random.default_rng(seed).normal(size=(N, V)).astype(dtype)
     x[0, 40:] = -np.inf
     x[1, :63] = -np.inf
@@ -62,56 +62,58 @@ def logits(seed=0, dtype=np.float32):
     return x
 
 
-@pytest.mark.parametrize("parts", PARTS)
-def test_sums_and_maxima(parts):
+@pytest.mark.parametrize("shards", SHARDS)
+def test_sums_and_maxima(shards):
     x = logits()
-    assert_all(on_all(parts, lambda v, x: v.max(jnp.max(x, axis=-1)), x), x.max(axis=-1))
+    assert_all(on_all(shards, lambda v, x: v.max(jnp.max(x, axis=-1)), x), x.max(axis=-1))
     p = np.exp(x)
-    found = on_all(parts, lambda v, x: v.sum(jnp.sum(x, axis=-1)), p)
+    found = on_all(shards, lambda v, x: v.sum(jnp.sum(x, axis=-1)), p)
     assert_all(found, p.sum(axis=-1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("parts", PARTS)
-def test_parts_side_by_side_are_the_whole(parts):
+@pytest.mark.parametrize("shards", SHARDS)
+def test_shards_side_by_side_are_the_whole(shards):
     x = logits()
-    assert_all(on_all(parts, lambda v, x: v.all_gather(x), x), x)
+    assert_all(on_all(shards, lambda v, x: v.all_gather(x), x), x)
     assert_all(
-        on_all(parts, lambda v, x: v.all_gather(v.local_slice(x)), x, specs=(REPLICATED,)), x
+        on_all(shards, lambda v, x: v.all_gather(v.local_slice(x)), x, specs=(REPLICATED,)), x
     )
-    found = on_all(parts, lambda v, x: v.local_slice(x), x, specs=(REPLICATED,))
+    found = on_all(shards, lambda v, x: v.local_slice(x), x, specs=(REPLICATED,))
     np.testing.assert_array_equal(np.concatenate(list(found), axis=-1), x)
-    firsts = on_all(parts, lambda v: v.first(V // parts))
-    assert firsts.tolist() == [i * V // parts for i in range(parts)] and firsts.dtype == np.int32
+    firsts = on_all(shards, lambda v: v.first(V // shards))
+    assert firsts.tolist() == [i * V // shards for i in range(shards)] and firsts.dtype == np.int32
 
 
-@pytest.mark.parametrize("parts", PARTS)
-def test_exactly_one_device_has_a_token(parts):
+@pytest.mark.parametrize("shards", SHARDS)
+def test_exactly_one_device_has_a_token(shards):
     tokens = np.arange(V, dtype=np.int32)
-    local, mine = on_all(parts, lambda v, t: v.to_local(t, V // parts), tokens, specs=(REPLICATED,))
+    local, mine = on_all(
+        shards, lambda v, t: v.to_local(t, V // shards), tokens, specs=(REPLICATED,)
+    )
     assert mine.sum(axis=0).tolist() == [1] * V
-    assert local.min() == 0 and local.max() == V // parts - 1
+    assert local.min() == 0 and local.max() == V // shards - 1
     owner = mine.argmax(axis=0)
-    np.testing.assert_array_equal(owner * (V // parts) + local[owner, tokens], tokens)
+    np.testing.assert_array_equal(owner * (V // shards) + local[owner, tokens], tokens)
     # What lies beyond the vocabulary is nobody's, and is looked for within bounds.
     for outside in (-1, V, 10**6):
         at = np.array([outside], np.int32)
-        local, mine = on_all(parts, lambda v, t: v.to_local(t, V // parts), at)
-        assert not mine.any() and local.min() >= 0 and local.max() < V // parts
+        local, mine = on_all(shards, lambda v, t: v.to_local(t, V // shards), at)
+        assert not mine.any() and local.min() >= 0 and local.max() < V // shards
 
 
-@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool"])
-def test_a_value_comes_from_its_owner_alone(parts, dtype):
-    mine = np.arange(6)[None, :] % parts == np.arange(parts)[:, None]
-    values = np.random.default_rng(1).normal(size=(parts, 6, 3)) * 8
+def test_a_value_comes_from_its_owner_alone(shards, dtype):
+    mine = np.arange(6)[None, :] % shards == np.arange(shards)[:, None]
+    values = np.random.default_rng(1).normal(size=(shards, 6, 3)) * 8
     values[~mine] = np.nan if dtype in ("float32", "bfloat16") else 5
     values[0, 0] = [-np.inf, np.inf, np.nan] if dtype in ("float32", "bfloat16") else [0, 1, 2]
     values = jnp.asarray(values > 0 if dtype == "bool" else values).astype(dtype)
     lead = PartitionSpec(MODEL)
     found = on_all(
-        parts, lambda v, x, m: v.from_owner(x[0], m[0]), values, mine, specs=(lead, lead)
+        shards, lambda v, x, m: v.from_owner(x[0], m[0]), values, mine, specs=(lead, lead)
     )
-    owner = np.arange(6) % parts
+    owner = np.arange(6) % shards
     expected = np.asarray(values)[owner, np.arange(6)]
     assert found.dtype == expected.dtype
     for own in found:
@@ -119,48 +121,48 @@ def test_a_value_comes_from_its_owner_alone(parts, dtype):
         np.testing.assert_array_equal(own.astype(float), expected.astype(float))
 
 
-@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("table_rows", [1, N])
-def test_looking_up_tokens(parts, table_rows):
+def test_looking_up_tokens(shards, table_rows):
     table = logits()[:table_rows]
     rows = np.array([[0, 0, 4], [1, 3, 2]], np.int32)
     tokens = np.array([[0, 63, 31], [62, 32, 50]], np.int32)
     expected = table[rows if table_rows > 1 else 0 * rows, tokens]
-    lookup = functools.partial(on_all, parts, lambda v, *args: v.lookup(*args))
+    lookup = functools.partial(on_all, shards, lambda v, *args: v.lookup(*args))
     assert_all(lookup(table, rows, tokens), expected)
     assert_all(lookup(table > 0, rows[0], tokens[0]), (expected > 0)[0])
 
 
-@pytest.mark.parametrize("parts", PARTS)
-def test_the_first_of_the_largest(parts):
+@pytest.mark.parametrize("shards", SHARDS)
+def test_the_first_of_the_largest(shards):
     x = logits()
     x = np.concatenate([x, np.full((1, V), -np.inf, np.float32), np.zeros((1, V), np.float32)])
-    found = on_all(parts, lambda v, x: v.argmax(x), x)
+    found = on_all(shards, lambda v, x: v.argmax(x), x)
     assert found.dtype == np.int32
     assert_all(found, np.argmax(x, axis=-1))
     assert found[0, 1:4].tolist() == [63, 9, 31]
 
 
 @pytest.mark.parametrize("bad", [0, 13, 63])
-@pytest.mark.parametrize("parts", PARTS)
-def test_the_largest_beside_what_is_no_number_is_some_token(parts, bad):
+@pytest.mark.parametrize("shards", SHARDS)
+def test_argmax_with_a_nan_is_some_token(shards, bad):
     x = logits()
     x[:, bad] = np.nan
-    found = on_all(parts, lambda v, x: v.argmax(x), x)
+    found = on_all(shards, lambda v, x: v.argmax(x), x)
     assert (found == found[0]).all() and found.min() >= 0 and found.max() < V
 
 
-@pytest.mark.parametrize("parts", PARTS)
-def test_rows_that_make_no_probabilities_are_seen_by_all(parts):
+@pytest.mark.parametrize("shards", SHARDS)
+def test_all_devices_see_invalid_logits(shards):
     x = logits()
     x[0, 50], x[2, 3], x[4] = np.nan, np.inf, -np.inf
-    found = on_all(parts, lambda v, x: proposals.normalise(Logits(x, v)).is_bad, x)
+    found = on_all(shards, lambda v, x: proposals.normalise(Logits(x, v)).is_bad, x)
     assert_all(found, [True, False, True, False, True])
 
 
-@pytest.mark.parametrize("parts", EXTREMES)
+@pytest.mark.parametrize("shards", EXTREMES)
 @pytest.mark.parametrize(("alpha", "support_rows"), [(1.0, 1), (4.0, N), (0.0, 1)])
-def test_a_draw_is_that_of_the_whole_vocabulary(parts, support_rows, alpha):
+def test_a_draw_is_that_of_the_whole_vocabulary(shards, support_rows, alpha):
     # Each part has whole blocks, so that the masses are those of one device, bit for bit.
     x = logits()
     allowed = np.random.default_rng(2).random((support_rows, V)) < 0.7
@@ -179,15 +181,15 @@ def test_a_draw_is_that_of_the_whole_vocabulary(parts, support_rows, alpha):
     args = x, allowed, uniforms, rows
     expected = on_one(draw, *args)
     assert len(set(expected[0].tolist())) > 10
-    found = on_all(parts, draw, *args, specs=(CUT, CUT, REPLICATED, REPLICATED))
+    found = on_all(shards, draw, *args, specs=(CUT, CUT, REPLICATED, REPLICATED))
     assert_all(found[0], expected[0])
     assert_all(found[1], expected[1], rtol=1e-5)
     assert_all(found[2], expected[2], rtol=1e-5)
 
 
-@pytest.mark.parametrize("parts", EXTREMES)
+@pytest.mark.parametrize("shards", EXTREMES)
 @pytest.mark.parametrize("restriction", [{"top_k": 5}, {"top_p": 0.6}, {"top_k": 9, "top_p": 0.9}])
-def test_the_most_probable_tokens_are_found_among_all(parts, restriction):
+def test_the_most_probable_tokens_are_found_among_all(shards, restriction):
     x = logits()
     target = PowerTarget(2.0, (3,), min_new_tokens=4, **restriction).arrays(V, 8)
     step = jnp.int32(2)
@@ -199,12 +201,12 @@ def test_the_most_probable_tokens_are_found_among_all(parts, restriction):
     ends = np.asarray(target.ends)[None]
     expected = on_one(allowed, x, ends)
     assert 0 < expected.sum() < N * V / 2
-    assert_all(on_all(parts, allowed, x, ends), expected)
+    assert_all(on_all(shards, allowed, x, ends), expected)
 
 
-@pytest.mark.parametrize("parts", EXTREMES)
+@pytest.mark.parametrize("shards", EXTREMES)
 @pytest.mark.parametrize("count", [1, 7, 20, V])
-def test_explicit_children_are_those_of_the_whole_vocabulary(parts, count):
+def test_explicit_children_are_those_of_the_whole_vocabulary(shards, count):
     # More than a part has, and all of them.
     x = logits(5)
     allowed = np.arange(V)[None, :] % 3 > 0
@@ -212,7 +214,7 @@ def test_explicit_children_are_those_of_the_whole_vocabulary(parts, count):
     def explicit(vocabulary, x, allowed):
         return WithoutReplacement(N, count).explicit(Logits(x, vocabulary), allowed)
 
-    found = on_all(parts, explicit, x, allowed)
+    found = on_all(shards, explicit, x, allowed)
     expected = on_one(explicit, x, allowed)
     for own in found:
         np.testing.assert_array_equal(own, found[0])

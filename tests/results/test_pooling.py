@@ -127,7 +127,7 @@ def test_runs_share_no_ancestor_unless_one_has_all_the_weight(copies):
     np.testing.assert_array_equal(pool(runs, KEY).info.coalescence, runs[0].info.coalescence)
 
 
-def test_what_every_field_becomes_was_decided():
+def test_every_field_has_a_rule():
     # A new field needs a rule in pool and a test here.
     info = "ess resampled forks parent particle_index bad_logits dropped_mass acceptance_rate "
     info += "model_tokens seconds"
@@ -161,7 +161,7 @@ def test_failed_runs_have_no_weight_and_a_failed_prompt_fails(few):
 
 
 @pytest.mark.parametrize("order", [[1, 2, 0], [2, 1, 0]])
-def test_the_order_of_runs_only_moves_rows(few, order):
+def test_the_order_of_runs_only_permutes_particles(few, order):
     one, two = pool(few, KEY), pool([few[i] for i in order], KEY)
     np.testing.assert_allclose(one.log_evidence, two.log_evidence, rtol=1e-6)
     blocks = np.split(np.arange(7), [2, 4])

@@ -297,7 +297,7 @@ def test_an_index_may_be_of_numpy_or_jax(index):
 
 
 @pytest.mark.parametrize("index", [2, 5, -1, np.int32(-2)])
-def test_there_is_no_result_of_a_prompt_that_is_not_there(index):
+def test_an_index_out_of_range_is_refused(index):
     with pytest.raises(IndexError, match=rf"^index is {index}; it must lie in \[0, 2\)\.$"):
         make().one(index)
 

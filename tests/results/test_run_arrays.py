@@ -86,7 +86,7 @@ def test_pool_is_public():
 @pytest.mark.parametrize(
     "prompt_ids", [[-1, 0, 1], [0.5, 1, 2], [2**63, 0, 1], ["a", "b", "c"], [0, 1], 5]
 )
-def test_prompt_ids_that_cannot_be_are_refused(few, prompt_ids):
+def test_invalid_prompt_ids_are_refused(few, prompt_ids):
     with pytest.raises(ValueError, match="prompt_ids"):
         pool(few, KEY, prompt_ids=prompt_ids)
     with pytest.raises(ValueError, match="prompt_ids"):

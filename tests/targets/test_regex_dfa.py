@@ -140,6 +140,6 @@ def test_a_class_holds_the_characters_that_re_says(pattern):
         b"\xff",
     ],
 )
-def test_what_is_no_utf8_is_no_character(content):
+def test_invalid_utf8_matches_no_character(content):
     assert stops_at(from_regex("(?s)."), content) is None
     assert stops_at(from_regex("(?s)."), content + b"a") == len(content) + 1

@@ -254,7 +254,7 @@ def test_the_largest_regex():
     assert StopRegex("a{511}").automaton().table.shape == (512, 256)
 
 
-def test_what_is_no_tokenizer_is_refused():
+def test_lists_of_strings_are_refused():
     with pytest.raises(ValueError, match="tokenizer is a list; as such it must hold the bytes"):
         stop_rules.compile_stop(StopString("a"), ["a"])
 

@@ -188,7 +188,7 @@ def test_roofline_and_lemma_1_agree_on_the_time_of_a_run():
         ("num_tokens", lambda v: work_ratio(4, 1, 1, "global", v)),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_by_name(name, call, value):
+def test_invalid_sizes_are_refused_by_name(name, call, value):
     with pytest.raises(ValueError, match=rf"^{name} is .*; it must be an integer of at least 1\.$"):
         call(value)
 
@@ -246,14 +246,14 @@ def test_equal_cost_moves_are_the_nearest_to_n_times_t(edit, num_blocks):
     assert equal_cost_moves(1, num_blocks, edit) == 0
 
 
-def test_equal_cost_moves_refuse_what_cannot_be():
+def test_equal_cost_moves_refuse_invalid_values():
     with pytest.raises(ValueError, match="num_particles is 0"):
         equal_cost_moves(0, 4, "global")
     with pytest.raises(ValueError, match="edit is 'local'"):
         equal_cost_moves(4, 4, "local")
 
 
-def test_numbers_of_numpy_and_jax_are_pythons():
+def test_numbers_of_numpy_and_jax_become_python_numbers():
     # A product in their own dtype would be 0.
     many = 2**20
     for kind in (np.int32, jnp.int32):

@@ -132,7 +132,7 @@ def test_score_gives_every_token_its_log_p(x64):
     assert scores[2, 2] == -np.inf
 
 
-def test_score_adds_nothing_behind_the_end(x64):
+def test_score_adds_nothing_after_the_end(x64):
     # A sequence that ends early is padded with token 0, which the model would score.
     rows = [[2, 1], [0, 0, 2], [1]]
     expected = [
@@ -191,7 +191,7 @@ def test_score_refuses(x64, tokens, lengths, message):
 
 @pytest.mark.parametrize("function", ["score", "enumerate"])
 @pytest.mark.parametrize("prompt", [[], [3], "ab", 0, [[0, 1]]])
-def test_a_prompt_that_is_none_is_refused(x64, function, prompt):
+def test_an_invalid_prompt_is_refused(x64, function, prompt):
     with pytest.raises(ValueError, match="prompt 0"):
         if function == "score":
             exact.score(MODEL, table(), prompt, [[0]])
@@ -207,7 +207,7 @@ def test_a_cap_may_be_a_number_of_numpy_or_jax(x64, cap):
 
 
 @pytest.mark.parametrize("cap", [0, -1, 2.0, True, "3", None])
-def test_a_cap_that_is_none_is_refused(x64, cap):
+def test_an_invalid_cap_is_refused(x64, cap):
     with pytest.raises(ValueError, match=r"max_new_tokens is .*; it must be an integer"):
         exact.enumerate(MODEL, table(), PROMPT, PowerTarget(2.0), cap)
 

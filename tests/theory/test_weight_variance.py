@@ -202,7 +202,7 @@ def test_a_proposal_that_misses_a_token_has_infinite_variance_and_too_small_a_me
     assert float(got.mean) == pytest.approx((np.exp(log_p) ** 2).sum() - missing, rel=1e-12)
 
 
-def test_missing_a_token_outside_the_support_is_no_fault(x64):
+def test_missing_a_token_outside_the_support_changes_nothing(x64):
     log_p = random_log_p(7, impossible=(3,))
     got = proposal_moments(jnp.asarray(log_p), jnp.asarray(2 * log_p), 2.0)
     assert float(got.relative_variance) < 1e-28
