@@ -10,8 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 
 from jax_power_smc.models.checkpoints.safetensors_index import weight_files
-from jax_power_smc.models.checkpoints.saved import FILES, PARAMS
 
+# The files beside the weights that a model is loaded from, if they exist.
+METADATA_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 # Bytes that are hashed at a time. The digest depends on it.
 _CHUNK = 2**24
 _BYTES = 16
@@ -24,10 +34,9 @@ def file_digests(directory: str | os.PathLike[str], *, weights: bool = True) -> 
     """A digest of each file that decides what a model computes, by name.
 
     Those are config.json, generation_config.json, the tokenizer's files, the chat template, and
-    under the one name "weights" all that hold the weights: model.safetensors, or the index and
-    the shards that it names, or the Orbax checkpoint of a saved model. No other file counts. A file
-    that is rewritten with the same meaning (other spaces in the JSON, other shards) has another
-    digest.
+    under the one name "weights" the files that hold the weights: model.safetensors, or the index
+    and the shards that it names. No other file counts. A file that is rewritten with the same
+    meaning (different spaces in the JSON, different shards) has a different digest.
 
     Every byte is read. A gigabyte that the operating system has cached takes 0.7 seconds on two
     cores, and less on more, up to eight.
@@ -44,11 +53,8 @@ def file_digests(directory: str | os.PathLike[str], *, weights: bool = True) -> 
       CheckpointError: for an index of shards that cannot be read.
     """
     root = pathlib.Path(directory)
-    groups = {name: [name] for name in FILES if (root / name).is_file()}
-    if weights and (root / PARAMS).is_dir():
-        files = sorted(path for path in (root / PARAMS).rglob("*") if path.is_file())
-        groups[_WEIGHTS] = [path.relative_to(root).as_posix() for path in files]
-    elif weights:
+    groups = {name: [name] for name in METADATA_FILES if (root / name).is_file()}
+    if weights:
         groups[_WEIGHTS] = weight_files(root)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         return {name: _digest_of(root, files, pool) for name, files in groups.items()}

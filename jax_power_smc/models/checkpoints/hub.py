@@ -7,13 +7,13 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from jax_power_smc.models.checkpoints.fingerprint import METADATA_FILES
 from jax_power_smc.models.checkpoints.safetensors_index import INDEX
-from jax_power_smc.models.checkpoints.saved import FILES
 from jax_power_smc.models.transformer.config import CheckpointError
 
 # What a model is loaded from; neither pickles nor code nor copies in folders. By their names: a
 # cache without the hub is refused if it lacks a file that these match.
-SMALL = (*FILES, INDEX)
+SMALL = (*METADATA_FILES, INDEX)
 ALL = (*SMALL, "*.safetensors")
 IGNORED = ("*/*", "consolidated*")
 # Not read where tokenizer_config.json has an added_tokens_decoder.

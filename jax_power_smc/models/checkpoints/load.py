@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jax_power_smc.core.mesh import DATA, MODEL
-from jax_power_smc.models.checkpoints import checkpoint, hub, saved
+from jax_power_smc.models.checkpoints import checkpoint, hub
 from jax_power_smc.models.checkpoints.fingerprint import file_digests, hub_commit, of_digests
 from jax_power_smc.models.checkpoints.hf_config import read_config
 from jax_power_smc.models.checkpoints.safetensors_index import WEIGHTS, weight_files
@@ -182,9 +182,9 @@ def load(
     No code of a checkpoint is ever run, and no pickle opened.
 
     Args:
-      name: "tiny-reasoner"; or a directory with config.json, safetensors and tokenizer.json, or
-        one that ``saved.save`` wrote; or a model of the Hugging Face hub, such as
-        "Qwen/Qwen2.5-Math-7B", which the hub's library downloads to its cache.
+      name: "tiny-reasoner"; or a directory with config.json, safetensors and tokenizer.json; or a
+        model of the Hugging Face hub, such as "Qwen/Qwen2.5-Math-7B", which the hub's library
+        downloads to its cache.
       dtype: of parameters and cache, float32, bfloat16 or float16.
       mesh: devices with the axes "data" and "model" (``make_mesh``): each "model" group gets the
         parameters, cut as ``tensor_parallel.RULES`` say; or of other axes, each then gets all of them.
@@ -193,7 +193,7 @@ def load(
         pytree of shardings; see ``placement.resolve_shardings``.
       revision: branch, tag or commit of a model of the hub.
       progress: whether to draw a bar on stderr if that is a terminal; None draws it for large
-        checkpoints. A saved model has none.
+        checkpoints.
       max_positions: the longest sequence that the model will be used for, see
         ``hf_config.config_from_hf``.
 
@@ -222,12 +222,9 @@ def load(
         # Gigabytes, and so after everything that may be wrong with the rest; of the same commit.
         wanted = (*hub.SMALL, *(weight_files(directory) or [WEIGHTS]))
         directory = hub.fetch(str(name), directory.name, wanted)
-    if saved.is_saved(directory):
-        params = saved.load_params(directory, config, dtype, shardings=shardings)
-    else:
-        params = checkpoint.load_params(
-            directory, config, dtype, shardings=shardings, progress=progress
-        )
+    params = checkpoint.load_params(
+        directory, config, dtype, shardings=shardings, progress=progress
+    )
     return LoadedModel(model, params, tokenizer, eos_ids, config, directory)
 
 
