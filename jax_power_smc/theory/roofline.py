@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jax_power_smc.models.checkpoints.weight_map import tensor_table
+from jax_power_smc.models.checkpoints.weight_map import weight_map
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.theory.cost_model import _particles, _positive, _tokens
 
@@ -62,7 +62,7 @@ class ModelCost:
 
         An embedding that is not also the head is left out: a step reads N of its rows.
         """
-        sizes = {entry.path: math.prod(entry.shape) for entry in tensor_table(config)}
+        sizes = {entry.path: math.prod(entry.shape) for entry in weight_map(config)}
         parameters = sum(sizes.values())
         if not config.tied_embeddings:
             parameters -= sizes["embedding",]

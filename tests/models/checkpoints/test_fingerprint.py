@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 import jax_power_smc as psmc
 from jax_power_smc.evaluation import job_config
 from jax_power_smc.models.checkpoints import fingerprint as module
-from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
 from jax_power_smc.models.checkpoints.fingerprint import fingerprint, hub_commit
+from jax_power_smc.models.checkpoints.safetensors_io import save_pretrained
 from jax_power_smc.models.checkpoints.tiny_random import tiny_model
 from tests.models import small
 

@@ -229,7 +229,7 @@ MEMORY = """
 import gc, json, pathlib, sys, threading
 import jax, ml_dtypes, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from jax_power_smc.models.checkpoints import checkpoint
+from jax_power_smc.models.checkpoints import safetensors_io
 from jax_power_smc.models.transformer import config
 from tests.models import oracle, small
 
@@ -258,7 +258,7 @@ def peak(shardings):
     before = anonymous()
     thread = threading.Thread(target=sample)
     thread.start()
-    params = checkpoint.load_params(root, sizes, shardings=shardings)
+    params = safetensors_io.load_params(root, sizes, shardings=shardings)
     samples.append(anonymous())
     stop.set()
     thread.join()
