@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from jax_power_smc.core.types import Tokenizer
@@ -18,26 +18,17 @@ class HfTokenizer(Tokenizer, Protocol):
     """The part of the interface of a ``transformers`` tokenizer that is used here."""
 
     chat_template: Any
-    bos_token: Any
+    bos_token: str | None
+    bos_token_id: int | None
+    eos_token_id: int | None
+    added_tokens_decoder: Mapping[int, Any]
+    get_vocab: Callable[[], dict[str, int]]
+    get_chat_template: Callable[[], str]
+    apply_chat_template: Callable[..., Any]
+    convert_ids_to_tokens: Callable[..., Any]
 
-    @property
-    def bos_token_id(self) -> int | None: ...
-
-    @property
-    def eos_token_id(self) -> int | None: ...
-
-    @property
-    def added_tokens_decoder(self) -> Mapping[int, Any]: ...
-
-    def get_vocab(self) -> dict[str, int]: ...
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
-
-    def convert_ids_to_tokens(self, ids: Any) -> Any: ...
-
-    def get_chat_template(self) -> str: ...
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, with or without the tokens that every text begins or ends with."""
 
 
 def load_tokenizer(directory: pathlib.Path) -> HfTokenizer:

@@ -10,7 +10,7 @@ from jax_power_smc.models.transformer import attention, kernels
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 H = 128
-plain = jax.jit(attention._own_by_product)
+plain = jax.jit(attention._generated_by_products)
 
 
 def kernel(*args):
