@@ -11,7 +11,7 @@ from statistics import median
 from jax_power_smc.benchmarks.records import Write
 from jax_power_smc.core import prng
 from jax_power_smc.engine import sample
-from jax_power_smc.models.checkpoints.load import LoadedModel
+from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.samplers import Ancestral, MetropolisHastings, PowerSMC, Sampler
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.theory import cost_model

@@ -20,7 +20,7 @@ from jax_power_smc.benchmarks import markov_models
 from jax_power_smc.benchmarks.records import Write
 from jax_power_smc.core import prng
 from jax_power_smc.engine import sample
-from jax_power_smc.models.checkpoints.load import LoadedModel
+from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.results.result import SampleResult
 from jax_power_smc.samplers import MetropolisHastings, PowerSMC, Sampler, WithoutReplacement
 from jax_power_smc.targets.power import PowerTarget

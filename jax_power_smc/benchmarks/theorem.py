@@ -27,7 +27,7 @@ from jax_power_smc.benchmarks import scoring
 from jax_power_smc.benchmarks.records import Write
 from jax_power_smc.core import prng
 from jax_power_smc.engine import sample
-from jax_power_smc.models.checkpoints.load import LoadedModel
+from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.samplers import PowerSMC
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.theory import weight_variance

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from jax_power_smc.core import checks
-from jax_power_smc.models.checkpoints import checkpoint
+from jax_power_smc.models.checkpoints import safetensors_io
 from jax_power_smc.models.transformer.transformer import TransformerLM
 
 # New tokens of the run that comes before the clock is started.
@@ -127,7 +127,7 @@ def to_torch(model: TransformerLM, params: nnx.State) -> Any:
     logging.disable_progress_bar()
 
     with tempfile.TemporaryDirectory() as directory:
-        checkpoint.save_pretrained(directory, model.config, params, eos_ids=())
+        safetensors_io.save_pretrained(directory, model.config, params, eos_ids=())
         theirs = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=getattr(torch, model.dtype.name),

@@ -15,7 +15,8 @@ from jax_power_smc.benchmarks import cost, fidelity, markov_models, plots, recor
 from jax_power_smc.cli import benchmark_io, benchmark_pods, benchmark_speed
 from jax_power_smc.cli.common import launch
 from jax_power_smc.core import checks
-from jax_power_smc.models.checkpoints.load import LoadedModel, load
+from jax_power_smc.models.checkpoints.load import load
+from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.theory import cost_model
 from jax_power_smc.tiny_reasoner import problems

@@ -29,7 +29,8 @@ from jax_power_smc.evaluation.conditions import Conditions, Scope
 from jax_power_smc.evaluation.scores import ItemScores
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.grading.factory import open_grader
-from jax_power_smc.models.checkpoints.load import LoadedModel, load
+from jax_power_smc.models.checkpoints.load import load
+from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.models.checkpoints.tiny_random import tiny_model
 from jax_power_smc.report import table
 from jax_power_smc.tasks.base import Task

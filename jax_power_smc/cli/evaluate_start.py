@@ -20,7 +20,8 @@ from jax_power_smc.evaluation.records import Record, item_of
 from jax_power_smc.evaluation.scores import ItemScores, read
 from jax_power_smc.evaluation.summary import Run
 from jax_power_smc.models.checkpoints.fingerprint import file_digests
-from jax_power_smc.models.checkpoints.load import LoadedModel, local_directory
+from jax_power_smc.models.checkpoints.load import local_directory
+from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.tasks.base import Task
 
 _PACKAGES = ("jax_power_smc", "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")

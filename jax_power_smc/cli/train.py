@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from jax_power_smc.cli.common import StopRequest, launch, stop_on_signals
 from jax_power_smc.cli.progress import Progress
 from jax_power_smc.core.files import json_line, write_json
-from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
+from jax_power_smc.models.checkpoints.safetensors_io import save_pretrained
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.tiny_reasoner import batches, training
 from jax_power_smc.tiny_reasoner.tokenizer import (

@@ -28,7 +28,7 @@ from jax_power_smc.evaluation.store import Writer
 from jax_power_smc.evaluation.summary import Run
 from jax_power_smc.grading.base import Grader
 from jax_power_smc.grading.references import read_gold
-from jax_power_smc.models.checkpoints.load import LoadedModel
+from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.results.result import PHASES, SampleResult
 from jax_power_smc.samplers import MetropolisHastings
 from jax_power_smc.targets.power import PowerTarget

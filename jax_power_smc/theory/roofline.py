@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jax_power_smc.core import checks
-from jax_power_smc.models.checkpoints.weight_map import tensor_table
+from jax_power_smc.models.checkpoints.weight_map import weight_map
 from jax_power_smc.models.transformer.config import TransformerConfig
 
 
@@ -64,7 +64,7 @@ class ModelCost:
 
         An embedding that is not tied to the head is left out: a step reads only N of its vectors.
         """
-        sizes = {entry.path: math.prod(entry.shape) for entry in tensor_table(config)}
+        sizes = {entry.path: math.prod(entry.shape) for entry in weight_map(config)}
         parameters = sum(sizes.values())
         if not config.tied_embeddings:
             parameters -= sizes["embedding",]

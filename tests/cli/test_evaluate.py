@@ -682,7 +682,7 @@ BAD = {
     "no workdir": "--workdir must have a value",
     "extra argument": "unexpected arguments: more",
     "workdir is a file": "lacking.py",
-    "no such model": "'no/such' is neither a directory nor all in the hub's cache",
+    "no such model": "'no/such' is neither a directory nor fully in the hub's cache",
     "no config.json": "has no config.json",
     "missing tensor": "missing lm_head.weight",
     "long answer": "together they must not exceed the model's 256 positions",

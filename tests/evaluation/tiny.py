@@ -15,7 +15,7 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 import jax_power_smc as psmc
-from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
+from jax_power_smc.models.checkpoints.safetensors_io import save_pretrained
 from jax_power_smc.tiny_reasoner.tokenizer import END_ID, corpus, save_tokenizer, train_tokenizer
 
 # So few that a question of the problem generator has 65 to 128 tokens, or hardly more: the engine

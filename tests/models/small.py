@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from jax_power_smc.models.checkpoints.checkpoint import load_params
 from jax_power_smc.models.checkpoints.hf_config import config_to_hf
+from jax_power_smc.models.checkpoints.safetensors_io import load_params
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from tests.models import oracle

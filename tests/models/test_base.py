@@ -1,6 +1,7 @@
-"""The protocol's docstring is enough to write a model by: one that is written so, in full slots."""
+"""The protocol: its docstring is enough to write a model from, and our own models follow it."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 import jax_power_smc as psmc
 from jax_power_smc import PowerSMC, PowerTarget, StreamRequest
 from jax_power_smc.engine import sample
+from jax_power_smc.models.base import OptionalMembers
+from tests.models import small
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -19,7 +22,7 @@ CAP = 6
 
 @dataclasses.dataclass(frozen=True)
 class AsDocumented:
-    """Logits from the sum of all tokens' vectors, weighted by position: each counts, and where."""
+    """Logits are a sum of the tokens' vectors, weighted by their positions."""
 
     vocab_size: int = VOCAB
 
@@ -93,3 +96,27 @@ def test_a_model_written_from_the_docstring_is_right_in_refilled_slots(monkeypat
             np.testing.assert_allclose(log_prob, expected, atol=1e-4, rtol=0)
         steps += int(result.lengths.max())
     assert steps / 2 > 2 * cap, "the clock has gone around more than once"
+
+
+MODELS = {
+    "table": psmc.TableLM(VOCAB),
+    "transformer": psmc.TransformerLM(small.CONFIGS["llama-grouped-tied"]),
+    "plain": psmc.adapters.PlainLM(len, VOCAB),
+    "cached": psmc.adapters.CachedLM(len, len, vocab_size=VOCAB, max_positions=9, position="index"),
+}
+
+
+@pytest.mark.parametrize("protocol", [psmc.LanguageModel, OptionalMembers])
+@pytest.mark.parametrize("name", MODELS)
+def test_our_models_have_the_members_as_documented(name, protocol):
+    model = MODELS[name]
+    found = 0
+    for member, declared in vars(protocol).items():
+        if member.startswith("_") or not hasattr(model, member):
+            assert protocol is OptionalMembers or member.startswith("_"), member
+            continue
+        found += 1
+        if not isinstance(declared, property):
+            wanted = list(inspect.signature(declared).parameters)[1:]
+            assert list(inspect.signature(getattr(model, member)).parameters) == wanted, member
+    assert found > 0

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc.models.checkpoints.checkpoint import load_params
 from jax_power_smc.models.checkpoints.hf_config import read_config
+from jax_power_smc.models.checkpoints.safetensors_io import load_params
 from jax_power_smc.models.transformer.families import FAMILIES
 from tests.parity import cases
 

@@ -6,7 +6,7 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc import PowerSMC, PowerTarget, WithoutReplacement
-from jax_power_smc.models.checkpoints.checkpoint import load_params
+from jax_power_smc.models.checkpoints.safetensors_io import load_params
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from tests.models import oracle, small

@@ -1,13 +1,14 @@
-"""Models of others behind the ``LanguageModel`` protocol, for every sampler and for streams.
+"""Adapters: your own functions and Flax modules behind the ``LanguageModel`` protocol.
 
-    PlainLM       a function of whole sequences; every step computes its whole prefix again
-    CachedLM      a function with a cache of its own, which grows by one entry a token
+    PlainLM       a function of whole sequences; every step recomputes the whole prefix
+    CachedLM      a function with a cache of its own, which grows by one entry per token
     from_nnx      a Flax NNX module, as one of these two
     from_linen    a Flax Linen module, as one of these two
 
-A model is a static argument of compiled programs. Two of these are equal if their functions are
-the same objects and all else is equal, so functions are best defined at module level: one that is
-made anew for every call, a ``lambda`` for instance, makes another model, and all is compiled again.
+They work with every sampler and with streams. A model is a static argument of compiled programs.
+Two adapted models are equal if their functions are the same objects and their other fields are
+equal. So define functions at module level: a function created anew for every call, such as a
+``lambda``, makes a different model, for which everything is compiled again.
 """
 
 from jax_power_smc.models.adapters.cached import CachedLM

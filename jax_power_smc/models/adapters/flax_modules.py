@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jax_power_smc.core.types import Cache, Params
 from jax_power_smc.models.adapters.cached import CachedLM, Position
 from jax_power_smc.models.adapters.plain import PlainLM
 
@@ -32,12 +33,11 @@ def from_nnx(
 
     Args:
       module: maps tokens [B, S] int32 to logits [B, S, V], in evaluation mode (``module.eval()``).
-        It is not changed, and what it changes in itself when called, its cache apart, is forgotten
-        after the call.
+        It is not changed; state that it updates when called is discarded, except for its cache.
       vocab_size: V.
-      max_positions: L; needed with a cache.
-      init_cache: (module, batch B, capacity L), puts the empty cache into the module: variables of
-        type ``nnx.Cache``, as ``nnx.MultiHeadAttention.init_cache`` makes. None if it has no cache.
+      max_positions: L; required with a cache.
+      init_cache: (module, batch B, capacity L), puts an empty cache into the module: variables of
+        type ``nnx.Cache``, as ``nnx.MultiHeadAttention.init_cache`` does. None for no cache.
       position, one_token: of the cache, see ``CachedLM``.
       call: (module, tokens) -> logits; None for ``module(tokens)``.
 
@@ -82,10 +82,10 @@ def from_linen(
 
     Args:
       module: maps tokens [B, S] int32 to logits [B, S, V], in evaluation mode.
-      variables: its collections. If "cache" is among them the module is used with a cache, and
-        ``module.init`` with tokens [B, L] must make an empty one; the one given is left out.
+      variables: its collections. If "cache" is among them, the module is used with a cache, and
+        ``module.init`` with tokens [B, L] must create an empty one; the given cache is ignored.
       vocab_size: V.
-      max_positions: L; needed with a cache.
+      max_positions: L; required with a cache.
       position, one_token: of the cache, see ``CachedLM``.
       call: (module, tokens) -> logits; None for ``module(tokens)``.
 
@@ -108,7 +108,7 @@ def from_linen(
     return model, params
 
 
-# Functions as values: they are equal where what they are made of is.
+# Functions as dataclasses: two are equal if their fields are.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ class _NnxPlain:
     graph: Any
     call: Callable[..., Any] | None
 
-    def __call__(self, params: Any, tokens: jax.Array) -> Any:
+    def __call__(self, params: Params, tokens: jax.Array) -> Any:
         module = nnx.merge(self.graph, params)
         with _evaluating():
             return module(tokens) if self.call is None else self.call(module, tokens)
@@ -133,7 +133,7 @@ class _NnxCached:
     init_cache: Callable[..., None]
     capacity: Any
 
-    def __call__(self, params: Any, tokens: jax.Array, cache: Any) -> Any:
+    def __call__(self, params: Params, tokens: jax.Array, cache: Cache) -> Any:
         module = nnx.merge(self.graph, params)
         self.init_cache(module, tokens.shape[0], self.capacity)
         nnx.update(module, cache)
@@ -144,12 +144,12 @@ class _NnxCached:
 
 @dataclasses.dataclass(frozen=True)
 class _NnxEmpty:
-    """Its ``empty_cache``."""
+    """``empty_cache`` of such a module."""
 
     graph: Any
     init_cache: Callable[..., None]
 
-    def __call__(self, params: Any, batch: int, capacity: int) -> Any:
+    def __call__(self, params: Params, batch: int, capacity: int) -> Any:
         module = nnx.merge(self.graph, params)
         self.init_cache(module, batch, capacity)
         return nnx.state(module, nnx.Cache)
@@ -162,7 +162,7 @@ class _LinenPlain:
     module: Any
     call: Callable[..., Any] | None
 
-    def __call__(self, params: Any, tokens: jax.Array) -> Any:
+    def __call__(self, params: Params, tokens: jax.Array) -> Any:
         with _evaluating():
             return self.module.apply(params, tokens, method=self.call)
 
@@ -174,7 +174,7 @@ class _LinenCached:
     module: Any
     call: Callable[..., Any] | None
 
-    def __call__(self, params: Any, tokens: jax.Array, cache: Any) -> Any:
+    def __call__(self, params: Params, tokens: jax.Array, cache: Cache) -> Any:
         variables = {**params, "cache": cache}
         with _evaluating():
             logits, changed = self.module.apply(
@@ -185,34 +185,34 @@ class _LinenCached:
 
 @dataclasses.dataclass(frozen=True)
 class _LinenEmpty:
-    """Its ``empty_cache``."""
+    """``empty_cache`` of such a module."""
 
     module: Any
     call: Callable[..., Any] | None
 
-    def __call__(self, params: Any, batch: int, capacity: int) -> Any:
-        # The parameters that this makes are not used, and compiled programs leave them out.
+    def __call__(self, params: Params, batch: int, capacity: int) -> Any:
+        # The parameters created here are unused, and compiled programs drop them.
         tokens = jnp.zeros((batch, capacity), jnp.int32)
         with _evaluating():
             return self.module.init(jax.random.key(0), tokens, method=self.call)["cache"]
 
 
 def _check_call(module: Any, call: Callable[..., Any] | None) -> None:
-    """Raises ValueError unless it can be called with tokens alone."""
+    """Raises ValueError unless the module, or ``call``, needs no arguments but tokens."""
     try:
         inspect.signature(module if call is None else call).bind(*[None] * (1 + (call is not None)))
     except TypeError as error:
-        needs = "the module" if call is None else "call"
+        called = "the module" if call is None else "call"
         given = "tokens" if call is None else "the module and tokens"
         raise ValueError(
-            f"{needs} cannot be called with {given} alone ({error}); let call=(module, tokens) say "
-            "how, with dropout off."
+            f"{called} cannot be called with {given} alone ({error}); pass a function "
+            "call=(module, tokens) that supplies the rest, with dropout off."
         ) from error
 
 
 @contextlib.contextmanager
 def _evaluating() -> Iterator[None]:
-    """Turns what Flax says of a module that draws or changes something into one sentence."""
+    """Turns Flax's errors about a module that draws or updates something into one sentence."""
     try:
         yield
     except flax.errors.FlaxError as error:

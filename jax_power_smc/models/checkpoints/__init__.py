@@ -1,1 +1,1 @@
-"""Loading checkpoints in the Hugging Face format, straight to their shards."""
+"""Checkpoints in Hugging Face format: found, read straight into their shards, and written."""

@@ -1,4 +1,4 @@
-"""A digest of the files that a model is loaded from: equal digests mean the same model."""
+"""Digests of the files that a model is loaded from: equal digests mean the same model."""
 
 import concurrent.futures
 import hashlib
@@ -10,52 +10,58 @@ import re
 from collections.abc import Mapping, Sequence
 
 from jax_power_smc.models.checkpoints.safetensors_index import weight_files
-from jax_power_smc.models.checkpoints.saved import FILES, PARAMS
 
-# Bytes that are hashed at a time. The digest depends on it.
+# The files beside the weights that a model is loaded from, if they exist.
+METADATA_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# Bytes hashed at a time. The digest depends on it.
 _CHUNK = 2**24
 _BYTES = 16
-# What the files with the weights are called together.
+# The common name of all files that hold weights.
 _WEIGHTS = "weights"
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def file_digests(directory: str | os.PathLike[str], *, weights: bool = True) -> dict[str, str]:
-    """A digest of each file that decides what a model computes, by name.
+    """A digest of each file that determines what a model computes, by name.
 
-    Those are config.json, generation_config.json, the tokenizer's files, the chat template, and
-    under the one name "weights" all that hold the weights: model.safetensors, or the index and
-    the shards that it names, or the Orbax checkpoint of a saved model. No other file counts. A file
-    that is rewritten with the same meaning (other spaces in the JSON, other shards) has another
-    digest.
+    These are config.json, generation_config.json, the tokenizer's files, the chat template, and
+    under the one name "weights" the files that hold the weights: model.safetensors, or the index
+    and the shards that it names. No other file counts. A file that is rewritten with the same
+    meaning (different spaces in the JSON, different shards) has a different digest.
 
-    Every byte is read. A gigabyte that the operating system has cached takes 0.7 seconds on two
-    cores, and less on more, up to eight.
+    Every byte is read. A gigabyte in the operating system's cache takes 0.7 seconds on two cores,
+    and less on more cores, up to eight.
 
     Args:
-      directory: as for ``load``, a local one.
-      weights: False leaves the weights out.
+      directory: as for ``load``, but local.
+      weights: whether to include the weights.
 
     Returns:
       Name -> 32 hexadecimal digits.
 
     Raises:
       OSError: if a file cannot be read.
-      CheckpointError: for an index of shards that cannot be read.
+      CheckpointError: if the index of the shards cannot be read.
     """
     root = pathlib.Path(directory)
-    groups = {name: [name] for name in FILES if (root / name).is_file()}
-    if weights and (root / PARAMS).is_dir():
-        files = sorted(path for path in (root / PARAMS).rglob("*") if path.is_file())
-        groups[_WEIGHTS] = [path.relative_to(root).as_posix() for path in files]
-    elif weights:
+    groups = {name: [name] for name in METADATA_FILES if (root / name).is_file()}
+    if weights:
         groups[_WEIGHTS] = weight_files(root)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         return {name: _digest_of(root, files, pool) for name, files in groups.items()}
 
 
 def fingerprint(directory: str | os.PathLike[str], *, weights: bool = True) -> str:
-    """One digest of all files that decide what a model computes, see ``file_digests``.
+    """One digest of all files that determine what a model computes, see ``file_digests``.
 
     Returns:
       32 hexadecimal digits.
@@ -64,13 +70,13 @@ def fingerprint(directory: str | os.PathLike[str], *, weights: bool = True) -> s
 
 
 def of_digests(digests: Mapping[str, str]) -> str:
-    """The fingerprint that the digests of the files make."""
+    """The fingerprint made of the digests of the files."""
     text = json.dumps(digests, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=_BYTES).hexdigest()
 
 
 def hub_commit(directory: pathlib.Path) -> str | None:
-    """The commit whose files a directory of the hub's cache holds; None for another directory."""
+    """The commit whose files a directory of the hub's cache holds; None for other directories."""
     in_cache = directory.parent.name == "snapshots" and directory.parents[1].name.startswith(
         "models--"
     )
@@ -78,7 +84,7 @@ def hub_commit(directory: pathlib.Path) -> str | None:
 
 
 def _digest_of(root: pathlib.Path, names: Sequence[str], pool: concurrent.futures.Executor) -> str:
-    """The digest of some files' names and contents."""
+    """The digest of the names and contents of some files."""
     digest = hashlib.blake2b(digest_size=_BYTES)
     for name in names:
         size = (root / name).stat().st_size
@@ -89,7 +95,7 @@ def _digest_of(root: pathlib.Path, names: Sequence[str], pool: concurrent.future
 
 
 def _digest(path: pathlib.Path, offset: int) -> bytes:
-    """The digest of one chunk of a file; the interpreter's lock is free while it is made."""
+    """The digest of one chunk of a file; hashing releases the GIL."""
     with open(path, "rb") as file:
         file.seek(offset)
         return hashlib.blake2b(file.read(_CHUNK)).digest()

@@ -1,7 +1,8 @@
-"""``config.json`` of the Hugging Face format: read into a ``TransformerConfig``, and written.
+"""``config.json`` in Hugging Face format: read into a ``TransformerConfig``, and written.
 
 Both schemas are read: the old one with ``rope_theta`` and ``rope_scaling``, and the new one with
-``rope_parameters``. What would change the result and is not implemented is refused by name.
+``rope_parameters``. Settings that would change the result and are not implemented are refused by
+name.
 """
 
 import json
@@ -18,7 +19,7 @@ from jax_power_smc.models.transformer.config import (
 )
 from jax_power_smc.models.transformer.families import FAMILIES, Family
 
-# our field -> its name in config.json: the sizes that must be there, and those with a default
+# our field -> its name in config.json: the sizes that are required, and those with a default
 _REQUIRED = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -31,9 +32,9 @@ _OPTIONAL = {
     "head_dim": "head_dim",
     "max_positions": "max_position_embeddings",
 }
-# Those whose default is a number, and of which a null says something of its own.
+# Entries whose default is a number, and whose null has a meaning of its own.
 _NULLABLE = {"num_key_value_heads", "attn_logit_softcapping", "final_logit_softcapping"}
-# Name of the field, and the values, that say what activation it is.
+# activation -> the entry that names it, and its names
 _ACTIVATIONS = {
     "silu": ("hidden_act", ("silu", "swish")),
     "gelu_tanh": ("hidden_activation", ("gelu_pytorch_tanh",)),
@@ -52,7 +53,7 @@ def read_config(
 
     Raises:
       CheckpointError: if config.json is missing, unreadable or inconsistent.
-      UnsupportedModelError: if it names an architecture or a feature that is not implemented.
+      UnsupportedModelError: if it asks for an architecture or a feature that is not implemented.
     """
     path = os.path.join(directory, "config.json")
     if not os.path.isfile(path):
@@ -76,15 +77,15 @@ def config_from_hf(
     """Turns the contents of a ``config.json`` into a ``TransformerConfig``.
 
     Args:
-      raw: the object.
-      source: what errors call it.
-      max_positions: the longest sequence that the model will be used for, at most what it allows;
-        default that, or with "longrope" the context of the pretraining: beyond it other rotary
-        frequencies hold, which make short sequences worse.
+      raw: the JSON object.
+      source: how error messages refer to it.
+      max_positions: the longest sequence that the model will be used for, at most its own limit.
+        The default is that limit, or with "longrope" the context length of pretraining: longer
+        sequences need other rotary frequencies, which make short ones worse.
 
     Raises:
-      CheckpointError: for values that are missing or cannot be.
-      UnsupportedModelError: for what is not implemented.
+      CheckpointError: for missing or invalid values.
+      UnsupportedModelError: for settings that are not implemented.
     """
     name = _family(raw, source)
     family = FAMILIES[name]
@@ -107,15 +108,15 @@ def config_from_hf(
     ]
     if bad:
         raise CheckpointError(
-            f"{source} has {', '.join(bad)}; sizes must be positive integers, the others positive "
-            "numbers."
+            f"{source} has {', '.join(bad)}; sizes must be positive integers, other values "
+            "positive numbers."
         )
     sizes = {ours: given[key] for ours, key in names.items()}
     heads, width = sizes["num_heads"], sizes["hidden_size"]
     if sizes["head_dim"] is None and width % heads:
         raise CheckpointError(
             f"{source} has hidden_size {width} and num_attention_heads {heads} and no head_dim; "
-            "the first must then be a multiple of the second."
+            "hidden_size must then be a multiple of num_attention_heads."
         )
     sizes["num_kv_heads"] = sizes["num_kv_heads"] or heads
     sizes["head_dim"] = sizes["head_dim"] or width // heads
@@ -128,7 +129,7 @@ def config_from_hf(
             rope_scaling=ropes.scaling,
             local_rope_theta=ropes.local_theta,
             norm_eps=float(raw["rms_norm_eps"]),
-            tied_embeddings=_truth(raw, "tie_word_embeddings", source),
+            tied_embeddings=_boolean(raw, "tie_word_embeddings", source),
             windows=_windows(raw, family, sizes["num_layers"], source),
             family=name,
         )
@@ -137,12 +138,12 @@ def config_from_hf(
 
 
 def config_to_hf(config: TransformerConfig, **extra: Any) -> dict[str, Any]:
-    """The ``config.json`` of a checkpoint of ours; the inverse of ``config_from_hf``."""
+    """The contents of ``config.json`` for a config; the inverse of ``config_from_hf``."""
     family = config.of_family
     names = _REQUIRED | _OPTIONAL
     key, values = _ACTIVATIONS[family.activation]
     scalars = {ours: getattr(config, ours) for ours, _ in family.scalars}
-    # These two may not be null in the file.
+    # These two must not be null in the file.
     scalars["query_scalar"] = config.query_scalar or config.head_dim
     scalars["query_multiplier"] = config.query_scale
     made = {
@@ -158,25 +159,25 @@ def config_to_hf(config: TransformerConfig, **extra: Any) -> dict[str, Any]:
     windows = set(config.windows) - {0}
     if family.windows != "none":
         made["sliding_window"] = next(iter(windows), None)
-    if family.windows == "asked":
+    if family.windows == "opt_in":
         made["use_sliding_window"] = bool(windows)
-    if family.windows in ("asked", "some"):
+    if family.windows in ("opt_in", "some"):
         kinds = [_WINDOW if config.window(i) else _FULL for i in range(config.num_layers)]
         made["layer_types"] = kinds
     return {**made, **extra}
 
 
-def _positions(allowed: int, wanted: int | None, ropes: Ropes, source: str) -> int:
-    """The longest sequence: what is wanted, if the model has so many positions."""
-    if wanted is None:
+def _positions(limit: int, requested: int | None, ropes: Ropes, source: str) -> int:
+    """The longest sequence: what is requested, if the model has that many positions."""
+    if requested is None:
         stretched = ropes.scaling is not None and ropes.scaling.kind == "longrope"
-        return min(allowed, ropes.scaling.original_positions) if stretched else allowed  # type: ignore[union-attr]
-    if not is_size(wanted) or wanted > allowed:
+        return min(limit, ropes.scaling.original_positions) if stretched else limit  # type: ignore[union-attr]
+    if not is_size(requested) or requested > limit:
         raise CheckpointError(
-            f"max_positions is {wanted!r}; it must be a positive integer of at most {allowed}, "
-            f"the positions that {source} gives the model."
+            f"max_positions is {requested!r}; it must be a positive integer of at most {limit}, "
+            f"the limit in {source}."
         )
-    return wanted
+    return requested
 
 
 def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> tuple[int, ...]:
@@ -190,13 +191,13 @@ def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> t
     others = {str(kind) for kind in kinds} - {_FULL, _WINDOW}
     if others or (family.windows == "none" and _WINDOW in kinds):
         raise UnsupportedModelError(
-            f"{source} asks for layer_types {sorted(set(map(str, kinds)))} (implemented is "
-            f"{_FULL!r}, and {_WINDOW!r} in the families that have windows)."
+            f"{source} asks for layer_types {sorted(set(map(str, kinds)))} (only {_FULL!r} is "
+            f"implemented, and {_WINDOW!r} in families with windows)."
         )
     window = raw.get("sliding_window")
     if family.windows == "none":
         return ()
-    if family.windows == "asked" and not _truth(raw, "use_sliding_window", source):
+    if family.windows == "opt_in" and not _boolean(raw, "use_sliding_window", source):
         window = None
     if window is not None and not is_size(window):
         raise CheckpointError(
@@ -205,11 +206,11 @@ def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> t
     if family.windows == "all":
         if _FULL in kinds and window is not None:
             raise UnsupportedModelError(
-                f"{source} asks for layer_types {_FULL!r} beside a sliding_window (implemented "
-                "is a window in all layers of this family)."
+                f"{source} asks for layer_types {_FULL!r} beside a sliding_window (in this family "
+                "only a window in all layers is implemented)."
             )
         kinds = kinds if window is None else [_WINDOW] * layers
-    elif not kinds and family.windows == "asked":
+    elif not kinds and family.windows == "opt_in":
         first = _integer(raw, "max_window_layers", 0, source)
         kinds = [_WINDOW if i >= first and window is not None else _FULL for i in range(layers)]
     elif not kinds:
@@ -218,7 +219,7 @@ def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> t
             pattern = _integer(raw, "sliding_window_pattern", 1, source)
         kinds = [_WINDOW if (i + 1) % pattern else _FULL for i in range(layers)]
     if _WINDOW in kinds and window is None:
-        raise CheckpointError(f"{source} has layers with {_WINDOW!r} and gives no window.")
+        raise CheckpointError(f"{source} has layers with {_WINDOW!r} but gives no window.")
     found = tuple(window or 0 if kind == _WINDOW else 0 for kind in kinds)
     return found if any(found) else ()
 
@@ -232,7 +233,7 @@ def _integer(raw: dict[str, Any], key: str, smallest: int, source: str) -> int:
     return value
 
 
-def _truth(raw: dict[str, Any], key: str, source: str) -> bool:
+def _boolean(raw: dict[str, Any], key: str, source: str) -> bool:
     value = raw[key]
     if not isinstance(value, bool):
         raise CheckpointError(f"{source} has {key} {value!r}; it must be true or false.")
@@ -240,7 +241,7 @@ def _truth(raw: dict[str, Any], key: str, source: str) -> bool:
 
 
 def _refuse_unimplemented(raw: dict[str, Any], name: str, source: str) -> None:
-    """Names every setting that would change the result and is not implemented."""
+    """Raises an error that names every unimplemented setting that would change the result."""
     family = FAMILIES[name]
     key, allowed = _ACTIVATIONS[family.activation]
     activation = raw.get(key) or allowed[0]
@@ -250,17 +251,17 @@ def _refuse_unimplemented(raw: dict[str, Any], name: str, source: str) -> None:
         for key in ("attn_logit_softcapping", "final_logit_softcapping")
         if key not in read and raw.get(key) is not None
     ]
-    windowless = family.windows == "none" and bool(raw.get("use_sliding_window"))
+    unwanted_window = family.windows == "none" and bool(raw.get("use_sliding_window"))
     refusals = {
-        "use_sliding_window true (not in this family)": windowless,
-        **{f"{x} true (implemented is false)": bool(raw.get(x)) for x in family.biases},
-        f"{key} {activation!r} (implemented is {allowed[0]!r})": activation not in allowed,
+        "use_sliding_window true (not in this family)": unwanted_window,
+        **{f"{x} true (only false is implemented)": bool(raw.get(x)) for x in family.biases},
+        f"{key} {activation!r} (only {allowed[0]!r} is implemented)": activation not in allowed,
         f"{' and '.join(softcaps)} (not in this family)": bool(softcaps),
-        "use_bidirectional_attention true (implemented is false)": bool(
+        "use_bidirectional_attention true (only false is implemented)": bool(
             raw.get("use_bidirectional_attention")
         ),
-        "clip_qkv (implemented is none)": raw.get("clip_qkv") is not None,
-        "experts (implemented are dense layers)": any(
+        "clip_qkv (only null is implemented)": raw.get("clip_qkv") is not None,
+        "experts (only dense layers are implemented)": any(
             raw.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")
         ),
         "quantization_config (weights must be plain floating point)": bool(
@@ -277,17 +278,17 @@ def _family(raw: dict[str, Any], source: str) -> str:
     model_type = raw.get("model_type")
     architectures = raw.get("architectures") or []
     allowed = ", ".join(family.architecture for family in FAMILIES.values())
-    # Where a family is known, its checkpoints' own code is not needed, and ignored.
+    # The code that checkpoints of a known family bring along is not needed, and is ignored.
     code = " and needs code of its own, which is never run" if raw.get("auto_map") else ""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"{source} names model_type {model_type!r} (architectures {architectures}){code}; "
-            f"implemented are {allowed}."
+            f"only {allowed} are implemented."
         )
-    # A string would be searched for a part of itself.
+    # In a string, ``in`` would look for a substring.
     listed = architectures if isinstance(architectures, list) else [architectures]
     if listed and FAMILIES[model_type].architecture not in listed:
         raise UnsupportedModelError(
-            f"{source} names architectures {architectures}{code}; implemented are {allowed}."
+            f"{source} names architectures {architectures}{code}; only {allowed} are implemented."
         )
     return model_type

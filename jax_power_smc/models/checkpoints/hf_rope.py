@@ -1,4 +1,4 @@
-"""The rotary settings of a ``config.json``, wherever its schema keeps them."""
+"""The rotary settings of a ``config.json``, wherever its schema puts them."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ _ORIGINAL = "original_max_position_embeddings"
 
 
 class Ropes(NamedTuple):
-    """Rotary settings; fields as in ``TransformerConfig``, values not checked yet."""
+    """Rotary settings; fields as in ``TransformerConfig``, ``theta`` not checked yet."""
 
     theta: Any
     scaling: RopeScaling | None
@@ -25,10 +25,15 @@ class Ropes(NamedTuple):
 
 
 def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
-    """Reads them.
+    """Reads the rotary settings of a ``config.json``.
+
+    Args:
+      raw: the JSON object, with the family's defaults.
+      family: of the model.
+      source: how error messages refer to it.
 
     Raises:
-      CheckpointError: for values that cannot be.
+      CheckpointError: for invalid values.
       UnsupportedModelError: for a kind of scaling that is not implemented.
     """
     places = []
@@ -39,10 +44,10 @@ def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
             raise CheckpointError(f"{source} has {name} {value!r}; it must be an object or null.")
         if any(isinstance(x, dict) for x in value.values()):
             if family.local_theta is None or not set(value) <= {_FULL, _WINDOW}:
-                # Read as one set they would silently mean the default theta.
+                # Read as one set, they would silently select the default theta.
                 raise UnsupportedModelError(
-                    f"{source} asks for {name} by layer type (implemented is one set for all in "
-                    "this family)."
+                    f"{source} asks for {name} by layer type (in this family only one set for all "
+                    "layers is implemented)."
                 )
             local = value.get(_WINDOW) or {}
             value = value.get(_FULL) or {}
@@ -52,13 +57,15 @@ def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
     kinds = [place.get("rope_type") or place.get("type") or "default" for place in places]
     kind = next((kind for kind in kinds if kind != "default"), "default")
     local_kind = local.get("rope_type") or "default"
-    turned = [place.get("partial_rotary_factor") for place in (*places, local, raw)]
+    factors = [place.get("partial_rotary_factor") for place in (*places, local, raw)]
+    known = ("default", *_READERS)
     refusals = {
-        f"rope_type {kind!r} (implemented are 'default', {', '.join(map(repr, _READERS))})": kind
-        not in ("default", *_READERS),
-        f"rope_type {local_kind!r} in layers with a window (implemented is 'default')": local_kind
-        != "default",
-        "a partial_rotary_factor (implemented is 1)": any(x not in (None, 1) for x in turned),
+        f"rope_type {kind!r} (only {', '.join(map(repr, known))} are implemented)": kind
+        not in known,
+        f"rope_type {local_kind!r} in layers with a window (only 'default' is implemented)": (
+            local_kind != "default"
+        ),
+        "a partial_rotary_factor (only 1 is implemented)": any(x not in (None, 1) for x in factors),
     }
     refused = [text for text, present in refusals.items() if present]
     if refused:
@@ -68,7 +75,7 @@ def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
     scaling = None
     if kind != "default":
         settings = places[kinds.index(kind)]
-        # The one name that the reference looks for outside first.
+        # The one entry that the reference looks for outside these settings first.
         original = {_ORIGINAL: raw[_ORIGINAL]} if _ORIGINAL in raw else {}
         scaling = _READERS[kind](_Settings({**raw, **settings, **original}, source))
     local_theta = None
@@ -79,7 +86,7 @@ def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
 
 
 def write_ropes(config: TransformerConfig) -> dict[str, Any]:
-    """The entries of config.json that ``read_ropes`` reads, in the old schema."""
+    """The rotary entries of config.json, in the old schema; the inverse of ``read_ropes``."""
     made: dict[str, Any] = {"rope_theta": config.rope_theta}
     if config.local_rope_theta is not None:
         made["rope_local_base_freq"] = config.local_rope_theta
@@ -106,7 +113,7 @@ def write_ropes(config: TransformerConfig) -> dict[str, Any]:
 
 
 class _Settings:
-    """Values of one place, checked as they are read."""
+    """The settings of a rotary scaling, checked as they are read."""
 
     def __init__(self, values: dict[str, Any], source: str) -> None:
         self.values, self.source = values, source
@@ -129,7 +136,7 @@ class _Settings:
         return tuple(float(x) for x in value)
 
     def original(self) -> int:
-        """The context of the pretraining."""
+        """The context length of pretraining."""
         value = self.values.get(_ORIGINAL, self.values["max_position_embeddings"])
         if not is_size(value):
             raise CheckpointError(
@@ -173,5 +180,5 @@ def _longrope(settings: _Settings) -> RopeScaling:
     )
 
 
-# "su" is what the first checkpoints called "longrope".
+# "su" is what the first checkpoints call "longrope".
 _READERS = {"linear": _linear, "llama3": _llama3, "longrope": _longrope, "su": _longrope}

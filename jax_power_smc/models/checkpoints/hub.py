@@ -1,24 +1,25 @@
-"""Checkpoints of the Hugging Face hub: found in the library's cache, or downloaded to it.
+"""Checkpoints from the Hugging Face hub, found in the library's cache or downloaded to it.
 
-The library's own variables hold: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE.
+The library's own environment variables apply: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and
+HF_HUB_OFFLINE.
 """
 
 import pathlib
 import re
 from collections.abc import Sequence
 
+from jax_power_smc.models.checkpoints.fingerprint import METADATA_FILES
 from jax_power_smc.models.checkpoints.safetensors_index import INDEX
-from jax_power_smc.models.checkpoints.saved import FILES
 from jax_power_smc.models.transformer.config import CheckpointError
 
-# What a model is loaded from; neither pickles nor code nor copies in folders. By their names: a
-# cache without the hub is refused if it lacks a file that these match.
-SMALL = (*FILES, INDEX)
+# What a model is loaded from: no pickles, no code, no copies in subfolders. Exact names, because
+# offline a cached model is refused if it lacks a file that these match.
+SMALL = (*METADATA_FILES, INDEX)
 ALL = (*SMALL, "*.safetensors")
 IGNORED = ("*/*", "consolidated*")
-# Not read where tokenizer_config.json has an added_tokens_decoder.
+# Not read if tokenizer_config.json has an added_tokens_decoder.
 _OLD = ("special_tokens_map.json", "added_tokens.json")
-# Seconds in which the hub must begin to answer.
+# Seconds within which the hub must begin to answer.
 TIMEOUT = 5.0
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -30,21 +31,21 @@ def is_hub_id(name: str) -> bool:
 
 
 def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = ALL) -> pathlib.Path:
-    """The directory with a model's files, named like their commit; downloads what is not cached.
+    """The directory with a model's files, named after their commit; downloads what is not cached.
 
-    If the hub does not answer, the cache alone decides.
+    If the hub does not answer, only the cache is used.
 
     Args:
       name: owner/model.
       revision: a branch, tag or commit; None is the main branch.
-      patterns: of the names of the files: ``ALL``, or ``SMALL`` for those without the weights, or
-        that and the names of the weights.
+      patterns: for the names of the files: ``ALL``, or ``SMALL`` for all but the weights, or
+        ``SMALL`` with the names of the weight files.
 
     Raises:
       CheckpointError: if there is no such model or revision, if it is not in the cache and the hub
         cannot be reached, or if the download fails.
     """
-    # Imported here, and below: it takes half a second, and other models do not need it.
+    # Imported here and below: it takes half a second, and local models do not need it.
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         HFValidationError,
@@ -53,7 +54,7 @@ def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = ALL)
     )
 
     try:
-        # Asked first: the download asks the same without a limit of time.
+        # Asked first, because the download asks the same without a time limit.
         HfApi().model_info(name, revision=revision, timeout=TIMEOUT)
     except HFValidationError as error:
         raise CheckpointError(
@@ -61,14 +62,14 @@ def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = ALL)
         ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"the hub's model {name!r} has no revision {revision!r}.") from error
-    # Of many kinds, some of them of an HTTP library that changes with the hub library's version.
+    # Of many types, some from an HTTP library that changes with the hub library's version.
     except Exception as failure:
         try:
             return _from_cache(name, revision, patterns)
         except LocalEntryNotFoundError as error:
             version = f" at revision {revision!r}" if revision else ""
             raise CheckpointError(
-                f"model {name!r}{version} is neither a directory nor all in the hub's cache, and "
+                f"model {name!r}{version} is neither a directory nor fully in the hub's cache, and "
                 f"{_reason(failure)}."
             ) from error
     try:
@@ -80,16 +81,16 @@ def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = ALL)
 
 
 def cached(name: str, file: str, revision: str | None = None) -> pathlib.Path | None:
-    """Where the cache has one file of a model, or None; nothing is asked of the hub."""
+    """Where one file of a model lies in the cache, or None; the hub is not contacted."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, file, revision=revision)
-    # It may also be known that there is no such file.
+    # The cache may also record that there is no such file.
     return pathlib.Path(found) if isinstance(found, str) else None
 
 
 def _from_cache(name: str, revision: str | None, patterns: Sequence[str]) -> pathlib.Path:
-    """The directory in the cache, if no file is missing that the model is loaded from."""
+    """The directory in the cache, if it has every file that the model is loaded from."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
@@ -119,13 +120,13 @@ def _download(
 
 
 def _reason(failure: Exception) -> str:
-    """Why the hub did not give a model."""
+    """Why the hub did not serve a model."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if isinstance(failure, GatedRepoError):
-        return "the hub gives it only to those who accepted its terms and set HF_TOKEN"
+        return "the hub serves it only to those who accepted its terms and set HF_TOKEN"
     if isinstance(failure, RepositoryNotFoundError):
-        return "the hub has no such model, or only for its owner's HF_TOKEN"
+        return "the hub has no such model, or shows it only with its owner's HF_TOKEN"
     return f"the hub cannot be reached ({_first_sentence(failure)})"
 
 

@@ -1,4 +1,4 @@
-"""From a file to the devices: which sharding a parameter has, and how its shards are filled."""
+"""From file to devices: the sharding of each parameter, and how its shards are filled."""
 
 import math
 from typing import Any
@@ -7,26 +7,23 @@ import jax
 import numpy as np
 from flax import nnx
 
-Path = tuple[Any, ...]  # of names and numbers
+from jax_power_smc.models.transformer.tensor_parallel import ParamPath, dotted
 
-# Elements that are converted at a time: they stay in the processor's cache.
+# Elements converted at a time, few enough to stay in the processor's cache.
 BLOCK = 2**18
-# What XLA asks of memory that it takes over without a copy.
+# The alignment in bytes that XLA needs in order to use host memory without a copy.
 ALIGNMENT = 64
 
 
-def dotted(path: Path) -> str:
-    """The path as a name."""
-    return ".".join(map(str, path))
-
-
-def resolve_shardings(shardings: Any, state: nnx.State) -> dict[Path, jax.sharding.Sharding | None]:
+def resolve_shardings(
+    shardings: Any, state: nnx.State
+) -> dict[ParamPath, jax.sharding.Sharding | None]:
     """The sharding of every parameter.
 
     Args:
       shardings: None for the default device; or a function (path, shape) -> sharding, with paths
         such as ("layers", 0, "attention", "query"); or a pytree of shardings with the structure of
-        the parameters or with a leaf in place of a branch.
+        the parameters, in which one sharding may stand for a whole branch.
       state: the parameters, or their shapes.
 
     Raises:
@@ -55,11 +52,11 @@ def resolve_shardings(shardings: Any, state: nnx.State) -> dict[Path, jax.shardi
 def place(
     view: np.ndarray, dtype: np.dtype, sharding: jax.sharding.Sharding | None
 ) -> tuple[jax.Array, bool]:
-    """Fills the shards of a parameter with the slices of it that they hold.
+    """Fills each shard of a parameter with its slice of a memory map.
 
     Args:
-      view: the whole parameter, as a view of a memory map: only the slices that are needed are
-        read.
+      view: the whole parameter, as a view of a memory map: only the slices that this process needs
+        are read.
       dtype: of the result.
       sharding: None for the default device.
 
@@ -77,21 +74,21 @@ def place(
         return slices[key][0]
 
     if sharding is None:
-        # Not committed to its device: it may meet arrays that are elsewhere.
+        # Not committed to its device, so that it can be combined with arrays on others.
         array = jax.device_put(read((slice(None),) * view.ndim))
     else:
         array = jax.make_array_from_callback(view.shape, sharding, read, dtype=dtype)
-    # A transfer that goes on keeps the slices in the host's memory.
+    # A transfer still in progress would keep the slices in host memory.
     array.block_until_ready()
     return array, all(finite for _, finite in slices.values())
 
 
 def copy_slice(view: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, bool]:
-    """A view's values in memory of their own, converted, and whether all of them are finite."""
+    """A converted copy of a view, and whether all of its values are finite."""
     out = _aligned(view.shape, dtype)
-    # The axes as they lie in the file, which is then read from beginning to end.
+    # The axes in the order of the file, which is then read from beginning to end.
     order = sorted(range(view.ndim), key=lambda axis: -view.strides[axis])
-    # A value too large for the new dtype becomes infinite, which is reported for all tensors.
+    # A value too large for the new dtype becomes infinite; the caller reports it by tensor.
     with np.errstate(over="ignore", invalid="ignore"):
         return out, _copy(view.transpose(order), out.transpose(order))
 
@@ -104,14 +101,14 @@ def _copy(source: np.ndarray, target: np.ndarray) -> bool:
         return _copy(source[half:], target[half:]) and first
     if source.size > BLOCK and source.ndim > 1:
         return _copy(source[0], target[0])
-    # Converted before it is transposed: both are quick alone and slow together.
+    # Converted, then transposed: each is fast alone, and the two at once are slow.
     block = source.astype(target.dtype, copy=False)
     target[...] = block
     return _is_finite(block)
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    """Like np.isfinite(array).all(), by the bits: quick for bfloat16 too, unknown to numpy."""
+    """np.isfinite(array).all() from the bits: fast for bfloat16 too, which is foreign to NumPy."""
     bits = array.view(f"u{array.dtype.itemsize}")
     infinity = np.array(np.inf, array.dtype).view(bits.dtype)
     magnitude = np.iinfo(bits.dtype).max >> 1  # all but the sign
@@ -119,7 +116,7 @@ def _is_finite(array: np.ndarray) -> bool:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised memory which a CPU device takes over as it is."""
+    """Uninitialised memory that a CPU device can use without a copy."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
@@ -130,7 +127,7 @@ def _is_sharding(value: Any) -> bool:
     return isinstance(value, jax.sharding.Sharding)
 
 
-def _check_fits(sharding: Any, path: Path, shape: tuple[int, ...]) -> None:
+def _check_fits(sharding: Any, path: ParamPath, shape: tuple[int, ...]) -> None:
     if not _is_sharding(sharding):
         raise ValueError(
             f"shardings gives {sharding!r} for {dotted(path)}; it must be a jax.sharding.Sharding."

@@ -1,4 +1,4 @@
-"""A bar of the bytes that have been loaded."""
+"""A progress bar for loading a checkpoint, in bytes."""
 
 import contextlib
 import sys
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-# Bytes from which a bar is worth its lines; less is loaded in a second or two.
+# Bytes above which a bar is shown by default; less is loaded in a second or two.
 LARGE = 256 * 10**6
 
 
 @contextlib.contextmanager
 def loading_bar(total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
-    """Yields a function that takes the bytes of each step.
+    """Yields a function that advances the bar by a number of bytes.
 
     Args:
-      total: bytes of all steps.
-      show: whether to draw the bar, on stderr and only if that is a terminal; None draws it if
+      total: bytes in all.
+      show: whether to show the bar, on stderr and only if that is a terminal; None shows it if
         total is more than ``LARGE``.
     """
     if not (total > LARGE if show is None else show) or not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""What the safetensors files of a directory hold, by their headers alone."""
+"""Which tensors the safetensors files of a directory hold, from their headers alone."""
 
 import dataclasses
 import json
@@ -15,8 +15,8 @@ from jax_power_smc.models.transformer.config import CheckpointError
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# What may be converted to the model's dtype, by its safetensors name; integers of a quantised
-# checkpoint would convert too, into nonsense.
+# The dtypes that may be converted to the model's, by their safetensors names. The integers of a
+# quantised checkpoint would convert as well, into nonsense.
 FLOATS: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -28,14 +28,14 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a file: where it lies, not what it holds.
+    """Where a tensor lies in a file; its values are not read.
 
     Attributes:
-      name: in the file.
+      name: its name in the file.
       file: a safetensors file.
-      dtype: as safetensors names it.
-      shape: in the file.
-      offset: of its first byte in the file.
+      dtype: its safetensors name, such as "BF16".
+      shape: its shape in the file.
+      offset: of its first byte from the beginning of the file.
     """
 
     name: str
@@ -46,24 +46,24 @@ class StoredTensor:
 
     @property
     def size(self) -> int:
-        """Its bytes; only for a dtype of ``FLOATS``."""
+        """In bytes; only for a dtype in ``FLOATS``."""
         return math.prod(self.shape) * np.dtype(FLOATS[self.dtype]).itemsize
 
     def map(self) -> np.ndarray:
-        """The tensor, mapped into memory and not read; only for a dtype of ``FLOATS``."""
+        """The tensor as a memory map; only for a dtype in ``FLOATS``."""
         mapped = np.memmap(self.file, FLOATS[self.dtype], "r", self.offset, self.shape)
         return mapped.view(np.ndarray)
 
 
 def read_headers(directory: pathlib.Path) -> tuple[list[StoredTensor], dict[str, str]]:
-    """The tensors of model.safetensors, or else of all shards that the index names.
+    """The tensors of model.safetensors, or else of all shards named by the index.
 
     Returns:
-      Every tensor of the files, and by name the file where the index places it; no names if there
-      is no index.
+      Every tensor of the files, and for each tensor named in the index the file that the index
+      gives for it; an empty dict if there is no index.
 
     Raises:
-      CheckpointError: naming what is missing, or the file that cannot be read.
+      CheckpointError: naming the missing files, or the file that cannot be read.
     """
     if (directory / WEIGHTS).is_file():
         return _read_header(directory / WEIGHTS), {}
@@ -94,14 +94,14 @@ def weight_files(directory: pathlib.Path) -> list[str]:
 
 
 def _read_index(directory: pathlib.Path) -> dict[str, str]:
-    """The file of every tensor, by its name; empty if there is no index."""
+    """Tensor name -> file name; empty if there is no index."""
     path = directory / INDEX
     if not path.is_file():
         return {}
     try:
         places = json.loads(path.read_text("utf-8"))["weight_map"]
         if not all(isinstance(file, str) for file in places.values()):
-            raise TypeError("weight_map holds other things than names of files")
+            raise TypeError("weight_map holds values that are not file names")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a safetensors index ({error!r}).") from error
     return dict(places)
@@ -109,7 +109,7 @@ def _read_index(directory: pathlib.Path) -> dict[str, str]:
 
 def _read_header(file: pathlib.Path) -> list[StoredTensor]:
     try:
-        # The library checks that offsets, shapes and the length of the file agree.
+        # Opened only so that the library checks that offsets, shapes and file length agree.
         with safe_open(file, framework="numpy"), open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))

@@ -1,22 +1,22 @@
-"""Chat templates that tell today's date, told another one."""
+"""Chat templates that print today's date, made to print a fixed one."""
 
 import datetime
 import re
 
 _CLOCK = "strftime_now"
-# What may follow the per cent sign in ``strftime``; a minus between them leaves out a leading zero.
+# What may follow the percent sign in ``strftime``; a minus in between drops a leading zero.
 _DIRECTIVES = "aAbBcdDeFgGhHIjmMnprRStTuUVwWxXyYzZ"
 _PADDED = "dHIjmMSUWy"
 
 
-def dated(template: str, date: datetime.date) -> str:
-    """The template with a clock of its own that stands at the beginning of a day.
+def with_date(template: str, date: datetime.date) -> str:
+    """The template with its own clock, which stands at midnight of ``date``.
 
-    The library that renders templates gives them ``strftime_now`` of the real clock, and takes no
-    function in its place; but a macro of that name goes before it.
+    The library that renders templates passes them a ``strftime_now`` that reads the real clock and
+    cannot be replaced by a caller; but a macro of that name takes precedence.
 
     Args:
-      template: in Jinja's language; one that does not ask the time comes back as it is.
+      template: a Jinja template; one that does not ask for the time is returned unchanged.
       date: the day.
     """
     if not re.search(rf"\b{_CLOCK}\b", template):
@@ -25,5 +25,5 @@ def dated(template: str, date: datetime.date) -> str:
     known |= {f"%{x}": date.strftime(f"%{x}") for x in _DIRECTIVES}
     steps = "".join(f" | replace({name!r}, {value!r})" for name, value in known.items())
     macro = f"{{% macro {_CLOCK}(format) %}}{{{{ format{steps} | replace('%%', '%') }}}}"
-    # The end of the line is dropped by the renderer, so that the template begins as it did.
+    # The renderer drops the newline after a block, so the template still begins as it did.
     return f"{macro}{{% endmacro %}}\n{template}"

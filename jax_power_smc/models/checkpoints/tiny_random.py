@@ -1,10 +1,9 @@
-"""A tiny random model in place of a large one: everything but the sizes is as in the real run.
+"""A tiny random model in place of a large one, for dry runs: only its sizes differ.
 
-Of the real model it has the family, with all that the family is known for, and, if they are on
-this machine, the vocabulary, the chat template and the end tokens. Nothing is downloaded.
+It has the real model's family, with every feature of that family, and, if they are on this machine,
+its vocabulary, chat template and end tokens. Nothing is downloaded.
 """
 
-import importlib.resources
 import json
 import pathlib
 from typing import Any
@@ -15,7 +14,8 @@ from ml_collections import ConfigDict
 from jax_power_smc.core import prng
 from jax_power_smc.models.checkpoints import hub
 from jax_power_smc.models.checkpoints.hf_config import config_from_hf
-from jax_power_smc.models.checkpoints.load import EMBEDDED, LoadedModel
+from jax_power_smc.models.checkpoints.load import EMBEDDED, embedded_directory
+from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.models.checkpoints.tokenizer import load_tokenizer, read_eos_ids
 from jax_power_smc.models.transformer.config import CheckpointError
 from jax_power_smc.models.transformer.families import FAMILIES
@@ -31,7 +31,7 @@ _SIZES: dict[str, Any] = {
     "head_dim": 8,
     "max_position_embeddings": 8192,
 }
-# So few that a question is longer.
+# Shorter than a question.
 _WINDOW = {"sliding_window": 8}
 _SOME_WINDOWS = {**_WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 _SOFTCAPS = {
@@ -39,7 +39,7 @@ _SOFTCAPS = {
     "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0,
 }
-# family -> what its config.json says besides the sizes
+# family -> its entries of config.json besides the sizes
 _FEATURES: dict[str, dict[str, Any]] = {
     "llama": {
         "rope_theta": 500_000.0,
@@ -83,14 +83,13 @@ def tiny_model(config: ConfigDict) -> LoadedModel:
     """A model of the config's family with random weights.
 
     Args:
-      config: an evaluation's. The family is that of ``config.json``, if the model is on this
-        machine, or else ``config.architecture``; the tokenizer is the model's own, if it is on
-        this machine, or else that of the embedded model.
+      config: of an evaluation. The family is that of the model's config.json if that is on this
+        machine, else ``config.architecture``; the tokenizer is the model's own if that is on this
+        machine, else that of the embedded model.
 
     Raises:
-      ValueError: if nothing says which family it is, or two things say different ones.
-      CheckpointError: if there can be no such model, or it has a tokenizer that cannot be read.
-      UnsupportedModelError: for a family that is not implemented.
+      ValueError: if the family is unknown, not implemented, or named differently in two places.
+      CheckpointError: if the model's name is invalid, or its tokenizer cannot be read.
     """
     is_local = config.model in EMBEDDED or pathlib.Path(config.model).expanduser().is_dir()
     if not is_local and not hub.is_hub_id(config.model):
@@ -99,7 +98,7 @@ def tiny_model(config: ConfigDict) -> LoadedModel:
         )
     family = _family(config)
     found = _find(config, _TOKENIZER)
-    directory = found.parent if found else _embedded("tiny-reasoner")
+    directory = found.parent if found else embedded_directory("tiny-reasoner")
     tokenizer = load_tokenizer(directory)
     eos_ids = read_eos_ids(directory, tokenizer)
     raw = {
@@ -109,28 +108,28 @@ def tiny_model(config: ConfigDict) -> LoadedModel:
         **_SIZES,
         **_FEATURES[family],
     }
-    made = config_from_hf(raw, f"the dry run's {family}", config.max_positions)
-    model = TransformerLM(made, jnp.dtype(config.dtype or "float32"))
+    tiny = config_from_hf(raw, f"the dry run's {family}", config.max_positions)
+    model = TransformerLM(tiny, jnp.dtype(config.dtype or "float32"))
     params = model.init(prng.seed_key(0))
-    return LoadedModel(model, params, tokenizer, eos_ids, made, directory, random_weights=True)
+    return LoadedModel(model, params, tokenizer, eos_ids, tiny, directory, random_weights=True)
 
 
 def _family(config: ConfigDict) -> str:
     """The key of ``families.FAMILIES``."""
     path = _find(config, "config.json")
-    said = None
+    named = None
     if path is not None:
         try:
-            said = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+            named = json.loads(path.read_text(encoding="utf-8")).get("model_type")
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{path} is not a JSON object ({error}).") from error
-    if said is not None and config.architecture not in (None, said):
-        raise ValueError(f"config.architecture is {config.architecture!r}; {path} says {said!r}.")
-    family = said or config.architecture
+    if named is not None and config.architecture not in (None, named):
+        raise ValueError(f"config.architecture is {config.architecture!r}; {path} says {named!r}.")
+    family = named or config.architecture
     if family is None:
         raise ValueError(
             f"config.architecture is None; {config.model!r} is not on this machine, so a dry run "
-            f"must be told its family, one of {', '.join(FAMILIES)}."
+            f"needs its family, one of {', '.join(FAMILIES)}."
         )
     if family not in FAMILIES:
         raise ValueError(
@@ -140,16 +139,12 @@ def _family(config: ConfigDict) -> str:
 
 
 def _find(config: ConfigDict, file: str) -> pathlib.Path | None:
-    """A file of the config's model, if it is on this machine."""
+    """Where a file of the config's model lies, if it is on this machine."""
     if config.model in EMBEDDED:
-        return _embedded(config.model) / file
+        return embedded_directory(config.model) / file
     path = pathlib.Path(config.model).expanduser() / file
     if path.is_file():
         return path
     if not path.parent.exists() and hub.is_hub_id(config.model):
         return hub.cached(config.model, file, config.revision)
     return None
-
-
-def _embedded(name: str) -> pathlib.Path:
-    return pathlib.Path(str(importlib.resources.files("jax_power_smc"))) / EMBEDDED[name]

@@ -1,19 +1,38 @@
-"""The tokenizer of a checkpoint, what its prompts begin with and what ends its answers."""
+"""The tokenizer of a checkpoint, and the tokens that begin its prompts and end its answers."""
 
 import json
 import os
 import pathlib
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+from jax_power_smc.core.types import Tokenizer
 from jax_power_smc.models.transformer.config import CheckpointError
 
 _CONFIG = "tokenizer_config.json"
-# Classes that by their documentation begin a text with BOS as add_bos_token says.
+# Classes documented to follow add_bos_token in whether a text begins with BOS.
 _BOS_BY_CONFIG = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 
 
-def load_tokenizer(directory: pathlib.Path) -> Any:
-    """The tokenizer that tokenizer.json of a directory describes.
+class HfTokenizer(Tokenizer, Protocol):
+    """The part of the interface of a ``transformers`` tokenizer that is used here."""
+
+    chat_template: Any
+    bos_token: str | None
+    bos_token_id: int | None
+    eos_token_id: int | None
+    added_tokens_decoder: Mapping[int, Any]
+    get_vocab: Callable[[], dict[str, int]]
+    get_chat_template: Callable[[], str]
+    apply_chat_template: Callable[..., Any]
+    convert_ids_to_tokens: Callable[..., Any]
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, with or without the tokens that every text begins or ends with."""
+
+
+def load_tokenizer(directory: pathlib.Path) -> HfTokenizer:
+    """The tokenizer that the tokenizer.json of a directory describes.
 
     Raises:
       CheckpointError: if it is missing or cannot be read.
@@ -21,31 +40,30 @@ def load_tokenizer(directory: pathlib.Path) -> Any:
     if not (directory / "tokenizer.json").is_file():
         raise CheckpointError(f"{directory} has no tokenizer.json.")
     settings = _read_object(directory / _CONFIG)
-    # Imported here: it takes a second, and a pipeline with its own tokens does not need it.
-    # Not AutoTokenizer: it goes by config.json's model_type, and for "qwen2" it builds a byte-pair
-    # tokenizer of its own from a tokenizer.json that may hold another kind. This one reads the
-    # file as it is.
-    # Without the variable it complains on stderr that PyTorch is absent, which nothing here needs.
+    # Imported here: it takes a second, and callers with their own tokens do not need it.
+    # Not AutoTokenizer: it goes by config.json's model_type, and for "qwen2" it always builds a
+    # byte-pair tokenizer, even if tokenizer.json holds another kind. This class follows the file.
+    # Without the variable it warns on stderr that PyTorch is absent, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import PreTrainedTokenizerFast
 
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         _follow_add_bos_token(tokenizer, settings)
-    except Exception as error:  # the library raises many kinds for a broken file
+    except Exception as error:  # the library raises many types for a broken file
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the tokenizer in {directory} cannot be read ({reason}).") from error
     return tokenizer
 
 
 def _follow_add_bos_token(tokenizer: Any, settings: dict[str, Any]) -> None:
-    """Lets add_bos_token decide where the class that the checkpoint names is documented to.
+    """Applies add_bos_token if the checkpoint's tokenizer class is documented to follow it.
 
-    Version 5 of transformers ignores the name beside a tokenizer.json. Until version 4 these
-    classes obeyed it whatever tokenizer.json did, so models were trained and published with it:
-    for DeepSeek-R1-Distill-Qwen it says true and tokenizer.json adds nothing. Other classes ignored
-    it then as now. Where the name is absent tokenizer.json decides, although the default of these
-    classes is true: version 5 leaves the name out of what it saves.
+    Version 5 of transformers ignores this setting when there is a tokenizer.json. Up to version 4
+    these classes obeyed it whatever tokenizer.json did, so models were trained and published that
+    way: for DeepSeek-R1-Distill-Qwen it is true, and tokenizer.json adds no BOS. Other classes have
+    always ignored it. If it is absent, tokenizer.json decides, although the default of these
+    classes is true: version 5 omits the setting from what it saves.
     """
     name, wanted = settings.get("tokenizer_class"), settings.get("add_bos_token")
     if not isinstance(name, str) or name.removesuffix("Fast") not in _BOS_BY_CONFIG:
@@ -54,19 +72,19 @@ def _follow_add_bos_token(tokenizer: Any, settings: dict[str, Any]) -> None:
         tokenizer.add_bos_token = wanted
 
 
-def begins_with_bos(tokenizer: Any, ids: list[int]) -> bool:
-    """Whether the first of these ids is the tokenizer's BOS."""
+def begins_with_bos(tokenizer: HfTokenizer, ids: list[int]) -> bool:
+    """Whether the first id is the tokenizer's BOS."""
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
-def special_tokens(tokenizer: Any) -> dict[int, str]:
-    """The tokens that no text spells, by id: those with a role, and all others marked special."""
+def special_tokens(tokenizer: HfTokenizer) -> dict[int, str]:
+    """The tokens that no text encodes to, by id: those with a role and others marked special."""
     added = tokenizer.added_tokens_decoder.items()
     return {i: token.content for i, token in added if token.special}
 
 
-def read_eos_ids(directory: pathlib.Path, tokenizer: Any) -> tuple[int, ...]:
-    """The eos set: that of generation_config.json, or config.json, or the tokenizer's, or empty.
+def read_eos_ids(directory: pathlib.Path, tokenizer: HfTokenizer) -> tuple[int, ...]:
+    """The eos ids: of generation_config.json, else config.json, else the tokenizer; may be empty.
 
     Raises:
       CheckpointError: for a file that is not a JSON object, or values that are not ids.
@@ -85,26 +103,28 @@ def read_eos_ids(directory: pathlib.Path, tokenizer: Any) -> tuple[int, ...]:
     return () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
 
 
-def refuse_tokens_without_embedding(tokenizer: Any, vocab_size: int, source: object) -> None:
-    """Refuses a tokenizer that is not the model's.
+def refuse_tokens_without_embedding(
+    tokenizer: HfTokenizer, vocab_size: int, source: object
+) -> None:
+    """Refuses a tokenizer that belongs to another model.
 
-    Added tokens may lie beyond the embedding, such as a padding token of a fine-tune, or the image
-    token of Gemma 3, which its models of text do not know; prompts that use them are refused.
+    Added tokens may lie beyond the embedding, such as the padding token of a fine-tune, or the
+    image token of Gemma 3, which its text models lack; prompts that use them are refused later.
 
     Raises:
-      CheckpointError: if others lie there.
+      CheckpointError: if any other token lies beyond the embedding.
     """
     added = tokenizer.added_tokens_decoder
     beyond = [i for i in tokenizer.get_vocab().values() if i >= vocab_size and i not in added]
     if beyond:
         raise CheckpointError(
-            f"the tokenizer in {source} has ids up to {max(beyond)}, the embedding only "
+            f"the tokenizer in {source} has ids up to {max(beyond)}, but the embedding has only "
             f"{vocab_size} rows."
         )
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object of a file; an empty one if there is no such file."""
+    """The JSON object in a file; an empty one if there is no such file."""
     if not path.is_file():
         return {}
     try:

@@ -1,11 +1,11 @@
 """Attention over a prompt that the particles share and tokens that they do not.
 
-The keys and values of the prompt exist once, those of the generated tokens once per particle:
+Keys and values of the prompt are stored once, those of the generated tokens once per particle:
 
     prompt half      [K, S, H]         read by every particle, never moved by resampling
     generated half   [N, K, T, H]      one row per particle
 
-Each half gives a partial result with its log-sum-exp; the two are merged exactly, because
+Each half yields a partial result with its log-sum-exp; the two are merged exactly, because
 ``softmax([a, b]) = (e^la softmax(a), e^lb softmax(b)) / (e^la + e^lb)``.
 
 Letters: N particles, K key/value heads, G query heads per key/value head, H head dimension,
@@ -22,8 +22,8 @@ from jax_power_smc.models.transformer import kernels
 
 _MASKED = kernels.MASKED
 
-# What an attention over one half gives: (sum_i e_i v_i, max_i s_i, sum_i e_i), float32, the last
-# two with an axis of size 1 in place of H.
+# Attention over one half: (sum_i e_i v_i, max_i s_i, sum_i e_i) with e_i = exp(s_i - max s), in
+# float32, the last two with an axis of size 1 in place of H.
 Partial = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -39,24 +39,24 @@ def causal_attention(
 
     Args:
       q: [S, K, G, H]; k, v: [S, K, H].
-      scale: of the scores; None for H^-1/2.
-      softcap: scores x become ``softcap tanh(x / softcap)``; None for no.
-      window: tokens that each sees, itself included; None for all.
+      scale: factor of the scores; None for H^-1/2.
+      softcap: scores x become ``softcap tanh(x / softcap)``; None for no cap.
+      window: number of tokens that each token attends to, itself included; None for all.
 
     Returns:
-      [S, K, G, H], of the dtype of ``v``. Accumulated in float32.
+      [S, K, G, H], of the dtype of ``v``, accumulated in float32.
     """
     length, heads, group, dim = q.shape
-    # One plain matrix product per key/value head, and the division by the softmax's sum after the
-    # second product: on CPU 6.7 times the speed of the einsum-and-softmax form (S=160, K=G=2).
+    # One plain matrix product per key/value head, and division by the softmax's sum after the
+    # second product: on CPU 6.7 times as fast as an einsum with a softmax (S=160, K=G=2).
     q = _scaled(q, scale).transpose(1, 2, 0, 3).reshape(heads, group * length, dim)
     k, v = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
     scores = jnp.einsum("kmh,kth->kmt", q, k, preferred_element_type=jnp.float32)
-    seen = jnp.tri(length, dtype=jnp.bool_)
+    visible = jnp.tri(length, dtype=jnp.bool_)
     if window is not None:
-        seen = seen & ~jnp.tri(length, k=-window, dtype=jnp.bool_)
-    seen = jnp.tile(seen, (group, 1))
-    scores = jnp.where(seen[None], _capped(scores, softcap), jnp.float32(_MASKED))
+        visible = visible & ~jnp.tri(length, k=-window, dtype=jnp.bool_)
+    visible = jnp.tile(visible, (group, 1))
+    scores = jnp.where(visible[None], _capped(scores, softcap), jnp.float32(_MASKED))
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
     out = jnp.einsum("kmt,kth->kmh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -80,15 +80,15 @@ def shared_prompt_attention(
     Args:
       q: [N, K, G, H].
       prompt_k: [K, H, S]; prompt_v: [K, S, H].
-      prompt_valid: [S] bool, False on padding and on what is no longer seen.
-      k: [N, K, H, T]; v: [N, K, T, H]. Keys lie with time last, so that the scores are sums over
-        whole rows of time: on CPU up to 7 times the speed of keys [N, K, T, H] (N=512 rows, K=2,
-        G=2, H=32, T=384), and within 15 % of it at the other shapes that were tried.
-      valid: [T] bool, the entries written so far that are seen, at least one.
+      prompt_valid: [S] bool, False for padding and for tokens outside the window.
+      k: [N, K, H, T]; v: [N, K, T, H]. Keys have time last, so that scores are sums over whole
+        rows of time: on CPU up to 7 times as fast as keys [N, K, T, H] (N=512, K=2, G=2, H=32,
+        T=384), and within 15 % of them at the other shapes that were tried.
+      valid: [T] bool, the entries to attend to, at least one.
       scale, softcap: as in ``causal_attention``.
 
     Returns:
-      [N, K, G, H], of the dtype of ``v``. Accumulated in float32.
+      [N, K, G, H], of the dtype of ``v``, accumulated in float32.
     """
     n, heads, _, dim = q.shape
     chex.assert_shape(prompt_k, (heads, dim, prompt_valid.shape[0]))
@@ -97,7 +97,7 @@ def shared_prompt_attention(
     chex.assert_shape(v, (n, heads, valid.shape[0], dim))
     q = _scaled(q, scale)
     prompt_part, prompt_max, prompt_sum = _prompt_half(q, prompt_k, prompt_v, prompt_valid, softcap)
-    own_part, own_max, own_sum = _own_half(q, k, v, valid, softcap)
+    own_part, own_max, own_sum = _generated_half(q, k, v, valid, softcap)
 
     top = jnp.maximum(prompt_max, own_max)  # [N, K, G, 1]
     prompt_scale, own_scale = jnp.exp(prompt_max - top), jnp.exp(own_max - top)
@@ -117,7 +117,7 @@ def _capped(scores: jax.Array, softcap: float | None) -> jax.Array:
 def _prompt_half(
     q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, softcap: float | None
 ) -> Partial:
-    """The prompt's half: one product per key/value head for the queries of all particles."""
+    """The prompt half: one product per key/value head for the queries of all particles."""
     n, heads, group, dim = q.shape
     rows = q.transpose(1, 0, 2, 3).reshape(heads, n * group, dim)
     scores = jnp.einsum("kmh,khs->kms", rows, k, preferred_element_type=jnp.float32)
@@ -129,18 +129,18 @@ def _prompt_half(
     return per_particle(part), per_particle(top), per_particle(total)
 
 
-def _own_half(
+def _generated_half(
     q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, softcap: float | None
 ) -> Partial:
-    """The generated half, in the form that suits the machine: q [N, K, G, H], already scaled."""
-    product = functools.partial(_own_by_product, softcap=softcap)
-    served = softcap is None and kernels.block_size(k) is not None
+    """The generated half, by the Pallas kernel on TPU; q [N, K, G, H] is already scaled."""
+    product = functools.partial(_generated_by_products, softcap=softcap)
+    supported = softcap is None and kernels.block_size(k) is not None
     return jax.lax.platform_dependent(
-        q, k, v, valid, tpu=kernels.own_half if served else product, default=product
+        q, k, v, valid, tpu=kernels.generated_half if supported else product, default=product
     )
 
 
-def _own_by_product(
+def _generated_by_products(
     q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, softcap: float | None = None
 ) -> Partial:
     scores = jnp.einsum("nkgh,nkht->nkgt", q, k, preferred_element_type=jnp.float32)

@@ -1,4 +1,4 @@
-"""The shape of a decoder-only transformer."""
+"""The config of a decoder-only transformer, and the errors of checkpoints."""
 
 import dataclasses
 import sys
@@ -9,7 +9,7 @@ from jax_power_smc.models.transformer.rope import RopeScaling
 
 
 class UnsupportedModelError(ValueError):
-    """The checkpoint uses an architecture or a feature that this package does not implement."""
+    """The checkpoint uses an architecture or feature that this package does not implement."""
 
 
 class CheckpointError(ValueError):
@@ -32,21 +32,23 @@ class TransformerConfig:
       norm_eps: epsilon of the RMS norms.
       tied_embeddings: whether the head is the transposed embedding.
       max_positions: longest sequence (prompt and generated tokens together).
-      family: key of ``families.FAMILIES``; what it says is not said again here.
+      family: key of ``families.FAMILIES``, which has what all models of the family share.
       rope_scaling: how the rotary frequencies are stretched, or None.
-      local_rope_theta: base of the unstretched frequencies in layers with a window; None for those
-        of all layers.
-      windows: for each layer how many tokens it sees, the token itself included, 0 for all; empty
-        if all see all.
-      query_scalar: scores are divided by its root; None for H.
-      query_multiplier: scores are multiplied by it, in place of any ``query_scalar``.
-      attention_softcap, final_softcap: scores, and logits, x become ``c tanh(x / c)``; None for no.
-      embedding_multiplier, residual_multiplier: of embeddings, and of what a layer adds.
-      logits_divisor: of the logits.
+      local_rope_theta: base of the unstretched frequencies in layers with a window; None if they
+        use the same frequencies as the other layers.
+      windows: for each layer the number of tokens that a token attends to, itself included, 0 for
+        all; empty if every layer attends to all.
+      query_scalar: scores are divided by its square root; None for H.
+      query_multiplier: factor of the scores, in place of ``query_scalar``.
+      attention_softcap, final_softcap: attention scores and final logits x become
+        ``c tanh(x / c)``; None for no cap.
+      embedding_multiplier, residual_multiplier: factors of the embeddings and of what each layer
+        adds to the residual stream.
+      logits_divisor: the logits are divided by it.
 
     Raises:
-      CheckpointError: for a value that cannot be.
-      UnsupportedModelError: for another family.
+      CheckpointError: for an invalid value.
+      UnsupportedModelError: for an unknown family.
     """
 
     vocab_size: int
@@ -116,28 +118,28 @@ class TransformerConfig:
 
     @property
     def of_family(self) -> Family:
-        """What the family says."""
+        """What all models of the family share."""
         return FAMILIES[self.family]
 
     @property
     def query_scale(self) -> float:
-        """What scores are multiplied by."""
+        """The factor of the attention scores."""
         if self.query_multiplier is not None:
             return float(self.query_multiplier)
         return float(self.query_scalar or self.head_dim) ** -0.5
 
     def window(self, layer: int) -> int | None:
-        """How many tokens a layer sees; None for all."""
+        """The number of tokens that a token attends to in this layer; None for all."""
         return (self.windows[layer] or None) if self.windows else None
 
 
 def is_size(value: Any) -> bool:
-    """Whether it is a positive integer."""
+    """Whether the value is a positive integer."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def is_positive(value: Any) -> bool:
-    """Whether it is a finite positive number."""
+    """Whether the value is a finite positive number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # An integer beyond every float has no finite value either.
+    # An integer beyond the largest float counts as infinite.
     return is_number and 0 < value <= sys.float_info.max

@@ -1,7 +1,7 @@
-"""The families of decoder-only transformers, as a table: in what each differs from Llama.
+"""The families of decoder-only transformers, and how each differs from Llama.
 
-A config of ours names its family; everything that all checkpoints of a family have in common is
-looked up here, everything that differs between them is a field of ``TransformerConfig``.
+What all checkpoints of a family have in common is recorded here; what differs between them is a
+field of ``TransformerConfig``, which names its family.
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class Norms:
-    """Names of a layer's norms in the file; None for one that the family does not have.
+    """Names of a layer's norms in the file; None for norms that the family lacks.
 
     Attributes:
-      attention, mlp: of what goes into attention and MLP.
-      after_attention, after_mlp: of what comes out, before it is added to the stream.
+      attention, mlp: of the inputs of attention and MLP.
+      after_attention, after_mlp: of their outputs, before they are added to the residual stream.
     """
 
     attention: str | None = None
@@ -39,26 +39,27 @@ class Family:
     """What the checkpoints of a family have in common.
 
     Attributes:
-      architecture: the class of ``transformers`` that computes it.
+      architecture: its class in ``transformers``.
       norms: where a layer normalises.
-      qkv_bias: biases on q, k and v.
-      qk_norm: q and k are normalised before they are rotated: "head" by head, or "all" heads
-        together.
-      norm_offset: norms scale by 1 + weight, in float32.
+      qkv_bias: whether q, k and v have biases.
+      qk_norm: how q and k are normalised before they are rotated: each "head" by itself, or "all"
+        heads together.
+      norm_offset: whether norms scale by 1 + weight, in float32.
       activation: of the MLP's gate.
-      fused: q, k and v are one tensor of the file, gate and up another.
-      scaled_embedding: embeddings are multiplied by sqrt(D).
-      windows: which layers see only a window: "none"; "some", by ``layer_types`` or a pattern;
-        "all", if the config gives a window; "asked" is "some" if ``use_sliding_window`` is set.
-      pattern: of "some", without ``layer_types``: every so many layers one sees everything. A
-        ``sliding_window_pattern`` of the config goes before it where ``defaults`` has that name.
-      theta: base of the rotary frequencies if the config does not say.
-      local_theta: base of the rotary frequencies in layers with a window, if it is another one.
-      scalars: of our fields, those that the config of this family gives, and their names there.
-      defaults: what the reference reads where a config lacks a name. An explicit null is kept: it
-        means none (no window, no cap), or what follows from the other sizes, or is refused.
-      biases: names of the config that ask for biases which are not implemented; the reference does
-        not read the others in this family.
+      fused: whether the file stores q, k and v as one tensor, and gate and up as another.
+      scaled_embedding: whether embeddings are multiplied by sqrt(D).
+      windows: which layers have a sliding window: "none"; "some", by ``layer_types`` or a pattern;
+        "all", if the config gives a window; "opt_in", as "some" if ``use_sliding_window`` is true.
+      pattern: for "some" without ``layer_types``: layers ``pattern``, ``2 * pattern``, ... have no
+        window, counted from 1. A ``sliding_window_pattern`` in the config takes precedence if
+        ``defaults`` has that entry.
+      theta: base of the rotary frequencies if the config gives none.
+      local_theta: base of the rotary frequencies in layers with a window, if it differs.
+      scalars: pairs of a ``TransformerConfig`` field and the entry of config.json that gives it.
+      defaults: what the reference assumes for absent entries of config.json. An explicit null is
+        kept: it means none (no window, no cap) or a value derived from other sizes, or is refused.
+      biases: entries of config.json that ask for biases which are not implemented; the reference
+        ignores the others in this family.
     """
 
     architecture: str
@@ -69,7 +70,7 @@ class Family:
     activation: Literal["silu", "gelu_tanh"] = "silu"
     fused: bool = False
     scaled_embedding: bool = False
-    windows: Literal["none", "some", "all", "asked"] = "none"
+    windows: Literal["none", "some", "all", "opt_in"] = "none"
     pattern: int = 0
     theta: float = 10_000.0
     local_theta: float | None = None
@@ -141,9 +142,9 @@ FAMILIES: dict[str, Family] = {
         },
         biases=(),
     ),
-    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windows="asked", defaults=_QWEN, biases=()),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windows="opt_in", defaults=_QWEN, biases=()),
     "qwen3": Family(
-        "Qwen3ForCausalLM", qk_norm="head", windows="asked", defaults={**_QWEN, "head_dim": 128}
+        "Qwen3ForCausalLM", qk_norm="head", windows="opt_in", defaults={**_QWEN, "head_dim": 128}
     ),
     "phi3": Family(
         "Phi3ForCausalLM",

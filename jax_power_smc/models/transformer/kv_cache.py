@@ -1,7 +1,7 @@
-"""A cache of generated tokens as a ring, addressed by a clock that all prompts share.
+"""A cache of generated tokens as a ring buffer, addressed by a clock that all prompts share.
 
-The token decoded at clock c lies in entry ``c mod capacity``. A sequence whose own step is t has
-written the last t + 1 entries, and nothing else of the ring is looked at:
+The token decoded at clock c is stored in entry ``c mod capacity``. A sequence at step t has written
+the last t + 1 entries and never reads any other:
 
     clock 9, capacity 8, step 3      entries  0 1 2 3 4 5 6 7
                                      ages     1 0 7 6 5 4 3 2     ages 0 .. 3 are its own
@@ -18,16 +18,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Entries that are copied at a time; what a young sequence has not yet written is not copied. On a
-# CPU blocks of 256 took at most 1.4 times as long as whole rows in half-full rings of N = 8 and 64,
-# T = 256 to 2048 (blocks of 128 up to 2.3 times), although the strides of a block are short.
+from jax_power_smc.models.vmap_rules import broadcast_unbatched
+
+# Entries copied at a time; blocks that a young sequence has not written yet are skipped. On a CPU,
+# blocks of 256 took at most 1.4 times as long as whole rows in half-full rings of N = 8 and 64,
+# T = 256 to 2048 (blocks of 128 up to 2.3 times), although a block has short strides.
 BLOCK = 256
-# Of all rows, the share that one gather and scatter moves, on devices where loops are dear.
+# The number of rows over these is how many one gather and scatter moves, on devices where loops are
+# costly.
 _MOVED_SHARES = (8, 4, 2, 1)
 
 
 def entry(clock: jax.Array, capacity: int) -> jax.Array:
-    """[] int32, where the token decoded at this clock is written."""
+    """[] int32, the entry for the token decoded at this clock."""
     return jnp.mod(clock, jnp.int32(capacity))
 
 
@@ -37,10 +40,10 @@ def ages(clock: jax.Array, capacity: int) -> jax.Array:
 
 
 def write(leaf: jax.Array, column: jax.Array, place: jax.Array, axis: int) -> jax.Array:
-    """The leaf with a column, of size 1 on the time axis, at entry ``place`` []; in place.
+    """Writes a column, of size 1 on the time axis, into entry ``place`` [] of the leaf, in place.
 
-    ``axis`` counts from the end. Under vmap with one place for all prompts this stays one
-    ``dynamic_update_slice``. JAX's own rule makes a scatter of it; compiled for a TPU v5e, that
+    ``axis`` counts from the end. Under vmap with one place for all prompts this remains a single
+    ``dynamic_update_slice``. JAX's own rule turns it into a scatter, which, compiled for a TPU v5e,
     copied the whole cache in every step.
     """
     return _writer(axis)(leaf, column, place)
@@ -56,19 +59,16 @@ def _writer(axis: int) -> Callable[..., jax.Array]:
     @write.def_vmap
     def _(size, batched, leaf, column, place):  # type: ignore[no-untyped-def]
         if batched[2]:
-            axes = tuple(0 if there else None for there in batched)
+            axes = tuple(0 if has_axis else None for has_axis in batched)
             return jax.vmap(update, in_axes=axes)(leaf, column, place), True
-        if not batched[0]:
-            leaf = jnp.broadcast_to(leaf[None], (size, *leaf.shape))
-        if not batched[1]:
-            column = jnp.broadcast_to(column[None], (size, *column.shape))
+        leaf, column = broadcast_unbatched(size, tuple(batched[:2]), (leaf, column))
         return write(leaf, column, place), True
 
     return write
 
 
 def resize(leaf: jax.Array, axis: int, capacity: int, clock: jax.Array) -> jax.Array:
-    """The ring on one axis with another capacity; every age that fits both stays what it is."""
+    """Changes the capacity of a ring on one axis; keeps the tokens of every age that fits both."""
     old = entry(clock - ages(clock, capacity), leaf.shape[axis])
     return jnp.take(leaf, old, axis=axis, mode="clip")
 
@@ -81,11 +81,11 @@ def move_rows(
     step: jax.Array,
     clock: jax.Array,
 ) -> list[jax.Array]:
-    """Row ``destination[i]`` of every leaf receives row ``source[i]``, in the leaf's own memory.
+    """Copies row ``source[i]`` of every leaf to row ``destination[i]``, in the leaf's own memory.
 
-    Rows that stay cost nothing, and of those that move only what has been written is copied. Under
-    vmap the moves of all prompts are one list: a loop per prompt would run as often as the prompt
-    with the most moves needs, for all of them.
+    Rows that stay cost nothing, and of those that move only the entries in use are copied. Under
+    vmap the moves of all prompts are one list, because a loop per prompt would make as many turns
+    for every prompt as the one with the most moves needs.
 
     Args:
       leaves: arrays that lead with N and are rings of equal capacity on one axis.
@@ -113,15 +113,11 @@ def _mover(time_axes: tuple[int, ...]) -> Callable[..., list[jax.Array]]:
 
     @move.def_vmap
     def _(size, batched, leaves, source, destination, step, clock):  # type: ignore[no-untyped-def]
-        def all_prompts(x: jax.Array, there: bool) -> jax.Array:
-            return x if there else jnp.broadcast_to(x[None], (size, *x.shape))
-
         if batched[4]:
             raise ValueError("the clock must be the same for all prompts.")
-        leaves = jax.tree.map(all_prompts, leaves, batched[0])
-        source = all_prompts(source, batched[1])
-        destination = all_prompts(destination, batched[2])
-        step = all_prompts(step, batched[3])
+        leaves, source, destination, step = broadcast_unbatched(
+            size, tuple(batched[:4]), (leaves, source, destination, step)
+        )
         num = source.shape[1]
         first = num * jnp.arange(size, dtype=jnp.int32)[:, None]
         flat = [x.reshape(size * num, *x.shape[2:]) for x in leaves]
@@ -147,7 +143,7 @@ def _move(
     steps: jax.Array,
     clock: jax.Array,
 ) -> list[jax.Array]:
-    """Leaves [R, ...], R rows of all prompts; source, destination, steps [R]."""
+    """Leaves [R, ...], the R rows of all prompts; source, destination, steps [R]."""
     lists = pairs(source, destination, steps)
     return jax.lax.platform_dependent(
         leaves,
@@ -161,7 +157,7 @@ def _move(
 def pairs(
     source: jax.Array, destination: jax.Array, steps: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The same lists [R] with the pairs that move something first, and how many those are []."""
+    """The lists [R], with the pairs that move something first, and the number [] of those."""
     moves = source != destination
     first = jnp.nonzero(moves, size=moves.shape[0], fill_value=0)[0].astype(jnp.int32)
     return source[first], destination[first], steps[first], jnp.sum(moves, dtype=jnp.int32)
@@ -176,7 +172,7 @@ def move_blocks(
     count: jax.Array,
     clock: jax.Array,
 ) -> list[jax.Array]:
-    """The first ``count`` pairs, one after the other, in blocks of time."""
+    """Copies the first ``count`` pairs one by one, in blocks along time."""
     capacity = leaves[0].shape[time_axes[0]]
     block = block_size(capacity)
     num_blocks = capacity // block
@@ -185,7 +181,7 @@ def move_blocks(
         start = entry(clock - steps[index], capacity)
         used = jnp.minimum(
             (start % block + steps[index]) // block + 1, jnp.int32(num_blocks)
-        )  # blocks from the oldest entry to the newest, around the end if need be
+        )  # blocks from the oldest entry to the newest, around the end if necessary
 
         def copy_block(offset: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
             time = (start // block + offset) % num_blocks * block
@@ -207,24 +203,24 @@ def move_gathered(
     count: jax.Array,
     clock: jax.Array,
 ) -> list[jax.Array]:
-    """The same as one gather and one scatter of whole rows per leaf.
+    """Like ``move_blocks``, but with one gather and one scatter of whole rows per leaf.
 
-    For devices on which every turn of a loop is a launch. The number of rows is rounded up to one
-    of a few shares of all, each with a program of its own.
+    For devices on which every turn of a loop launches a kernel. The number of rows moved is rounded
+    up to one of a few fractions of all rows, each compiled as a branch of its own.
     """
     del steps, clock
     rows = source.shape[0]
     sizes = sorted({-(-rows // share) for share in _MOVED_SHARES})
-    there = jnp.arange(rows, dtype=jnp.int32) < count
-    to = jnp.where(there, destination, jnp.int32(rows))  # beyond the end: dropped
+    counted = jnp.arange(rows, dtype=jnp.int32) < count
+    to = jnp.where(counted, destination, jnp.int32(rows))  # beyond the end: dropped
 
-    def moving(size: int) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    def mover(size: int) -> Callable[[list[jax.Array]], list[jax.Array]]:
         return lambda leaves: [
             leaf.at[to[:size]].set(leaf[source[:size]], mode="drop") for leaf in leaves
         ]
 
     enough = jnp.asarray(sizes, jnp.int32) >= count
-    return jax.lax.switch(jnp.argmax(enough), [moving(size) for size in sizes], leaves)
+    return jax.lax.switch(jnp.argmax(enough), [mover(size) for size in sizes], leaves)
 
 
 def block_size(capacity: int) -> int:
@@ -240,7 +236,7 @@ def _copy(
     destination: jax.Array,
     time: jax.Array,
 ) -> jax.Array:
-    """One block of one row."""
+    """Copies one block of one row."""
     axis = leaf.ndim + axis
     shape = [1, *leaf.shape[1:]]
     shape[axis] = block

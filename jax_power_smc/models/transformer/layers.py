@@ -1,6 +1,6 @@
 """The layers of the transformer: norms, attention with its projections, the gated MLP.
 
-One set for all families of ``families``: what a family lacks is ``None``.
+They serve all families of ``families``: what a family lacks is ``None``.
 
 Letters: M rows (particles, or positions of prompts), D hidden size, K key/value heads, G query
 heads per key/value head, H head dimension, F MLP width, S prompt length.
@@ -30,14 +30,15 @@ def _dot(
 ) -> jax.Array:
     """A matrix product accumulated in float32 and returned in the dtype of ``x``.
 
-    If the contracted axes are cut over the devices of ``parallel``, the parts are added in float32.
+    If the contracted axes are sharded over the devices of ``parallel``, the partial sums are added
+    in float32.
     """
     out = jnp.einsum(contraction, x, weight, preferred_element_type=jnp.float32)
     return parallel.sum(out).astype(x.dtype)
 
 
 def times(x: jax.Array, factor: float) -> jax.Array:
-    """The factor is rounded to the dtype of ``x`` first, as the reference implementations do."""
+    """``factor * x``, with the factor first rounded to the dtype of ``x``, as in the references."""
     return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)
 
 
@@ -49,11 +50,11 @@ class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axes, with a learned scale, computed in float32.
 
     Args:
-      shape: of the scale, the axes that are normalised together.
+      shape: of the scale; these axes are normalised together.
       eps: added to the mean square.
       dtype: of the scale.
-      offset: whether 1 is added to the scale, and the product is taken in float32 too.
-      parallel: the devices over which the normalised axes are cut.
+      offset: whether 1 is added to the scale and the product is computed in float32 too.
+      parallel: the devices over which the normalised axes are sharded.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class RMSNorm(nnx.Module):
         wide, scale = x.astype(jnp.float32), self.scale[...]
         axes = tuple(range(-scale.ndim, 0))
         square = jnp.mean(wide * wide, axis=axes, keepdims=True)
-        square = self.parallel.sum(square) / self.parallel.size  # the parts are equally large
+        square = self.parallel.sum(square) / self.parallel.size  # equal parts
         inverse = jax.lax.rsqrt(square + self.eps)
         scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
         if self.offset:
@@ -80,22 +81,22 @@ class RMSNorm(nnx.Module):
         return (wide * inverse).astype(x.dtype) * scale
 
 
-def norm(
+def make_norm(
     config: TransformerConfig,
     shape: tuple[int, ...],
     dtype: Any,
     parallel: TensorParallel = UNSHARDED_MODEL,
 ) -> RMSNorm:
-    """The norm of the config over axes of this shape."""
+    """The config's norm over axes of this shape."""
     return RMSNorm(shape, config.norm_eps, dtype, config.of_family.norm_offset, parallel)
 
 
-def _normalised(by: RMSNorm | None, x: jax.Array) -> jax.Array:
-    return x if by is None else by(x)
+def _normalised(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention of one layer: its projections, and what its scores are like."""
+    """Grouped-query attention of one layer: its projections, rotary embedding, scale and window."""
 
     def __init__(
         self,
@@ -112,18 +113,18 @@ class Attention(nnx.Module):
             config.head_dim,
         )
         family = config.of_family
-        self.query = kernel(rngs, (d, k, g, h), d, dtype)
-        self.key = kernel(rngs, (d, k, h), d, dtype)
-        self.value = kernel(rngs, (d, k, h), d, dtype)
-        self.out = kernel(rngs, (k, g, h, d), k * g * h, dtype)
+        self.query = random_weight(rngs, (d, k, g, h), d, dtype)
+        self.key = random_weight(rngs, (d, k, h), d, dtype)
+        self.value = random_weight(rngs, (d, k, h), d, dtype)
+        self.out = random_weight(rngs, (k, g, h, d), k * g * h, dtype)
         bias = family.qkv_bias
         self.query_bias = nnx.Param(jnp.zeros((k, g, h), dtype)) if bias else None
         self.key_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
         self.value_bias = nnx.Param(jnp.zeros((k, h), dtype)) if bias else None
         shapes = {"none": None, "head": ((h,), (h,)), "all": ((k, g, h), (k, h))}[family.qk_norm]
         over = parallel if family.qk_norm == "all" else UNSHARDED_MODEL
-        self.query_norm = None if shapes is None else norm(config, shapes[0], dtype, over)
-        self.key_norm = None if shapes is None else norm(config, shapes[1], dtype, over)
+        self.query_norm = None if shapes is None else make_norm(config, shapes[0], dtype, over)
+        self.key_norm = None if shapes is None else make_norm(config, shapes[1], dtype, over)
         self.window = config.window(layer)
         self.scale, self.softcap = config.query_scale, config.attention_softcap
         theta, scaling = config.rope_theta, config.rope_scaling
@@ -140,16 +141,16 @@ class Attention(nnx.Module):
         return q, self.rope.rotate(_normalised(self.key_norm, k), positions), v
 
     def prefill(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Of one sequence: q [S, K, G, H]; k, v [S, K, H] -> [S, K, G, H]."""
+        """Attention within one sequence: q [S, K, G, H]; k, v [S, K, H] -> [S, K, G, H]."""
         return attention.causal_attention(q, k, v, self.scale, self.softcap, self.window)
 
-    def seen(self, age: jax.Array) -> jax.Array:
-        """[...] bool: whether a token of this age (0 for the newest) is within the window."""
+    def in_window(self, age: jax.Array) -> jax.Array:
+        """[...] bool: whether a token of this age (0 for the newest) is attended to."""
         return jnp.ones(age.shape, bool) if self.window is None else age < self.window
 
 
 class Block(nnx.Module):
-    """One layer: attention and a gated MLP, each with its norms, added to the stream."""
+    """One layer: attention and a gated MLP, each with its norms, added to the residual stream."""
 
     def __init__(
         self,
@@ -162,17 +163,17 @@ class Block(nnx.Module):
         d, f = config.hidden_size, config.mlp_size
         names = config.of_family.norms
 
-        def named(name: str | None) -> RMSNorm | None:
-            return None if name is None else norm(config, (d,), dtype)
+        def norm_if(name: str | None) -> RMSNorm | None:
+            return None if name is None else make_norm(config, (d,), dtype)
 
-        self.attention_norm = named(names.attention)
-        self.after_attention_norm = named(names.after_attention)
+        self.attention_norm = norm_if(names.attention)
+        self.after_attention_norm = norm_if(names.after_attention)
         self.attention = Attention(config, layer, rngs, dtype, parallel)
-        self.mlp_norm = named(names.mlp)
-        self.after_mlp_norm = named(names.after_mlp)
-        self.gate = kernel(rngs, (d, f), d, dtype)
-        self.up = kernel(rngs, (d, f), d, dtype)
-        self.down = kernel(rngs, (f, d), f, dtype)
+        self.mlp_norm = norm_if(names.mlp)
+        self.after_mlp_norm = norm_if(names.after_mlp)
+        self.gate = random_weight(rngs, (d, f), d, dtype)
+        self.up = random_weight(rngs, (d, f), d, dtype)
+        self.down = random_weight(rngs, (f, d), f, dtype)
         self.activation = config.of_family.activation
         self.residual_multiplier = config.residual_multiplier
         self.parallel = parallel
@@ -195,7 +196,7 @@ class Block(nnx.Module):
         return x + times(y, self.residual_multiplier)
 
 
-def kernel(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, dtype: Any) -> nnx.Param:
-    """A random matrix of this shape whose products with unit inputs have variance 1."""
+def random_weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, dtype: Any) -> nnx.Param:
+    """A random weight of this shape, whose products with unit-variance inputs have variance 1."""
     noise = jax.random.normal(rngs.params(), shape, jnp.float32) * (fan_in**-0.5)
     return nnx.Param(noise.astype(dtype))

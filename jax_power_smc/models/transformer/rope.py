@@ -1,7 +1,7 @@
-"""Rotary positions, and the ways in which checkpoints stretch them to longer contexts.
+"""Rotary position embeddings, and the ways in which checkpoints stretch them to longer contexts.
 
-A pair of channels j of a head turns by ``position * frequency_j``; the frequencies are powers of
-theta, and a scaling changes them once and for all. Letters: H head dimension.
+Channel pair j of a head is rotated by the angle ``position * frequency_j``; the frequencies are
+powers of theta, modified once by a scaling. Letters: H head dimension.
 """
 
 import dataclasses
@@ -15,19 +15,19 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """A change of the rotary frequencies; only the fields of its kind mean something.
+    """A modification of the rotary frequencies; each kind uses only some of the fields.
 
     Attributes:
-      kind: "linear": all frequencies divided by ``factor``. "llama3": those divided whose
-        wavelength is beyond ``original_positions / low_factor``, none below ``original_positions /
-        high_factor``, and a line between them. "longrope": each divided by a factor of its own.
-      factor: of "linear" and "llama3"; of "longrope" the positions of the model over the original
+      kind: "linear" divides all frequencies by ``factor``. "llama3" divides those with a wavelength
+        beyond ``original_positions / low_factor``, keeps those below ``original_positions /
+        high_factor``, and interpolates in between. "longrope" divides each by its own factor.
+      factor: of "linear" and "llama3"; for "longrope", the model's positions over the original
         ones.
-      original_positions: the context of the pretraining.
+      original_positions: the context length of pretraining.
       low_factor, high_factor: of "llama3".
-      short_factors, long_factors: of "longrope", [H/2] each: for models that are used within the
-        original context, and beyond it.
-      attention_factor: of "longrope": what queries and keys are multiplied by; None for
+      short_factors, long_factors: of "longrope", [H/2] each: for sequences within the original
+        context, and for longer ones.
+      attention_factor: of "longrope", the factor of rotated queries and keys; None for
         ``sqrt(1 + log factor / log original_positions)``.
     """
 
@@ -47,10 +47,10 @@ class Rope:
 
     Attributes:
       theta: base of the frequencies.
-      scaling: how they are changed, or None.
-      max_positions: the longest sequence that the model is used for. It decides which factors of
-        "longrope" hold: one set for all sequences, whatever their length, since the cached keys of
-        a sequence that outgrew its set would all be wrong.
+      scaling: their modification, or None.
+      max_positions: the longest sequence that the model is used for. It selects the factors of
+        "longrope": one set for all sequences, whatever their length, because the cached keys of a
+        sequence that outgrew its set would all be wrong.
     """
 
     theta: float
@@ -58,7 +58,7 @@ class Rope:
     max_positions: int = 0
 
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
-        """The frequencies [H/2] float32, and what rotated queries and keys are multiplied by."""
+        """The frequencies [H/2] float32, and the factor of rotated queries and keys."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
         base = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
         scaling = self.scaling
@@ -69,8 +69,8 @@ class Rope:
         original = scaling.original_positions
         if scaling.kind == "llama3":
             # 1 where the wavelength is short, 0 where it is long.
-            turns = original * base / (2 * math.pi)
-            kept = (turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)
+            cycles = original * base / (2 * math.pi)
+            kept = (cycles - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)
             kept = np.clip(kept, 0.0, 1.0).astype(np.float32)
             return base * (kept + (1 - kept) / np.float32(scaling.factor)), 1.0
         long = self.max_positions > original
@@ -82,13 +82,13 @@ class Rope:
         return base / factors, multiplier
 
     def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """Turns queries or keys, in the half-split convention of the Hugging Face checkpoints.
+        """Rotates queries or keys, in the half-split convention of Hugging Face checkpoints.
+
+        Angles are computed in float32: bfloat16 rounds position 257 to 256.
 
         Args:
           x: [M, ..., H].
           positions: [M] int32.
-
-        Angles are computed in float32: in bfloat16 position 257 is already 256.
         """
         frequency, multiplier = self.frequencies(x.shape[-1])
         half = x.shape[-1] // 2

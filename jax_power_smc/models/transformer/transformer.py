@@ -1,7 +1,7 @@
 """A decoder-only transformer for particles: RMS norm, rotary positions, grouped queries, gated MLP.
 
-``Transformer`` is the Flax NNX module, built of ``layers``. ``TransformerLM`` is its face towards
-the decode engine, the ``LanguageModel`` protocol, written for one prompt.
+``Transformer`` is the Flax NNX module, built from ``layers``. ``TransformerLM`` wraps it in the
+``LanguageModel`` protocol for the engine, for one prompt.
 
 Letters: P prompts, N particles, S prompt length, T capacity of the generated half, V vocabulary,
 D hidden size, K key/value heads, G query heads per key/value head, H head dimension, F MLP width.
@@ -17,12 +17,11 @@ from flax import nnx
 from jax_power_smc.core.vocab_sharding import VocabSharding
 from jax_power_smc.models.transformer import attention, kv_cache
 from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.transformer.layers import Block, kernel, norm, times
+from jax_power_smc.models.transformer.layers import Block, make_norm, random_weight, times
 from jax_power_smc.models.transformer.tensor_parallel import (
     UNSHARDED_MODEL,
     TensorParallel,
     spec,
-    spread,
 )
 
 # Not float64: products and norms are computed in float32.
@@ -46,9 +45,9 @@ class PromptContext(NamedTuple):
 class ParticleCache(NamedTuple):
     """Keys and values of the generated tokens, one row per particle.
 
-    Axes N and K are left out where they have size 1: under vmap XLA would copy such a cache
-    several times a step instead of writing to it in place (tiny-reasoner, 96 prompts with N = 1,
-    T = 384, CPU: 26 ms a step against 13). A cache without N is never moved.
+    Axes N and K are omitted if they have size 1: under vmap, XLA would copy such a cache several
+    times per step instead of writing to it in place (tiny-reasoner, 96 prompts with N = 1, T = 384,
+    CPU: 26 ms per step against 13). A cache without N is never moved.
 
     Attributes:
       keys: one [N, K, H, T] array per layer.
@@ -63,11 +62,11 @@ class Transformer(nnx.Module):
     """The whole model.
 
     Args:
-      config: sizes.
+      config: the architecture and its sizes.
       rngs: source of the initial parameters.
-      dtype: of the parameters and of the residual stream; all products accumulate in float32.
-      parallel: the devices over which its parameters are cut; it then runs inside ``shard_map``,
-        and its parameters there are the parts that one device has.
+      dtype: of the parameters and the residual stream; all products accumulate in float32.
+      parallel: the devices over which the parameters are sharded. If there are several, the module
+        runs inside ``shard_map``, where its parameters are the shards of one device.
     """
 
     def __init__(
@@ -79,13 +78,13 @@ class Transformer(nnx.Module):
         parallel: TensorParallel = UNSHARDED_MODEL,
     ) -> None:
         v, d = config.vocab_size, config.hidden_size
-        self.embedding = kernel(rngs, (v, d), d, dtype)
+        self.embedding = random_weight(rngs, (v, d), d, dtype)
         self.layers = nnx.List(
             [Block(config, i, rngs, dtype, parallel) for i in range(config.num_layers)]
         )
         self.vocabulary = parallel.vocabulary
-        self.norm = norm(config, (d,), dtype)
-        self.head = None if config.tied_embeddings else kernel(rngs, (v, d), d, dtype)
+        self.norm = make_norm(config, (d,), dtype)
+        self.head = None if config.tied_embeddings else random_weight(rngs, (v, d), d, dtype)
         self.embedding_multiplier = config.embedding_multiplier
         if config.of_family.scaled_embedding:
             self.embedding_multiplier *= d**0.5
@@ -99,10 +98,10 @@ class Transformer(nnx.Module):
     def encode(
         self, tokens: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        """Sequences [B, S] -> stream [B * S, D] and, per layer, keys and values [B, S, K, H].
+        """Sequences [B, S] -> residual stream [B * S, D] and per-layer keys, values [B, S, K, H].
 
-        Everything but attention runs on the flat stream: a weight's gradient is then one matrix
-        product and not B of them.
+        Everything but attention runs on the flat stream: the gradient of a weight is then one
+        matrix product instead of B.
         """
         batch, length = tokens.shape
         positions = jnp.tile(jnp.arange(length, dtype=jnp.int32), batch)
@@ -125,29 +124,29 @@ class Transformer(nnx.Module):
         step: jax.Array,
         clock: jax.Array,
     ) -> tuple[jax.Array, ParticleCache]:
-        """One new token per particle: token [N] -> logits [N, V] and the cache with it added."""
+        """One new token per particle: token [N] -> logits [N, V] and the updated cache."""
         capacity = cache.keys[0].shape[-1]
         position = context.length + step
         prompt_at = jnp.arange(context.keys[0].shape[-1], dtype=jnp.int32)
         ages = kv_cache.ages(clock, capacity)
-        slot = kv_cache.entry(clock, capacity)
+        entry = kv_cache.entry(clock, capacity)
         positions = jnp.full(token.shape, position, jnp.int32)
 
         x = self.embed(token)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
             q, k, v = layer.project(x, positions)
-            k_cache = _write(cache.keys[i], k[:, :, :, None], slot, axis=-1)
-            v_cache = _write(cache.values[i], v[:, :, None, :], slot, axis=-2)
+            k_cache = _write(cache.keys[i], k[:, :, :, None], entry, axis=-1)
+            v_cache = _write(cache.values[i], v[:, :, None, :], entry, axis=-2)
             attended = attention.shared_prompt_attention(
                 q,
                 context.keys[i],
                 context.values[i],
-                (prompt_at < context.length) & layer.attention.seen(position - prompt_at),
+                (prompt_at < context.length) & layer.attention.in_window(position - prompt_at),
                 k_cache.reshape(*k.shape, capacity),
                 v_cache.reshape(*v.shape[:2], capacity, v.shape[2]),
-                # An entry is this sequence's own if it is not older than the sequence.
-                (ages <= step) & layer.attention.seen(ages),
+                # An entry belongs to this sequence if it is no older than the sequence.
+                (ages <= step) & layer.attention.in_window(ages),
                 layer.attention.scale,
                 layer.attention.softcap,
             )
@@ -158,12 +157,13 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Token ids [M] -> stream [M, D]."""
-        table = self.embedding[...]
-        row, mine = self.vocabulary.to_local(tokens, table.shape[0])
-        return times(self.vocabulary.from_owner(table[row], mine), self.embedding_multiplier)
+        embedding = self.embedding[...]
+        index, is_local = self.vocabulary.to_local(tokens, embedding.shape[0])
+        x = self.vocabulary.from_owner(embedding[index], is_local)
+        return times(x, self.embedding_multiplier)
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """The head: stream [M, D] -> logits [M, V] float32."""
+        """Stream [M, D] -> logits [M, V] float32."""
         head = self.embedding[...] if self.head is None else self.head[...]
         logits = jnp.einsum("md,vd->mv", self.norm(x), head, preferred_element_type=jnp.float32)
         if self.logits_divisor != 1.0:
@@ -176,15 +176,15 @@ class Transformer(nnx.Module):
 class TransformerLM:
     """A ``Transformer`` behind the ``LanguageModel`` protocol.
 
-    Two instances of equal config and dtype are equal, so a jitted function that takes the model
-    as a static argument is compiled once for both.
+    Instances with equal fields are equal, so a jitted function that takes the model as a static
+    argument is compiled once for all of them.
 
     Attributes:
-      config: the sizes.
+      config: the architecture and its sizes.
       dtype: of parameters and cache.
       vocab_size: V.
       max_positions: longest prompt plus generated tokens.
-      parallel: the devices over which it is spread; see ``on``.
+      parallel: the devices over which it is sharded, see ``on``.
 
     Raises:
       ValueError: for a dtype that is not one of ``DTYPES``.
@@ -215,20 +215,20 @@ class TransformerLM:
         return hash((self.config, self.dtype, self.parallel))
 
     def on(self, size: int) -> "TransformerLM":
-        """The model as one of ``size`` devices runs it, inside ``shard_map``; see ``parallel``.
+        """The model that each of ``size`` devices runs inside ``shard_map``.
 
         Raises:
-          ValueError: if it cannot be cut into so many parts.
+          ValueError: if the model cannot be split into that many equal parts.
         """
-        return TransformerLM(self.config, self.dtype, spread(self.config, size))
+        return TransformerLM(self.config, self.dtype, TensorParallel.for_config(self.config, size))
 
     @property
     def vocabulary(self) -> VocabSharding:
-        """How the logits [N, V] lie on the devices."""
+        """How the vocabulary axis of the logits [N, V] is sharded."""
         return self.parallel.vocabulary
 
     def param_specs(self, params: nnx.State) -> nnx.State:
-        """How every parameter is cut over a mesh: a pytree of ``PartitionSpec``."""
+        """How every parameter is sharded over a mesh: a pytree of ``PartitionSpec``."""
         return nnx.from_flat_state(
             [
                 (path, leaf.replace(spec(path, self.config, self.parallel)))
@@ -237,7 +237,7 @@ class TransformerLM:
         )
 
     def abstract_module(self) -> Transformer:
-        """The module with shapes in place of arrays."""
+        """The module, with shapes in place of arrays."""
         return nnx.eval_shape(
             lambda: Transformer(
                 self.config, rngs=nnx.Rngs(0), dtype=self.dtype, parallel=self.parallel
@@ -264,7 +264,7 @@ class TransformerLM:
         return module.logits(last)[0], context
 
     def init_cache(self, params: nnx.State, num_particles: int, capacity: int) -> ParticleCache:
-        """An empty cache of ``capacity`` generated tokens for each of N particles."""
+        """An empty cache with room for ``capacity`` generated tokens of each particle."""
         layers = range(self.config.num_layers)
         heads = self.config.num_kv_heads // self.parallel.size
         dim = self.config.head_dim
@@ -294,7 +294,7 @@ class TransformerLM:
         step: jax.Array,
         clock: jax.Array,
     ) -> ParticleCache:
-        """Row ``destination[i]`` receives row ``source[i]`` [N], see ``kv_cache.move_rows``."""
+        """Copies row ``source[i]`` to row ``destination[i]`` [N], see ``kv_cache.move_rows``."""
         leaves, structure = jax.tree.flatten(cache)
         moved = kv_cache.move_rows(leaves, time_axes(cache), source, destination, step, clock)
         return jax.tree.unflatten(structure, moved)
@@ -312,10 +312,10 @@ class TransformerLM:
         return nnx.merge(_graph(self), params)
 
 
-def _write(leaf: jax.Array, entry: jax.Array, slot: jax.Array, axis: int) -> jax.Array:
-    """The leaf with an entry [N, K, ., .] at a place of the time axis, -1 or -2."""
-    entry = entry.reshape(*leaf.shape[:-2], *entry.shape[-2:])
-    return kv_cache.write(leaf, entry, slot, axis)
+def _write(leaf: jax.Array, column: jax.Array, entry: jax.Array, axis: int) -> jax.Array:
+    """The leaf with a column [N, K, ., .] written at an entry of the time axis, -1 or -2."""
+    column = column.reshape(*leaf.shape[:-2], *column.shape[-2:])
+    return kv_cache.write(leaf, column, entry, axis)
 
 
 def time_axes(cache: ParticleCache) -> list[int]:

@@ -12,9 +12,8 @@ from safetensors.numpy import load_file, save_file
 import jax_power_smc as psmc
 from jax_power_smc.evaluation import job_config
 from jax_power_smc.models.checkpoints import fingerprint as module
-from jax_power_smc.models.checkpoints import saved
-from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
 from jax_power_smc.models.checkpoints.fingerprint import fingerprint, hub_commit
+from jax_power_smc.models.checkpoints.safetensors_io import save_pretrained
 from jax_power_smc.models.checkpoints.tiny_random import tiny_model
 from tests.models import small
 
@@ -109,17 +108,6 @@ def test_every_shard_counts(directory):
     assert psmc.load(directory).fingerprint == before
     nudge(directory / places["model.norm.weight"], "model.norm.weight", 3)
     assert fingerprint(directory) != before
-
-
-def test_a_saved_model_has_one(directory, tmp_path_factory):
-    target = tmp_path_factory.mktemp("saved") / "model"
-    saved.save(target, psmc.load(directory))
-    before = psmc.load(target).fingerprint
-    largest = max((target / saved.PARAMS).rglob("*"), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[-1] ^= 1
-    largest.write_bytes(content)
-    assert fingerprint(target) != before
 
 
 def test_models_without_files_of_their_own_have_one():

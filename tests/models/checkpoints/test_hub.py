@@ -42,7 +42,7 @@ SHARD = "model-00001-of-00001.safetensors"
 # Every case in a process of its own: the library reads its variables once.
 PROGRAM = """
 import json, os, sys, time
-from jax_power_smc.models import hub
+from jax_power_smc.models.checkpoints import hub
 
 for number, (variables, *arguments) in enumerate(json.loads(sys.argv[1])):
     if not os.fork():
@@ -215,7 +215,7 @@ def test_a_cache_may_lack_what_is_not_read(outcomes):
 @pytest.mark.parametrize(
     ("case", "parts"),
     [
-        ("offline, few", ["'owner/fourth' is neither a directory nor all in the hub's cache"]),
+        ("offline, few", ["'owner/fourth' is neither a directory nor fully in the hub's cache"]),
         ("no revision", ["'owner/model' has no revision 'v2'"]),
         (
             "no model",

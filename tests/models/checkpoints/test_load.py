@@ -12,8 +12,8 @@ from transformers import AutoConfig
 
 import jax_power_smc as psmc
 from jax_power_smc.models.checkpoints import hub
-from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
 from jax_power_smc.models.checkpoints.load import EMBEDDED
+from jax_power_smc.models.checkpoints.safetensors_io import save_pretrained
 from tests.models import small
 
 CONFIG = small.CONFIGS["qwen2-grouped-untied"]
@@ -108,7 +108,9 @@ def test_unknown_name(name):
 
 def test_name_of_a_model_on_the_hub():
     # Offline here, as all tests are.
-    refused("owner/model-7B", "'owner/model-7B' is neither a directory nor all in the hub's cache")
+    refused(
+        "owner/model-7B", "'owner/model-7B' is neither a directory nor fully in the hub's cache"
+    )
 
 
 def test_path_is_not_looked_for_on_the_hub():

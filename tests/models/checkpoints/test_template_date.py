@@ -1,4 +1,4 @@
-"""Templates that tell the date: the one they are told, and otherwise as they were."""
+"""Templates that print the date print the given one and are otherwise unchanged."""
 
 import datetime
 
@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from jax_power_smc.models.checkpoints.template_date import _DIRECTIVES, _PADDED, dated
+from jax_power_smc.models.checkpoints.template_date import _DIRECTIVES, _PADDED, with_date
 from tests.models import small
 
 DAY = datetime.date(2026, 8, 1)
@@ -40,7 +40,7 @@ def render(tmp_path):
     ],
 )
 def test_it_says_what_the_clock_would_have_said_on_that_day(template, render, monkeypatch):
-    told = render(dated(template, DAY))
+    told = render(with_date(template, DAY))
 
     class Clock(datetime.datetime):
         @classmethod
@@ -52,4 +52,4 @@ def test_it_says_what_the_clock_would_have_said_on_that_day(template, render, mo
 
 
 def test_a_template_that_does_not_ask_is_left_alone():
-    assert dated("{{ messages[0]['content'] }}", DAY) == "{{ messages[0]['content'] }}"
+    assert with_date("{{ messages[0]['content'] }}", DAY) == "{{ messages[0]['content'] }}"

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer
 
 import jax_power_smc as psmc
-from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
+from jax_power_smc.models.checkpoints.safetensors_io import save_pretrained
 from jax_power_smc.models.checkpoints.tokenizer import load_tokenizer, read_eos_ids
 from jax_power_smc.models.transformer.config import CheckpointError
 from tests.models import small
@@ -196,7 +196,7 @@ def test_templates_that_raise(tmp_path, template, prompt):
     with pytest.raises(ValueError) as error:
         lm.encode("ab")
     message = str(error.value)
-    assert "\n" not in message and message.endswith("chat=False leaves it out.")
+    assert "\n" not in message and message.endswith("chat=False bypasses it.")
     assert f"the chat template in {tmp_path} cannot render a prompt" in message
 
 

@@ -1,4 +1,4 @@
-"""What no transformer can be."""
+"""Invalid values of a config are refused."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ from tests.models import small
         ({"logits_divisor": 0.0}, ["logits_divisor is 0.0", "positive number"]),
     ],
 )
-def test_config_refuses_what_no_checkpoint_can_be(extra, parts):
+def test_invalid_values_are_refused(extra, parts):
     with pytest.raises(ValueError) as error:
         dataclasses.replace(small.CONFIGS["llama-grouped-tied"], **extra)
     small.assert_one_sentence(error, *parts)

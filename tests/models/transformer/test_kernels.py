@@ -10,11 +10,11 @@ from jax_power_smc.models.transformer import attention, kernels
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 H = 128
-plain = jax.jit(attention._own_by_product)
+plain = jax.jit(attention._generated_by_products)
 
 
 def kernel(*args):
-    return kernels.own_half(*args, interpret=True)
+    return kernels.generated_half(*args, interpret=True)
 
 
 def half(n, heads, group, capacity, dtype=jnp.float32, seed=0):
@@ -139,13 +139,13 @@ def test_two_axes_of_prompts(inner, outer):
     assert_close(ours, theirs)
 
 
-def test_blocks_without_entries_are_not_asked_for():
+def test_blocks_without_entries_are_not_requested():
     has_entries = [[1, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
     one_entry = np.arange(128) == 77
     valid = np.kron(np.asarray(has_entries), one_entry).astype(bool)
-    asked = kernels._blocks_asked(jnp.asarray(valid), 128)
+    got = kernels._requested_blocks(jnp.asarray(valid), 128)
     expected = [[0, 0, 0, 3], [2, 2, 2, 2], [1, 1, 1, 3], [0, 1, 2, 3], [0, 0, 0, 0]]
-    np.testing.assert_array_equal(asked, expected)
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_blocks_without_entries_are_not_used():
@@ -176,7 +176,7 @@ def test_which_shapes_are_served(dtype, dim, capacity, size):
     if size is None:
         q = jax.ShapeDtypeStruct((2, 1, 3, dim), dtype)
         v = jax.ShapeDtypeStruct((2, 1, capacity, dim), dtype)
-        with pytest.raises(ValueError, match="does not serve"):
+        with pytest.raises(ValueError, match="does not support"):
             jax.eval_shape(kernel, q, k, v, jax.ShapeDtypeStruct((capacity,), bool))
 
 

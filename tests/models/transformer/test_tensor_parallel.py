@@ -16,9 +16,14 @@ from jax_power_smc.core import mesh
 from jax_power_smc.core.mesh import MODEL
 from jax_power_smc.engine import layout as mesh_layout
 from jax_power_smc.engine import memory_plan
-from jax_power_smc.models.checkpoints.placement import dotted
-from jax_power_smc.models.transformer import tensor_parallel
 from jax_power_smc.models.transformer.config import TransformerConfig
+from jax_power_smc.models.transformer.tensor_parallel import (
+    UNSHARDED_MODEL,
+    TensorParallel,
+    dotted,
+    sharding,
+    spec,
+)
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from tests.models import small
 
@@ -108,9 +113,9 @@ def test_a_mesh_gives_what_one_device_gives(name, size):
 def specs(name, size):
     """path -> spec of every parameter."""
     config = CONFIGS[name]
-    how = tensor_parallel.spread(config, size)
+    parallel = TensorParallel.for_config(config, size)
     state = nnx.state(TransformerLM(config).abstract_module())
-    return {dotted(p): tensor_parallel.spec(p, config, how) for p, _ in nnx.to_flat_state(state)}
+    return {dotted(p): spec(p, config, parallel) for p, _ in nnx.to_flat_state(state)}
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -120,7 +125,7 @@ def test_every_matrix_is_cut_and_every_vector_of_the_stream_whole(name, size):
     state = nnx.state(TransformerLM(config).abstract_module())
     where = mesh.make_mesh(size)
     for path, leaf in nnx.to_flat_state(state):
-        placed = tensor_parallel.sharding(path, config, where)
+        placed = sharding(path, config, where)
         share = math.prod(leaf.shape) // math.prod(placed.shard_shape(leaf.shape))
         is_vocabulary = path[0] in ("embedding", "head")
         over_heads = path[-2] in ("query_norm", "key_norm") if len(path) > 1 else False
@@ -152,11 +157,8 @@ def test_the_axes_that_are_cut():
 
 def test_one_device_exchanges_nothing():
     x = jnp.ones(3)
-    assert tensor_parallel.spread(CONFIGS["biases"], 1) is tensor_parallel.UNSHARDED_MODEL
-    assert (
-        tensor_parallel.UNSHARDED_MODEL.sum(x) is x
-        and tensor_parallel.UNSHARDED_MODEL.vocabulary.axis is None
-    )
+    assert TensorParallel.for_config(CONFIGS["biases"], 1) is UNSHARDED_MODEL
+    assert UNSHARDED_MODEL.sum(x) is x and UNSHARDED_MODEL.vocabulary.axis is None
     model = TransformerLM(CONFIGS["biases"])
     assert model.on(1) == model and model.on(2) != model and model.on(2) == model.on(2)
     assert hash(model.on(2)) == hash(model.on(2)) and len({model, model.on(2), model.on(4)}) == 3

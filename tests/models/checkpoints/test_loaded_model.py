@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 import jax_power_smc as psmc
 from jax_power_smc.cli.generate import Options, generate
-from jax_power_smc.models.checkpoints.checkpoint import save_pretrained
+from jax_power_smc.models.checkpoints.safetensors_io import save_pretrained
 from tests.paths import SHARED
 
 QWEN = SHARED / "tokenizers" / "qwen2.5"

@@ -1,8 +1,8 @@
-"""Checkpoints in Hugging Face format: safetensors in and out, by the table of ``tensors``."""
+"""Parameters of the transformer read from safetensors files, and written to them."""
 
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,8 +22,9 @@ from jax_power_smc.models.checkpoints.safetensors_index import (
     StoredTensor,
     read_headers,
 )
-from jax_power_smc.models.checkpoints.weight_map import Entry, tensor_table
+from jax_power_smc.models.checkpoints.weight_map import MappedWeight, weight_map
 from jax_power_smc.models.transformer.config import CheckpointError, TransformerConfig
+from jax_power_smc.models.transformer.tensor_parallel import ParamPath
 from jax_power_smc.models.transformer.transformer import TransformerLM
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -37,31 +38,31 @@ def load_params(
     shardings: Any = None,
     progress: bool | None = None,
 ) -> nnx.State:
-    """Reads the weights of a directory in Hugging Face format.
+    """Reads the parameters from a directory in Hugging Face format.
 
     Args:
       directory: holds model.safetensors, or shards with model.safetensors.index.json.
-      config: what the weights must fit.
+      config: of the model; the weights must fit it.
       dtype: the dtype to convert to.
       shardings: where the parameters go, see ``placement.resolve_shardings``; each process reads
         only what its devices hold.
-      progress: whether to draw a bar, see ``progress_bar.loading_bar``.
+      progress: whether to show a progress bar, see ``progress_bar.loading_bar``.
 
     Returns:
       The parameters of ``TransformerLM(config, dtype)``.
 
     Raises:
       ValueError: for shardings that do not fit.
-      CheckpointError: naming all missing, misshaped, unexpected and repeated tensors at once, or
-        the file that cannot be read, before any weight is read; or all tensors whose values are
-        not finite in this dtype.
+      CheckpointError: before any weight is read, naming all missing, misshaped, unexpected and
+        repeated tensors at once, or the file that cannot be read; afterwards, naming all tensors
+        with values that are not finite in this dtype.
     """
     root = pathlib.Path(directory)
     state = nnx.state(TransformerLM(config, dtype).abstract_module())
     places = placement.resolve_shardings(shardings, state)
     pairs = _match(root, config)
-    arrays: dict[placement.Path, jax.Array] = {}
-    broken: dict[str, None] = {}  # a set in the order of the file
+    arrays: dict[ParamPath, jax.Array] = {}
+    not_finite: dict[str, None] = {}  # a set in the order of the files
     total = sum(tensor.size for tensor in {tensor for _, tensor in pairs})
     with loading_bar(total, progress) as advance:
         for entry, tensor in pairs:
@@ -70,9 +71,13 @@ def load_params(
             place = places[entry.path]
             arrays[entry.path], finite = placement.place(view, jnp.dtype(dtype), place)
             if not finite:
-                broken[entry.name] = None
+                not_finite[entry.name] = None
             advance(view.nbytes)
-    refuse_not_finite(root, broken, dtype)
+    if not_finite:
+        raise CheckpointError(
+            f"{root} has weights that are NaN or infinite in {jnp.dtype(dtype).name}, in "
+            f"{', '.join(not_finite)}."
+        )
     filled = [(path, leaf.replace(arrays[path])) for path, leaf in nnx.to_flat_state(state)]
     return nnx.from_flat_state(filled)
 
@@ -87,13 +92,13 @@ def save_pretrained(
 ) -> None:
     """Writes config.json, generation_config.json and model.safetensors.
 
-    The weights are written beside the old ones and renamed, so that a reader never sees half.
+    The weights are written to a temporary file and renamed, so that no reader sees half a file.
     """
     root = pathlib.Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     flat = {path: leaf[...] for path, leaf in nnx.to_flat_state(params)}
     parts: dict[str, list[tuple[int, jax.Array]]] = {}
-    for entry in tensor_table(config):
+    for entry in weight_map(config):
         part = entry.first_row, entry.to_file(flat[entry.path])
         parts.setdefault(entry.name, []).append(part)
     tensors = {name: _joined(rows) for name, rows in parts.items()}
@@ -104,67 +109,65 @@ def save_pretrained(
     write_json(root / "config.json", config_to_hf(config, dtype=str(some.dtype), **ids))
     write_json(root / "generation_config.json", ids)
     partial = root / f"{WEIGHTS}.tmp"
-    # Written by Python: the library's own writer makes a file that only its owner may read.
+    # Written by Python: the library's own writer makes files that only their owner can read.
     partial.write_bytes(save(tensors, metadata={"format": "pt"}))
     partial.replace(root / WEIGHTS)
 
 
-def refuse_misfits(root: pathlib.Path, problems: Sequence[str]) -> None:
-    """Raises one error for all problems, if there are any."""
+def _refuse(root: pathlib.Path, problems: Sequence[str]) -> None:
+    """Raises one CheckpointError for all problems, if there are any."""
     if problems:
         raise CheckpointError(
             f"the weights in {root} do not fit its config.json: {'; '.join(problems)}."
         )
 
 
-def refuse_not_finite(root: pathlib.Path, names: Iterable[str], dtype: Any) -> None:
-    """Raises one error for all tensors that hold NaN or infinity, if there are any."""
-    if names := list(names):
-        raise CheckpointError(
-            f"{root} has weights that are NaN or infinite in {jnp.dtype(dtype).name}, in "
-            f"{', '.join(names)}."
-        )
-
-
-def _match(root: pathlib.Path, config: TransformerConfig) -> list[tuple[Entry, StoredTensor]]:
-    """Every entry of the table with its tensor, in the order of the files.
+def _match(
+    root: pathlib.Path, config: TransformerConfig
+) -> list[tuple[MappedWeight, StoredTensor]]:
+    """Every parameter's entry with its tensor, in the order of the files.
 
     Raises:
       CheckpointError: naming everything that does not fit.
     """
     tensors, indexed = read_headers(root)
-    table: dict[str, list[Entry]] = {}
-    for entry in tensor_table(config):
-        table.setdefault(entry.name, []).append(entry)
+    expected: dict[str, list[MappedWeight]] = {}
+    for entry in weight_map(config):
+        expected.setdefault(entry.name, []).append(entry)
     problems: list[str] = []
     seen: set[str] = set()
     for tensor in tensors:
-        problem = _misfit(tensor, table, seen, config)
+        problem = _problem(tensor, expected, seen, config)
         if problem is not None:
             problems.append(problem)
         seen.add(tensor.name)
     held = {(tensor.name, tensor.file.name) for tensor in tensors}
-    astray = {name: file for name, file in indexed.items() if (name, file) not in held}
+    misplaced = {name: file for name, file in indexed.items() if (name, file) not in held}
     problems += [
-        f"{name} is not in {file}, where {INDEX} places it" for name, file in astray.items()
+        f"{name} is not in {file}, where {INDEX} places it" for name, file in misplaced.items()
     ]
-    problems += [f"missing {name}" for name in table if name not in seen and name not in astray]
-    refuse_misfits(root, problems)
+    problems += [
+        f"missing {name}" for name in expected if name not in seen and name not in misplaced
+    ]
+    _refuse(root, problems)
     if config.tied_embeddings and _HEAD in seen:
-        refuse_misfits(root, _untied(tensors))
-    return [(entry, tensor) for tensor in tensors for entry in table.get(tensor.name, [])]
+        _refuse(root, _untied(tensors))
+    return [(entry, tensor) for tensor in tensors for entry in expected.get(tensor.name, [])]
 
 
-def _misfit(
-    tensor: StoredTensor, table: dict[str, list[Entry]], seen: set[str], config: TransformerConfig
+def _problem(
+    tensor: StoredTensor,
+    expected: dict[str, list[MappedWeight]],
+    seen: set[str],
+    config: TransformerConfig,
 ) -> str | None:
-    """What is wrong with a tensor of the file, by its name, shape and dtype."""
+    """What is wrong with the name, shape or dtype of a tensor; None if nothing is."""
     name = tensor.name
-    if name not in table:
+    if name not in expected:
         return None if _ignorable(name, config) else f"unexpected {name}"
-    shape = table[name][0].tensor_shape
+    shape = expected[name][0].tensor_shape
     if name in seen:
-        return f"{name} is there twice"
+        return f"{name} occurs twice"
     if tensor.shape != shape:
         return f"{name} has shape {tensor.shape}, expected {shape}"
     if tensor.dtype not in FLOATS:
@@ -173,7 +176,7 @@ def _misfit(
 
 
 def _untied(tensors: Sequence[StoredTensor]) -> list[str]:
-    """What is wrong if a head beside tied embeddings is not a copy of them."""
+    """The problem with a head that is not a copy of its tied embeddings, if there is one."""
     head, embedding = (
         next(tensor for tensor in tensors if tensor.name == name) for name in (_HEAD, _EMBEDDING)
     )
@@ -183,19 +186,19 @@ def _untied(tensors: Sequence[StoredTensor]) -> list[str]:
         if all(np.array_equal(ours[part], theirs[part]) for part in rows):
             return []
     return [
-        f"{_HEAD} differs from {_EMBEDDING} and tie_word_embeddings is true (with false the head "
-        "is used)"
+        f"{_HEAD} differs from {_EMBEDDING}, but tie_word_embeddings is true (if it is false, the "
+        "head is used)"
     ]
 
 
 def _joined(parts: list[tuple[int, jax.Array]]) -> jax.Array:
-    """A tensor from its parts (first row, rows)."""
+    """A tensor from its parts, pairs of (first row, rows)."""
     if len(parts) == 1:
         return parts[0][1]
     return jnp.concatenate([part for _, part in sorted(parts, key=lambda part: part[0])])
 
 
 def _ignorable(name: str, config: TransformerConfig) -> bool:
-    """Tensors that old exports carry and that hold nothing of the model's own."""
-    tied_copy = config.tied_embeddings and name == _HEAD  # see _untied
+    """Whether old exports carry a tensor of this name that adds nothing to the model."""
+    tied_copy = config.tied_embeddings and name == _HEAD  # if it is a copy, see _untied
     return tied_copy or name.endswith("rotary_emb.inv_freq")

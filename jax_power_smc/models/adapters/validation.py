@@ -1,4 +1,4 @@
-"""What is refused of a function and of its cache, when it is traced: one sentence each."""
+"""Checks of the fields of adapted models, and of what their functions return when traced."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def check_sizes(vocab_size: Any, max_positions: Any) -> None:
 
 
 def check_position(position: Any, one_token: bool) -> None:
-    """Raises ValueError unless it says where a cache keeps its position, see ``CachedLM``."""
+    """Raises ValueError unless ``position`` is as documented by ``CachedLM``."""
     names = (position,) if isinstance(position, str) else position
     if isinstance(names, tuple):
         is_known = bool(names) and all(isinstance(name, str) for name in names)
@@ -29,25 +29,25 @@ def check_position(position: Any, one_token: bool) -> None:
     if position is None and not one_token:
         raise ValueError(
             "position is None and one_token is False; prompts are padded, so a cache that cannot "
-            "be set back must read them token by token."
+            "be rewound must read them token by token."
         )
 
 
 def check_logits(logits: Any, tokens: jax.Array, vocab_size: int) -> None:
-    """Raises ValueError unless they are [B, S, V] real numbers, for tokens [B, S]."""
+    """Raises ValueError unless logits are floating-point numbers [B, S, V], for tokens [B, S]."""
     shape = (*tokens.shape, vocab_size)
     dtype = getattr(logits, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and logits.shape == shape:
         return
     got = type(logits).__name__ if dtype is None else f"{dtype}{list(logits.shape)}"
     raise ValueError(
-        f"apply_fn gave {got} as the logits of tokens {list(tokens.shape)}; they must be "
+        f"apply_fn returned {got} as the logits of tokens {list(tokens.shape)}; they must be "
         f"floating-point numbers {list(shape)}, where {vocab_size} is vocab_size."
     )
 
 
 def check_same(before: Any, after: Any) -> None:
-    """Raises ValueError unless a cache has kept its structure, shapes and dtypes."""
+    """Raises ValueError unless a cache keeps its structure, shapes and dtypes."""
     old, new = str(jax.tree.structure(before)), str(jax.tree.structure(after))
     if old != new:
         raise ValueError(f"the cache was {old} and came back as {new}; it must keep its structure.")

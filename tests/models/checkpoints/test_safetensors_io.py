@@ -1,4 +1,4 @@
-"""Weights: round trips, shards, dtypes, and every way in which a file can be wrong."""
+"""Safetensors in and out: round trips, shards, dtypes, and every way a file can be wrong."""
 
 import contextlib
 import dataclasses
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jax_power_smc.models.checkpoints.checkpoint import load_params, save_pretrained
 from jax_power_smc.models.checkpoints.hf_config import read_config
 from jax_power_smc.models.checkpoints.safetensors_index import StoredTensor
-from jax_power_smc.models.checkpoints.weight_map import tensor_table
+from jax_power_smc.models.checkpoints.safetensors_io import load_params, save_pretrained
+from jax_power_smc.models.checkpoints.weight_map import weight_map
 from jax_power_smc.models.transformer.config import CheckpointError
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from tests.models import oracle, small
@@ -219,7 +219,7 @@ def test_tensor_in_two_shards(tmp_path):
     one, two = (tmp_path / f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
     name, array = next(iter(load_file(one).items()))
     save_file(load_file(two) | {name: array + 1}, two)
-    refused(tmp_path, f"{name} is there twice")
+    refused(tmp_path, f"{name} occurs twice")
 
 
 def test_no_weights(tmp_path):
@@ -353,7 +353,7 @@ def test_progress_is_counted_in_bytes_of_the_file(tmp_path, monkeypatch):
         seen.extend([total, show])
         yield seen.append
 
-    monkeypatch.setattr("jax_power_smc.models.checkpoints.checkpoint.loading_bar", bar)
+    monkeypatch.setattr("jax_power_smc.models.checkpoints.safetensors_io.loading_bar", bar)
     tensors = {k: v.astype(np.float16) for k, v in oracle.random_tensors(CONFIG).items()}
     small.write(tmp_path, CONFIG, tensors)
     load_params(tmp_path, CONFIG, progress=True)
@@ -378,9 +378,9 @@ def test_tensors_at_odd_places_of_the_file(tmp_path):
 
 def test_parameters_that_share_a_tensor(tmp_path, monkeypatch):
     # Keys and values of a layer as one tensor, which some families keep so.
-    def fused_table(config):
+    def fused_map(config):
         entries = []
-        for entry in tensor_table(config):
+        for entry in weight_map(config):
             letter = entry.name.split("_proj.")[0][-1]
             if ".k_proj." in entry.name or ".v_proj." in entry.name:
                 rows = entry.file_shape[0]
@@ -398,7 +398,7 @@ def test_parameters_that_share_a_tensor(tmp_path, monkeypatch):
     for name in [name for name in tensors if ".k_proj." in name]:
         value = tensors.pop(name.replace("k_proj", "v_proj"))
         tensors[name.replace("k_proj", "kv_proj")] = np.concatenate([tensors.pop(name), value])
-    monkeypatch.setattr("jax_power_smc.models.checkpoints.checkpoint.tensor_table", fused_table)
+    monkeypatch.setattr("jax_power_smc.models.checkpoints.safetensors_io.weight_map", fused_map)
     small.write(tmp_path, CONFIG, tensors)
     small.assert_equal_trees(load_params(tmp_path, CONFIG), plain)
     save_pretrained(tmp_path / "again", CONFIG, plain, eos_ids=())

@@ -1,0 +1,96 @@
+"""Flax modules that are in training mode or need more than tokens are refused."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import jax_power_smc as psmc
+from jax_power_smc import PowerSMC, PowerTarget
+from jax_power_smc.models import adapters
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+V, D = 5, 8
+
+
+class Training(nnx.Module):
+    """A module that drops or normalises by the batch unless it is in evaluation mode."""
+
+    def __init__(self, *, drop=0.0, norm=False):
+        rngs = nnx.Rngs(0)
+        self.embed = nnx.Embed(V, D, rngs=rngs)
+        self.inner = nnx.Dict(drop=nnx.Dropout(drop, rngs=rngs))
+        self.norm = nnx.BatchNorm(D, rngs=rngs) if norm else None
+        self.head = nnx.Linear(D, V, rngs=rngs)
+
+    def __call__(self, tokens):
+        x = self.inner["drop"](self.embed(tokens))
+        return self.head(x if self.norm is None else self.norm(x))
+
+
+class LinenTraining(nn.Module):
+    """The same in Linen."""
+
+    train: bool
+    drop: float = 0.0
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Dropout(self.drop, deterministic=not self.train)(nn.Embed(V, D)(tokens))
+        return nn.Dense(V)(nn.BatchNorm(use_running_average=not self.train)(x))
+
+
+def sample_of(model, params):
+    return psmc.sample(
+        model,
+        params,
+        [[1, 2]],
+        key=jax.random.key(0),
+        target=PowerTarget(2.0),
+        sampler=PowerSMC(2),
+        max_new_tokens=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop": 0.5}, r"training mode: inner\.drop has deterministic=False; call module.eval"),
+        ({"norm": True}, "training mode: norm has use_running_average=False; call module.eval"),
+    ],
+)
+def test_an_nnx_module_in_training_mode_is_refused(options, message):
+    module = Training(**options)
+    with pytest.raises(ValueError, match=message):
+        adapters.from_nnx(module, vocab_size=V)
+    module.eval()
+    sample_of(*adapters.from_nnx(module, vocab_size=V))
+    plain = Training()  # drops nothing
+    adapters.from_nnx(plain, vocab_size=V)
+
+
+def test_an_nnx_module_that_draws_is_one_sentence():
+    def drawing(module, tokens):
+        return module.inner["drop"](module(tokens), deterministic=False)
+
+    module = Training(drop=0.5)
+    module.eval()
+    with pytest.raises(ValueError, match="use it in evaluation mode, with"):
+        sample_of(*adapters.from_nnx(module, vocab_size=V, call=drawing))
+
+
+@pytest.mark.parametrize("drop", [0.5, 0.0])
+def test_a_linen_module_in_training_mode_is_one_sentence(drop):
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    variables = LinenTraining(train=False).init(jax.random.key(0), tokens)
+    sample_of(*adapters.from_linen(LinenTraining(train=False), variables, vocab_size=V))
+    model, params = adapters.from_linen(LinenTraining(True, drop), variables, vocab_size=V)
+    with pytest.raises(ValueError, match="use it in evaluation mode, with"):
+        sample_of(model, params)
+
+
+def test_a_module_that_needs_more_than_tokens_is_refused():
+    with pytest.raises(ValueError, match="call cannot be called with the module and tokens alone"):
+        adapters.from_nnx(Training(), vocab_size=V, call=lambda module, tokens, train: None)
