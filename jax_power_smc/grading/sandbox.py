@@ -1,7 +1,7 @@
 """Runs a program that a model wrote, in a process with little room for harm.
 
 The process has limits on time, memory and files, an empty environment, an empty directory that is
-removed, no way to start other processes (see ``sandboxed``), and, where Linux allows it to an
+removed, no way to start other processes (see ``sandbox_child``), and, where Linux allows it to an
 ordinary user, no network. This stops accidents. It is no wall against an attacker, so it is never
 done unless the user has asked for it.
 """
@@ -20,7 +20,7 @@ from jax_power_smc.grading.subprocesses import KillableProcess, NotJudged, too_l
 MEMORY = 4 * 2**30
 LARGEST_FILE = 2**20
 
-_PROGRAM = pathlib.Path(__file__).with_name("sandboxed.py")
+_PROGRAM = pathlib.Path(__file__).with_name("sandbox_child.py")
 # All that is read of what a program can send.
 _ENOUGH = 4096
 _logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Sandbox:
         """Whether the code defines the function, and the test's ``check`` has nothing against it.
 
         Raises:
-          NotJudged: it took too long.
+          NotJudged: it took too long, or the sandbox did not start.
         """
         # Known only to the process that runs it, which sends it back when all is well: a program
         # that ends early ends without it.
@@ -61,6 +61,8 @@ class Sandbox:
         }
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
             lines = self._run(json.dumps(job).encode(), directory)
+        if not lines:  # the child sends one before it runs the code
+            raise NotJudged("its sandbox did not start")
         if lines[:1] == ["network"] and not _said_network.is_set():
             _said_network.set()
             _logger.warning("This system does not let programs be cut off from the network.")

@@ -1,4 +1,4 @@
-"""The program around a program that a model wrote; it is run alone, as ``python -I sandboxed.py``.
+"""The program around a program that a model wrote; it is run alone, as ``python -I sandbox_child.py``.
 
 Reads one JSON object from stdin, gives up what the program has no need for, runs it, and if the
 test finds nothing wrong sends the token. The first line that it sends says whether there is a

@@ -366,7 +366,7 @@ def test_incomplete_configs_are_refused(tmp_path):
 # Imports once and runs every case in a process of its own.
 PROGRAM = """
 import json, os, sys
-from jax_power_smc.launchers import train
+from jax_power_smc.cli import train
 
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     child = os.fork()
