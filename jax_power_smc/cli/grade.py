@@ -25,7 +25,7 @@ from jax_power_smc.core.files import json_line, keep_older
 from jax_power_smc.grading import string_rule
 from jax_power_smc.grading.base import Grader, Verdict
 from jax_power_smc.grading.factory import open_grader
-from jax_power_smc.grading.references import read_gold
+from jax_power_smc.grading.references import parse_reference
 
 KINDS = {
     "math500": "math",
@@ -166,11 +166,11 @@ def _read_line(content: bytes, task: str) -> Line:
         raise ValueError(f"response is a {type(fields['response']).__name__}; it must be a text.")
     gold = fields["gold"]
     if task == "gsm8k" and isinstance(gold, str):  # the whole solution, ending in "#### 18"
-        gold = string_rule.gold_answer(gold)
+        gold = string_rule.reference_answer(gold)
     # Under this name, cases for graders say what is special about them.
     if KINDS[task] == "math" and fields.get("opts"):
         gold = {"answer": gold, "opts": fields["opts"]}
-    read_gold(KINDS[task], gold)
+    parse_reference(KINDS[task], gold)
     if constants:  # NaN or Infinity, which the output could not have either
         raise ValueError("this is not JSON.")
     return Line(fields, gold)

@@ -6,8 +6,8 @@ The years are data sets of their own, with names of their own for the same field
 import re
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
+from jax_power_smc.tasks.records import Record
 
 SAMPLES = (
     {
@@ -26,7 +26,7 @@ SAMPLES = (
 _BOXED = re.compile(r"\\boxed\{\s*(\d+)\s*\}")
 
 
-def read(row: Row) -> Example:
+def read(row: Record) -> Example:
     """Reads problem (or Problem, question), answer (or Answer), id (or ID), solution."""
     question = row.text("problem", "Problem", "question", "prompt")
     solution = row.text_or_none("solution", "Solution")
@@ -38,11 +38,11 @@ def read(row: Row) -> Example:
     answer = (answer or row.text("answer", "Answer")).strip()
     if not re.fullmatch(r"\d{1,3}", answer, re.ASCII):
         raise ValueError(f"{row.place} has answer {answer!r}; it must be an integer from 0 to 999.")
-    key = name_of(row, question, "id", "ID", "problem_idx")
+    key = record_id(row, question, "id", "ID", "problem_idx")
     return Example(key, question, str(int(answer)), solution)
 
 
-BENCHMARK = DatasetSpec(
+DATASET = DatasetSpec(
     title="AIME",
     kind="math",
     read=read,

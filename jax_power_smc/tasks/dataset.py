@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax_power_smc.tasks.base import Kind
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DatasetSpec:
 
     title: str
     kind: Kind
-    read: Callable[[Row], Example]
+    read: Callable[[Record], Example]
     prompt: str
     samples: tuple[Mapping[str, Any], ...]
     chat_prompt: str | None = None
@@ -52,7 +52,7 @@ class DatasetSpec:
     splits: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"test": "test"})
 
 
-def name_of(row: Row, question: str, *fields: str) -> str:
+def record_id(row: Record, question: str, *fields: str) -> str:
     """The id of a row: one of the fields, or else a hash of the question.
 
     Not the row's number, so that it stays the same if rows before it go.

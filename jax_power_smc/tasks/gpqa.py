@@ -4,8 +4,8 @@ The options' order follows from the id of the record, so that it is the same eve
 """
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
+from jax_power_smc.tasks.records import Record
 
 SAMPLES = (
     {
@@ -29,7 +29,7 @@ SAMPLES = (
 )
 
 
-def read(row: Row) -> Example:
+def read(row: Record) -> Example:
     """Reads Question, Correct Answer, Incorrect Answer 1 to 3, Record ID, Explanation.
 
     Or prompt, answer, id, where the prompt has the options in it and the answer is the letter.
@@ -42,14 +42,14 @@ def read(row: Row) -> Example:
         raise ValueError(
             f"{row.place} has answer {letter!r}; it must be one of {', '.join(prompts.OPTIONS)}."
         )
-    return Example(name_of(row, question, "id"), question, letter, row.text_or_none("solution"))
+    return Example(record_id(row, question, "id"), question, letter, row.text_or_none("solution"))
 
 
-def _from_options(row: Row) -> Example:
+def _from_options(row: Record) -> Example:
     asked = row.text("Question")
     names = ["Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3))]
     texts = [row.text(name).strip() for name in names]
-    key = name_of(row, asked, "Record ID", "id")
+    key = record_id(row, asked, "Record ID", "id")
     order = prompts.shuffled(len(texts), key)
     letter = prompts.OPTIONS[order.index(0)]
     solution = row.text_or_none("Explanation")
@@ -59,7 +59,7 @@ def _from_options(row: Row) -> Example:
     return Example(key, question, letter, solution)
 
 
-BENCHMARK = DatasetSpec(
+DATASET = DatasetSpec(
     title="GPQA Diamond",
     kind="choice",
     read=read,

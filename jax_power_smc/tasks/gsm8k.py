@@ -3,8 +3,8 @@
 import re
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
+from jax_power_smc.tasks.records import Record
 
 SAMPLES = (
     {
@@ -22,7 +22,7 @@ _CALCULATION = re.compile(r"<<[^<>]*>>")
 _NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(\.\d+)?")
 
 
-def read(row: Row) -> Example:
+def read(row: Record) -> Example:
     """Reads question (or prompt) and answer: a solution with the mark, or a number alone."""
     question = row.text("question", "prompt", "problem")
     text = row.text("answer")
@@ -37,10 +37,10 @@ def read(row: Row) -> Example:
         solution = f"{_CALCULATION.sub('', worked).strip()}\n" rf"The answer is \boxed{{{gold}}}."
     else:
         solution = row.text_or_none("solution")
-    return Example(name_of(row, question, "id"), question, gold, solution)
+    return Example(record_id(row, question, "id"), question, gold, solution)
 
 
-BENCHMARK = DatasetSpec(
+DATASET = DatasetSpec(
     title="GSM8K",
     kind="math",
     read=read,

@@ -3,19 +3,19 @@
 import pathlib
 
 from jax_power_smc.models.checkpoints.hub import is_hub_id
-from jax_power_smc.tasks.rows import SUFFIXES, Row, numbered
+from jax_power_smc.tasks.records import SUFFIXES, Record, numbered
 
 
 class UnavailableError(ValueError):
     """The data is on the hub, and cannot be had here and now."""
 
 
-def is_data_set(name: str) -> bool:
+def is_hub_dataset(name: str) -> bool:
     """Whether a name means a data set of the hub: owner/name, neither a file nor with a suffix."""
     return is_hub_id(name) and not name.endswith(SUFFIXES) and not pathlib.Path(name).exists()
 
 
-def hub_rows(name: str, config: str | None, split: str, limit: int | None) -> list[Row]:
+def hub_records(name: str, config: str | None, split: str, limit: int | None) -> list[Record]:
     """The rows of one split.
 
     Args:

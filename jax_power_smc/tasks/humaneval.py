@@ -1,8 +1,8 @@
 """HumanEval: Python functions to complete, judged by running their tests."""
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
+from jax_power_smc.tasks.records import Record
 
 SAMPLES = (
     {
@@ -22,18 +22,18 @@ SAMPLES = (
 )
 
 
-def read(row: Row) -> Example:
+def read(row: Record) -> Example:
     """Reads task_id, prompt, test, entry_point, canonical_solution."""
     prompt = row.text("prompt")
     return Example(
-        id=name_of(row, prompt, "task_id", "id"),
+        id=record_id(row, prompt, "task_id", "id"),
         question=prompt,
         gold={name: row.text(name) for name in ("prompt", "test", "entry_point")},
         solution=row.text_or_none("canonical_solution"),
     )
 
 
-BENCHMARK = DatasetSpec(
+DATASET = DatasetSpec(
     title="HumanEval",
     kind="code",
     read=read,

@@ -6,8 +6,8 @@ from typing import Any
 
 from jax_power_smc.tasks import gpqa, gsm8k, humaneval, prompts
 from jax_power_smc.tasks.base import Kind
-from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
+from jax_power_smc.tasks.records import Record
 
 _FORMATS: dict[Kind, str] = {
     "math": prompts.MATH,
@@ -28,10 +28,10 @@ def benchmark(fields: Mapping[str, str | None], kind: Kind) -> DatasetSpec:
       kind: how answers are judged.
     """
 
-    def read(row: Row) -> Example:
+    def read(row: Record) -> Example:
         question = row.text(str(fields["question"]))
         named = fields["id"]
-        key = name_of(row, question) if named is None else row.text(named)
+        key = record_id(row, question) if named is None else row.text(named)
         solution = fields["solution"]
         worked = row.text_or_none(solution) if solution else None
         return Example(key, question, _gold(row, str(fields["answer"]), kind), worked)
@@ -46,7 +46,7 @@ def benchmark(fields: Mapping[str, str | None], kind: Kind) -> DatasetSpec:
     )
 
 
-def _gold(row: Row, field: str, kind: Kind) -> Any:
+def _gold(row: Record, field: str, kind: Kind) -> Any:
     """The right answer, as judges of this kind expect it."""
     if kind == "code":
         # In CSV an object can only be text.
@@ -76,10 +76,10 @@ def _samples(fields: Mapping[str, str | None], kind: Kind) -> list[dict[str, Any
     if kind == "code":
         made = [(row["prompt"], {k: row[k] for k in _CODE}) for row in humaneval.SAMPLES]
     elif kind == "choice":
-        examples = [gpqa.read(Row("sample", row)) for row in gpqa.SAMPLES]
+        examples = [gpqa.read(Record("sample", row)) for row in gpqa.SAMPLES]
         made = [(example.question, example.gold) for example in examples]
     else:
-        examples = [gsm8k.read(Row("sample", row)) for row in gsm8k.SAMPLES]
+        examples = [gsm8k.read(Record("sample", row)) for row in gsm8k.SAMPLES]
         made = [(example.question, example.gold) for example in examples]
     return [
         {

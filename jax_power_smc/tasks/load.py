@@ -10,18 +10,18 @@ from jax_power_smc.core import checks
 from jax_power_smc.tasks import aime, gpqa, gsm8k, humaneval, jsonl, math500, prompts, tiny_reasoner
 from jax_power_smc.tasks.base import Kind, Problem, Task
 from jax_power_smc.tasks.dataset import DatasetSpec, Example
-from jax_power_smc.tasks.hub_data import UnavailableError, hub_rows, is_data_set
-from jax_power_smc.tasks.rows import Row, numbered, read_rows
+from jax_power_smc.tasks.hub_data import UnavailableError, hub_records, is_hub_dataset
+from jax_power_smc.tasks.records import Record, numbered, read_records
 
-BENCHMARKS = {
-    "math500": math500.BENCHMARK,
-    "gsm8k": gsm8k.BENCHMARK,
-    "gpqa": gpqa.BENCHMARK,
-    "humaneval": humaneval.BENCHMARK,
-    "aime": aime.BENCHMARK,
+DATASETS = {
+    "math500": math500.DATASET,
+    "gsm8k": gsm8k.DATASET,
+    "gpqa": gpqa.DATASET,
+    "humaneval": humaneval.DATASET,
+    "aime": aime.DATASET,
 }
 TINY, OWN = "tiny_reasoner", "jsonl"
-TASKS = (*BENCHMARKS, TINY, OWN)
+TASKS = (*DATASETS, TINY, OWN)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 FIELDS = ("id", "question", "answer", "solution")
 
@@ -49,7 +49,7 @@ def load_task(config: ConfigDict, *, chat: bool | None = None) -> Task:
     chat = bool(chat if config.chat is None else config.chat)
     benchmark, shots = _benchmark(config), []
     try:
-        examples = _examples(benchmark, _rows(config, benchmark))
+        examples = _examples(benchmark, _read_records(config, benchmark))
         shots = _shots(config, benchmark, examples)
     except UnavailableError:
         if not config.dry_run:
@@ -99,8 +99,8 @@ def check_task(config: ConfigDict) -> None:
         )
     if config.task == TINY:
         checks.one_of("config.split", config.split, tiny_reasoner.SPLITS)
-    elif config.task != OWN and config.data in (None, BENCHMARKS[config.task].data):
-        checks.one_of("config.split", config.split, BENCHMARKS[config.task].splits)
+    elif config.task != OWN and config.data in (None, DATASETS[config.task].data):
+        checks.one_of("config.split", config.split, DATASETS[config.task].splits)
     elif not isinstance(config.split, str) or not config.split:
         raise ValueError(f"config.split is {config.split!r}; it must be the name of a split.")
 
@@ -132,21 +132,21 @@ def _text_or_none(name: str, value: Any) -> None:
 def _benchmark(config: ConfigDict) -> DatasetSpec:
     if config.task == OWN:
         return jsonl.benchmark(config.fields.to_dict(), config.grader)
-    return BENCHMARKS[config.task]
+    return DATASETS[config.task]
 
 
-def _rows(config: ConfigDict, benchmark: DatasetSpec) -> list[Row]:
+def _read_records(config: ConfigDict, benchmark: DatasetSpec) -> list[Record]:
     """The first ``config.limit`` rows of what the config or the benchmark names."""
     data = str(config.data or benchmark.data)
-    if not is_data_set(data):
-        return read_rows(data)[: config.limit]
+    if not is_hub_dataset(data):
+        return read_records(data)[: config.limit]
     if data != benchmark.data:
-        return hub_rows(data, config.data_name, config.split, config.limit)
+        return hub_records(data, config.data_name, config.split, config.limit)
     name = config.data_name or benchmark.data_name
-    return hub_rows(data, name, benchmark.splits[config.split], config.limit)
+    return hub_records(data, name, benchmark.splits[config.split], config.limit)
 
 
-def _examples(benchmark: DatasetSpec, rows: list[Row]) -> list[Example]:
+def _examples(benchmark: DatasetSpec, rows: list[Record]) -> list[Example]:
     """What the rows hold, or one sentence about what they must not."""
     if not rows:
         raise ValueError("there is nothing to evaluate: no problems.")
@@ -167,7 +167,7 @@ def _shots(config: ConfigDict, benchmark: DatasetSpec, asked: list[Example]) -> 
         return []
     questions = {example.question.strip() for example in asked}
     shots: list[Example] = []
-    for row in read_rows(config.few_shot_data, "config.few_shot_data"):
+    for row in read_records(config.few_shot_data, "config.few_shot_data"):
         if len(shots) == config.few_shot:
             break
         example = benchmark.read(row)

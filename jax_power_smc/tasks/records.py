@@ -20,7 +20,7 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".gz")
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Record:
     """One record.
 
     Attributes:
@@ -72,7 +72,7 @@ class Row:
         return self.text(*names)
 
 
-def read_rows(path: str, field: str = "config.data") -> list[Row]:
+def read_records(path: str, field: str = "config.data") -> list[Record]:
     """The rows of a file.
 
     Args:
@@ -97,16 +97,16 @@ def read_rows(path: str, field: str = "config.data") -> list[Row]:
     return _from_list(text, name) if text.lstrip().startswith("[") else _from_lines(text, name)
 
 
-def numbered(records: Iterable[Any], name: str) -> list[Row]:
+def numbered(records: Iterable[Any], name: str) -> list[Record]:
     """Rows of records that are in memory.
 
     Raises:
       ValueError: for a record that is not an object.
     """
-    return [_row(record, f"row {i} of {name}") for i, record in enumerate(records, 1)]
+    return [_record(record, f"row {i} of {name}") for i, record in enumerate(records, 1)]
 
 
-def _from_list(text: str, name: str) -> list[Row]:
+def _from_list(text: str, name: str) -> list[Record]:
     try:
         records: Sequence[Any] = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -114,7 +114,7 @@ def _from_list(text: str, name: str) -> list[Row]:
     return numbered(records, name)
 
 
-def _from_lines(text: str, name: str) -> list[Row]:
+def _from_lines(text: str, name: str) -> list[Record]:
     rows = []
     # Not splitlines: a text in JSON may hold other ends of lines as they are.
     for number, line in enumerate(text.split("\n"), 1):
@@ -124,11 +124,11 @@ def _from_lines(text: str, name: str) -> list[Row]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number} of {name} is not JSON ({error}).") from error
-        rows.append(_row(record, f"line {number} of {name}"))
+        rows.append(_record(record, f"line {number} of {name}"))
     return rows
 
 
-def _from_csv(text: str, name: str) -> list[Row]:
+def _from_csv(text: str, name: str) -> list[Record]:
     try:
         records = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
@@ -145,7 +145,7 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _row(record: Any, place: str) -> Row:
+def _record(record: Any, place: str) -> Record:
     if not isinstance(record, Mapping):
         raise ValueError(f"{place} holds a JSON {type(record).__name__}; it must be an object.")
-    return Row(place, record)
+    return Record(place, record)

@@ -49,17 +49,17 @@ class Batch(NamedTuple):
 
         inputs    Q Q Q s s s E .
         targets   Q Q s s s E . .       the inputs one place to the left
-        counted   0 0 1 1 1 1 0 0       the solution and its end token
+        loss_mask   0 0 1 1 1 1 0 0       the solution and its end token
 
     Attributes:
       inputs: [B, S] int32.
       targets: [B, S] int32.
-      counted: [B, S] bool, whether the loss counts the prediction at this place.
+      loss_mask: [B, S] bool, whether the loss counts the prediction at this place.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
-    counted: np.ndarray
+    loss_mask: np.ndarray
 
 
 def make_pool(
@@ -104,13 +104,13 @@ def pad_batch(examples: Sequence[tuple[int, list[int]]]) -> Batch:
     shape = (len(examples), -(-longest // BUCKET) * BUCKET)
     inputs = np.full(shape, END_ID, np.int32)
     targets = np.full(shape, END_ID, np.int32)
-    counted = np.zeros(shape, np.bool_)
+    loss_mask = np.zeros(shape, np.bool_)
     for i, (question, tokens) in enumerate(examples):
         n = len(tokens) - 1
         inputs[i, :n] = tokens[:-1]
         targets[i, :n] = tokens[1:]
-        counted[i, question - 1 : n] = True
-    return Batch(inputs, targets, counted)
+        loss_mask[i, question - 1 : n] = True
+    return Batch(inputs, targets, loss_mask)
 
 
 def stream_batches(

@@ -127,7 +127,7 @@ def sample_problem(rng: random.Random, split: str = "train") -> Problem:
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}.")
     while True:
-        problem = _tell(rng, _sample_steps(rng))
+        problem = _write_question(rng, _sample_steps(rng))
         if split_of(problem.key) == split:
             return problem
 
@@ -284,7 +284,7 @@ def _aligned(*numbers: int) -> Iterable[list[int]]:
 # --- The story --------------------------------------------------------------------------------
 
 
-def _tell(rng: random.Random, steps: tuple[Step, ...]) -> Problem:
+def _write_question(rng: random.Random, steps: tuple[Step, ...]) -> Problem:
     """Puts the steps into words."""
     name = rng.choice(_NAMES)
     item = rng.choice(_ITEMS)

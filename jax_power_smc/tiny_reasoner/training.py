@@ -153,7 +153,7 @@ def make_train_step(
     loss_sum = _make_loss_sum(model, compute_dtype)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
-        count = jnp.sum(batch.counted, dtype=jnp.float32)
+        count = jnp.sum(batch.loss_mask, dtype=jnp.float32)
         # Batches hold examples of similar length. Dividing by each batch's own count would make
         # a token of a short solution count for more than one of a long solution.
         scale = jnp.float32(batch.inputs.shape[0] * TYPICAL_TOKENS)
@@ -168,12 +168,12 @@ def make_train_step(
 def make_evaluate(
     model: TransformerConfig, compute_dtype: str
 ) -> Callable[[nnx.State, Sequence[Batch]], float]:
-    """The held-out loss: (params, batches) -> mean over all counted tokens, in nats."""
+    """The held-out loss: (params, batches) -> mean over all loss_mask tokens, in nats."""
     loss_sum = jax.jit(_make_loss_sum(model, compute_dtype))
 
     def evaluate(params: nnx.State, batches: Sequence[Batch]) -> float:
         total = sum(float(loss_sum(params, batch)) for batch in batches)
-        return total / sum(int(batch.counted.sum()) for batch in batches)
+        return total / sum(int(batch.loss_mask.sum()) for batch in batches)
 
     return evaluate
 
@@ -191,6 +191,6 @@ def _make_loss_sum(
     def loss_sum(params: nnx.State, batch: Batch) -> jax.Array:
         module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
         losses = cross_entropy(module(batch.inputs), batch.targets)
-        return jnp.sum(jnp.where(batch.counted, losses, jnp.float32(0.0)))
+        return jnp.sum(jnp.where(batch.loss_mask, losses, jnp.float32(0.0)))
 
     return loss_sum

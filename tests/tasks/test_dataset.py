@@ -3,8 +3,8 @@
 import pytest
 
 from jax_power_smc.tasks import aime, gpqa, gsm8k, humaneval, jsonl, math500, tiny_reasoner
-from jax_power_smc.tasks.load import BENCHMARKS, KINDS
-from jax_power_smc.tasks.rows import Row, read_rows
+from jax_power_smc.tasks.load import DATASETS, KINDS
+from jax_power_smc.tasks.records import Record, read_records
 from tests.paths import SHARED
 
 DATA = SHARED / "data"
@@ -12,12 +12,12 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{SHARED}/data is abs
 
 
 def row(**values):
-    return Row("row 7", values)
+    return Record("row 7", values)
 
 
 def spaced(**values):
     """Field names with spaces in them are written with underscores here."""
-    return Row("row 7", {name.replace("_", " "): value for name, value in values.items()})
+    return Record("row 7", {name.replace("_", " "): value for name, value in values.items()})
 
 
 # --- MATH-500 ---------------------------------------------------------------------------------
@@ -206,14 +206,14 @@ def test_own_answers_that_no_judge_can_read(kind, given, message):
 @pytest.mark.parametrize("kind", KINDS)
 def test_own_samples_can_be_read(kind):
     made = jsonl.benchmark(FIELDS, kind)
-    examples = [made.read(Row("sample", sample)) for sample in made.samples]
+    examples = [made.read(Record("sample", sample)) for sample in made.samples]
     assert len({example.id for example in examples}) == 2
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_samples_are_worked_problems_in_the_layout_of_the_hub(name):
-    made = BENCHMARKS[name]
-    examples = [made.read(Row("sample", sample)) for sample in made.samples]
+    made = DATASETS[name]
+    examples = [made.read(Record("sample", sample)) for sample in made.samples]
     assert len({example.id for example in examples}) == 2
     assert all(example.solution and example.gold for example in examples)
 
@@ -228,7 +228,7 @@ def test_samples_are_worked_problems_in_the_layout_of_the_hub(name):
     ],
 )
 def test_real_files_are_read_whole(name, file, count):
-    examples = [BENCHMARKS[name].read(found) for found in read_rows(str(DATA / file))]
+    examples = [DATASETS[name].read(found) for found in read_records(str(DATA / file))]
     assert len(examples) == len({example.id for example in examples}) == count
     if name == "gsm8k":
         assert all(float(example.gold) == int(example.gold) for example in examples)

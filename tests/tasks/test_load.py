@@ -8,8 +8,8 @@ import pytest
 
 from jax_power_smc.evaluation import job_config
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.hub_data import UnavailableError, is_data_set
-from jax_power_smc.tasks.load import BENCHMARKS, kind_of, load_task
+from jax_power_smc.tasks.hub_data import UnavailableError, is_hub_dataset
+from jax_power_smc.tasks.load import DATASETS, kind_of, load_task
 
 ROWS = [
     {"problem": f"Q{i}", "answer": str(i), "id": f"p{i}", "solution": f"S{i}"} for i in range(4)
@@ -72,17 +72,17 @@ def test_the_limit_takes_the_first_and_reads_no_further(tmp_path):
 
 
 def test_a_relative_path_is_no_data_set():
-    assert is_data_set("openai/gsm8k") and is_data_set("a/b.c")
+    assert is_hub_dataset("openai/gsm8k") and is_hub_dataset("a/b.c")
     names = ("data/problems.jsonl", "a/b.json", "a/b.csv", "a/b.json.gz", "./a/b", "gs://a/b", "a")
-    assert not any(map(is_data_set, names))
+    assert not any(map(is_hub_dataset, names))
 
 
 def test_a_file_comes_before_a_data_set_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert is_data_set("some/one")
+    assert is_hub_dataset("some/one")
     (tmp_path / "some").mkdir()
     write(tmp_path / "some/one", ROWS[:1])
-    assert not is_data_set("some/one")
+    assert not is_hub_dataset("some/one")
     assert len(load_task(make_config(data="some/one")).problems) == 1
 
 
@@ -119,7 +119,7 @@ def test_an_empty_question(tmp_path):
     ],
 )
 def test_each_benchmark_has_a_data_set(hub, task, asked):
-    hub.tables[asked] = BENCHMARKS[task].samples
+    hub.tables[asked] = DATASETS[task].samples
     loaded = load_task(make_config(task=task))
     assert hub.asked == [asked] and len(loaded.problems) == 2
     # Named by the user it is still the same.
@@ -158,7 +158,7 @@ def test_a_library_that_is_not_installed(monkeypatch):
 
 def test_a_dry_run_needs_no_hub(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    for task, benchmark in BENCHMARKS.items():
+    for task, benchmark in DATASETS.items():
         loaded = load_task(make_config(task=task, dry_run=True))
         assert len(loaded.problems) == 2 and loaded.kind == benchmark.kind
     assert len(load_task(make_config(dry_run=True, limit=1)).problems) == 1
@@ -183,7 +183,7 @@ def test_a_format_of_the_config(file):
 def test_chat_models_are_asked_for_a_code_block(hub):
     config = make_config(task="humaneval", dry_run=True)
     plain, chat = load_task(config).problems[0], load_task(config, chat=True).problems[0]
-    assert plain.prompt == BENCHMARKS["humaneval"].samples[0]["prompt"]
+    assert plain.prompt == DATASETS["humaneval"].samples[0]["prompt"]
     assert chat.prompt == prompts.CODE_CHAT.replace("{question}", plain.prompt)
     assert chat.gold == plain.gold
     config.chat = False
@@ -210,7 +210,7 @@ def test_a_worked_example_needs_a_solution(file, tmp_path):
 
 
 def test_a_worked_program_is_one_code_block_for_a_chat_model(tmp_path):
-    asked, shown = BENCHMARKS["humaneval"].samples
+    asked, shown = DATASETS["humaneval"].samples
     data = write(tmp_path / "a.jsonl", [asked])
     shots = write(tmp_path / "b.jsonl", [shown])
     config = make_config(task="humaneval", data=data, few_shot=1, few_shot_data=shots)

@@ -5,14 +5,14 @@ import json
 
 import pytest
 
-from jax_power_smc.tasks.rows import Row, numbered, read_rows
+from jax_power_smc.tasks.records import Record, numbered, read_records
 
 RECORDS = [{"question": "One?\nTwo\u2028lines", "answer": 1}, {"question": "Two?", "answer": "2"}]
 LINES = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS) + "\n\n"
 
 
 def values(path):
-    return [dict(row.values) for row in read_rows(str(path))]
+    return [dict(row.values) for row in read_records(str(path))]
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz", "a.jsonl.gz"])
@@ -49,18 +49,18 @@ def test_csv(tmp_path):
 def test_what_is_no_record_is_found(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=message):
-        read_rows(str(tmp_path / name))
+        read_records(str(tmp_path / name))
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"config.few_shot_data is '.*no.json'; there is no such"):
-        read_rows(str(tmp_path / "no.json"), "config.few_shot_data")
+        read_records(str(tmp_path / "no.json"), "config.few_shot_data")
     with pytest.raises(ValueError, match="cannot be read"):
-        read_rows(str(tmp_path))
+        read_records(str(tmp_path))
 
 
 def test_fields_by_any_of_their_names():
-    row = Row("row 1", {"a": None, "b": 2, "c": "x"})
+    row = Record("row 1", {"a": None, "b": 2, "c": "x"})
     assert row.value("a", "b", "c") == 2 and row.text("a", "b") == "2"
     assert row.has("a", "b") and not row.has("a", "d")
 
@@ -81,13 +81,13 @@ def test_fields_by_any_of_their_names():
 def test_a_field_that_is_no_text(name, message):
     values = {"null": None, "empty": " \n", "list": [1], "flag": True}
     values |= {"half": "\ud83d", "nan": float("nan"), "infinite": -float("inf")}
-    row = Row("row 4", values)
+    row = Record("row 4", values)
     with pytest.raises(ValueError, match=message):
         row.text(name, "other")
 
 
 def test_a_text_that_may_be_left_out():
-    row = Row("row 4", {"null": None, "empty": " \n", "list": [1], "text": " x"})
+    row = Record("row 4", {"null": None, "empty": " \n", "list": [1], "text": " x"})
     assert [row.text_or_none(name) for name in ("gone", "null", "empty", "text")] == [
         *[None] * 3,
         " x",
@@ -98,7 +98,7 @@ def test_a_text_that_may_be_left_out():
 
 def test_nan_in_a_file_is_a_field_that_lacks(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "One?", "answer": 1}\n{"answer": NaN}\n')
-    rows = read_rows(str(tmp_path / "a.jsonl"))
+    rows = read_records(str(tmp_path / "a.jsonl"))
     assert not rows[1].has("answer") and rows[1].text_or_none("answer") is None
     with pytest.raises(ValueError, match=r"line 2 of a.jsonl lacks answer"):
         rows[1].text("answer")

@@ -40,10 +40,10 @@ def same(one, other):
 
 def examples(batch):
     """(question, solution, the targets that count, the targets behind them) for each row."""
-    for inputs, targets, counted in zip(*batch, strict=True):
-        (places,) = np.nonzero(counted)
+    for inputs, targets, loss_mask in zip(*batch, strict=True):
+        (places,) = np.nonzero(loss_mask)
         first, last = places[0], places[-1]
-        assert counted[first : last + 1].all()
+        assert loss_mask[first : last + 1].all()
         yield inputs[: first + 1], targets[first:last], targets[last:], inputs[first + 1 :]
 
 
@@ -57,8 +57,8 @@ def test_padding_by_hand():
     rest = [END_ID] * (BUCKET - 4)
     np.testing.assert_array_equal(batch.inputs, [[5, 6, 7, 8, *rest], [9, 4, 0, 0, *rest]])
     np.testing.assert_array_equal(batch.targets, [[6, 7, 8, 0, *rest], [4, 0, 0, 0, *rest]])
-    counted = [[0, 1, 1, 1, *rest], [1, 1, 0, 0, *rest]]
-    np.testing.assert_array_equal(batch.counted, np.array(counted, np.bool_))
+    loss_mask = [[0, 1, 1, 1, *rest], [1, 1, 0, 0, *rest]]
+    np.testing.assert_array_equal(batch.loss_mask, np.array(loss_mask, np.bool_))
     assert (batch.inputs.dtype, batch.targets.dtype) == (np.int32, np.int32)
 
 

@@ -51,7 +51,7 @@ def test_a_problem_told_differently_stays_in_its_split():
     rng = random.Random(1)
     for _ in range(500):
         steps = module._sample_steps(rng)
-        one, other = module._tell(rng, steps), module._tell(rng, steps)
+        one, other = module._write_question(rng, steps), module._write_question(rng, steps)
         assert one.key == other.key == key_of(one.question) == key_of(other.question)
 
 

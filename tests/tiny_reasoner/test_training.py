@@ -80,7 +80,7 @@ def test_the_held_out_loss_is_the_mean_over_all_counted_tokens():
     losses = []
     for batch in batches:
         log_probs = np.asarray(forward(batch.inputs))
-        for row, place in zip(*np.nonzero(batch.counted), strict=True):
+        for row, place in zip(*np.nonzero(batch.loss_mask), strict=True):
             losses.append(-float(log_probs[row, place, batch.targets[row, place]]))
     assert len(losses) == 4 * 6 + 2 + 4 + 1 + 1
     evaluate = training.make_evaluate(TINY, "float32")
@@ -91,13 +91,13 @@ def test_what_does_not_count_changes_nothing():
     params = nnx.state(Transformer(TINY, rngs=nnx.Rngs(0)))
     evaluate = training.make_evaluate(TINY, "float32")
     batch = counting_batch()
-    other_targets = np.where(batch.counted, batch.targets, 11).astype(np.int32)
-    # Behind the last counted place nothing is seen by what counts.
+    other_targets = np.where(batch.loss_mask, batch.targets, 11).astype(np.int32)
+    # Behind the last loss_mask place nothing is seen by what counts.
     other_inputs = batch.inputs.copy()
     other_inputs[:, 6:] = 11
-    changed = Batch(other_inputs, other_targets, batch.counted)
+    changed = Batch(other_inputs, other_targets, batch.loss_mask)
     assert evaluate(params, [changed]) == pytest.approx(evaluate(params, [batch]), rel=1e-6)
-    seen = Batch(np.where(batch.inputs == 3, 11, batch.inputs), batch.targets, batch.counted)
+    seen = Batch(np.where(batch.inputs == 3, 11, batch.inputs), batch.targets, batch.loss_mask)
     assert evaluate(params, [seen]) != pytest.approx(evaluate(params, [batch]), rel=1e-3)
 
 
@@ -138,7 +138,7 @@ def test_the_step_applies_the_gradient_of_the_loss_of_all_tokens_alike():
         for s in (h, -h)
     )
     # The gradient is that of the sum over a constant, the loss above that of the mean.
-    ratio = batch.inputs.shape[0] * training.TYPICAL_TOKENS / batch.counted.sum()
+    ratio = batch.inputs.shape[0] * training.TYPICAL_TOKENS / batch.loss_mask.sum()
     assert (ahead - back) / (2 * h) == pytest.approx(-squared / 0.5 * ratio, rel=2e-2)
 
 
