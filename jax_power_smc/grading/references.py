@@ -1,12 +1,10 @@
 """Reference answers: what is allowed for each kind of answer."""
 
-from typing import Any, get_args
+from typing import Any
 
-from jax_power_smc.tasks.base import Kind
+from jax_power_smc.tasks.base import CODE_FIELDS, KINDS
 
 LETTERS = "ABCDEFGHIJ"
-CODE_FIELDS = ("prompt", "test", "entry_point")
-KINDS: tuple[str, ...] = get_args(Kind)
 
 _OPTS = {"match_types": list, "precision": int, "strict": bool, "allow_set_relation_comp": bool}
 _MATCH_TYPES = ("latex", "expr")

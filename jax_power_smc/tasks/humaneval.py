@@ -1,6 +1,7 @@
-"""HumanEval: Python functions to complete, judged by running their tests."""
+"""HumanEval: Python functions to complete, graded by running their tests."""
 
 from jax_power_smc.tasks import prompts
+from jax_power_smc.tasks.base import CODE_FIELDS
 from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
 from jax_power_smc.tasks.records import Record
 
@@ -22,14 +23,14 @@ SAMPLES = (
 )
 
 
-def read(row: Record) -> Example:
+def read(record: Record) -> Example:
     """Reads task_id, prompt, test, entry_point, canonical_solution."""
-    prompt = row.text("prompt")
+    prompt = record.text("prompt")
     return Example(
-        id=record_id(row, prompt, "task_id", "id"),
+        id=record_id(record, prompt, "task_id", "id"),
         question=prompt,
-        gold={name: row.text(name) for name in ("prompt", "test", "entry_point")},
-        solution=row.text_or_none("canonical_solution"),
+        gold={name: record.text(name) for name in CODE_FIELDS},
+        solution=record.text_or_none("canonical_solution"),
     )
 
 
@@ -37,7 +38,7 @@ DATASET = DatasetSpec(
     title="HumanEval",
     kind="code",
     read=read,
-    # A base model goes on writing where the prompt ends.
+    # A base model continues where the prompt ends.
     prompt=prompts.QUESTION,
     chat_prompt=prompts.CODE_CHAT,
     samples=SAMPLES,

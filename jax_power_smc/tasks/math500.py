@@ -20,14 +20,14 @@ SAMPLES = (
 )
 
 
-def read(row: Record) -> Example:
+def read(record: Record) -> Example:
     """Reads problem, answer, unique_id, solution; or prompt, answer, id."""
-    question = row.text("problem", "prompt", "question")
+    question = record.text("problem", "prompt", "question")
     return Example(
-        id=record_id(row, question, "unique_id", "id"),
+        id=record_id(record, question, "unique_id", "id"),
         question=question,
-        gold=row.text("answer").strip(),
-        solution=row.text_or_none("solution"),
+        gold=record.text("answer").strip(),
+        solution=record.text_or_none("solution"),
     )
 
 

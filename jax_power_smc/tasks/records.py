@@ -1,7 +1,6 @@
-"""Rows of a file of problems: JSON, JSON lines (also .gz) or CSV, local or remote.
+"""Records of a file of problems: JSON, JSON lines (both also .gz) or CSV, local or remote.
 
-A row is what one record of the file holds, by name, and knows where it stands, so that what is
-refused can be found.
+A record knows where it comes from, so that an error can say where the bad one is.
 """
 
 import csv
@@ -24,64 +23,64 @@ class Record:
     """One record.
 
     Attributes:
-      place: such as "row 3 of problems.jsonl".
-      values: what it holds.
+      location: such as "line 3 of problems.jsonl".
+      fields: name -> value.
     """
 
-    place: str
-    values: Mapping[str, Any]
+    location: str
+    fields: Mapping[str, Any]
 
     def has(self, *names: str) -> bool:
-        """Whether one of the fields is there and neither null nor NaN."""
-        return any(not _is_missing(self.values.get(name)) for name in names)
+        """Whether any of the fields is present and neither null nor NaN."""
+        return any(not _is_missing(self.fields.get(name)) for name in names)
 
     def value(self, *names: str) -> Any:
-        """The first of the fields that is there and neither null nor NaN.
+        """The first of the fields that is present and neither null nor NaN.
 
         Raises:
           ValueError: if there is none.
         """
         for name in names:
             if self.has(name):
-                return self.values[name]
-        found = ", ".join(map(str, self.values)) or "nothing"
-        raise ValueError(f"{self.place} lacks {' or '.join(names)}; it has {found}.")
+                return self.fields[name]
+        found = ", ".join(map(str, self.fields)) or "nothing"
+        raise ValueError(f"{self.location} lacks {' or '.join(names)}; it has {found}.")
 
     def text(self, *names: str) -> str:
-        """Like ``value``, as text: numbers are written out.
+        """Like ``value``, as text; numbers are converted.
 
         Raises:
-          ValueError: if there is none, or it is neither text nor a number, or blank.
+          ValueError: if there is none, or it is blank, or neither text nor a number.
         """
         value = self.value(*names)
         name = next(filter(self.has, names))
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError(f"{self.place} has {name} {value!r}; it must be a text.")
+            raise ValueError(f"{self.location} has {name} {value!r}; it must be a text.")
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{self.place} has {name} {value!r}; it must be a finite number.")
+            raise ValueError(f"{self.location} has {name} {value!r}; it must be a finite number.")
         if not str(value).strip():
-            raise ValueError(f"{self.place} has an empty {name}.")
+            raise ValueError(f"{self.location} has an empty {name}.")
         if any("\ud800" <= letter <= "\udfff" for letter in str(value)):
-            raise ValueError(f"{self.place} has half a character (a lone surrogate) in {name}.")
+            raise ValueError(f"{self.location} has half a character (a lone surrogate) in {name}.")
         return str(value)
 
     def text_or_none(self, *names: str) -> str | None:
-        """Like ``text``, or None if there is none or it is blank, as in a table's empty cell."""
+        """Like ``text``, or None if there is none or it is blank, like an empty CSV cell."""
         if not self.has(*names) or not str(self.value(*names)).strip():
             return None
         return self.text(*names)
 
 
 def read_records(path: str, field: str = "config.data") -> list[Record]:
-    """The rows of a file.
+    """The records of a file.
 
     Args:
-      path: local or remote; a file that begins with "[" is one JSON list, one whose name ends in
-        ".csv" (or ".csv.gz") has a line of names first, any other is JSON lines.
-      field: what named the file, for errors.
+      path: local or remote. A file that starts with "[" is one JSON list; one whose name ends in
+        ".csv" or ".csv.gz" has the field names in its first line; any other is JSON lines.
+      field: which config field named the file, for errors.
 
     Raises:
-      ValueError: if the file cannot be read, or a line of it is no record.
+      ValueError: if the file cannot be read, or part of it is not a record.
     """
     file = epath.Path(path).expanduser()
     name = os.path.basename(path)
@@ -97,55 +96,55 @@ def read_records(path: str, field: str = "config.data") -> list[Record]:
     return _from_list(text, name) if text.lstrip().startswith("[") else _from_lines(text, name)
 
 
-def numbered(records: Iterable[Any], name: str) -> list[Record]:
-    """Rows of records that are in memory.
+def numbered(entries: Iterable[Any], name: str) -> list[Record]:
+    """Records of objects in memory, located by their number, from 1.
 
     Raises:
-      ValueError: for a record that is not an object.
+      ValueError: if an entry is not an object.
     """
-    return [_record(record, f"row {i} of {name}") for i, record in enumerate(records, 1)]
+    return [_record(entry, f"record {i} of {name}") for i, entry in enumerate(entries, 1)]
 
 
 def _from_list(text: str, name: str) -> list[Record]:
     try:
-        records: Sequence[Any] = json.loads(text)
+        entries: Sequence[Any] = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON ({error}).") from error
-    return numbered(records, name)
+    return numbered(entries, name)
 
 
 def _from_lines(text: str, name: str) -> list[Record]:
-    rows = []
-    # Not splitlines: a text in JSON may hold other ends of lines as they are.
+    records = []
+    # Not splitlines: JSON text may contain other line separators unescaped.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            entry = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number} of {name} is not JSON ({error}).") from error
-        rows.append(_record(record, f"line {number} of {name}"))
-    return rows
+        records.append(_record(entry, f"line {number} of {name}"))
+    return records
 
 
 def _from_csv(text: str, name: str) -> list[Record]:
     try:
-        records = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        entries = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise ValueError(f"{name} is not CSV ({error}).") from error
-    rows = numbered(records, name)
-    for row in rows:
-        if None in row.values:
-            raise ValueError(f"{row.place} has more cells than {name} has names.")
-    return rows
+    records = numbered(entries, name)
+    for record in records:
+        if None in record.fields:
+            raise ValueError(f"{record.location} has more cells than {name} has field names.")
+    return records
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether there is none; an export of pandas has NaN where there is none."""
+    """Whether a value stands for none; pandas exports NaN for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _record(record: Any, place: str) -> Record:
-    if not isinstance(record, Mapping):
-        raise ValueError(f"{place} holds a JSON {type(record).__name__}; it must be an object.")
-    return Record(place, record)
+def _record(entry: Any, location: str) -> Record:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{location} holds a JSON {type(entry).__name__}; it must be an object.")
+    return Record(location, entry)
