@@ -1,10 +1,10 @@
 """Grades responses.
 
-python -m launch.grade --task=math500 --input=FILE --output=FILE
+    python -m launch.grade --task=math500 --input=FILE --output=FILE
 
-The input holds one JSON object per line with ``gold`` and ``response``. The output has the same
-lines, in the same order, with ``parsed``, ``correct`` and ``correct_string``, and with ``note``
-where a response could not be judged; other fields are kept.
+The input has one JSON object per line, with ``gold`` and ``response``. The output has the same
+lines in the same order, with ``parsed``, ``correct`` and ``correct_string`` added, and ``note`` if
+the response could not be graded; other fields are kept.
 """
 
 import json
@@ -25,15 +25,14 @@ from jax_power_smc.core.files import json_line, keep_older
 from jax_power_smc.grading import string_rule
 from jax_power_smc.grading.base import Grader, Verdict
 from jax_power_smc.grading.factory import open_grader
-from jax_power_smc.grading.references import read_gold
+from jax_power_smc.grading.references import parse_reference
+from jax_power_smc.tasks.base import Kind
+from jax_power_smc.tasks.load import DATASETS, TINY
 
-KINDS = {
-    "math500": "math",
-    "gsm8k": "math",
-    "aime": "math",
-    "gpqa": "choice",
-    "humaneval": "code",
-    "tiny_reasoner": "reasoner",
+# Task -> the kind of its answers.
+KINDS: dict[str, Kind] = {
+    **{name: dataset.kind for name, dataset in DATASETS.items()},
+    TINY: "reasoner",
     "string": "string",
 }
 
@@ -42,8 +41,8 @@ class Line(NamedTuple):
     """A line of the input.
 
     Attributes:
-      fields: all of it.
-      gold: the right answer as graders take it.
+      fields: the whole object.
+      gold: the reference answer, in the form that graders take.
     """
 
     fields: dict[str, Any]
@@ -51,12 +50,12 @@ class Line(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What came out: numbers of responses, and the seconds that it took."""
+    """Counts of responses, and how many seconds grading took."""
 
     graded: int
     correct: int
     correct_string: int
-    not_judged: int
+    ungraded: int
     seconds: float
 
     def __str__(self) -> str:
@@ -65,7 +64,7 @@ class Summary(NamedTuple):
         by_rule, by_string = self.correct / self.graded, self.correct_string / self.graded
         return (
             f"{self.graded} graded   correct {by_rule:.1%}   by strings {by_string:.1%}   "
-            f"{self.not_judged} could not be judged   {self.seconds:.1f} s"
+            f"{self.ungraded} could not be graded   {self.seconds:.1f} s"
         )
 
 
@@ -78,33 +77,34 @@ def grade(
     seconds: float = 10.0,
     allow_code_execution: bool = False,
 ) -> Summary:
-    """Grades a file; one that is already where the output goes is kept under another name.
+    """Grades a file. If the output exists, it is first renamed.
 
     Args:
-      task: one of ``KINDS``.
+      task: a key of ``KINDS``.
       source: the input.
-      target: the output; while it is being made, its name ends in ".tmp".
-      processes: see ``open_grader``, also for the others.
-      seconds: that judging one response may take.
+      target: the output; while it is being written, its name ends in ".tmp".
+      processes: see ``open_grader``, as for the arguments below.
+      seconds: time limit for one response.
       allow_code_execution: for humaneval.
 
     Raises:
-      ValueError: for a value or a line that cannot be used; nothing is graded then.
-      OSError: for a file that cannot be read or written.
+      ValueError: if an argument or a line is invalid; nothing is graded then.
+      OSError: if a file cannot be read or written.
     """
     if task not in KINDS:
         raise ValueError(f"task is {task!r}; allowed are {', '.join(KINDS)}.")
     if target.is_dir():
         raise ValueError(f"output is {os.fspath(target)}, a directory; it must be a file.")
-    if target.exists() and not target.is_file():  # a device would be renamed
-        raise ValueError(f"output is {os.fspath(target)}; it must be an ordinary file.")
+    if target.exists() and not target.is_file():  # a device must not be renamed
+        raise ValueError(f"output is {os.fspath(target)}; it must be a regular file.")
     unfinished = target.with_name(target.name + ".tmp")
     for written in (target, unfinished):
         if written.exists() and written.samefile(source):
             raise ValueError(
                 "input and output are the same file; the output needs another name."
                 if written == target
-                else f"input is {os.fspath(source)}, where the output is made; rename one of them."
+                else f"input is {os.fspath(source)}, where the output is written before it is "
+                "renamed; rename one of them."
             )
     started = time.monotonic()
     with open_grader(
@@ -123,16 +123,16 @@ def grade(
         graded=len(verdicts),
         correct=sum(each.correct for each in verdicts),
         correct_string=sum(each.correct_string for each in verdicts),
-        not_judged=sum(each.note is not None for each in verdicts),
+        ungraded=sum(each.note is not None for each in verdicts),
         seconds=time.monotonic() - started,
     )
 
 
 def read_lines(source: pathlib.Path, task: str) -> list[Line]:
-    """All lines of the input; empty ones are left out.
+    """All lines of the input that are not empty.
 
     Raises:
-      ValueError: for the first that cannot be used, by its number.
+      ValueError: if one is invalid, with the number of the first.
     """
     lines = []
     for number, content in enumerate(source.read_bytes().split(b"\n"), start=1):
@@ -156,7 +156,7 @@ def _read_line(content: bytes, task: str) -> Line:
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError("this is not JSON.") from None
     except RecursionError:
-        raise ValueError("its brackets are nested too deep.") from None
+        raise ValueError("its brackets are nested too deeply.") from None
     if not isinstance(fields, dict):
         raise ValueError("this is not a JSON object.")
     for name in ("gold", "response"):
@@ -166,25 +166,25 @@ def _read_line(content: bytes, task: str) -> Line:
         raise ValueError(f"response is a {type(fields['response']).__name__}; it must be a text.")
     gold = fields["gold"]
     if task == "gsm8k" and isinstance(gold, str):  # the whole solution, ending in "#### 18"
-        gold = string_rule.gold_answer(gold)
-    # Under this name, cases for graders say what is special about them.
+        gold = string_rule.reference_answer(gold)
+    # Test cases for graders use this name for options.
     if KINDS[task] == "math" and fields.get("opts"):
         gold = {"answer": gold, "opts": fields["opts"]}
-    read_gold(KINDS[task], gold)
-    if constants:  # NaN or Infinity, which the output could not have either
+    parse_reference(KINDS[task], gold)
+    if constants:  # NaN or Infinity, which the output must not have either
         raise ValueError("this is not JSON.")
     return Line(fields, gold)
 
 
 def _finite(number: str) -> float:
-    """The number; one that is too large would be written as Infinity, which is not JSON."""
+    """The number, unless it is too large: it would be written as Infinity, which is not JSON."""
     if not math.isfinite(value := float(number)):
-        raise ValueError(f"{number[:80]} is too large a number.")
+        raise ValueError(f"the number {number[:80]} is too large.")
     return value
 
 
 def _write(file: IO[str], lines: Sequence[Line], grader: Grader) -> list[Verdict]:
-    """Grades the lines and writes each as soon as those before it are written."""
+    """Grades the lines, and writes each once all lines before it are written."""
     for index, line in enumerate(lines):
         grader.submit(index, line.gold, [line.fields["response"]])
     waiting: dict[int, Verdict] = {}
@@ -205,7 +205,7 @@ def _finished(grader: Grader) -> Iterator[tuple[Any, Verdict]]:
 
 
 def _shown(items: Iterator[Any], total: int) -> Iterator[Any]:
-    """The same items, with a live line where somebody is watching."""
+    """The same items, with a progress bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield from items
         return
@@ -216,12 +216,12 @@ def _shown(items: Iterator[Any], total: int) -> Iterator[Any]:
 def _graded(fields: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
     graded = fields | verdict._asdict()
     if verdict.note is None:
-        del graded["note"]  # also that of an earlier grading
+        del graded["note"]  # the line may have one from an earlier grading
     return graded
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the launcher with the flags that ``run`` defined."""
+    """Grades the file that the flags of ``run`` name, and prints the summary."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     values = flags.FLAGS
@@ -239,12 +239,12 @@ def main(argv: Sequence[str]) -> None:
 def run() -> None:
     """The command line."""
     flags.DEFINE_string("task", None, f"One of {', '.join(KINDS)}.")
-    flags.DEFINE_string("input", None, "JSON lines that hold gold and response.")
-    flags.DEFINE_string("output", None, "Where the graded lines go.")
-    flags.DEFINE_integer("processes", None, "How many judge at the same time.")
-    flags.DEFINE_float("seconds", 10.0, "The longest that judging one response may take.")
+    flags.DEFINE_string("input", None, "JSON lines with gold and response.")
+    flags.DEFINE_string("output", None, "Where to write the graded lines.")
+    flags.DEFINE_integer("processes", None, "Number of worker processes.")
+    flags.DEFINE_float("seconds", 10.0, "Time limit for grading one response.")
     flags.DEFINE_bool(
-        "allow_code_execution", False, "For humaneval: run code that a model wrote, here."
+        "allow_code_execution", False, "For humaneval: run model-written code on this machine."
     )
     flags.mark_flags_as_required(["task", "input", "output"])
     launch(main)

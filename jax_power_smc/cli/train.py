@@ -2,9 +2,9 @@
 
     python -m launch.train --config=configs/train_tiny_reasoner.py --workdir=DIR
 
-DIR holds config.json (what the run was started with), tokenizer/, checkpoints/ (the last two),
-metrics.jsonl and export/, the current model. Started again with the same config it continues
-from the latest checkpoint and ends with the parameters of an undisturbed run.
+DIR holds config.json (the config of the run), tokenizer/, checkpoints/ (the last two),
+metrics.jsonl and export/ (the current model). When started again with the same config, a run
+resumes from its latest checkpoint, and ends with the same parameters as an uninterrupted run.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import optax
 import orbax.checkpoint as ocp
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -27,22 +28,25 @@ from tokenizers import Tokenizer
 
 from jax_power_smc.cli.common import StopRequest, launch, stop_on_signals
 from jax_power_smc.cli.progress import Progress
+from jax_power_smc.core import checks
 from jax_power_smc.core.files import json_line, write_json
+from jax_power_smc.core.types import Params
+from jax_power_smc.evaluation import conditions
 from jax_power_smc.models.checkpoints.safetensors_io import save_pretrained
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.tiny_reasoner import batches, training
 from jax_power_smc.tiny_reasoner.tokenizer import (
     END_ID,
-    SMALLEST_VOCABULARY,
+    MIN_VOCAB_SIZE,
     TOKENIZER_FILE,
     corpus,
     save_tokenizer,
     train_tokenizer,
 )
 
-# Fields that do not change what is learned, so that a continued run may differ in them.
+# Fields that do not affect what is learned; they may change when a run resumes.
 FREE_FIELDS = ("log_every", "valid_every", "checkpoint_every", "export_dir")
-# The fields that the launcher itself reads: numbers of at least 1, and the others.
+# The fields that the launcher itself reads: integers of at least 1, and the others.
 _COUNTS = (
     "steps",
     "log_every",
@@ -57,11 +61,11 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers", "orbax-che
 
 @dataclasses.dataclass
 class Totals:
-    """What a run has used so far; kept in its checkpoints.
+    """A run's progress so far; part of its checkpoints.
 
     Attributes:
       step: steps taken.
-      tokens: tokens through the model, without padding.
+      tokens: tokens seen, without padding.
       seconds: time spent, over all starts.
       loss: mean training loss since the last line of metrics.
       valid_loss: the last held-out loss.
@@ -78,7 +82,7 @@ class Workspace:
     """The files of a run.
 
     Args:
-      directory: the workdir; made if it is not there.
+      directory: the workdir; created if it does not exist.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -89,34 +93,33 @@ class Workspace:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.root / "checkpoints", options=options)
 
-    def agree_on(self, config: dict[str, Any]) -> None:
-        """Writes the config of a new run, or checks that a continued one has the same.
+    def claim(self, config: dict[str, Any]) -> None:
+        """Writes the config of a new run, or checks that a resumed one has the same.
 
         Raises:
-          ValueError: naming every field that differs.
+          ValueError: if fields differ, with the name of each.
         """
         path = self.root / "config.json"
         if path.is_file():
             try:
-                before = _flatten(json.loads(path.read_text(encoding="utf-8")))
+                before = json.loads(path.read_text(encoding="utf-8"))
+                differences = conditions.differences(conditions.as_json(config), before)
             except (ValueError, AttributeError) as error:
                 raise ValueError(f"{path} is not a config in JSON ({error}).") from error
-            # Tuples are lists in the file.
-            now = _flatten(json.loads(json.dumps(config, allow_nan=False)))
             changes = [
-                f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
-                for name in sorted(before.keys() | now.keys())
-                if before.get(name) != now.get(name) and name not in FREE_FIELDS
+                f"{name} was {was} and is now {now}"
+                for name, now, was in differences
+                if name not in FREE_FIELDS
             ]
             if changes:
                 raise ValueError(
                     f"{self.root} holds a run with another config: {'; '.join(changes)}. "
-                    "Use another workdir, or the old values to continue."
+                    "Use another workdir, or the old values to resume."
                 )
         write_json(path, config)
 
     def tokenizer(self, config: ConfigDict) -> Tokenizer:
-        """The tokenizer of the run, trained the first time."""
+        """The run's tokenizer, which is trained the first time."""
         directory = self.root / "tokenizer"
         if not (directory / TOKENIZER_FILE).is_file():
             texts = corpus(config.tokenizer_problems, config.seed)
@@ -124,7 +127,7 @@ class Workspace:
         return Tokenizer.from_file(str(directory / TOKENIZER_FILE))
 
     def save(self, state: training.TrainState, totals: Totals) -> None:
-        """Saves a checkpoint; one that exists for this step is left as it is."""
+        """Saves a checkpoint, unless there is one for this step."""
         if self._manager.latest_step() == totals.step:
             return
         items = ocp.args.Composite(
@@ -134,7 +137,7 @@ class Workspace:
         self._manager.save(totals.step, args=items)
 
     def restore(self, fresh: training.TrainState) -> tuple[training.TrainState, Totals]:
-        """The latest checkpoint, or ``fresh`` at step 0; cuts the metrics off behind it."""
+        """The latest checkpoint, or else ``fresh``; removes the metrics of later steps."""
         step = self._manager.latest_step()
         if step is None:
             self.metrics.unlink(missing_ok=True)
@@ -147,7 +150,7 @@ class Workspace:
                 state=ocp.args.StandardRestore(abstract), totals=ocp.args.JsonRestore()
             ),
         )
-        # In the order of the state's own leaves; a tree of names comes back sorted.
+        # In the order of the state's own leaves; the restored dictionary is sorted by name.
         leaves = [items["state"][name] for name in arrays]
         self._cut_metrics(step)
         return jax.tree.unflatten(jax.tree.structure(fresh), leaves), Totals(**items["totals"])
@@ -158,7 +161,7 @@ class Workspace:
             file.write(json_line(dataclasses.asdict(totals)))
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for checkpoints that are being written."""
         self._manager.close()
 
     def _cut_metrics(self, step: int) -> None:
@@ -166,44 +169,44 @@ class Workspace:
             return
         kept = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-            # A killed run may leave half a line.
+            # A killed run may leave an incomplete line.
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
         self.metrics.write_text("".join(kept), encoding="utf-8")
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Totals:
-    """Trains to the end, or until SIGTERM or Ctrl-C, and saves and exports either way.
+    """Trains to the end, or until SIGTERM or Ctrl-C; saves and exports the model either way.
 
     Args:
-      config: as in configs/train_tiny_reasoner.py.
-      workdir: where everything is kept.
+      config: see configs/train_tiny_reasoner.py.
+      workdir: directory of the run.
 
     Returns:
-      What was done so far; ``step`` is less than ``config.steps`` if the run was stopped.
+      The run's totals; ``step`` is less than ``config.steps`` if the run was stopped.
 
     Raises:
-      ValueError: if the config has a value that cannot be, or differs from that of the run that
-        the workdir holds; at the first step whose loss is not finite, which nothing is kept of.
+      ValueError: if the config is invalid or differs from that of the run in the workdir; at the
+        first step whose loss is not finite, which is not saved.
       OSError: if the workdir cannot be written.
     """
     data, optimizer_config, model = _check(config)  # before anything is written
     work = Workspace(workdir)
     try:
-        work.agree_on(config.to_dict())
+        work.claim(config.to_dict())
         tokenizer = work.tokenizer(config)
         model = dataclasses.replace(model, vocab_size=tokenizer.get_vocab_size())
         optimizer = training.make_optimizer(optimizer_config)
         state, totals = work.restore(training.init_state(model, optimizer, config.seed))
-        run = _Run(config, data, model, tokenizer, optimizer, work)
+        loop = _TrainingLoop(config, data, model, tokenizer, optimizer, work)
         with stop_on_signals() as stop:
-            return run.steps(state, totals, stop)
+            return loop.run(state, totals, stop)
     finally:
         work.close()
 
 
-class _Run:
-    """The loop over the steps, with what happens between them."""
+class _TrainingLoop:
+    """The loop over the steps, with logging, validation, checkpoints and exports."""
 
     def __init__(
         self,
@@ -211,7 +214,7 @@ class _Run:
         data: batches.DataConfig,
         model: TransformerConfig,
         tokenizer: Tokenizer,
-        optimizer: Any,
+        optimizer: optax.GradientTransformation,
         work: Workspace,
     ) -> None:
         self._config, self._data, self._model = config, data, model
@@ -223,8 +226,8 @@ class _Run:
         )
         self._valid = batches.make_pool(tokenizer, held_out, pool=0, split="valid")
 
-    def steps(self, state: training.TrainState, totals: Totals, stop: StopRequest) -> Totals:
-        """Takes the steps that are left."""
+    def run(self, state: training.TrainState, totals: Totals, stop: StopRequest) -> Totals:
+        """Takes the remaining steps."""
         config = self._config
         stream = batches.stream_batches(self._tokenizer, self._data, totals.step)
         losses: list[jax.Array] = []
@@ -235,14 +238,14 @@ class _Run:
                 batch = next(stream)
                 state, loss = self._step(state, batch)
                 if losses:
-                    # Waits for it: at most two steps are in flight.
+                    # Waits for the previous step, so that at most two are in flight.
                     _check_finite("training loss", losses[-1], totals.step)
                 losses.append(loss)
                 totals.step += 1
                 totals.tokens += int((batch.inputs != END_ID).sum())
 
-                # Looked at once per step: a request that comes while the lines below run
-                # is met after the next step, with a checkpoint of its own.
+                # Read once per step: a request that arrives while the lines below run is
+                # honoured after the next step, which then gets a checkpoint of its own.
                 stopping = bool(stop)
                 done = totals.step == config.steps or stopping
                 save = done or totals.step % config.checkpoint_every == 0
@@ -251,7 +254,7 @@ class _Run:
                 if log:
                     _check_finite("training loss", loss, totals.step)
                 if validate or save:
-                    # What a finite loss makes of the parameters need not be finite.
+                    # A finite loss can still update the parameters to values that are not.
                     _check_finite("sum of the parameters", _sum(state.params), totals.step)
                 if validate:
                     totals.valid_loss = self._evaluate(state.params, self._valid)
@@ -268,7 +271,7 @@ class _Run:
                     self._work.save(state, totals)
                     self._export(self._work.export, state, totals)
         if totals.step == config.steps:
-            # Again, because a run may be killed between its last checkpoint and its export.
+            # Again, because the run may have been killed between its last checkpoint and export.
             self._export(self._work.export, state, totals)
             if config.export_dir:
                 self._export(pathlib.Path(config.export_dir).expanduser(), state, totals)
@@ -291,32 +294,24 @@ class _Run:
 def _check(
     config: ConfigDict,
 ) -> tuple[batches.DataConfig, training.OptimizerConfig, TransformerConfig]:
-    """The parts of the config that the training functions take, after checking the rest."""
+    """Checks the whole config, and returns the parts that the training functions take."""
     kinds = (batches.DataConfig, training.OptimizerConfig)
     parts = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     missing = sorted((parts | set(_COUNTS) | set(_OTHERS)) - set(config))
     if missing:
         raise ValueError(f"the config lacks {', '.join(missing)}.")
     for name in _COUNTS:
-        if config[name] < 1:
-            raise ValueError(f"config.{name} is {config[name]}; it must be at least 1.")
-    if config.vocab_size < SMALLEST_VOCABULARY:
-        raise ValueError(
-            f"config.vocab_size is {config.vocab_size}; it must be at least {SMALLEST_VOCABULARY}."
-        )
+        checks.integer(f"config.{name}", config[name], at_least=1)
+    checks.integer("config.vocab_size", config.vocab_size, at_least=MIN_VOCAB_SIZE)
+    checks.one_of("config.compute_dtype", config.compute_dtype, training.COMPUTE_DTYPES)
     try:
         model = TransformerConfig(vocab_size=config.vocab_size, **config.model.to_dict())
-    except (TypeError, AttributeError) as error:  # a field that is missing or not known
+    except (TypeError, AttributeError) as error:  # a missing or an unknown field
         raise ValueError(f"config.model does not describe a model ({error}).") from error
     if config.max_tokens > model.max_positions:
         raise ValueError(
             f"config.max_tokens is {config.max_tokens}, more than config.model.max_positions, "
             f"which is {model.max_positions}."
-        )
-    if config.compute_dtype not in training.COMPUTE_DTYPES:
-        raise ValueError(
-            f"config.compute_dtype is {config.compute_dtype!r}; allowed are "
-            f"{', '.join(training.COMPUTE_DTYPES)}."
         )
     return _pick(batches.DataConfig, config), _pick(training.OptimizerConfig, config), model
 
@@ -326,12 +321,11 @@ def _pick(kind: Any, config: ConfigDict) -> Any:
 
 
 @jax.jit
-def _sum(params: Any) -> jax.Array:
+def _sum(params: Params) -> jax.Array:
     return sum(leaf.sum() for leaf in jax.tree.leaves(params))
 
 
 def _check_finite(what: str, value: jax.Array | float, step: int) -> None:
-    """Raises ValueError unless the number is finite."""
     if not math.isfinite(number := float(value)):
         raise ValueError(
             f"the {what} is {number} at step {step}; lower config.learning_rate and use another "
@@ -340,33 +334,23 @@ def _check_finite(what: str, value: jax.Array | float, step: int) -> None:
 
 
 def _by_name(state: training.TrainState) -> dict[str, jax.Array]:
-    """The arrays by their path; the plain form does not tie checkpoints to library classes."""
+    """The arrays by their path, so that checkpoints do not depend on classes of libraries."""
     return {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def main(argv: Sequence[str]) -> None:
-    """Runs the launcher with the flags that ``run`` defined."""
+    """Trains as the flags of ``run`` say, and prints where the model is."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     totals = train(config, workdir)
     if totals.step < config.steps:
         print(
-            f"Stopped after step {totals.step} of {config.steps}; run the same command to continue."
+            f"Stopped after step {totals.step} of {config.steps}; run the same command to resume."
         )
     else:
-        place = config.export_dir or os.path.join(workdir, "export")
-        print(f"Trained {totals.step} steps; the model is in {place}.")
+        directory = config.export_dir or os.path.join(workdir, "export")
+        print(f"Trained {totals.step} steps; the model is in {directory}.")
 
 
 def run() -> None:

@@ -27,7 +27,7 @@ from jax_power_smc.evaluation.scores import ItemScores, read
 from jax_power_smc.evaluation.store import Writer
 from jax_power_smc.evaluation.summary import Run
 from jax_power_smc.grading.base import Grader
-from jax_power_smc.grading.references import read_gold
+from jax_power_smc.grading.references import parse_reference
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.results.result import PHASES, SampleResult
 from jax_power_smc.samplers import MetropolisHastings
@@ -133,7 +133,7 @@ def check(job: Job) -> None:
     """Raises ValueError for whatever would stop the job later on, before any work starts."""
     for problem in job.task.problems:
         try:
-            read_gold(job.task.kind, problem.gold)
+            parse_reference(job.task.kind, problem.gold)
         except ValueError as error:
             raise ValueError(f"problem {problem.id!r}: {error}") from error
     prompts = [job.prompts[problem.id] for problem in job.task.problems]

@@ -1,1 +1,1 @@
-"""Judging responses: each kind of answer in a file of its own, behind one ``Grader``."""
+"""Grading responses: one module per kind of answer, all behind the ``Grader`` protocol."""

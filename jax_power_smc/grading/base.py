@@ -1,19 +1,19 @@
-"""What is said about one response, and who says it."""
+"""The verdict on a response, and the interface of whatever produces verdicts."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 
 class Verdict(NamedTuple):
-    """About one response to a problem.
+    """The verdict on one response to a problem.
 
     Attributes:
-      parsed: the answer in it, as text. Equal answers among the responses of one submission have
-        equal texts, so that they can be counted; None if there is no answer.
-      correct: by the rule of the task.
+      parsed: the answer found in the response, as text; None if there is none. Answers of one
+        submission that are equal have equal texts, so that votes can be counted.
+      correct: by the task's own rule.
       correct_string: by the plain comparison of normalised strings that the papers used.
-      note: why it could not be judged, such as "took longer than 10 s", or None. It then counts as
-        wrong.
+      note: why the response could not be graded, such as "took longer than 10 s", or None. A
+        response with a note counts as wrong.
     """
 
     parsed: str | None
@@ -23,28 +23,28 @@ class Verdict(NamedTuple):
 
 
 class Grader(Protocol):
-    """Judges submissions, perhaps in other processes and later. A context manager."""
+    """Grades submissions, possibly in other processes. A context manager."""
 
-    pending: int  # submissions whose verdicts have not been handed out
+    pending: int  # submissions whose verdicts have not been returned yet
 
     def submit(self, tag: Hashable, gold: Any, responses: Sequence[str]) -> None:
-        """Asks for verdicts on the responses to one problem.
+        """Queues the responses to one problem.
 
         Args:
-          tag: comes back with the verdicts.
-          gold: the right answer, as ``tasks.base.Problem`` has it.
-          responses: texts; equal ones are judged once.
+          tag: returned with the verdicts.
+          gold: the reference answer, in the form of ``tasks.base.Problem.gold``.
+          responses: texts; duplicates are graded once.
         """
 
     def finished(self, wait: bool = False) -> list[tuple[Hashable, list[Verdict]]]:
-        """The submissions that are done, each with a verdict per response, handed out once.
+        """Returns each finished submission once, with a verdict per response.
 
         Args:
-          wait: whether to wait until at least one is done, if any is pending.
+          wait: whether to wait until at least one is finished, if any is pending.
         """
 
     def close(self) -> None:
-        """Ends what was started; what is pending is dropped."""
+        """Stops all workers and drops pending submissions."""
 
     def __enter__(self) -> "Grader": ...
 

@@ -1,17 +1,17 @@
-"""A grader for answers that are judged in no time: it does so as they are submitted."""
+"""A grader for answers that take next to no time: it grades them as they are submitted."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from jax_power_smc.grading import multiple_choice, string_rule
 from jax_power_smc.grading.base import Verdict
-from jax_power_smc.grading.references import read_gold
-from jax_power_smc.grading.thinking import without_thinking
+from jax_power_smc.grading.references import parse_reference
+from jax_power_smc.grading.thinking import strip_thinking
 from jax_power_smc.tiny_reasoner.problems import parse_answer
 
 
-class ImmediateGrader:
-    """A ``Grader`` in the caller's thread.
+class InlineGrader:
+    """A ``Grader`` that works in the caller's thread.
 
     Args:
       kind: "choice", "string" or "reasoner".
@@ -22,36 +22,35 @@ class ImmediateGrader:
         self._kind = kind
         self._judge = _JUDGES[kind]
         self._closed = False
-        self._done: list[tuple[Hashable, list[Verdict]]] = []
+        self._finished: list[tuple[Hashable, list[Verdict]]] = []
 
     def submit(self, tag: Hashable, gold: Any, responses: Sequence[str]) -> None:
         """As in ``Grader``.
 
         Raises:
-          ValueError: for a gold answer that cannot be, or after ``close``.
+          ValueError: if ``gold`` is invalid, or the grader is closed.
         """
         if self._closed:
             raise ValueError("the grader is closed; nothing can be submitted.")
-        arguments = read_gold(self._kind, gold)
+        arguments = parse_reference(self._kind, gold)
         verdicts = {
             response: self._judge(response=response, **arguments) for response in set(responses)
         }
-        self._done.append((tag, [verdicts[response] for response in responses]))
+        self._finished.append((tag, [verdicts[response] for response in responses]))
         self.pending += 1
 
     def finished(self, wait: bool = False) -> list[tuple[Hashable, list[Verdict]]]:
         """As in ``Grader``; there is never anything to wait for."""
-        done, self._done = self._done, []
+        finished, self._finished = self._finished, []
         self.pending = 0
-        return done
+        return finished
 
     def close(self) -> None:
         """As in ``Grader``."""
         self._closed = True
-        self._done = []
-        self.pending = 0
+        self.finished()
 
-    def __enter__(self) -> "ImmediateGrader":
+    def __enter__(self) -> "InlineGrader":
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -59,16 +58,17 @@ class ImmediateGrader:
 
 
 def judge_string(gold: str, response: str) -> Verdict:
-    """By the rule for strings alone."""
+    """Applies the string rule alone."""
     answer = string_rule.extract(response)
     same = string_rule.equal(gold, response)
     return Verdict(None if answer is None else string_rule.normalise(answer) or None, same, same)
 
 
 def judge_reasoner(gold: int, response: str) -> Verdict:
-    """As the training of the tiny reasoner does."""
-    answer = parse_answer(without_thinking(response))
-    return Verdict(None if answer is None else str(answer), *(2 * (answer == gold,)))
+    """Reads the answer the way the tiny reasoner's training writes it."""
+    answer = parse_answer(strip_thinking(response))
+    same = answer == gold
+    return Verdict(None if answer is None else str(answer), same, same)
 
 
 _JUDGES: dict[str, Callable[..., Verdict]] = {

@@ -1,15 +1,15 @@
 r"""Multiple choice: the answer is a letter from A to J.
 
-It is read where it is stated most plainly, and of several such places in the last:
+The first of these that the response has counts, in its last occurrence:
 
-* in a box, as in \boxed{C} or \boxed{\text{(C)}}, or as the answer in words, as in "the answer is
-  (C)", "Answer: C)", "option C is correct" or "I choose C";
-* as the last line, if that is a letter alone or an option as the question has it, "C) 5 m", and no
+* a box, as in \boxed{C} or \boxed{\text{(C)}}, or a statement, as in "the answer is (C)",
+  "Answer: C)", "option C is correct" or "I choose C";
+* a last line that is only a letter, or an option the way the question lists it, "C) 5 m", if no
   other option is listed;
-* in brackets, "(C)";
-* as the first line, in the same way.
+* a letter in parentheses, "(C)";
+* a first line of the same form as such a last line.
 
-What is between <think> tags is never read.
+Text between <think> tags is never read.
 """
 
 import re
@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from jax_power_smc.grading import string_rule
 from jax_power_smc.grading.base import Verdict
 from jax_power_smc.grading.references import LETTERS
-from jax_power_smc.grading.thinking import without_thinking
+from jax_power_smc.grading.thinking import strip_thinking
 
 _LETTER = rf"(?P<letter>[{LETTERS}])(?![^\W_])"
-# What may stand before the letter: emphasis, brackets, \text{. Bounded, so that it stays quick.
+# What may precede the letter: emphasis, brackets, \text{. Bounded, to keep matching fast.
 _OPENING = r"(?:[\s*_(\[{$:\"'`]|\\(?:text|mathrm|mathbf|textbf|boxed) ?\{){0,20}"
-# What may stand behind it.
+# What may follow it.
 _CLOSING = r"[*_)\]}$\"'`]{0,6}"
-# "A" and "I" are words as well: then small letters follow, other than these.
+# "A" and "I" are also words: then another lowercase word follows, none of these.
 _NO_WORD = r"(?!(?<=[AI]) {1,3}(?!(?:as|because|since|and|for|with|by|is|which)\b)[a-z'’])"  # noqa: RUF001
 _NOUN = r"(?:answer|option|choice)"
 _BOXED = re.compile(
@@ -61,8 +61,8 @@ _HEADING = (
 )
 _ALONE = re.compile(rf"[\s*_#>(\[$]*{_HEADING}[\s*:,]*{_OPENING}{_LETTER}[\s*_)\]}}.:$!]*")
 _LISTED = re.compile(rf"[\s*_#>$-]*\(?{_LETTER}(?:\*\*)?[).:]\**\s+\S")
-# No answer alone is longer.
-_LONGEST_ALONE = 100
+# A line that is only an answer is shorter.
+_MAX_LINE_LENGTH = 100
 _NOT = re.compile(
     r"(?i:\b(?:not|never|nor|isn't|isn’t|cannot|can't|don't|wouldn't|eliminate|exclude|avoid)"  # noqa: RUF001
     r"(?: (?:be|choose|pick|select|go with|think|say|believe|the|option|choice|that))*)\W{0,4}$"
@@ -70,20 +70,20 @@ _NOT = re.compile(
 
 
 def judge(gold: str, response: str) -> Verdict:
-    """A verdict; the plain rule wants exactly the letter, in a box.
+    """Returns the verdict; the plain string rule accepts only the letter itself, in a box.
 
     Args:
-      gold: a letter.
-      response: of the model.
+      gold: the letter of the right option.
+      response: the model's response.
     """
-    response = without_thinking(response)
+    response = strip_thinking(response)
     answer = parse_letter(response)
     return Verdict(answer, answer == gold, (string_rule.last_boxed(response) or "").strip() == gold)
 
 
 def parse_letter(response: str) -> str | None:
-    """The letter that a response chooses, or None."""
-    response = without_thinking(response)
+    """The letter that a response chooses, None if there is none."""
+    response = strip_thinking(response)
     stated = [*_BOXED.finditer(response), *_STATED.finditer(response)]
     for weaker in (_CALLED_RIGHT, _CHOSEN):
         stated += [found for found in weaker.finditer(response) if not _denied(response, found)]
@@ -98,14 +98,14 @@ def parse_letter(response: str) -> str | None:
 
 
 def _denied(response: str, found: re.Match[str]) -> bool:
-    """Whether what stands before says that it is not so."""
+    """Whether the words before it negate it."""
     return _NOT.search(response, max(0, found.start() - 40), found.start()) is not None
 
 
 def _line(lines: Sequence[str], at: int) -> str | None:
-    """The letter that a line is, or that it begins with as no other line does."""
+    """The letter on its own in a line, or of the only option listed if that line lists it."""
     line = lines[at] if lines else ""
-    if len(line) < _LONGEST_ALONE and (alone := _ALONE.fullmatch(line)):
+    if len(line) < _MAX_LINE_LENGTH and (alone := _ALONE.fullmatch(line)):
         return alone["letter"]
     listed = {found["letter"] for each in lines if (found := _LISTED.match(each))}
     found = _LISTED.match(line)

@@ -1,11 +1,16 @@
-"""A grader that judges in other processes, each response with a deadline of its own.
+"""A grader that works in other processes, with a time limit for each response.
 
-The thread of the caller, which may be running an accelerator, never waits unless it asks to. Each
-worker has a thread here, and that waits:
+The caller's thread, which may be driving an accelerator, never waits unless it asks to. Each
+worker has a thread of its own in this process, and that thread does the waiting:
 
-    submit -> jobs, one per different response -> [thread <-> worker] ... -> finished
+    submit -> jobs, one per distinct response -> [thread <-> worker] ... -> finished
 
-The thread that brings the last verdict of a submission also puts equal answers together.
+The thread that brings the last verdict of a submission also merges equal answers.
+
+Why not ``pebble.ProcessPool`` (5.2.3 was tried)? Its workers import the caller's ``__main__`` and
+with it JAX, SIGTERM to the job fails the response being graded, a worker whose parent is killed
+lives on until its task ends, there is no memory limit, and children of a worker survive it. What
+it would replace is ``WorkerProcess``; HumanEval's sandbox would still need ``KillableProcess``.
 """
 
 import collections
@@ -17,41 +22,41 @@ from typing import Any, Protocol
 
 from jax_power_smc.grading import string_rule
 from jax_power_smc.grading.base import Verdict
-from jax_power_smc.grading.references import read_gold
-from jax_power_smc.grading.subprocesses import NotJudged
+from jax_power_smc.grading.references import parse_reference
+from jax_power_smc.grading.subprocesses import GradingError
 
 
 class Worker(Protocol):
-    """What judges one response at a time; all but ``close`` is called by one thread."""
+    """Grades one response at a time; everything but ``kill`` is called by one thread."""
 
-    def ask(self, do: str, **arguments: Any) -> Any:
-        """The result of a function, or ``NotJudged``."""
+    def call(self, function: str, **arguments: Any) -> Any:
+        """Returns the function's result, or raises ``GradingError``."""
+
+    def kill(self) -> None:
+        """Aborts the current call and refuses further ones; can be called from any thread."""
 
     def close(self) -> None:
-        """Ends what is going on, from any thread."""
-
-    def end(self) -> None:
-        """Called by the asking thread when nothing more will be asked."""
+        """Called by the worker's thread when there will be no further calls."""
 
 
 class _Submission:
-    """One submission; its threads write, under the lock of the grader."""
+    """One submission; worker threads add verdicts to it under the grader's lock."""
 
-    def __init__(self, tag: Hashable, gold: dict[str, Any], responses: Sequence[str]) -> None:
+    def __init__(self, tag: Hashable, reference: dict[str, Any], responses: Sequence[str]) -> None:
         self.tag = tag
-        self.gold = gold
+        self.reference = reference
         self.responses = list(responses)
-        self.different = list(dict.fromkeys(responses))
+        self.distinct = list(dict.fromkeys(responses))
         self.verdicts: dict[str, Verdict] = {}
 
 
 class PooledGrader:
-    """A ``Grader`` over workers; ``submit`` and ``finished`` are for one thread.
+    """A ``Grader`` over workers; ``submit`` and ``finished`` must be called from one thread.
 
     Args:
-      kind: of the answers.
-      make_worker: makes a worker that judges answers of this kind.
-      processes: how many workers there are; each is made when there is something for it to do.
+      kind: the kind of answers.
+      make_worker: makes a worker that grades answers of this kind.
+      processes: the largest number of workers; each is made when there is work for it.
       merges: whether workers can find equal answers (``math_answer.merge``).
     """
 
@@ -68,21 +73,21 @@ class PooledGrader:
         self._workers: list[Worker] = []
         self._threads: list[threading.Thread] = []
         self._jobs: queue.SimpleQueue[tuple[_Submission, str] | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[_Submission | Exception] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[_Submission | Exception] = queue.SimpleQueue()
 
     def submit(self, tag: Hashable, gold: Any, responses: Sequence[str]) -> None:
         """As in ``Grader``; never blocks.
 
         Raises:
-          ValueError: for a gold answer that cannot be, or after ``close``.
+          ValueError: if ``gold`` is invalid, or the grader is closed.
         """
         if self._closed:
             raise ValueError("the grader is closed; nothing can be submitted.")
-        submission = _Submission(tag, read_gold(self._kind, gold), responses)
+        submission = _Submission(tag, parse_reference(self._kind, gold), responses)
         self.pending += 1
-        if not submission.different:
-            self._done.put(submission)
-        for response in submission.different:
+        if not submission.distinct:
+            self._finished.put(submission)
+        for response in submission.distinct:
             self._jobs.put((submission, response))
             if len(self._threads) < self._processes:
                 self._add_worker()
@@ -91,28 +96,32 @@ class PooledGrader:
         """As in ``Grader``.
 
         Raises:
-          OSError: no worker can be started.
+          OSError: if no worker can be started.
         """
-        done: list[_Submission | Exception] = []
+        finished: list[_Submission | Exception] = []
         with contextlib.suppress(queue.Empty):
-            while self.pending > len(done):
-                done.append(self._done.get(block=wait and not done))
-        for each in done:
+            while self.pending > len(finished):
+                finished.append(self._finished.get(block=wait and not finished))
+        for each in finished:
             if isinstance(each, Exception):
                 self.close()
                 raise each
-        self.pending -= len(done)
-        return [(each.tag, _in_order(each)) for each in done if isinstance(each, _Submission)]
+        self.pending -= len(finished)
+        return [
+            (each.tag, [each.verdicts[response] for response in each.responses])
+            for each in finished
+            if isinstance(each, _Submission)
+        ]
 
     def close(self) -> None:
-        """As in ``Grader``; kills what is being judged."""
+        """As in ``Grader``; kills whatever is being graded."""
         with self._lock:
             self._closed = True
             workers, threads = list(self._workers), list(self._threads)
         for _ in threads:
             self._jobs.put(None)
         for worker in workers:
-            worker.close()
+            worker.kill()
         for thread in threads:
             thread.join()
         self.pending = 0
@@ -132,46 +141,43 @@ class PooledGrader:
         thread.start()
 
     def _serve(self, worker: Worker) -> None:
-        """The life of a thread: judges until it is told to stop."""
+        """Runs in a worker's thread until it is told to stop."""
         try:
             while (job := self._jobs.get()) is not None and not self._closed:
                 self._judge(worker, *job)
         except Exception as error:
-            # The caller finds it in ``finished``; nobody looks into a thread.
-            self._done.put(error)
+            # ``finished`` raises it; an exception in a thread would go unnoticed.
+            self._finished.put(error)
         finally:
-            worker.end()
+            worker.close()
 
     def _judge(self, worker: Worker, submission: _Submission, response: str) -> None:
         try:
-            verdict = Verdict(**worker.ask("judge", response=response, **submission.gold))
-        except NotJudged as reason:
+            result = worker.call("judge", response=response, **submission.reference)
+            verdict = Verdict(**result)
+        except GradingError as reason:
             verdict = Verdict(None, False, False, str(reason))
         with self._lock:
             submission.verdicts[response] = verdict
-            last = len(submission.verdicts) == len(submission.different)
+            last = len(submission.verdicts) == len(submission.distinct)
         if last:
             if self._merges:
-                _put_together(worker, submission)
-            self._done.put(submission)
+                _merge_equal_answers(worker, submission)
+            self._finished.put(submission)
 
 
 def default_processes(cpus: int | None) -> int:
-    """As many workers as there are processors, but for the one that runs the caller; at most 8."""
+    """One worker per CPU, less one for the caller; at least 1 and at most 8."""
     return max(1, min(8, (cpus or 1) - 1))
 
 
-def _in_order(submission: _Submission) -> list[Verdict]:
-    return [submission.verdicts[response] for response in submission.responses]
+def _merge_equal_answers(worker: Worker, submission: _Submission) -> None:
+    """Gives equal answers one text: that of the reference if right, else the commonest among them.
 
-
-def _put_together(worker: Worker, submission: _Submission) -> None:
-    """Gives equal answers equal texts: right ones that of the gold answer, wrong ones a common one.
-
-    Where the worker cannot tell which wrong ones are equal, they keep their own texts.
+    If the worker cannot tell which wrong answers are equal, they keep their own texts.
     """
     verdicts = submission.verdicts
-    gold = string_rule.normalise(string_rule.gold_answer(submission.gold["gold"]))
+    reference = string_rule.normalise(string_rule.reference_answer(submission.reference["gold"]))
     counts = collections.Counter(
         verdicts[response].parsed
         for response in submission.responses
@@ -180,10 +186,10 @@ def _put_together(worker: Worker, submission: _Submission) -> None:
     wrong = [(answer, count) for answer, count in counts.items() if answer is not None]
     merged: dict[str, str] = {}
     if len(wrong) > 1:
-        with contextlib.suppress(NotJudged):
-            merged = worker.ask("merge", answers=wrong)
+        with contextlib.suppress(GradingError):
+            merged = worker.call("merge", answers=wrong)
     for response, verdict in verdicts.items():
         if verdict.correct:
-            verdicts[response] = verdict._replace(parsed=gold or verdict.parsed)
+            verdicts[response] = verdict._replace(parsed=reference or verdict.parsed)
         elif verdict.parsed is not None:
             verdicts[response] = verdict._replace(parsed=merged.get(verdict.parsed, verdict.parsed))

@@ -1,29 +1,23 @@
-"""What the right answers of each kind may be."""
+"""Reference answers: what is allowed for each kind of answer."""
 
-from typing import Any, get_args
+from typing import Any
 
-from jax_power_smc.tasks.base import Kind
+from jax_power_smc.tasks.base import CODE_FIELDS, KINDS
 
 LETTERS = "ABCDEFGHIJ"
-CODE_FIELDS = ("prompt", "test", "entry_point")
-KINDS: tuple[str, ...] = get_args(Kind)
 
 _OPTS = {"match_types": list, "precision": int, "strict": bool, "allow_set_relation_comp": bool}
 _MATCH_TYPES = ("latex", "expr")
 
 
 def check_kind(kind: str) -> None:
-    """Refuses a kind that there is not.
-
-    Raises:
-      ValueError: for it.
-    """
+    """Raises ValueError unless ``kind`` is one of ``tasks.base.Kind``."""
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; allowed are {', '.join(KINDS)}.")
 
 
-def read_gold(kind: str, gold: Any) -> dict[str, Any]:
-    """The right answer as arguments of the function that judges.
+def parse_reference(kind: str, gold: Any) -> dict[str, Any]:
+    """Checks a reference answer, and returns it as arguments for the kind's ``judge`` function.
 
     Args:
       kind: as in ``tasks.base.Kind``.
@@ -32,7 +26,7 @@ def read_gold(kind: str, gold: Any) -> dict[str, Any]:
         texts "prompt", "test" and "entry_point"; for "reasoner" an integer.
 
     Raises:
-      ValueError: for anything else.
+      ValueError: if it is anything else.
     """
     if kind == "reasoner":
         if not _is_number(gold) or int(gold) != gold:
@@ -43,32 +37,32 @@ def read_gold(kind: str, gold: Any) -> dict[str, Any]:
             raise ValueError(f"gold is {_shown(gold)}; it must be a letter from A to J.")
         return {"gold": gold}
     if kind == "code":
-        return {"gold": _read_code(gold)}
+        return {"gold": _check_code(gold)}
     if kind == "math" and isinstance(gold, dict):
         if set(gold) != {"answer", "opts"}:
-            raise ValueError(f'gold is {_shown(gold)}; as an object it has "answer" and "opts".')
-        return {"gold": _read_answer(gold["answer"]), "opts": _read_opts(gold["opts"])}
-    return {"gold": _read_answer(gold) if kind == "math" else _read_text(gold)}
+            raise ValueError(
+                f'gold is {_shown(gold)}; an object must have exactly "answer" and "opts".'
+            )
+        return {"gold": _check_answer(gold["answer"]), "opts": _check_opts(gold["opts"])}
+    return {"gold": _check_answer(gold) if kind == "math" else _check_text(gold)}
 
 
-def _read_text(gold: Any) -> str:
+def _check_text(gold: Any) -> str:
     if _is_number(gold):
         return str(gold)
     if not isinstance(gold, str) or not gold.strip():
-        raise ValueError(
-            f"gold is {_shown(gold)}; it must be a text that is not empty, or a number."
-        )
+        raise ValueError(f"gold is {_shown(gold)}; it must be a non-empty text or a number.")
     return gold
 
 
-def _read_answer(gold: Any) -> str:
-    text = _read_text(gold)
+def _check_answer(gold: Any) -> str:
+    text = _check_text(gold)
     if not text.strip("# \t\r\n"):  # GSM8K writes "#### " before its answers
-        raise ValueError(f"gold is {_shown(gold)}; the answer behind it is missing.")
+        raise ValueError(f"gold is {_shown(gold)}; an answer must follow the mark.")
     return text
 
 
-def _read_code(gold: Any) -> dict[str, str]:
+def _check_code(gold: Any) -> dict[str, str]:
     fields: dict[str, Any] = {}
     if isinstance(gold, dict):
         fields = {name: gold.get(name) for name in CODE_FIELDS}
@@ -77,11 +71,13 @@ def _read_code(gold: Any) -> dict[str, str]:
             f"gold is {_shown(gold)}; it must be an object with the texts {', '.join(CODE_FIELDS)}."
         )
     if not fields["entry_point"].isidentifier():
-        raise ValueError(f"entry_point is {_shown(fields['entry_point'])}; it must be a name.")
+        raise ValueError(
+            f"entry_point is {_shown(fields['entry_point'])}; it must be an identifier."
+        )
     return fields
 
 
-def _read_opts(opts: Any) -> dict[str, Any]:
+def _check_opts(opts: Any) -> dict[str, Any]:
     if not isinstance(opts, dict):
         raise ValueError(f"opts is {_shown(opts)}; it must be an object.")
     for name, value in opts.items():
@@ -97,7 +93,7 @@ def _read_opts(opts: Any) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    """A finite number, and no truth value."""
+    """Whether it is a finite number; booleans are not numbers here."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return value - value == 0

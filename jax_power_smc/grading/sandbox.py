@@ -1,9 +1,9 @@
-"""Runs a program that a model wrote, in a process with little room for harm.
+"""Runs a program that a model wrote, in a process that can do little harm.
 
-The process has limits on time, memory and files, an empty environment, an empty directory that is
-removed, no way to start other processes (see ``sandboxed``), and, where Linux allows it to an
-ordinary user, no network. This stops accidents. It is no wall against an attacker, so it is never
-done unless the user has asked for it.
+The process has limits on time, memory and files, an empty environment, an empty temporary
+directory, no way to start other processes (see ``sandbox_child``), and, where Linux lets an
+ordinary user do so, no network. This contains accidents. It does not withstand an attacker, so
+nothing runs unless the user has asked for it.
 """
 
 import json
@@ -15,23 +15,23 @@ import sys
 import tempfile
 import threading
 
-from jax_power_smc.grading.subprocesses import KillableProcess, NotJudged, too_long
+from jax_power_smc.grading.subprocesses import GradingError, KillableProcess, timed_out
 
-MEMORY = 4 * 2**30
-LARGEST_FILE = 2**20
+MAX_MEMORY_BYTES = 4 * 2**30
+MAX_FILE_BYTES = 2**20
 
-_PROGRAM = pathlib.Path(__file__).with_name("sandboxed.py")
-# All that is read of what a program can send.
-_ENOUGH = 4096
+_PROGRAM = pathlib.Path(__file__).with_name("sandbox_child.py")
+# At most this many bytes of a program's output are read.
+_MAX_OUTPUT = 4096
 _logger = logging.getLogger(__name__)
-_said_network = threading.Event()
+_warned_of_network = threading.Event()
 
 
 class Sandbox:
     """Runs one program at a time.
 
     Args:
-      seconds: that each may take, start included.
+      seconds: time limit of one program, including the start of its process.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -41,13 +41,13 @@ class Sandbox:
         self._lock = threading.Lock()
 
     def passes(self, code: str, test: str, entry_point: str) -> bool:
-        """Whether the code defines the function, and the test's ``check`` has nothing against it.
+        """Whether the code defines the function and passes the test's ``check``.
 
         Raises:
-          NotJudged: it took too long.
+          GradingError: if it took too long, or the sandbox did not start.
         """
-        # Known only to the process that runs it, which sends it back when all is well: a program
-        # that ends early ends without it.
+        # The child sends the token back only after the check has passed, so a program that exits
+        # early has not passed.
         token = secrets.token_hex(16)
         job = {
             "token": token,
@@ -55,19 +55,21 @@ class Sandbox:
             "test": test,
             "entry_point": entry_point,
             "seconds": self._seconds,
-            "memory": MEMORY,
-            "file": LARGEST_FILE,
+            "memory": MAX_MEMORY_BYTES,
+            "file": MAX_FILE_BYTES,
             "parent": os.getpid(),
         }
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
             lines = self._run(json.dumps(job).encode(), directory)
-        if lines[:1] == ["network"] and not _said_network.is_set():
-            _said_network.set()
-            _logger.warning("This system does not let programs be cut off from the network.")
+        if not lines:  # the child sends its first line before it runs the code
+            raise GradingError("its sandbox did not start")
+        if lines[:1] == ["network"] and not _warned_of_network.is_set():
+            _warned_of_network.set()
+            _logger.warning("Model-written programs can reach the network on this system.")
         return lines[1:2] == [token]
 
-    def close(self) -> None:
-        """Kills the program that runs; from any thread."""
+    def kill(self) -> None:
+        """Kills the running program and refuses further ones; can be called from any thread."""
         with self._lock:
             self._closed = True
             if self._process:
@@ -76,7 +78,7 @@ class Sandbox:
     def _run(self, job: bytes, directory: str) -> list[str]:
         with self._lock:
             if self._closed:
-                raise NotJudged("the grader was closed")
+                raise GradingError("the grader was closed")
             command = [sys.executable, "-I", os.fspath(_PROGRAM)]
             process = self._process = KillableProcess(command, env={}, cwd=directory)
         stdin, stdout = process.popen.stdin, process.popen.stdout
@@ -90,11 +92,11 @@ class Sandbox:
                     return []
                 process.wait()
             os.set_blocking(stdout.fileno(), False)
-            sent = stdout.read(_ENOUGH) or b""
+            sent = stdout.read(_MAX_OUTPUT) or b""
             if expired.is_set():
-                raise too_long(self._seconds)
+                raise timed_out(self._seconds)
             return sent.decode("ascii", "replace").splitlines()
         finally:
             with self._lock:
                 self._process = None
-                process.end()
+                process.close()

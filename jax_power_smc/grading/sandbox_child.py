@@ -1,8 +1,7 @@
-"""The program around a program that a model wrote; it is run alone, as ``python -I sandboxed.py``.
+"""Runs one model-written program; started by ``sandbox`` as ``python -I sandbox_child.py``.
 
-Reads one JSON object from stdin, gives up what the program has no need for, runs it, and if the
-test finds nothing wrong sends the token. The first line that it sends says whether there is a
-network.
+Reads a JSON object from stdin, gives up rights that the program does not need, runs it, and sends
+the token if the test passes. The first line it sends says whether the network is still reachable.
 """
 
 import ctypes
@@ -18,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _OPEN_FILES = 64
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# Of Python's audit events: starting processes, reaching others, and changing what is outside.
+# Audit events that are refused: starting processes, reaching others, changing files' rights.
 _REFUSED = frozenset(
     (
         *("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile"),
@@ -27,7 +26,7 @@ _REFUSED = frozenset(
         *("socket.__new__", "socket.connect", "socket.bind"),
     )
 )
-# Their first arguments are paths; within the directory they are harmless.
+# Audit events whose first argument is a path; allowed inside the directory.
 _CHANGES = frozenset(
     (
         *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink"),
@@ -37,15 +36,15 @@ _CHANGES = frozenset(
 
 
 def main() -> None:
-    """Never returns."""
+    """Runs the job read from stdin, and exits."""
     job = json.loads(sys.stdin.buffer.read())
-    cut_off = end_with_parent_and_cut_off(job["parent"])
-    limit(job)
+    isolated = isolate(job["parent"])
+    limit_resources(job)
     channel = os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
-        os.dup2(nothing, fd)
-    os.write(channel, b"no network\n" if cut_off else b"network\n")
+        os.dup2(null, fd)
+    os.write(channel, b"no network\n" if isolated else b"network\n")
     token = job["token"].encode()
     sys.addaudithook(_refuse(os.getcwd()))
     try:
@@ -57,33 +56,33 @@ def main() -> None:
 
 
 def run(code: str, test: str, entry_point: str) -> None:
-    """Runs the code, the test, and the check that it defines."""
+    """Executes the code and the test, and calls the ``check`` that the test defines."""
     module = types.ModuleType("solution")
-    sys.modules["solution"] = module  # dataclasses, for one, look there
+    sys.modules["solution"] = module  # dataclasses look it up there
     exec(compile(code, "solution", "exec"), module.__dict__)
     exec(compile(test, "test", "exec"), module.__dict__)
     module.__dict__["check"](module.__dict__[entry_point])
 
 
-def end_with_parent_and_cut_off(parent: int) -> bool:
-    """Has the kernel kill this process with its parent and take away the network, on Linux.
+def isolate(parent: int) -> bool:
+    """On Linux, removes the network and has the kernel kill this process with its parent.
 
     Returns:
-      Whether the network is gone.
+      Whether the network was removed.
     """
     if sys.platform != "linux":
         return False
-    library = ctypes.CDLL(None)
-    cut_off = library.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
-    # After that, because other rights than before make the kernel forget it.
-    library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc = ctypes.CDLL(None)
+    isolated = libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
+    # Only now, because a change of credentials clears it.
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    return cut_off
+    return isolated
 
 
-def limit(job: dict[str, Any]) -> None:
-    """Sets the limits that the system has."""
+def limit_resources(job: dict[str, Any]) -> None:
+    """Sets whichever limits the system supports."""
     try:
         import resource
     except ImportError:
@@ -101,21 +100,22 @@ def limit(job: dict[str, Any]) -> None:
         least = value if hard == resource.RLIM_INFINITY else min(value, hard)
         try:
             resource.setrlimit(kind, (least, least))
-        except (ValueError, OSError):  # macOS has not all of them
+        except (ValueError, OSError):  # macOS lacks some of them
             continue
 
 
 def _refuse(directory: str) -> Any:
-    """An audit hook; once added it cannot be removed."""
+    """An audit hook; Python offers no way to remove one."""
+    # Bound here, so that the program cannot replace them.
     inside = os.path.realpath(directory) + os.sep
     realpath, fspath, refused, changes = os.path.realpath, os.fsdecode, _REFUSED, _CHANGES
     allowed = (os.devnull,)
 
     def outside(path: Any) -> bool:
         if not isinstance(path, str | bytes | os.PathLike):
-            return False  # a file that is open already
-        place = fspath(path)
-        return place not in allowed and not realpath(place).startswith(inside)
+            return False  # the descriptor of an open file
+        name = fspath(path)
+        return name not in allowed and not realpath(name).startswith(inside)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in refused:

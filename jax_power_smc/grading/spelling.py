@@ -1,7 +1,8 @@
-r"""Spellings of numbers and signs that neither LaTeX nor Math-Verify knows.
+r"""Rewrites numbers and signs that Math-Verify cannot read; ``string_rule`` uses it too.
 
-Characters are written as LaTeX (2√3 as 2\sqrt{3}, 2½ as 2\frac{1}{2}, other signs of minus as -),
-6.6e-34 as 6.6\times10^{-34}, and a mixed number 2 1/3 as 2\frac{1}{3}.
+Unicode characters become LaTeX (2√3 becomes 2\sqrt{3}, 2½ becomes 2\frac{1}{2}) and every kind of
+minus sign becomes -; 6.6e-34 becomes 6.6\times10^{-34}, and the mixed number 2 1/3 becomes
+2\frac{1}{3}.
 """
 
 import re
@@ -22,7 +23,7 @@ _COMMANDS = {
     **dict.fromkeys("\u00a0\u2009\u202f", " "),
 }
 _CHARACTERS = str.maketrans(_COMMANDS)
-# Between two digits a dash is no sign but says "to", and so does a long one between words.
+# A dash between two digits means "to", not minus, and so does a long one between words.
 _DASH = re.compile(r"(?<!\d)–\s?(?=[\d.\\a-zA-Z√($])|(?<=\s)–(?=\s)|(?:(?<=[\s({\[$])|^)—(?=\d)")  # noqa: RUF001
 _ROOT = re.compile(r"([√∛∜])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|\\?[a-zA-Z]+))")
 _DEGREES = {"√": "", "∛": "[3]", "∜": "[4]"}
@@ -36,7 +37,7 @@ _MIXED = re.compile(
     r"(?<![\d.,/^_])(?P<whole>\d+)(?:\s|\\[ ,;:]|~)+(?P<over>[1-9]\d*)\s?/\s?(?P<under>\d+)"
     r"(?![\d/]|[.,]\d)"
 )
-# A number in another base, as 52_8, 1A_{16}, 101_{\text{two}} or "52 (base 8)".
+# A number with its base, such as 52_8, 1A_{16}, 101_{\text{two}} or "52 (base 8)".
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7"}
 _BASES |= {"eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}
 _BASE_NAME = rf"\s*(?:\d\d?|{'|'.join(_BASES)})\s*"
@@ -51,7 +52,7 @@ _SPACED_SIGN = re.compile(r"^\s*([-+])\s+(?=[\d.$\\])")
 
 
 def respell(text: str) -> str:
-    """The text in the spelling that is read; it may be a whole response."""
+    """Rewrites a text, which may be a whole response."""
     if not text.isascii():
         text = text.translate(_CHARACTERS)
         text = _DASH.sub("-", text)
@@ -64,21 +65,21 @@ def respell(text: str) -> str:
 
 
 def join_sign(answer: str) -> str:
-    """- 3 as -3, in a text that is an answer alone: elsewhere it may be a point of a list."""
+    """- 3 becomes -3, in a text that is only an answer: elsewhere it may be a list item."""
     return _SPACED_SIGN.sub(r"\1", answer)
 
 
 def has_base(text: str) -> bool:
-    """Whether a number in it says its base."""
+    """Whether the text has a number with its base."""
     return _BASE.search(text) is not None
 
 
 def mark_bases(text: str, keep: bool = True) -> str:
-    """Numbers with their bases as products, of which no two with different bases are equal.
+    r"""Rewrites 52_8 as 52\cdot B_{8}, so that numbers in different bases are not equal.
 
     Args:
-      text: with numbers as they are written.
-      keep: False drops the bases.
+      text: any text; numbers without a base, or in base 10, are left alone.
+      keep: whether to keep the bases; False removes them.
     """
 
     def mark(found: re.Match[str]) -> str:
@@ -106,7 +107,7 @@ def _scientific(found: re.Match[str]) -> str:
 
 
 def _mixed(found: re.Match[str]) -> str:
-    """Only a proper fraction makes a mixed number: 1 200/3 has a space between thousands."""
+    """Only a proper fraction makes a mixed number: in 1 200/3 the space separates thousands."""
     if int(found["over"]) >= int(found["under"]):
         return found[0]
     return rf"{found['whole']}\frac{{{found['over']}}}{{{found['under']}}}"

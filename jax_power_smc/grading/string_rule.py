@@ -1,46 +1,46 @@
-r"""The plain rule: the answers' normalised strings are equal.
+r"""The string rule: two answers are equal if their normalised strings are.
 
-This is how papers on power sampling judged MATH: the last \boxed{...} of the response is the
-answer, spelling that does not matter is undone, and the strings are compared. It knows no algebra,
-so 2\sqrt{3} and \sqrt{12} differ.
+This is how papers on power sampling graded MATH: the last \boxed{...} of the response is the
+answer, differences of spelling are removed, and the strings are compared. It knows no algebra, so
+2\sqrt{3} and \sqrt{12} differ.
 
-A response without \boxed is read as follows; the first that is found is the answer:
+In a response without \boxed, the answer is the first of these that it has:
 
-* what follows the last "####", as solutions of GSM8K end;
-* what follows the last "answer is" or "answer:", to the end of the sentence; of a sum such as
-  "2 + 3 = 5 dollars" what it comes to, and of an amount in words the number;
-* the whole response, if it is nothing but an answer (see ``is_bare``);
+* the rest of the line after the last "####", the way GSM8K's solutions end;
+* the rest of the sentence after the last "answer is" or "answer:"; for a calculation such as
+  "2 + 3 = 5 dollars" only its result, and for an amount with a unit only the number;
+* the whole response, if it is only an answer (see ``is_bare``);
 * the last number.
 
-A response whose last \boxed was never closed was cut short and has no answer. Boxes with nothing
-but a comma or "and" between them hold a list. What is between <think> tags is never read.
+A response whose last \boxed is never closed was cut off and has no answer. Boxes separated only by
+commas or "and" hold a list. Text between <think> tags is never read.
 """
 
 import re
 
 from jax_power_smc.grading import spelling
-from jax_power_smc.grading.thinking import without_thinking
+from jax_power_smc.grading.thinking import strip_thinking
 
-# Longer texts are no answers; normalising stays quick whatever a model wrote.
-LONGEST_ANSWER = 1000
-# A list in boxes is not longer.
-_MOST_BOXES = 20
+# Longer texts are not answers; this keeps normalising fast, whatever the model wrote.
+MAX_ANSWER_LENGTH = 1000
+# The longest list in boxes.
+_MAX_BOXES = 20
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed (?=[^\s{])")
 _STATED = re.compile(r"(?i:\banswer(?:\s+is\s*:?|\s*:))[\s*]*")
-# The end of a sentence, or of the line; a point between digits ends nothing.
+# The end of a sentence or line; a decimal point does not end a sentence.
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|\n|\.?\s*I hope")
-# Of two boxes what makes them a list.
+# What may separate two boxes of a list.
 _BETWEEN_BOXES = re.compile(
     r"[\s$]*(?:(?:,|;|,?\s*(?:\\quad)?\s*(?:\\text\{\s*)?(?:and|or)\b\s*\}?)(?:\s|\\quad|[$])*)"
 )
 _NUMBER = re.compile(
     r"(?<![^\W_])[-\u2212\u2013]?(?<![^\W_])"
-    r"(?:\d+ (?=\d+/\d)|(?=[\d.]))"  # of a mixed number
+    r"(?:\d+ (?=\d+/\d)|(?=[\d.]))"  # the integer of a mixed number
     r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
     r"(?:/\d+| ?[\u00bc-\u00be\u2150-\u215e])?"
 )
-# An amount in words: "18 dollars a day", "2 1/3 cups", "2 + 3 = 5 dollars", "12, 15 and 18 cents".
+# Amounts with units: "18 dollars a day", "2 1/3 cups", "2 + 3 = 5 dollars", "12, 15 and 18 cents".
 _FIGURE = r"(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)"
 _SIGNED = rf"(?:[-\u2212\u2013]\s?)?\$?{_FIGURE}"
 _TERM = rf"\(?{_SIGNED}[)%]*(?: [a-z]+){{0,2}}"
@@ -51,7 +51,7 @@ _AMOUNT = re.compile(
     r"|(?: \d+)?\s?/\s?\d+| ?[\u00bc-\u00be\u2150-\u215e]|:\d\d"
     rf"|(?:\s?[+*^\u00d7]\s?\$?{_FIGURE})+)?)"
 )
-# What words in an answer may be: texts, environments, commands.
+# LaTeX whose letters do not make an answer prose: text, environments, commands.
 _COMMAND = re.compile(
     r"\\(?:text|textbf|textit|textnormal|mbox|mathrm|mathbf|operatorname|begin|end)\s*\{[^{}]*\}"
     r"|\\[a-zA-Z]+"
@@ -72,20 +72,20 @@ _SPELLINGS = {
     **{r"\lbrace": r"\{", r"\rbrace": r"\}", r"\ ": " ", "~": " "},
     **{r"\quad": " ", r"\qquad": " ", "×": r"\times", "·": r"\cdot"},  # noqa: RUF001
 }
-# Not the second backslash of the two that end a row of a matrix.
+# Not the second of the two backslashes that end a matrix row.
 _RESPELLED = re.compile(
     r"(?<!\\)(?:" + "|".join(re.escape(each) + r"(?![a-zA-Z])" for each in _SPELLINGS) + ")"
 )
-# 11,\! 111: a comma that parts thousands.
+# 11,\! 111: a comma that separates thousands.
 _THIN_COMMA = re.compile(r",\s*\\!\s*")
-# A unit is words behind an amount, perhaps with a power: 15\mbox{ cm}^2.
+# A unit is text after a number, possibly with a power: 15\mbox{ cm}^2.
 _UNIT = re.compile(
     r"(?<=[\d}])\s*\\(?:text|mbox|textnormal|mathrm)\s*\{[^{}]*[a-zA-Z][^{}]*\}(?:\^\{?\d\}?)?\s*$"
 )
 _TEXT = re.compile(r"\\(?:text|mbox|textnormal|mathrm|textbf|textit)\s*\{([^{}]*)\}")
 _LABEL = re.compile(r"^[a-zA-Z]\w?\s*(?:=|\\in(?![a-z]))\s*")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-# 12 345 is one number, and 3 5 two.
+# 12 345 is one number, 3 5 is two.
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)")
 _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(?:(\d)|\{)")
@@ -96,25 +96,25 @@ _DECIMAL = re.compile(r"(-?)0*(\d*)\.(\d*?)0*")
 
 
 def equal(gold: str, response: str) -> bool:
-    """Whether the response has the right answer by this rule.
+    """Whether the response is right by this rule.
 
     Args:
-      gold: the answer; one in dollars, in a box or at the end of a solution is found there.
-      response: of the model.
+      gold: the reference answer, or a solution that marks it by a box or "####".
+      response: the model's response.
     """
     answer = extract(response)
-    return answer is not None and normalise(answer) == normalise(gold_answer(gold)) != ""
+    return answer is not None and normalise(answer) == normalise(reference_answer(gold)) != ""
 
 
-def gold_answer(gold: str) -> str:
-    """The answer in a gold text: what ``extract`` finds where it is marked, else all of it."""
+def reference_answer(gold: str) -> str:
+    """The reference answer in its text: what a box or "####" marks, else the whole text."""
     marked = last_boxed(gold) or _after_hashes(gold)
     return gold if marked is None else marked
 
 
 def extract(response: str) -> str | None:
-    """The answer in a response as it is written there, or None."""
-    response = without_thinking(response)
+    """The answer in a response, as written there; None if there is none."""
+    response = strip_thinking(response)
     if r"\boxed" in response or r"\fbox" in response:
         return last_boxed(response)
     answer = marked(response)
@@ -122,25 +122,25 @@ def extract(response: str) -> str | None:
 
 
 def marked(response: str) -> str | None:
-    """The answer in a response without a box that says where it is, or is nothing else."""
-    response = without_thinking(response)
+    """The answer that a response without a box marks in another way, or consists of."""
+    response = strip_thinking(response)
     finds = (_after_hashes, _stated, _bare)
     return next((answer for find in finds if (answer := find(response)) is not None), None)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{...} holds; None if there is none or it is not closed.
+    r"""The contents of the last \boxed{...}; None if there is none or it is not closed.
 
-    Of boxes that a comma, "and" or "or" joins, all of them, with commas.
+    If the last boxes are joined by commas, "and" or "or": the contents of each, joined by commas.
     """
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
-    held, _ = _box(text, boxes[-1].end())
-    if held is None or len(boxes) == 1:
-        return held
-    parts, start = [held], boxes[-1].start()
-    for box in reversed(boxes[max(0, len(boxes) - _MOST_BOXES) : -1]):
+    contents, _ = _box(text, boxes[-1].end())
+    if contents is None or len(boxes) == 1:
+        return contents
+    parts, start = [contents], boxes[-1].start()
+    for box in reversed(boxes[max(0, len(boxes) - _MAX_BOXES) : -1]):
         before, end = _box(text, box.end())
         if before is None or not _BETWEEN_BOXES.fullmatch(text, end, start):
             break
@@ -150,13 +150,13 @@ def last_boxed(text: str) -> str | None:
 
 
 def _box(text: str, start: int) -> tuple[str | None, int]:
-    """What a box holds whose contents begin there, and where it ends."""
+    """The contents of the box whose argument begins at ``start``, and where the box ends."""
     if text[start] != "{":  # \boxed 5
-        held = re.split(r"[$\s]", text[start:], maxsplit=1)[0]
-        return _short(held), start + len(held)
+        contents = re.split(r"[$\s]", text[start:], maxsplit=1)[0]
+        return _short(contents), start + len(contents)
     depth, at = 0, start
     while at < len(text):
-        if text[at] == "\\":  # \{ and \} are printed characters
+        if text[at] == "\\":  # \{ and \} are literal braces
             at += 2
             continue
         depth += (text[at] == "{") - (text[at] == "}")
@@ -167,9 +167,9 @@ def _box(text: str, start: int) -> tuple[str | None, int]:
 
 
 def is_bare(text: str) -> bool:
-    """Whether a text is an answer and nothing else: one line without words, or just one word."""
+    """Whether a text is only an answer: one line without words, or a single word."""
     text = text.strip()
-    if len(text) > LONGEST_ANSWER or "\n" in text or not re.search(r"\w", text):
+    if len(text) > MAX_ANSWER_LENGTH or "\n" in text or not re.search(r"\w", text):
         return False
     rest = _COMMAND.sub(" ", text)
     words = [word for word in _WORD.findall(rest) if word.lower() not in _FUNCTIONS]
@@ -177,8 +177,8 @@ def is_bare(text: str) -> bool:
 
 
 def normalise(answer: str) -> str:
-    """The answer without differences of spelling; at most ``LONGEST_ANSWER`` characters count."""
-    text = _inside(answer[:LONGEST_ANSWER].strip())
+    """The answer in one spelling; characters beyond ``MAX_ANSWER_LENGTH`` are dropped."""
+    text = _strip_delimiters(answer[:MAX_ANSWER_LENGTH].strip())
     text = spelling.respell(text.rstrip(".").strip())
     text = _RESPELLED.sub(lambda found: _SPELLINGS[found[0]], _THIN_COMMA.sub(",", text))
     text = _DROPPED.sub("", text).strip()
@@ -193,7 +193,7 @@ def normalise(answer: str) -> str:
     text = " ".join(text.split())
     text = _SPACED_THOUSANDS.sub(lambda found: found[0].replace(" ", ""), text)
     text = _SPACE.sub("", text).rstrip(".").removeprefix("+")
-    if _THOUSANDS.fullmatch(text):  # 12, 345 was none
+    if _THOUSANDS.fullmatch(text):  # "12, 345" was a list, not one number
         text = text.replace(",", ", ")
     if slash := _SLASH.fullmatch(text):
         text = rf"{slash[1]}\frac{{{slash[2]}}}{{{slash[3]}}}"
@@ -212,7 +212,7 @@ def _stated(text: str) -> str | None:
         pass
     if found is None:
         return None
-    tail = text[found.end() :][: LONGEST_ANSWER + 1]
+    tail = text[found.end() :][: MAX_ANSWER_LENGTH + 1]
     answer = _SENTENCE_END.split(tail, maxsplit=1)[0].strip().strip("*").strip()
     if not answer:
         return None
@@ -221,7 +221,7 @@ def _stated(text: str) -> str | None:
     if is_bare(answer) or answer.startswith("\\"):
         return _short(answer)
     amount = _AMOUNT.match(answer)
-    if amount is None or (answer.startswith("$") and answer.find("$", 1) > 0):  # $x$ is a formula
+    if amount is None or (answer.startswith("$") and answer.find("$", 1) > 0):  # $x$: a formula
         return _short(answer)
     return amount["amount"].strip().replace("$", "")
 
@@ -231,16 +231,16 @@ def _bare(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    numbers = _NUMBER.findall(text[-10 * LONGEST_ANSWER :])
+    numbers = _NUMBER.findall(text[-10 * MAX_ANSWER_LENGTH :])
     return _short(numbers[-1]) if numbers else None
 
 
 def _short(answer: str) -> str | None:
-    return answer if len(answer) <= LONGEST_ANSWER else None
+    return answer if len(answer) <= MAX_ANSWER_LENGTH else None
 
 
-def _inside(text: str) -> str:
-    """Without the dollars or brackets around a formula."""
+def _strip_delimiters(text: str) -> str:
+    """Removes the dollar signs or brackets around a formula."""
     text = text.removesuffix(".") if text.endswith(("$.", ").", "].")) else text
     for opening, closing in _DELIMITERS:
         inner = text[len(opening) : len(text) - len(closing)]
@@ -255,7 +255,7 @@ def _braced(found: re.Match[str]) -> str:
 
 
 def _decimal(text: str) -> str:
-    r"""One spelling of a number: 0.50 -> \frac{1}{2} as in the papers, 3.0 -> 3, .25 -> 0.25."""
+    r"""0.50 -> \frac{1}{2}, as in the papers; 3.0 -> 3; .25 -> 0.25."""
     number = _DECIMAL.fullmatch(text)
     if not number or not (number[2] or number[3]):
         return text

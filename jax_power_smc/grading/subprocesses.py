@@ -1,4 +1,4 @@
-"""Processes that may be killed at any time, with all that they have started."""
+"""Processes that can be killed at any time, together with everything they started."""
 
 import contextlib
 import os
@@ -9,23 +9,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 
-class NotJudged(Exception):  # noqa: N818
-    """Says why a response could not be judged."""
+class GradingError(Exception):
+    """A response could not be graded; the message says why."""
 
 
 class KillableProcess:
     """A process in a group of its own, with pipes to its stdin and from its stdout.
 
-    SIGTERM does not reach it: a cluster manager sends that to all processes of a job alike, and
-    what is being judged must not look as if the response had ended it.
+    It starts with SIGTERM blocked: a cluster manager sends that signal to every process of a job,
+    and it must not look as if the response being graded had ended its process.
 
     Args:
       command: what to run.
-      options: of ``subprocess.Popen``.
+      options: keyword arguments of ``subprocess.Popen``.
     """
 
     def __init__(self, command: Sequence[str], **options: Any) -> None:
-        # What a thread blocks its children block from their first moment on.
+        # A child inherits the signal mask of the thread that starts it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
         try:
             self.popen = subprocess.Popen(
@@ -40,15 +40,15 @@ class KillableProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def kill(self) -> None:
-        """Kills the group; may be called from any thread, and again."""
-        if self.popen.returncode is None:  # else the number may by now be another group's
+        """Kills the group. Can be called from any thread, any number of times."""
+        if self.popen.returncode is None:  # once reaped, the id may belong to another group
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
 
     def wait(self) -> None:
-        """Waits until it ends, and kills what it has left running."""
+        """Waits until the process ends, and kills whatever it left running."""
         if hasattr(os, "waitid"):
-            # It is not reaped yet, so that the group still has its number.
+            # WNOWAIT does not reap the process, so the group keeps its id.
             os.waitid(os.P_PID, self.popen.pid, os.WEXITED | os.WNOWAIT)
             self.kill()
             return
@@ -56,18 +56,18 @@ class KillableProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.popen.pid, signal.SIGKILL)
 
-    def end(self) -> int:
-        """Kills it, closes the pipes and returns the exit code."""
+    def close(self) -> int:
+        """Kills the group, closes the pipes and returns the exit code."""
         self.kill()
         for pipe in (self.popen.stdin, self.popen.stdout):
-            with contextlib.suppress(OSError):  # what was not yet written cannot be
+            with contextlib.suppress(OSError):  # unwritten data can no longer be flushed
                 if pipe:
                     pipe.close()
         return self.popen.wait()
 
     @contextlib.contextmanager
     def deadline(self, seconds: float) -> Iterator[threading.Event]:
-        """Kills it when the body takes longer; the event is set before that happens."""
+        """Kills the group if the body takes longer, after setting the event that is yielded."""
         expired = threading.Event()
 
         def expire() -> None:
@@ -81,16 +81,16 @@ class KillableProcess:
             yield expired
         finally:
             timer.cancel()
-            # Nothing may be killed after this: the number may then be another process's.
+            # The process may be reaped and its id reused once this returns.
             timer.join()
 
 
-def too_long(seconds: float) -> NotJudged:
-    """What a response gets that hit the deadline."""
-    return NotJudged(f"took longer than {seconds:g} s")
+def timed_out(seconds: float) -> GradingError:
+    """The error for a response that hit the time limit."""
+    return GradingError(f"took longer than {seconds:g} s")
 
 
-def died(code: int) -> str:
+def describe_exit(code: int) -> str:
     """How a process ended, from its exit code."""
     if code < 0:
         with contextlib.suppress(ValueError):

@@ -8,19 +8,19 @@ _OPEN = re.compile(rf"(?i:<{_NAME}>)|\[THINK\]")
 _CLOSE = re.compile(rf"(?i:</{_NAME}>)|\[/THINK\]")
 
 
-def without_thinking(response: str) -> str:
-    """The response without its reasoning.
+def strip_thinking(response: str) -> str:
+    """Removes the reasoning from a response.
 
-    A template may have written <think> already, so a tag that closes needs none that opens: what
-    stands before it is dropped. A response that was cut while the model reasoned ends there.
+    The chat template may already have written <think>, so a closing tag needs no opening one:
+    everything before it is dropped. A response that was cut off inside its reasoning ends there.
     """
     kept, depth, at = "", 0, 0
     tags = [(found.start(), found.end(), 1) for found in _OPEN.finditer(response)]
     tags += [(found.start(), found.end(), -1) for found in _CLOSE.finditer(response)]
     for start, end, step in sorted(tags):
         if depth == 0:
-            # Before a tag that closes nothing, all was reasoning.
+            # Everything before an unmatched closing tag was reasoning.
             kept = kept + response[at:start] if step > 0 else ""
-        # Models name the tag while they reason; one that closes ends it all the same.
+        # Models mention the tag while they reason, so one closing tag ends all open ones.
         depth, at = (1, end) if step > 0 else (0, end)
     return kept if depth else kept + response[at:]

@@ -1,13 +1,14 @@
-"""The process that a grader may kill: it reads a job per line and answers each with a line.
+"""The process that a grader can kill: it reads one job per line and answers each with one line.
 
-python -P worker.py MODULE SECONDS MEMORY PARENT
+    python -P worker.py MODULE SECONDS MEMORY PARENT
 
-Each job is a JSON object: "do" names a function of the module, the other fields are its arguments.
-The answer is {"is": RESULT}, or {"failed": WHY}. The first line, {"is": "ready"}, is sent when
-everything is imported.
+A job is a JSON object: "function" names a function of the module, the other fields are its
+arguments. The answer is {"result": RESULT} or {"error": WHY}. The first line,
+{"result": "ready"}, is sent once everything is imported; JAX is not, because nothing in
+``grading`` that a worker needs imports it.
 
-It ends with its parent: on Linux the kernel sees to that, and anywhere when there is nothing more
-to read, or else when a job has taken longer than its parent would have waited.
+The process ends with its parent: on Linux the kernel kills it; elsewhere it ends when its stdin
+closes, or when a job has taken longer than the parent would have waited.
 """
 
 import contextlib
@@ -19,22 +20,21 @@ import os
 import pathlib
 import signal
 import sys
-import types
 from typing import Any
 
-# Time that the parent has to kill this process before it ends on its own.
+# How long the parent has to kill this process before it ends on its own.
 GRACE_SECONDS = 5
 _PR_SET_PDEATHSIG = 1
 
 
 def main(module: str, seconds: float, memory: int, parent: int) -> None:
-    """Answers jobs until there are no more."""
-    end_with(parent)
+    """Answers jobs until stdin closes."""
+    die_with(parent)
     limit_memory(memory)
-    # Libraries may print; what they print must not get between the answers.
+    # Libraries may print, and what they print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
 
     def answer(**fields: Any) -> None:
         answers.write(json.dumps(fields) + "\n")
@@ -43,52 +43,48 @@ def main(module: str, seconds: float, memory: int, parent: int) -> None:
     try:
         functions = importlib.import_module(module)
     except Exception as error:
-        answer(failed=f"{type(error).__name__}: {error}")
+        answer(error=f"{type(error).__name__}: {error}")
         return
-    answer(**{"is": "ready"})
+    answer(result="ready")
     for line in sys.stdin.buffer:
         job = json.loads(line)
-        # No handler, so it also ends a process that is deep in a library.
+        # Without a handler, the alarm also ends a process that is deep inside a C library.
         signal.alarm(math.ceil(seconds) + GRACE_SECONDS)
         try:
-            result = getattr(functions, job.pop("do"))(**job)
+            result = getattr(functions, job.pop("function"))(**job)
         except MemoryError:
-            answer(failed="needed too much memory")
-            return  # who knows what is left
+            answer(error="needed too much memory")
+            return  # the interpreter's state can no longer be trusted
         except Exception as error:
-            answer(failed=f"{type(error).__name__} while it was judged")
+            answer(error=f"{type(error).__name__} while it was graded")
         else:
-            answer(**{"is": result})
+            answer(result=result)
         signal.alarm(0)
 
 
-def end_with(parent: int) -> None:
-    """Has the kernel kill this process when the thread that started it ends, where it can."""
+def die_with(parent: int) -> None:
+    """Has the kernel kill this process when the thread that started it ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # the parent ended before that
         os._exit(1)
 
 
 def limit_memory(size: int) -> None:
-    """Limits the address space to so many bytes, where the system does that."""
+    """Limits the address space to ``size`` bytes, on systems that support it."""
     try:
         import resource
     except ImportError:
         return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = size if hard == resource.RLIM_INFINITY else min(size, hard)
-    with contextlib.suppress(ValueError, OSError):  # macOS has the name, but not the limit
+    with contextlib.suppress(ValueError, OSError):  # macOS defines it but does not support it
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def import_without_jax() -> None:
-    """Lets modules of the package be imported without what the package imports: JAX is slow."""
-    package = types.ModuleType("jax_power_smc")
-    package.__path__ = [os.fspath(pathlib.Path(__file__).resolve().parents[1])]
-    sys.modules["jax_power_smc"] = package
-
-
 if __name__ == "__main__":
-    import_without_jax()
+    # The parent may have found the package in its working directory, which -P leaves out.
+    root = os.fspath(pathlib.Path(__file__).resolve().parents[2])
+    if root not in sys.path:
+        sys.path.insert(0, root)
     main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

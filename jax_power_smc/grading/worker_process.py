@@ -1,4 +1,4 @@
-"""A worker as its owner sees it: ask, and if it does not answer in time, kill it."""
+"""A worker process as its owner sees it: call a function, and kill the process if that is late."""
 
 import json
 import os
@@ -7,9 +7,14 @@ import sys
 import threading
 from typing import Any
 
-from jax_power_smc.grading.subprocesses import KillableProcess, NotJudged, died, too_long
+from jax_power_smc.grading.subprocesses import (
+    GradingError,
+    KillableProcess,
+    describe_exit,
+    timed_out,
+)
 
-# Importing takes half a second, but many may start at once on a slow disk.
+# Importing takes half a second, but many workers may start at once on a slow disk.
 START_SECONDS = 120.0
 DEFAULT_MEMORY = 4 * 2**30
 
@@ -17,15 +22,15 @@ _WORKER = pathlib.Path(__file__).with_name("worker.py")
 
 
 class WorkerProcess:
-    """Runs functions of a module in another process, which is replaced when it must be killed.
+    """Runs functions of a module in another process, which is replaced after it was killed.
 
-    It is started when it is first needed. The thread that asks must be the same every time: the
-    process ends with it.
+    The process is started when it is first needed. All calls must come from one thread, because
+    the process ends with the thread that started it.
 
     Args:
-      module: whose functions these are; it is imported without ``jax_power_smc.__init__``.
-      seconds: that each may take.
-      memory: bytes of address space that it may use.
+      module: the module with the functions; it must not import JAX, which starts slowly.
+      seconds: time limit of one call.
+      memory: bytes of address space that the process may use.
     """
 
     def __init__(self, module: str, seconds: float, memory: int = DEFAULT_MEMORY) -> None:
@@ -36,38 +41,40 @@ class WorkerProcess:
         self._closed = False
         self._lock = threading.Lock()
 
-    def ask(self, do: str, **arguments: Any) -> Any:
-        """What the function returns; arguments and result are of kinds that JSON can hold.
+    def call(self, function: str, **arguments: Any) -> Any:
+        """Returns what the function returns; arguments and result must be JSON values.
 
         Raises:
-          NotJudged: it took too long, or its process died.
-          OSError: no process can be started.
+          GradingError: if the call took too long or failed, or its process died.
+          OSError: if no process can be started.
         """
-        if self._process and self._process.popen.poll() is not None:  # died since the last answer
+        if self._process and self._process.popen.poll() is not None:  # died since the last call
             self._discard(self._process)
         process = self._process or self._start()
         code = 0
         with process.deadline(self._seconds) as deadline:
-            answer = _exchange(process, {"do": do, **arguments})
+            answer = _exchange(process, {"function": function, **arguments})
             expired = deadline.is_set()
-        if expired or answer is None or "failed" in answer:
+        if expired or answer is None or "error" in answer:
             code = self._discard(process)
         if answer is None:
-            raise too_long(self._seconds) if expired else NotJudged(f"its process {died(code)}")
-        if "failed" in answer:
-            raise NotJudged(answer["failed"])
-        return answer["is"]
+            if expired:
+                raise timed_out(self._seconds)
+            raise GradingError(f"its process {describe_exit(code)}")
+        if "error" in answer:
+            raise GradingError(answer["error"])
+        return answer["result"]
 
-    def close(self) -> None:
-        """Kills the process; from any thread, and what is being asked then fails."""
+    def kill(self) -> None:
+        """Kills the process and refuses further calls; a call in progress fails."""
         with self._lock:
             self._closed = True
             if self._process:
                 self._process.kill()
 
-    def end(self) -> None:
-        """What the asking thread does at the end: it also waits for the process."""
-        self.close()
+    def close(self) -> None:
+        """Kills the process and reaps it; for the calling thread, at the end."""
+        self.kill()
         if self._process:
             self._discard(self._process)
 
@@ -76,22 +83,22 @@ class WorkerProcess:
         command += [str(self._seconds), str(self._memory), str(os.getpid())]
         with self._lock:
             if self._closed:
-                raise NotJudged("the grader was closed")
+                raise GradingError("the grader was closed")
             process = self._process = KillableProcess(command)
         with process.deadline(START_SECONDS):
             answer = _receive(process)
-        if answer is None or "failed" in answer:
+        if answer is None or "error" in answer:
             code = self._discard(process)
             if self._closed:
-                raise NotJudged("the grader was closed")
-            why = answer["failed"] if answer else f"it {died(code)}"
-            raise OSError(f"a process for grading cannot start: {why}")
+                raise GradingError("the grader was closed")
+            why = answer["error"] if answer else f"it {describe_exit(code)}"
+            raise OSError(f"a grading process cannot start: {why}")
         return process
 
     def _discard(self, process: KillableProcess) -> int:
         with self._lock:
             self._process = None
-            return process.end()
+            return process.close()
 
 
 def _exchange(process: KillableProcess, job: dict[str, Any]) -> dict[str, Any] | None:

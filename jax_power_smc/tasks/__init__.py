@@ -1,1 +1,1 @@
-"""Problems with their right answers, and how they are put to a model: one file per benchmark."""
+"""Problems with reference answers and prompts: one module per dataset, listed in ``load``."""

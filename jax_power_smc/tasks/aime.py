@@ -1,13 +1,13 @@
 r"""AIME: competition problems whose answers are integers from 0 to 999.
 
-The years are data sets of their own, with names of their own for the same fields.
+Each year is a dataset of its own, and they name the same fields differently.
 """
 
 import re
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
+from jax_power_smc.tasks.records import Record
 
 SAMPLES = (
     {
@@ -26,29 +26,31 @@ SAMPLES = (
 _BOXED = re.compile(r"\\boxed\{\s*(\d+)\s*\}")
 
 
-def read(row: Row) -> Example:
-    """Reads problem (or Problem, question), answer (or Answer), id (or ID), solution."""
-    question = row.text("problem", "Problem", "question", "prompt")
-    solution = row.text_or_none("solution", "Solution")
+def read(record: Record) -> Example:
+    """Reads problem (or Problem, question, prompt), answer, id (or ID, problem_idx), solution."""
+    question = record.text("problem", "Problem", "question", "prompt")
+    solution = record.text_or_none("solution", "Solution")
     answer = None
-    if solution is not None and not row.has("answer", "Answer"):
-        # One year has the answer in a box and nothing else to say.
+    if solution is not None and not record.has("answer", "Answer"):
+        # One year has the answer only in a box at the end of the solution.
         boxes = _BOXED.findall(solution)
         answer = boxes[-1] if boxes else None
-    answer = (answer or row.text("answer", "Answer")).strip()
+    answer = (answer or record.text("answer", "Answer")).strip()
     if not re.fullmatch(r"\d{1,3}", answer, re.ASCII):
-        raise ValueError(f"{row.place} has answer {answer!r}; it must be an integer from 0 to 999.")
-    key = name_of(row, question, "id", "ID", "problem_idx")
+        raise ValueError(
+            f"{record.location} has answer {answer!r}; it must be an integer from 0 to 999."
+        )
+    key = record_id(record, question, "id", "ID", "problem_idx")
     return Example(key, question, str(int(answer)), solution)
 
 
-BENCHMARK = DatasetSpec(
+DATASET = DatasetSpec(
     title="AIME",
     kind="math",
     read=read,
     prompt=prompts.MATH,
     samples=SAMPLES,
     data="HuggingFaceH4/aime_2024",
-    # All of it is for testing; the hub has it under the only name there is.
+    # The hub calls its only split "train", although it is a test set.
     splits={"test": "train"},
 )

@@ -1,10 +1,13 @@
-"""A task: problems, the prompt that puts each to a model, and the rule that judges an answer."""
+"""A task: problems, the prompt that puts each to a model, and the kind of its answers."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-# How answers are judged, see ``grading``.
+# How answers are graded, see ``grading``.
 Kind = Literal["math", "choice", "code", "string", "reasoner"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# What the reference answer of kind "code" holds.
+CODE_FIELDS = ("prompt", "test", "entry_point")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,11 +15,11 @@ class Problem:
     """One problem.
 
     Attributes:
-      id: a name, different for every problem of a task. The randomness of a problem follows from
-        it, so its answers depend neither on its place in the list nor on the other problems.
-      prompt: the text that is put to the model; for a chat model, the user's message.
-      gold: the right answer, of a kind that JSON can hold: a text; for "reasoner" an integer; for
-        "code" an object with the texts "prompt", "test" and "entry_point".
+      id: a name, unique within the task. The problem's random numbers follow from it, so its
+        answers depend neither on its position in the list nor on the other problems.
+      prompt: the text given to the model; for a chat model, the user's message.
+      gold: the reference answer, a JSON value: a text; for "reasoner" an integer; for "code" an
+        object with the texts ``CODE_FIELDS``.
     """
 
     id: str
@@ -29,9 +32,9 @@ class Task:
     """Problems of one kind.
 
     Attributes:
-      name: of the benchmark, for people.
+      name: for people.
       problems: in the order of their source.
-      kind: how answers are judged.
+      kind: how answers are graded.
     """
 
     name: str

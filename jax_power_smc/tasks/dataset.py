@@ -1,4 +1,4 @@
-"""What the file of one benchmark declares, and what it makes of a row."""
+"""What the module of a dataset declares, and what it makes of each record."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax_power_smc.tasks.base import Kind
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +15,10 @@ class Example:
 
     Attributes:
       id: see ``base.Problem``.
-      question: what is asked; of a multiple choice with its options.
+      question: the question; for multiple choice, with its options.
       gold: see ``base.Problem``.
-      solution: a worked one that ends as the prompt asks for, for few-shot prompts, or None.
+      solution: a worked solution that ends the way the prompt asks for, for few-shot prompts, or
+        None.
     """
 
     id: str
@@ -28,22 +29,23 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """A benchmark.
+    """A dataset of problems, and how to use it.
 
     Attributes:
       title: for people.
-      kind: how answers are judged.
-      read: makes an example of a row, or raises ValueError.
-      prompt: what is put to the model, with ``{question}`` where the question goes.
-      samples: made-up rows in the layout of the hub, for dry runs.
-      chat_prompt: in place of ``prompt`` for chat models, if that is another one.
-      data, data_name: the data set of the hub, and which of its configurations.
-      splits: our name of a split -> that on the hub.
+      kind: how answers are graded.
+      read: turns a record into an example, or raises ValueError.
+      prompt: the prompt's template, with ``{question}`` where the question goes.
+      samples: made-up records in the layout of the hub, for dry runs and tests.
+      chat_prompt: the template for chat models, if it is a different one.
+      data: the dataset's name on the hub, owner/name.
+      data_name: which of its configurations, or None if it has only one.
+      splits: our name of a split -> its name on the hub.
     """
 
     title: str
     kind: Kind
-    read: Callable[[Row], Example]
+    read: Callable[[Record], Example]
     prompt: str
     samples: tuple[Mapping[str, Any], ...]
     chat_prompt: str | None = None
@@ -52,11 +54,11 @@ class DatasetSpec:
     splits: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"test": "test"})
 
 
-def name_of(row: Row, question: str, *fields: str) -> str:
-    """The id of a row: one of the fields, or else a hash of the question.
+def record_id(record: Record, question: str, *fields: str) -> str:
+    """The id of a record: the first of the fields that it has, or else a hash of the question.
 
-    Not the row's number, so that it stays the same if rows before it go.
+    Not its position, so that it stays the same when earlier records are removed.
     """
-    if row.has(*fields):
-        return row.text(*fields)
+    if record.has(*fields):
+        return record.text(*fields)
     return hashlib.blake2b(question.encode(), digest_size=8).hexdigest()

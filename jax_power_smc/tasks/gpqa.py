@@ -1,11 +1,11 @@
-"""GPQA Diamond: questions of science with four options.
+"""GPQA Diamond: science questions with four options.
 
-The options' order follows from the id of the record, so that it is the same everywhere.
+The order of the options follows from the record's id, so that it is the same everywhere.
 """
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
+from jax_power_smc.tasks.records import Record
 
 SAMPLES = (
     {
@@ -29,37 +29,40 @@ SAMPLES = (
 )
 
 
-def read(row: Row) -> Example:
-    """Reads Question, Correct Answer, Incorrect Answer 1 to 3, Record ID, Explanation.
+def read(record: Record) -> Example:
+    """Reads Question, Correct Answer, Incorrect Answer 1 to 3, Record ID and Explanation.
 
-    Or prompt, answer, id, where the prompt has the options in it and the answer is the letter.
+    Or else prompt, answer and id, where the prompt includes the options and the answer is a letter.
     """
-    if row.has("Question"):
-        return _from_options(row)
-    question = row.text("question", "prompt")
-    letter = row.text("answer").strip().strip("()")
+    if record.has("Question"):
+        return _from_options(record)
+    question = record.text("question", "prompt")
+    letter = record.text("answer").strip().strip("()")
     if letter not in tuple(prompts.OPTIONS):
         raise ValueError(
-            f"{row.place} has answer {letter!r}; it must be one of {', '.join(prompts.OPTIONS)}."
+            f"{record.location} has answer {letter!r}; it must be one of "
+            f"{', '.join(prompts.OPTIONS)}."
         )
-    return Example(name_of(row, question, "id"), question, letter, row.text_or_none("solution"))
+    return Example(
+        record_id(record, question, "id"), question, letter, record.text_or_none("solution")
+    )
 
 
-def _from_options(row: Row) -> Example:
-    asked = row.text("Question")
+def _from_options(record: Record) -> Example:
+    asked = record.text("Question")
     names = ["Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3))]
-    texts = [row.text(name).strip() for name in names]
-    key = name_of(row, asked, "Record ID", "id")
+    texts = [record.text(name).strip() for name in names]
+    key = record_id(record, asked, "Record ID", "id")
     order = prompts.shuffled(len(texts), key)
     letter = prompts.OPTIONS[order.index(0)]
-    solution = row.text_or_none("Explanation")
+    solution = record.text_or_none("Explanation")
     if solution is not None:
         solution = f"{solution.strip()}\n" rf"The answer is \boxed{{{letter}}}."
     question = prompts.write_options(asked, [texts[i] for i in order])
     return Example(key, question, letter, solution)
 
 
-BENCHMARK = DatasetSpec(
+DATASET = DatasetSpec(
     title="GPQA Diamond",
     kind="choice",
     read=read,
@@ -67,6 +70,6 @@ BENCHMARK = DatasetSpec(
     samples=SAMPLES,
     data="Idavidrein/gpqa",
     data_name="gpqa_diamond",
-    # All of it is for testing; the hub has it under the only name there is.
+    # The hub calls its only split "train", although it is a test set.
     splits={"test": "train"},
 )

@@ -3,8 +3,8 @@
 import re
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
+from jax_power_smc.tasks.records import Record
 
 SAMPLES = (
     {
@@ -17,30 +17,31 @@ SAMPLES = (
     },
 )
 _MARK = "####"
-# What a calculator was asked, which the solutions have beside its results.
+# Calculator annotations in the solutions.
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 _NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(\.\d+)?")
 
 
-def read(row: Row) -> Example:
-    """Reads question (or prompt) and answer: a solution with the mark, or a number alone."""
-    question = row.text("question", "prompt", "problem")
-    text = row.text("answer")
+def read(record: Record) -> Example:
+    """Reads question (or prompt) and answer: a solution with the mark, or only a number."""
+    question = record.text("question", "prompt", "problem")
+    text = record.text("answer")
     worked, found, final = text.rpartition(_MARK)
     gold = final.strip().replace(",", "")
     if not gold or (not found and not _NUMBER.fullmatch(final.strip())):
         raise ValueError(
-            f"{row.place} has answer {text!r}; it must be a number, or end in {_MARK} and a number."
+            f"{record.location} has answer {text!r}; it must be a number, or end in {_MARK} and a "
+            "number."
         )
     solution: str | None
     if found and worked.strip():
         solution = f"{_CALCULATION.sub('', worked).strip()}\n" rf"The answer is \boxed{{{gold}}}."
     else:
-        solution = row.text_or_none("solution")
-    return Example(name_of(row, question, "id"), question, gold, solution)
+        solution = record.text_or_none("solution")
+    return Example(record_id(record, question, "id"), question, gold, solution)
 
 
-BENCHMARK = DatasetSpec(
+DATASET = DatasetSpec(
     title="GSM8K",
     kind="math",
     read=read,

@@ -1,8 +1,9 @@
-"""HumanEval: Python functions to complete, judged by running their tests."""
+"""HumanEval: Python functions to complete, graded by running their tests."""
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.base import CODE_FIELDS
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
+from jax_power_smc.tasks.records import Record
 
 SAMPLES = (
     {
@@ -22,22 +23,22 @@ SAMPLES = (
 )
 
 
-def read(row: Row) -> Example:
+def read(record: Record) -> Example:
     """Reads task_id, prompt, test, entry_point, canonical_solution."""
-    prompt = row.text("prompt")
+    prompt = record.text("prompt")
     return Example(
-        id=name_of(row, prompt, "task_id", "id"),
+        id=record_id(record, prompt, "task_id", "id"),
         question=prompt,
-        gold={name: row.text(name) for name in ("prompt", "test", "entry_point")},
-        solution=row.text_or_none("canonical_solution"),
+        gold={name: record.text(name) for name in CODE_FIELDS},
+        solution=record.text_or_none("canonical_solution"),
     )
 
 
-BENCHMARK = DatasetSpec(
+DATASET = DatasetSpec(
     title="HumanEval",
     kind="code",
     read=read,
-    # A base model goes on writing where the prompt ends.
+    # A base model continues where the prompt ends.
     prompt=prompts.QUESTION,
     chat_prompt=prompts.CODE_CHAT,
     samples=SAMPLES,

@@ -1,91 +1,91 @@
-"""Problems of the user's own, in a file or a data set whose fields the config names."""
+"""The user's own problems, in a file or a hub dataset whose fields the config names."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from jax_power_smc.tasks import gpqa, gsm8k, humaneval, prompts
-from jax_power_smc.tasks.base import Kind
-from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.base import CODE_FIELDS, Kind
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
+from jax_power_smc.tasks.records import Record
 
-_FORMATS: dict[Kind, str] = {
+_TEMPLATES: dict[Kind, str] = {
     "math": prompts.MATH,
     "choice": prompts.CHOICE,
     "code": prompts.QUESTION,
     "string": prompts.QUESTION,
     "reasoner": prompts.QUESTION,
 }
-_CODE = ("prompt", "test", "entry_point")
 
 
-def benchmark(fields: Mapping[str, str | None], kind: Kind) -> DatasetSpec:
-    """The benchmark of rows with these fields.
+def dataset(fields: Mapping[str, str | None], kind: Kind) -> DatasetSpec:
+    """The dataset whose records have these fields.
 
     Args:
-      fields: names of id, question, answer and solution; an id of None is a hash of the question,
-        and the solution need not be there.
-      kind: how answers are judged.
+      fields: the names of the fields id, question, answer and solution. If id is None, ids are
+        hashes of the questions. Records may lack the solution.
+      kind: how answers are graded.
     """
 
-    def read(row: Row) -> Example:
-        question = row.text(str(fields["question"]))
-        named = fields["id"]
-        key = name_of(row, question) if named is None else row.text(named)
-        solution = fields["solution"]
-        worked = row.text_or_none(solution) if solution else None
-        return Example(key, question, _gold(row, str(fields["answer"]), kind), worked)
+    def read(record: Record) -> Example:
+        question = record.text(str(fields["question"]))
+        id_field, solution_field = fields["id"], fields["solution"]
+        key = record_id(record, question) if id_field is None else record.text(id_field)
+        solution = record.text_or_none(solution_field) if solution_field else None
+        return Example(key, question, _gold(record, str(fields["answer"]), kind), solution)
 
     return DatasetSpec(
         title="own problems",
         kind=kind,
         read=read,
-        prompt=_FORMATS[kind],
+        prompt=_TEMPLATES[kind],
         chat_prompt=prompts.CODE_CHAT if kind == "code" else None,
         samples=tuple(_samples(fields, kind)),
     )
 
 
-def _gold(row: Row, field: str, kind: Kind) -> Any:
-    """The right answer, as judges of this kind expect it."""
+def _gold(record: Record, field: str, kind: Kind) -> Any:
+    """The reference answer, as ``grading`` takes it for this kind."""
     if kind == "code":
-        # In CSV an object can only be text.
-        value = row.value(field)
+        # A CSV cell holds the object as text.
+        value = record.value(field)
         try:
             value = json.loads(value) if isinstance(value, str) else value
         except ValueError:
             value = None
-        if not isinstance(value, Mapping) or not all(isinstance(value.get(k), str) for k in _CODE):
+        given = isinstance(value, Mapping) and all(
+            isinstance(value.get(name), str) for name in CODE_FIELDS
+        )
+        if not given:
             raise ValueError(
-                f"{row.place} has a {field} that is no object with the texts {', '.join(_CODE)}."
+                f"{record.location} has an invalid {field}; it must be an object with the texts "
+                f"{', '.join(CODE_FIELDS)}."
             )
-        return {name: value[name] for name in _CODE}
-    text = row.text(field).strip()
+        return {name: value[name] for name in CODE_FIELDS}
+    text = record.text(field).strip()
     if kind == "reasoner":
         try:
             return int(text)
         except ValueError as error:
-            raise ValueError(f"{row.place} has {field} {text!r}; it must be an integer.") from error
+            raise ValueError(
+                f"{record.location} has {field} {text!r}; it must be an integer."
+            ) from error
     if kind == "choice" and not (len(text) == 1 and text.isascii() and text.isupper()):
-        raise ValueError(f"{row.place} has {field} {text!r}; it must be the letter of an option.")
+        raise ValueError(
+            f"{record.location} has {field} {text!r}; it must be the letter of an option."
+        )
     return text
 
 
 def _samples(fields: Mapping[str, str | None], kind: Kind) -> list[dict[str, Any]]:
-    """Two made-up rows with these fields."""
-    if kind == "code":
-        made = [(row["prompt"], {k: row[k] for k in _CODE}) for row in humaneval.SAMPLES]
-    elif kind == "choice":
-        examples = [gpqa.read(Row("sample", row)) for row in gpqa.SAMPLES]
-        made = [(example.question, example.gold) for example in examples]
-    else:
-        examples = [gsm8k.read(Row("sample", row)) for row in gsm8k.SAMPLES]
-        made = [(example.question, example.gold) for example in examples]
+    """Two made-up records with these fields."""
+    source = {"code": humaneval, "choice": gpqa}.get(kind, gsm8k)
+    examples = [source.read(Record("sample", sample)) for sample in source.SAMPLES]
     return [
         {
-            str(fields["question"]): question,
-            str(fields["answer"]): answer,
+            str(fields["question"]): example.question,
+            str(fields["answer"]): example.gold,
             **({fields["id"]: f"sample/{i}"} if fields["id"] is not None else {}),
         }
-        for i, (question, answer) in enumerate(made)
+        for i, example in enumerate(examples)
     ]

@@ -1,8 +1,8 @@
 """MATH-500: competition problems whose answers are mathematical expressions."""
 
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.dataset import DatasetSpec, Example, name_of
-from jax_power_smc.tasks.rows import Row
+from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
+from jax_power_smc.tasks.records import Record
 
 SAMPLES = (
     {
@@ -20,18 +20,18 @@ SAMPLES = (
 )
 
 
-def read(row: Row) -> Example:
+def read(record: Record) -> Example:
     """Reads problem, answer, unique_id, solution; or prompt, answer, id."""
-    question = row.text("problem", "prompt", "question")
+    question = record.text("problem", "prompt", "question")
     return Example(
-        id=name_of(row, question, "unique_id", "id"),
+        id=record_id(record, question, "unique_id", "id"),
         question=question,
-        gold=row.text("answer").strip(),
-        solution=row.text_or_none("solution"),
+        gold=record.text("answer").strip(),
+        solution=record.text_or_none("solution"),
     )
 
 
-BENCHMARK = DatasetSpec(
+DATASET = DatasetSpec(
     title="MATH-500",
     kind="math",
     read=read,

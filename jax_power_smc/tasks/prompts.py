@@ -1,9 +1,8 @@
-r"""Prompts: what surrounds a question, and worked examples before it.
+r"""Prompt templates, and worked examples before the question.
 
-A base model gets the text as it is, a chat model the same text as the user's message.
-
-The format with \boxed is that of the papers on power sampling; a format is plain text in which
-``{question}`` is replaced, so other braces stand for themselves.
+A base model gets the text as it is, a chat model gets it as the user's message. The templates with
+\boxed are those of the papers on power sampling. A template is plain text in which ``{question}``
+is replaced, so other braces need no escaping.
 """
 
 import hashlib
@@ -30,38 +29,37 @@ function and its imports.
 ```"""
 
 
-def check_format(name: str, value: object) -> None:
-    """Raises ValueError unless value is a format, or None."""
+def check_template(name: str, value: object) -> None:
+    """Raises ValueError unless ``value`` is a template or None."""
     if value is not None and (not isinstance(value, str) or QUESTION not in value):
-        raise ValueError(f"{name} is {value!r}; it must be None or a text with {QUESTION} in it.")
+        raise ValueError(f"{name} is {value!r}; it must be None or a text that has {QUESTION}.")
 
 
-def write_prompt(form: str, question: str, shots: Sequence[Example] = ()) -> str:
+def write_prompt(template: str, question: str, shots: Sequence[Example] = ()) -> str:
     """The prompt of a question.
 
     Args:
-      form: a format.
-      question: what is asked.
-      shots: examples with solutions; each goes before it in the same format.
+      template: see above.
+      question: the question.
+      shots: examples with solutions; each precedes the question, in the same template.
     """
-    worked = [f"{_on_lines(form, shot.question)}{shot.solution}\n\n" for shot in shots]
-    return "".join(worked) + form.replace(QUESTION, question)
+    worked = [f"{_with_newline(template, shot.question)}{shot.solution}\n\n" for shot in shots]
+    return "".join(worked) + template.replace(QUESTION, question)
 
 
-def _on_lines(form: str, question: str) -> str:
-    """A prompt that ends with the end of a line."""
-    text = form.replace(QUESTION, question)
+def _with_newline(template: str, question: str) -> str:
+    text = template.replace(QUESTION, question)
     return text if text.endswith("\n") else f"{text}\n"
 
 
 def write_options(question: str, options: Sequence[str]) -> str:
-    """A question with its options, one on a line: A) ..., B) ..."""
+    """A question followed by its options, one per line: A) ..., B) ..."""
     listed = [f"{letter}) {text}" for letter, text in zip(OPTIONS, options, strict=True)]
     return "\n".join([question.rstrip(), "", *listed])
 
 
 def shuffled(count: int, seed: str) -> list[int]:
-    """An order of ``count`` things that follows from a text, the same on every machine."""
+    """A permutation of ``range(count)`` that follows from a text, the same on every machine."""
 
     def rank(index: int) -> bytes:
         return hashlib.blake2b(f"{index}/{seed}".encode(), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Word problems of the embedded model, made as they are asked for."""
+"""Word problems for the embedded model, generated on demand."""
 
 from jax_power_smc.tasks import prompts
 from jax_power_smc.tasks.base import Problem
@@ -9,14 +9,14 @@ SPLITS = problems.SPLITS
 NUM_PROBLEMS = 400
 
 
-def tiny_problems(split: str, limit: int | None, seed: int, form: str) -> list[Problem]:
+def tiny_problems(split: str, limit: int | None, seed: int, template: str) -> list[Problem]:
     """Problems of one split; see ``tiny_reasoner.problems.problems``.
 
     Args:
-      split: "train", "valid" or "test"; the model has seen the first.
+      split: "train", "valid" or "test"; the model was trained on the first.
       limit: how many, None for ``NUM_PROBLEMS``.
-      seed: which ones.
-      form: a prompt's format; see ``prompts``.
+      seed: selects the problems.
+      template: the prompt's template; see ``prompts``.
     """
     made = problems.problems(split, NUM_PROBLEMS if limit is None else limit, seed)
-    return [Problem(p.key, prompts.write_prompt(form, p.question), p.answer) for p in made]
+    return [Problem(p.key, prompts.write_prompt(template, p.question), p.answer) for p in made]

@@ -1,1 +1,1 @@
-"""The tiny reasoner: its problems, tokenizer, batches and training."""
+"""The tiny reasoner, the embedded model: its problems, tokenizer, batches and training."""

@@ -1,9 +1,9 @@
-"""Batches of examples for the tiny reasoner.
+"""Batches of training examples for the tiny reasoner.
 
-Batch i is a function of the config and i alone, so that a resumed run sees what an undisturbed
-one sees.
+Batch i depends only on the config and i, so a resumed run sees the same batches as an
+uninterrupted one.
 
-Letters: B batch size, S padded length.
+Shapes: B batch size, S padded length.
 """
 
 import dataclasses
@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from jax_power_smc.core import checks
 from jax_power_smc.tiny_reasoner.problems import sample_problem, write_solution
 from jax_power_smc.tiny_reasoner.tokenizer import END_ID
 
-# Lengths are padded to a multiple of this: few enough shapes to compile, little enough padding.
+# Lengths are padded to a multiple of this, a compromise between shapes to compile and padding.
 BUCKET = 32
 
 
@@ -27,10 +28,11 @@ class DataConfig:
     """Which examples a run sees.
 
     Attributes:
-      seed: of the problems, their solutions and the order of the batches.
+      seed: determines the problems, their solutions and the order of the batches.
       batch_size: B, examples per step.
       max_tokens: longer examples are left out.
-      pool_batches: batches that are generated, sorted by length and shuffled together.
+      pool_batches: how many batches form a pool; its examples are generated and sorted by length
+        together, and then its batches are shuffled.
     """
 
     seed: int
@@ -40,26 +42,25 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_tokens", "pool_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            checks.integer(name, getattr(self, name), at_least=1)
 
 
 class Batch(NamedTuple):
     """Examples of similar length, padded with the end token.
 
-        inputs    Q Q Q s s s E .
-        targets   Q Q s s s E . .       the inputs one place to the left
-        counted   0 0 1 1 1 1 0 0       the solution and its end token
+        inputs      Q Q Q s s s E .
+        targets     Q Q s s s E . .     the inputs shifted left by one
+        loss_mask   0 0 1 1 1 1 0 0     the solution and its end token
 
     Attributes:
       inputs: [B, S] int32.
       targets: [B, S] int32.
-      counted: [B, S] bool, whether the loss counts the prediction at this place.
+      loss_mask: [B, S] bool, whether the prediction at this position enters the loss.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
-    counted: np.ndarray
+    loss_mask: np.ndarray
 
 
 def make_pool(
@@ -70,11 +71,11 @@ def make_pool(
     Args:
       tokenizer: encodes questions and solutions.
       config: seed and sizes.
-      pool: number of the pool, from 0.
+      pool: index of the pool, from 0.
       split: which problems to draw from.
 
     Raises:
-      ValueError: if ``config.max_tokens`` leaves hardly any example.
+      ValueError: if ``config.max_tokens`` excludes almost all examples.
     """
     kind = "" if split == "train" else f"-{split}"
     rng = random.Random(f"{config.seed}-{pool}{kind}")
@@ -82,7 +83,7 @@ def make_pool(
     examples: list[tuple[int, list[int]]] = []
     drawn = 0
     while len(examples) < wanted:
-        # At least a thousand, so that a small pool is not refused by bad luck.
+        # At least a thousand, so that bad luck cannot fail a small pool.
         if drawn > max(10 * wanted, 1000):
             raise ValueError(
                 f"max_tokens is {config.max_tokens}; more than 90% of the examples are longer."
@@ -99,32 +100,32 @@ def make_pool(
 
 
 def pad_batch(examples: Sequence[tuple[int, list[int]]]) -> Batch:
-    """Pads examples, each (tokens of the question, all tokens), to a multiple of ``BUCKET``."""
+    """Pads examples, each (length of the question, all tokens), to a multiple of ``BUCKET``."""
     longest = max(len(tokens) for _, tokens in examples) - 1
     shape = (len(examples), -(-longest // BUCKET) * BUCKET)
     inputs = np.full(shape, END_ID, np.int32)
     targets = np.full(shape, END_ID, np.int32)
-    counted = np.zeros(shape, np.bool_)
-    for i, (question, tokens) in enumerate(examples):
+    loss_mask = np.zeros(shape, np.bool_)
+    for i, (question_length, tokens) in enumerate(examples):
         n = len(tokens) - 1
         inputs[i, :n] = tokens[:-1]
         targets[i, :n] = tokens[1:]
-        counted[i, question - 1 : n] = True
-    return Batch(inputs, targets, counted)
+        loss_mask[i, question_length - 1 : n] = True
+    return Batch(inputs, targets, loss_mask)
 
 
 def stream_batches(
     tokenizer: Tokenizer, config: DataConfig, first_step: int = 0
 ) -> Generator[Batch]:
-    """The training batches from ``first_step`` on; the next pool is made in the background."""
+    """Yields training batches from ``first_step`` on; a thread prepares the next pool."""
     pool, offset = divmod(first_step, config.pool_batches)
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
     try:
-        ahead = executor.submit(make_pool, tokenizer, config, pool)
+        prefetched = executor.submit(make_pool, tokenizer, config, pool)
         while True:
-            batches = ahead.result()
+            batches = prefetched.result()
             pool += 1
-            ahead = executor.submit(make_pool, tokenizer, config, pool)
+            prefetched = executor.submit(make_pool, tokenizer, config, pool)
             yield from batches[offset:]
             offset = 0
     finally:
@@ -134,10 +135,10 @@ def stream_batches(
 def _encode(
     tokenizer: Tokenizer, rng: random.Random, count: int, split: str
 ) -> list[tuple[int, list[int]]]:
-    """Examples as (tokens of the question, all tokens with the end token)."""
+    """Random examples as (length of the question, all tokens including the end token)."""
     problems = [sample_problem(rng, split) for _ in range(count)]
     solutions = [write_solution(problem, rng) for problem in problems]
-    # Encoding the halves apart is encoding the whole: the newline between never merges.
+    # Encoding the halves separately is exact, because the newline between them never merges.
     questions = tokenizer.encode_batch_fast([problem.question for problem in problems])
     answers = tokenizer.encode_batch_fast(solutions)
     return [

@@ -1,16 +1,16 @@
-"""Word problems over integers, and solutions written the way a web corpus writes them.
+"""Word problems over integers, and solutions as a web corpus might write them.
 
-A problem is a short story with two to four arithmetic steps, each a product that is added to or
-taken from what was there before. What makes its solutions useful for studying power sampling is
-the *fork* that recurs at every step: the result is either
+A problem is a short story of two to four arithmetic steps, each a product that is added to or
+subtracted from the value so far. Its solutions suit the study of power sampling because of the
+*fork* at every step: the result is either
 
-* **stated** (``3381+38*64=5813``): one line, computed in the head, or
-* **written out** (``3381+38*64:``): then the parts follow, digit by digit.
+* **stated** (``3381+38*64=5813``): in one line, computed mentally, or
+* **written out** (``3381+38*64:``): the partial products follow, digit by digit.
 
-Stating is somewhat commoner, so low-temperature decoding prefers it; but a small model cannot
-compute a product of several digits in its head, so after ``=`` its digits are spread over many
+Stating is somewhat more common, so low-temperature decoding prefers it. But a small model cannot
+multiply numbers of several digits in its head, so after ``=`` its probability is spread over many
 values, while after ``:`` every token is nearly certain. The power distribution weighs whole
-continuations and therefore prefers the written-out start. A solution written out everywhere:
+continuations and therefore prefers to write out. A solution with every step written out:
 
     147*23:
     147*3:21,14,4>441               columns from the right: 7*3, 4*3 and the carry 2, 1*3 and 1
@@ -27,7 +27,7 @@ continuations and therefore prefers the written-out start. A solution written ou
     5813-540:3,-3,2,5>5273          a negative column: its digit is 7, and one is borrowed
     answer 5273
 
-Everything is a deterministic function of the ``random.Random`` that is passed in.
+Everything is a deterministic function of the ``random.Random`` passed in.
 """
 
 import dataclasses
@@ -38,10 +38,10 @@ from typing import NamedTuple
 
 SPLITS = ("train", "valid", "test")
 
-# Chance that a step is written out rather than stated, at every fork.
+# Probability that a step is written out rather than stated.
 WRITTEN_SHARE = 0.42
-# Careless mistakes, per line: people slip more often when they compute in the head. A written
-# slip that falls on a digit 0 or 9 does not happen, so there are somewhat fewer.
+# Probability of a careless mistake, per line: mental arithmetic fails more often. A mistake in a
+# written line is dropped if it falls on a digit 0 or 9, so these are somewhat rarer still.
 STATED_MISTAKES = 0.05
 WRITTEN_MISTAKES = 0.005
 
@@ -70,12 +70,12 @@ _LOSE = ("sells", "loses", "breaks", "sends away", "gives away", "throws out")
 
 
 class Step(NamedTuple):
-    """One step: ``groups * size`` is added or taken away.
+    """One step: ``groups * size`` is added or subtracted.
 
     Attributes:
-      op: "+" or "-"; "+" in the first step, which starts from nothing.
-      groups: how many containers.
-      size: how many items in each, two digits and neither of them 0.
+      op: "+" or "-"; "+" in the first step, which starts from 0.
+      groups: number of containers.
+      size: items per container, two digits, neither of them 0.
     """
 
     op: str
@@ -93,8 +93,8 @@ class Problem:
     """A word problem.
 
     Attributes:
-      question: one line of text that ends with a newline; the prompt.
-      steps: what is done, in order.
+      question: the prompt, one line of text that ends with a newline.
+      steps: the arithmetic, in order.
       answer: the value after the last step.
     """
 
@@ -104,12 +104,12 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The arithmetic of the problem; two problems are the same if their keys are equal."""
+        """The arithmetic as text; two problems are the same if their keys are equal."""
         return "".join(f"{op}{groups}*{size}" for op, groups, size in self.steps)[1:]
 
 
 def split_of(key: str) -> str:
-    """The split a problem belongs to: a hash of its arithmetic, so that no two splits share one."""
+    """The split of a problem, from a hash of its arithmetic, so that no two splits share one."""
     bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") % 1000
     return "test" if bucket < 20 else "valid" if bucket < 40 else "train"
 
@@ -122,18 +122,18 @@ def sample_problem(rng: random.Random, split: str = "train") -> Problem:
       split: "train", "valid" or "test".
 
     Raises:
-      ValueError: if ``split`` is none of the three.
+      ValueError: if ``split`` is none of these.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}.")
     while True:
-        problem = _tell(rng, _sample_steps(rng))
+        problem = _write_question(rng, _sample_steps(rng))
         if split_of(problem.key) == split:
             return problem
 
 
 def problems(split: str, count: int, seed: int = 0) -> Iterator[Problem]:
-    """``count`` problems with pairwise different arithmetic, the same for the same seed."""
+    """Yields ``count`` different problems, the same for the same seed."""
     rng = random.Random(f"problems-{split}-{seed}")
     seen: set[str] = set()
     while len(seen) < count:
@@ -144,13 +144,13 @@ def problems(split: str, count: int, seed: int = 0) -> Iterator[Problem]:
 
 
 def write_solution(problem: Problem, rng: random.Random, written_share: float | None = None) -> str:
-    """Writes one solution, ending in ``answer N`` (wrong where a careless mistake happened).
+    """Writes one solution, ending in ``answer N``, which careless mistakes may make wrong.
 
     Args:
       problem: the problem.
       rng: source of all randomness: forks and mistakes.
-      written_share: chance that a step is written out; ``None`` is the corpus' own share. With
-        an explicit share no mistakes are made (1.0 is the fully worked solution).
+      written_share: probability that a step is written out; None for the corpus's own, with its
+        mistakes. An explicit share excludes mistakes (1.0 is the fully worked solution).
     """
     careless = written_share is None
     writer = _Writer(rng, WRITTEN_SHARE if written_share is None else written_share, careless)
@@ -158,7 +158,7 @@ def write_solution(problem: Problem, rng: random.Random, written_share: float | 
 
 
 def parse_answer(text: str) -> int | None:
-    """The number after the last ``answer`` of a solution, or ``None`` if there is none."""
+    """The number after the last ``answer`` in a solution; None if there is none."""
     _, found, tail = text.rpartition("answer ")
     tail = tail.strip()
     return int(tail) if found and tail.isascii() and tail.isdigit() and len(tail) < 12 else None
@@ -176,13 +176,13 @@ def _sample_steps(rng: random.Random) -> tuple[Step, ...]:
     while len(steps) < length:
         step = Step("-" if rng.random() < 0.35 else "+", rng.randint(12, 99), _size(rng))
         after = step.apply(value)
-        # As many digits after a subtraction as before: no leading zeros in its columns.
+        # A subtraction must keep the number of digits: no leading zeros in its columns.
         long_enough = step.op == "+" or (after > 0 and len(str(after)) == len(str(value)))
         if long_enough and after <= LARGEST_VALUE:
             steps.append(step)
             value = after
         elif step.op == "-" and value < 3000:
-            continue  # often nothing fits below a small value; draw the sign again as well
+            continue  # a small value often leaves no room, so the sign is drawn again as well
     return tuple(steps)
 
 
@@ -200,20 +200,20 @@ class _Writer:
         self._careless = careless
 
     def write(self, steps: Sequence[Step]) -> str:
-        """Writes the whole solution."""
+        """The whole solution."""
         value = 0
         for index, step in enumerate(steps):
             value = self._step(value, step, first=index == 0)
         return "".join(f"{line}\n" for line in self._lines) + f"answer {value}"
 
     def _step(self, value: int, step: Step, first: bool) -> int:
-        """Writes one step in one of the two ways and returns the value arrived at."""
+        """Writes one step in one of the two ways, and returns the resulting value."""
         op, groups, size = step
         before = "" if first else f"{value}{op}"
         written = self._rng.random() < self._written_share
-        # After mistakes a value may be too small, or negative; columns have no sign.
+        # Mistakes can make a value too small or negative, and columns have no sign.
         if not written or value < 0 or step.apply(value) < 0:
-            after = self._slip(step.apply(value))
+            after = self._state(step.apply(value))
             self._lines.append(f"{before}{groups}*{size}={after}")
             return after
         self._lines.append(f"{before}{groups}*{size}:")
@@ -224,32 +224,32 @@ class _Writer:
             return self._sum(one, ten)
         if op == "+":
             return self._sum(value, one, ten)
-        taken = self._sum(one, ten)
-        if taken > value:  # a mistake just above
-            self._lines.append(f"{value}-{taken}={value - taken}")
-            return value - taken
-        pairs = zip(*_aligned(value, taken), strict=True)
-        return self._columns(f"{value}-{taken}", [a - b for a, b in pairs])
+        product = self._sum(one, ten)
+        if product > value:  # a mistake in the lines above
+            self._lines.append(f"{value}-{product}={value - product}")
+            return value - product
+        pairs = zip(*_aligned(value, product), strict=True)
+        return self._columns(f"{value}-{product}", [a - b for a, b in pairs])
 
     def _sum(self, *numbers: int) -> int:
         columns = [sum(column) for column in zip(*_aligned(*numbers), strict=True)]
         return self._columns("+".join(map(str, numbers)), columns)
 
     def _columns(self, head: str, parts: Sequence[int], zero: str = "") -> int:
-        """Writes the columns from the right and returns the value that they spell.
+        """Writes a line of columns, from the right, and returns the value that they spell.
 
         Args:
-          head: what is computed.
-          parts: what each column holds before the carry.
-          zero: what the value ends with, below the columns.
+          head: the expression being computed.
+          parts: the columns before carrying.
+          zero: a final digit of the value that has no column.
         """
-        slip_at = -1
+        mistake_at = -1
         if self._careless and self._rng.random() < WRITTEN_MISTAKES:
-            slip_at = self._rng.randrange(len(parts))
+            mistake_at = self._rng.randrange(len(parts))
         columns, digits, carry = [], zero, 0
         for i, part in enumerate(parts):
             total = part + carry
-            if i == slip_at and total % 10 not in (0, 9):
+            if i == mistake_at and total % 10 not in (0, 9):
                 total += self._rng.choice((-1, 1))
             columns.append(str(total))
             # Floor division: -3 is the digit 7 and a carry of -1, the borrow.
@@ -259,8 +259,8 @@ class _Writer:
         self._lines.append(f"{head}:{','.join(columns)}>{value}")
         return value
 
-    def _slip(self, value: int) -> int:
-        """A stated value, now and then with one digit (not the first) wrong."""
+    def _state(self, value: int) -> int:
+        """The value as stated: occasionally one digit, not the first, is wrong."""
         if not self._careless or self._rng.random() >= STATED_MISTAKES:
             return value
         text = str(value)
@@ -281,11 +281,11 @@ def _aligned(*numbers: int) -> Iterable[list[int]]:
     return [_digits(number, width) for number in numbers]
 
 
-# --- The story --------------------------------------------------------------------------------
+# --- The question -----------------------------------------------------------------------------
 
 
-def _tell(rng: random.Random, steps: tuple[Step, ...]) -> Problem:
-    """Puts the steps into words."""
+def _write_question(rng: random.Random, steps: tuple[Step, ...]) -> Problem:
+    """Tells the steps as a story."""
     name = rng.choice(_NAMES)
     item = rng.choice(_ITEMS)
     containers = rng.sample(_CONTAINERS, len(steps))

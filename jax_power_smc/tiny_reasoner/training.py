@@ -1,10 +1,9 @@
-"""Training of the tiny reasoner: loss, optimiser, step.
+"""Training the tiny reasoner: loss, optimizer, step.
 
-Letters: B batch size, S padded length, V vocabulary.
+Shapes: B batch size, S padded length, V vocabulary size.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,12 +12,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jax_power_smc.core import prng
+from jax_power_smc.core import checks, prng
+from jax_power_smc.core.types import Params
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import Transformer
 from jax_power_smc.tiny_reasoner.batches import Batch
 
-# Counted tokens of an example, roughly; only the scale of the clipped gradient depends on it.
+# Roughly the loss tokens of an example; only the scale of the clipped gradient depends on it.
 TYPICAL_TOKENS = 128
 
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -26,15 +26,15 @@ COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a clipped gradient, a linear warm-up and a cosine to almost nothing.
+    """AdamW with gradient clipping, linear warm-up and cosine decay.
 
     Attributes:
       steps: length of the schedule.
-      learning_rate: its peak.
+      learning_rate: peak learning rate.
       warmup_steps: steps until the peak.
-      final_share: the last learning rate as a share of the peak.
-      weight_decay: per step and unit of learning rate, of matrices only.
-      b2: decay of the second moment.
+      final_share: the final learning rate as a fraction of the peak.
+      weight_decay: AdamW's coefficient, applied to matrices only.
+      b2: decay rate of the second moment.
       clip_norm: largest global norm of the gradient.
     """
 
@@ -47,33 +47,25 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; it must be at least 1.")
+        checks.integer("steps", self.steps, at_least=1)
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps}; it must be at least 0 and less than "
                 f"steps, which is {self.steps}."
             )
-        if not 0.0 < self.b2 < 1.0:
-            raise ValueError(f"b2 is {self.b2}; it must be between 0 and 1.")
-        for name, at_least_zero in (
-            ("learning_rate", False),
-            ("clip_norm", False),
-            ("final_share", True),
-            ("weight_decay", True),
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and (value > 0 or (at_least_zero and value == 0))):
-                bound = "of at least 0" if at_least_zero else "greater than 0"
-                raise ValueError(f"{name} is {value}; it must be a finite number {bound}.")
+        checks.number("b2", self.b2, above=0, below=1)
+        for name in ("learning_rate", "clip_norm"):
+            checks.number(name, getattr(self, name), above=0)
+        for name in ("final_share", "weight_decay"):
+            checks.number(name, getattr(self, name), at_least=0)
 
 
 class TrainState(NamedTuple):
-    """What training evolves.
+    """The state that a training step updates.
 
     Attributes:
       params: float32 parameters of the ``Transformer``.
-      opt_state: state of the optimiser.
+      opt_state: state of the optimizer.
     """
 
     params: nnx.State
@@ -84,8 +76,8 @@ class TrainState(NamedTuple):
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Negative log-likelihood: logits [..., V] float32, targets [...] int32 -> [...].
 
-    The derivative is written out because it is one pass over the logits, ``softmax - one_hot``,
-    where automatic differentiation stores the exponentials and scatters.
+    Its derivative is written by hand: ``softmax - one_hot`` is one pass over the logits, where
+    automatic differentiation would store the exponentials and scatter.
     """
     return _cross_entropy_forward(logits, targets)[0]
 
@@ -107,7 +99,7 @@ cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The optimiser that ``config`` describes."""
+    """The optimizer that ``config`` describes."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -121,8 +113,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def _decayed(params: Any) -> Any:
-    """True for matrices, also those with head axes apart; False for norm scales and biases."""
+def _decayed(params: Params) -> Any:
+    """True for matrices, including those with separate head axes; False for norms and biases."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and "_bias" not in jax.tree_util.keystr(path), params
     )
@@ -131,7 +123,7 @@ def _decayed(params: Any) -> Any:
 def init_state(
     model: TransformerConfig, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
-    """Random float32 parameters and a fresh optimiser state."""
+    """Random float32 parameters and a fresh optimizer state."""
     params = nnx.state(Transformer(model, rngs=nnx.Rngs(prng.seed_key(seed))))
     return TrainState(params, optimizer.init(params))
 
@@ -139,13 +131,13 @@ def init_state(
 def make_train_step(
     model: TransformerConfig, optimizer: optax.GradientTransformation, compute_dtype: str
 ) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
-    """The jitted step: (state, batch) -> (state, mean loss []). The old state is given up.
+    """Returns the jitted step, (state, batch) -> (state, mean loss []), which donates the state.
 
     Args:
-      model: sizes.
-      optimizer: as from ``make_optimizer``.
-      compute_dtype: "float32" or "bfloat16", what the parameters are cast to for the forward
-        pass; parameters, gradients and moments stay float32.
+      model: the model's configuration.
+      optimizer: see ``make_optimizer``.
+      compute_dtype: "float32" or "bfloat16": the type to which parameters are cast for the forward
+        pass. Parameters, gradients and moments remain float32.
 
     Raises:
       ValueError: if ``compute_dtype`` is neither.
@@ -153,9 +145,9 @@ def make_train_step(
     loss_sum = _make_loss_sum(model, compute_dtype)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
-        count = jnp.sum(batch.counted, dtype=jnp.float32)
-        # Batches hold examples of similar length. Dividing by each batch's own count would make
-        # a token of a short solution count for more than one of a long solution.
+        count = jnp.sum(batch.loss_mask, dtype=jnp.float32)
+        # A batch has examples of similar length. Dividing by its own count would weigh a token of
+        # a short solution more than one of a long solution.
         scale = jnp.float32(batch.inputs.shape[0] * TYPICAL_TOKENS)
         loss, gradient = jax.value_and_grad(lambda p: loss_sum(p, batch) / scale)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -168,12 +160,12 @@ def make_train_step(
 def make_evaluate(
     model: TransformerConfig, compute_dtype: str
 ) -> Callable[[nnx.State, Sequence[Batch]], float]:
-    """The held-out loss: (params, batches) -> mean over all counted tokens, in nats."""
+    """Returns the held-out loss, (params, batches) -> mean in nats over all loss tokens."""
     loss_sum = jax.jit(_make_loss_sum(model, compute_dtype))
 
     def evaluate(params: nnx.State, batches: Sequence[Batch]) -> float:
         total = sum(float(loss_sum(params, batch)) for batch in batches)
-        return total / sum(int(batch.counted.sum()) for batch in batches)
+        return total / sum(int(batch.loss_mask.sum()) for batch in batches)
 
     return evaluate
 
@@ -181,16 +173,13 @@ def make_evaluate(
 def _make_loss_sum(
     model: TransformerConfig, compute_dtype: str
 ) -> Callable[[nnx.State, Batch], jax.Array]:
-    if compute_dtype not in COMPUTE_DTYPES:
-        raise ValueError(
-            f"compute_dtype is {compute_dtype!r}; allowed are {', '.join(COMPUTE_DTYPES)}."
-        )
+    checks.one_of("compute_dtype", compute_dtype, COMPUTE_DTYPES)
     dtype = COMPUTE_DTYPES[compute_dtype]
     graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0))))
 
     def loss_sum(params: nnx.State, batch: Batch) -> jax.Array:
         module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
         losses = cross_entropy(module(batch.inputs), batch.targets)
-        return jnp.sum(jnp.where(batch.counted, losses, jnp.float32(0.0)))
+        return jnp.sum(jnp.where(batch.loss_mask, losses, jnp.float32(0.0)))
 
     return loss_sum

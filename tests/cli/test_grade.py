@@ -29,12 +29,12 @@ BAD = {
     "no gold": "line 2 of in.jsonl: the field gold is missing.",
     "no response": "line 2 of in.jsonl: the field response is missing.",
     "response of another type": "line 2 of in.jsonl: response is a list; it must be a text.",
-    "gold of another type": "line 2 of in.jsonl: gold is None; it must be a text",
+    "gold of another type": "line 2 of in.jsonl: gold is None; it must be a non-empty",
     "opts": "line 2 of in.jsonl: opts has strict='no'; allowed are",
     "not UTF-8": "line 2 of in.jsonl: this is not JSON.",
     "NaN": "line 2 of in.jsonl: this is not JSON.",
-    "infinite": "line 2 of in.jsonl: 1e400 is too large a number.",
-    "gold without an answer": "line 2 of in.jsonl: gold is '####'; the answer behind it is",
+    "infinite": "line 2 of in.jsonl: the number 1e400 is too large.",
+    "gold without an answer": "line 2 of in.jsonl: gold is '####'; an answer must follow",
     "task": "task is 'chess'; allowed are math500, gsm8k",
     "no input": "missing.jsonl: No such file or directory.",
     "same file": "input and output are the same file",
@@ -109,7 +109,7 @@ def test_the_command_grades_a_file_and_sums_up(tmp_path):
     arguments = ["--task=math500", f"--input={source}", f"--output={target}", "--seconds=3"]
     code, out, err = call("grade", *arguments)
     assert (code, err) == ("0", "")
-    assert out.startswith("4 graded   correct 50.0%   by strings 25.0%   1 could not be judged   ")
+    assert out.startswith("4 graded   correct 50.0%   by strings 25.0%   1 could not be graded   ")
     lines = read(target)
     assert [line["correct"] for line in lines] == [True, False, False, True]
     assert [line["correct_string"] for line in lines] == [True, False, False, False]
@@ -165,7 +165,7 @@ def test_empty_lines_are_left_out_and_any_text_is_kept(tmp_path):
 
 @pytest.mark.parametrize("gold", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize("task", KINDS)
-def test_a_gold_that_is_no_number_is_refused_like_null(task, gold, tmp_path):
+def test_nan_as_gold_is_refused_like_null(task, gold, tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text(f'\n{{"gold": {gold}, "response": "1"}}\n')
     with pytest.raises(ValueError, match=rf"line 2 of .*in.jsonl: gold is {float(gold)}; it must"):
@@ -175,15 +175,15 @@ def test_a_gold_that_is_no_number_is_refused_like_null(task, gold, tmp_path):
 def test_a_device_is_not_renamed(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     source = write(tmp_path / "in.jsonl", GOOD)
-    with pytest.raises(ValueError, match="pipe; it must be an ordinary file"):
+    with pytest.raises(ValueError, match="pipe; it must be a regular file"):
         grade("math500", source, tmp_path / "pipe")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "pipe"]
 
 
-def test_an_input_that_has_the_name_of_the_unfinished_output_is_kept(tmp_path):
+def test_an_input_named_like_the_unfinished_output_is_kept(tmp_path):
     source = write(tmp_path / "out.jsonl.tmp", GOOD)
     before = source.read_text()
-    with pytest.raises(ValueError, match="where the output is made"):
+    with pytest.raises(ValueError, match="where the output is written"):
         grade("math500", source, tmp_path / "out.jsonl")
     assert source.read_text() == before
 

@@ -171,7 +171,7 @@ def test_a_terminated_process_continues_to_the_same_parameters(tmp_path):
     assert process.returncode == 0
     stopped_at = metrics(workdir)[-1]["step"]
     assert 5 <= stopped_at < 60
-    assert f"Stopped after step {stopped_at} of 60; run the same command to continue." in rest
+    assert f"Stopped after step {stopped_at} of 60; run the same command to resume." in rest
     assert json.loads((workdir / "export" / "training.json").read_text())["step"] == stopped_at
     halfway = weights(workdir / "export")
 
@@ -207,7 +207,7 @@ def test_a_request_at_any_moment_ends_in_a_checkpoint(step, finished, tmp_path, 
         assert last[name] == undisturbed[name]
 
 
-def test_metrics_behind_the_checkpoint_are_cut_off(finished, tmp_path, monkeypatch):
+def test_metrics_after_the_checkpoint_are_removed(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(5, patch)
         stopped = train.train(tiny_config(), tmp_path).step
@@ -308,11 +308,11 @@ def test_a_changed_config_is_refused_by_name(name, value, was, finished):
 def test_every_changed_field_is_named_but_the_free_ones(tmp_path):
     work = train.Workspace(tmp_path)
     before = {"seed": 0, "model": {"layers": 1}, "sizes": (1, 2), "log_every": 5}
-    work.agree_on(before)
-    work.agree_on(before | {"log_every": 6})
+    work.claim(before)
+    work.claim(before | {"log_every": 6})
     with pytest.raises(ValueError) as refusal:
-        work.agree_on(before | {"seed": 1, "model": {"layers": 2}, "new": 3})
-    for text in ("seed was 0 and", "model.layers was 1 and", "new was None and is now 3"):
+        work.claim(before | {"seed": 1, "model": {"layers": 2}, "new": 3})
+    for text in ("seed was 0 and", "model.layers was 1 and", "new was absent and is now 3"):
         assert text in str(refusal.value)
     assert "log_every" not in str(refusal.value) and "sizes" not in str(refusal.value)
     work.close()
@@ -322,17 +322,17 @@ def test_a_broken_config_of_the_run_is_named(tmp_path):
     work = train.Workspace(tmp_path)
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(ValueError, match=r"config\.json is not a config in JSON"):
-        work.agree_on({"seed": 0})
+        work.claim({"seed": 0})
     work.close()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, r"config\.steps is 0; it must be at least 1"),
+        ({"steps": 0}, r"config\.steps is 0; it must be an integer of at least 1"),
         ({"log_every": -1}, r"config\.log_every is -1"),
         ({"valid_examples": 0}, r"config\.valid_examples is 0"),
-        ({"vocab_size": 100}, r"config\.vocab_size is 100; it must be at least 257"),
+        ({"vocab_size": 100}, r"config\.vocab_size is 100; it must be an integer of at least 257"),
         ({"max_tokens": 300}, r"max_tokens is 300, more than config\.model\.max_positions"),
         ({"compute_dtype": "int8"}, r"compute_dtype is 'int8'; allowed are float32, bfloat16"),
         ({"warmup_steps": 14}, r"warmup_steps is 14"),
@@ -342,7 +342,7 @@ def test_a_broken_config_of_the_run_is_named(tmp_path):
         ({"model.head_dim": 7}, r"head_dim is 7"),
     ],
 )
-def test_impossible_configs_are_refused_before_anything_is_written(changes, message, tmp_path):
+def test_invalid_configs_are_refused_before_anything_is_written(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         train.train(tiny_config(**changes), tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -366,7 +366,7 @@ def test_incomplete_configs_are_refused(tmp_path):
 # Imports once and runs every case in a process of its own.
 PROGRAM = """
 import json, os, sys
-from jax_power_smc.launchers import train
+from jax_power_smc.cli import train
 
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     child = os.fork()
@@ -385,7 +385,10 @@ BAD = {
     "unknown flag": ([*GOOD, "--wordkir=x"], "Unknown command line flag 'wordkir'"),
     "extra argument": ([*GOOD, "more"], "unexpected arguments: more"),
     "bad number": ([*GOOD, "--config.steps=many"], "--config.steps=many: invalid literal"),
-    "bad value": ([*GOOD, "--config.steps=0"], "config.steps is 0; it must be at least 1."),
+    "bad value": (
+        [*GOOD, "--config.steps=0"],
+        "config.steps is 0; it must be an integer of at least 1.",
+    ),
     "unknown field": ([*GOOD, "--config.stepps=9"], "stepps"),
     "absent file": (["--config=absent.py", GOOD[1]], "absent.py"),
     "broken file": (["--config=broken.py", GOOD[1]], "SyntaxError"),

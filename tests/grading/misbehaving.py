@@ -1,4 +1,4 @@
-"""What a worker may be asked for in tests: results, and everything that can go wrong."""
+"""Functions for workers in tests: they return results, and go wrong in every way."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def judge(gold, response):
 
 
 def merge(answers):
-    """Puts all answers together that begin alike; hangs when told to."""
+    """Merges answers with the same first letter; hangs when told to."""
     if any(answer.startswith("merge-hang") for answer, _ in answers):
         time.sleep(60)
     return {answer: answer[0] for answer, _ in answers}

@@ -5,7 +5,7 @@ import time
 
 
 def is_alive(pid):
-    """False also for one that has ended and that nobody has waited for."""
+    """False also for a zombie."""
     try:
         state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:

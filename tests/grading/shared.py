@@ -1,4 +1,4 @@
-"""Data that the repository does not hold; tests that want it are skipped where it is absent."""
+"""Data that is not in the repository; tests that need it are skipped where it is absent."""
 
 import json
 
@@ -20,5 +20,5 @@ def read_lines(name):
 
 
 def math_answers():
-    """The right answers of MATH500."""
+    """The reference answers of MATH500."""
     return [each["answer"] for each in json.loads((DATA / "MATH500.json").read_text())]

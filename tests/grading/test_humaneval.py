@@ -1,21 +1,13 @@
-"""HumanEval: programs in responses, and what a program can and cannot do."""
+"""HumanEval: finding the program in a response, and grading it."""
 
-import os
-import subprocess
-import sys
 import textwrap
-import threading
 
 import pytest
 
-from jax_power_smc.grading import sandbox
 from jax_power_smc.grading.base import Verdict
 from jax_power_smc.grading.factory import open_grader
 from jax_power_smc.grading.humaneval import CodeWorker, normalise, solution
-from jax_power_smc.grading.sandbox import Sandbox
-from tests.grading.processes import is_alive, wait_until
 from tests.grading.shared import needs, read_lines
-from tests.paths import ROOT
 
 GOLD = {
     "prompt": "import math\n\ndef helper(x):\n    return x\n\n\n"
@@ -134,7 +126,7 @@ def test_wrong_programs_fail(name, verdicts):
     assert verdicts[name]._replace(parsed=None) == Verdict(None, False, False)
 
 
-def test_a_program_that_hangs_is_ended():
+def test_a_program_that_hangs_is_killed():
     responses = ["    while True: pass\n", "    import time; time.sleep(99)\n", BODY]
     with open_grader("code", processes=1, seconds=1, allow_code_execution=True) as grader:
         grader.submit(0, GOLD, responses)
@@ -143,79 +135,16 @@ def test_a_program_that_hangs_is_ended():
     assert found[:2] == [late, late] and found[2].correct
 
 
-def test_nothing_outside_its_directory_is_changed(tmp_path):
-    kept = tmp_path / "kept"
-    kept.write_text("1")
-    runner = Sandbox(SECONDS)
-    test = "def check(candidate):\n    candidate()\n"
-    for action in (
-        f"open({os.fspath(kept)!r}, 'w')",
-        f"__import__('os').remove({os.fspath(kept)!r})",
-    ):
-        assert not runner.passes(f"def f():\n    {action}\n", test, "f")
-    assert runner.passes(f"def f():\n    open({os.fspath(kept)!r})\n", test, "f")
-    assert kept.read_text() == "1"
-
-
-def test_the_environment_is_empty_and_the_directory_its_own(monkeypatch):
-    monkeypatch.setenv("SECRET", "1")
-    code = """
-        import os, sys
-        def f():
-            return os.environ.get("SECRET"), os.listdir(), sys.stdin.read()
-    """
-    test = "def check(f):\n    assert f() == (None, [], '')\n"
-    assert Sandbox(SECONDS).passes(textwrap.dedent(code), test, "f")
-
-
-def test_where_the_network_stays_it_is_said_once(monkeypatch, caplog):
-    monkeypatch.setattr(sandbox, "_said_network", threading.Event())
-    monkeypatch.setattr(Sandbox, "_run", lambda self, job, directory: ["network"])
-    for _ in range(2):
-        assert not Sandbox(SECONDS).passes("", "", "f")
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "network" in caplog.text
-
-
 def test_code_is_run_only_where_the_user_allows_it():
     with pytest.raises(ValueError, match=r"--config\.allow_code_execution=True"):
         open_grader("code")
 
 
-def test_closing_ends_the_program_that_runs():
+def test_closing_kills_the_running_program():
     grader = open_grader("code", processes=1, seconds=60, allow_code_execution=True)
     grader.submit(0, GOLD, ["    while True: pass\n", "    while 1: pass\n"])
     grader.close()
     assert grader.pending == 0 and grader.finished(wait=True) == []
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends them at once")
-def test_programs_end_with_a_parent_that_is_killed(tmp_path):
-    program = """
-import threading, time
-from jax_power_smc.grading.sandbox import Sandbox
-sandbox = Sandbox(600.0)
-loop = "def f():\\n    while True: pass\\n"
-test = "def check(f): f()"
-threading.Thread(target=sandbox.passes, args=(loop, test, "f"), daemon=True).start()
-while sandbox._process is None:
-    time.sleep(0.01)
-time.sleep(1)  # it is then past its preparations
-print(sandbox._process.popen.pid, flush=True)
-time.sleep(600)
-"""
-    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT), "TMPDIR": os.fspath(tmp_path)}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        pid = int(parent.stdout.readline())
-        assert is_alive(pid)
-    finally:
-        parent.kill()
-        parent.wait()
-        parent.stdout.close()
-    wait_until(lambda: not is_alive(pid))
 
 
 def test_votes_are_counted_by_the_text_of_the_code(verdicts):
@@ -226,9 +155,9 @@ def test_votes_are_counted_by_the_text_of_the_code(verdicts):
     assert verdicts["pass"].parsed != verdicts["continuation"].parsed
 
 
-def test_only_judging_is_asked_of_it():
-    with pytest.raises(ValueError, match="do is 'merge'"):
-        CodeWorker(1.0).ask("merge")
+def test_a_code_worker_can_only_judge():
+    with pytest.raises(ValueError, match="function is 'merge'"):
+        CodeWorker(1.0).call("merge")
 
 
 @pytest.mark.slow

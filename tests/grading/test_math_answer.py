@@ -3,7 +3,7 @@
 import pytest
 
 from jax_power_smc.grading import string_rule
-from jax_power_smc.grading.math_answer import LARGEST_NUMBER_OF_LEADERS, judge, merge
+from jax_power_smc.grading.math_answer import MAX_LEADERS, judge, merge
 from tests.grading.shared import math_answers, needs, read_lines
 
 
@@ -63,7 +63,7 @@ def test_options_of_one_case():
     assert judge("$0.33$", r"$\frac{1}{3}$", {"precision": 2})["correct"]
 
 
-def test_equal_wrong_answers_are_put_together():
+def test_equal_wrong_answers_are_merged():
     answers = [("0.25", 1), (r"\frac{1}{4}", 3), ("1/4", 1), (r"\sqrt{12}", 1), (r"2\sqrt{3}", 2)]
     answers += [("3", 1), ("4", 1), ("p-q", 1), ("-q+p", 1)]
     merged = merge(answers)
@@ -76,8 +76,8 @@ def test_equal_wrong_answers_are_put_together():
 
 
 def test_few_answers_are_compared_with():
-    many = [(str(number), 2) for number in range(100, 100 + LARGEST_NUMBER_OF_LEADERS)]
-    # The last to come is equal to a leader, and then to one that came too late to be one.
+    many = [(str(number), 2) for number in range(100, 100 + MAX_LEADERS)]
+    # The last is equal to a leader, and then to an answer that came too late to be one.
     assert merge([*many, ("100.0", 1)])["100.0"] == "100"
     assert merge([*many, ("5", 1), ("5.0", 1)])["5.0"] == "5.0"
     assert merge([("5", 2), ("5.0", 1)])["5.0"] == "5"
@@ -250,12 +250,12 @@ def test_kinds_of_answers(kind):
         ("3", "- 3"),
     ],
 )
-def test_different_numbers_are_not_put_together(one, other):
+def test_different_numbers_are_not_merged(one, other):
     merged = merge([(string_rule.normalise(one), 2), (string_rule.normalise(other), 1)])
     assert len(set(merged.values())) == 2
 
 
-def test_a_precision_that_is_asked_for_is_one_of_digits():
+def test_the_precision_option_counts_decimal_places():
     assert judge("0.0000001", r"\boxed{0.0000002}", {"precision": 6})["correct"]
     assert not judge("0.0000001", r"\boxed{0.0000002}", {"precision": 7})["correct"]
 
@@ -264,7 +264,7 @@ FORMS = ["so \\boxed{{{}}}.", "The answer is {}.", "so\n#### {}", "The answer is
 
 
 def wrong_verdicts(golds, neighbours, forms):
-    """Golds that are not right for themselves, and those that are for another of the next ones."""
+    """References not right for themselves, and those right for one of the next ones."""
     own = [
         (gold, form)
         for gold in sorted(set(golds))
@@ -284,14 +284,14 @@ def wrong_verdicts(golds, neighbours, forms):
 @pytest.mark.parametrize(
     ("neighbours", "forms"), [(1, FORMS[:2]), pytest.param(4, FORMS, marks=pytest.mark.slow)]
 )
-def test_the_golds_of_math500_are_right_for_themselves_and_wrong_for_others(neighbours, forms):
+def test_references_of_math500_are_right_for_themselves_and_wrong_for_others(neighbours, forms):
     own, others = wrong_verdicts(math_answers(), neighbours, forms)
     assert own == []
     assert set(others) <= {("5", "x=5"), ("x=5", "5")}  # which are equal
 
 
 @needs("gsm8k_test.jsonl")
-def test_the_golds_of_gsm8k_are_right_for_themselves_and_wrong_for_others():
+def test_references_of_gsm8k_are_right_for_themselves_and_wrong_for_others():
     golds = [each["answer"].rpartition("#### ")[2] for each in read_lines("gsm8k_test.jsonl")]
     assert wrong_verdicts(golds, 2, FORMS[:3]) == ([], [])
 

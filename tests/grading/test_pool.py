@@ -36,13 +36,13 @@ def all_of(grader):
     return dict(done)
 
 
-def test_verdicts_come_in_the_order_of_the_responses_and_equal_ones_are_judged_once():
+def test_verdicts_come_in_the_order_of_the_responses_and_duplicates_are_graded_once():
     with pool() as grader:
         grader.submit("tag", "b", ["a", "b", "a", *["sleep 0.3"] * 30])
         began = time.monotonic()
         assert grader.pending == 1
         ((tag, verdicts),) = grader.finished(wait=True)
-        assert time.monotonic() - began < 8  # 9 if each were judged
+        assert time.monotonic() - began < 8  # 9 s if each were graded
         assert tag == "tag" and grader.pending == 0
     assert [each.correct for each in verdicts] == [False, True, *[False] * 31]
     assert verdicts[0] == Verdict("a", False, False) and verdicts[1] == Verdict("b", True, True)
@@ -56,10 +56,10 @@ def test_verdicts_come_in_the_order_of_the_responses_and_equal_ones_are_judged_o
         ("spin", "took longer than 1 s"),
         ("crash", "its process was ended by SIGSEGV"),
         ("hog", "needed too much memory"),
-        ("raise x", "KeyError while it was judged"),
+        ("raise x", "KeyError while it was graded"),
     ],
 )
-def test_what_goes_wrong_concerns_one_response_only(response, note):
+def test_a_failure_concerns_one_response_only(response, note):
     with pool() as grader:
         grader.submit(0, "good", ["good", response, "bad"])
         grader.submit(1, "good", ["good"])
@@ -72,7 +72,7 @@ def test_what_goes_wrong_concerns_one_response_only(response, note):
     assert done[1] == [Verdict("good", True, True)]
 
 
-def test_others_go_on_while_one_hangs():
+def test_other_responses_are_graded_while_one_hangs():
     with pool(processes=2, seconds=30) as grader:
         grader.submit("slow", "x", ["hang"])
         for number in range(50):
@@ -105,7 +105,7 @@ def test_a_worker_that_died_between_jobs_is_replaced():
         assert all_of(grader) == {1: [Verdict("x", True, True)]}
 
 
-def test_termination_of_all_processes_of_a_job_spoils_no_verdict():
+def test_sigterm_to_the_whole_job_spoils_no_verdict():
     with pool(seconds=60) as grader:
         grader.submit(0, "x", ["sleep 0.5", "x"])
         wait_until(lambda: grader._workers[0]._process is not None)
@@ -120,13 +120,13 @@ def test_any_text_gets_through_and_noise_does_not():
         assert [each.parsed for each in all_of(grader)[0]] == texts
 
 
-def test_a_submission_without_responses_is_done():
+def test_a_submission_without_responses_is_finished():
     with pool() as grader:
         grader.submit("none", "x", [])
         assert grader.finished(wait=True) == [("none", [])]
 
 
-def test_closing_drops_what_is_pending_and_ends_the_workers():
+def test_closing_drops_pending_submissions_and_kills_the_workers():
     grader = pool(processes=2, seconds=60)
     for number in range(10):
         grader.submit(number, "x", ["hang"])
@@ -149,7 +149,7 @@ def test_a_worker_that_cannot_start_is_an_error():
             grader.finished(wait=True)
 
 
-def test_a_gold_answer_that_cannot_be_is_refused_at_once():
+def test_an_invalid_reference_answer_is_refused_at_once():
     with pool() as grader:
         with pytest.raises(ValueError, match="gold is None"):
             grader.submit(0, None, ["x"])
@@ -164,9 +164,9 @@ def test_equal_answers_get_equal_texts():
         assert [each.parsed for each in all_of(grader)[1]] == ["merge-hang", "ac", "x"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends them at once")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills them at once")
 @pytest.mark.parametrize("response", ["hang", "spin"])
-def test_workers_end_with_a_parent_that_is_killed(response, tmp_path):
+def test_workers_die_with_a_killed_parent(response, tmp_path):
     program = f"""
 import functools, pathlib, time
 from jax_power_smc.grading.pool import PooledGrader
@@ -195,5 +195,5 @@ time.sleep(600)
     wait_until(lambda: not is_alive(pid))
 
 
-def test_one_processor_is_left_to_the_caller():
+def test_one_cpu_is_left_to_the_caller():
     assert [default_processes(cpus) for cpus in (None, 1, 2, 4, 64)] == [1, 1, 1, 3, 8]

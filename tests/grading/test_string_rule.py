@@ -5,13 +5,13 @@ import time
 import pytest
 
 from jax_power_smc.grading.string_rule import (
-    LONGEST_ANSWER,
+    MAX_ANSWER_LENGTH,
     equal,
     extract,
-    gold_answer,
     is_bare,
     last_boxed,
     normalise,
+    reference_answer,
 )
 from tests.grading.shared import math_answers, needs, read_lines
 
@@ -122,16 +122,16 @@ def test_an_answer_is_not_right_for_being_empty():
     assert not equal("5", "")
 
 
-def test_the_gold_answer_may_be_marked():
-    assert gold_answer("a lot of $text$\n#### 18") == "18"
-    assert gold_answer(r"so it is $\boxed{7}$") == "7"
-    assert gold_answer("the answer is 3") == "the answer is 3"
+def test_the_reference_answer_may_be_marked():
+    assert reference_answer("a lot of $text$\n#### 18") == "18"
+    assert reference_answer(r"so it is $\boxed{7}$") == "7"
+    assert reference_answer("the answer is 3") == "the answer is 3"
     assert equal("$1/2$", r"\boxed{\frac12}")
 
 
-def test_what_is_an_answer_and_nothing_else():
+def test_what_is_only_an_answer():
     bare = ["p - q", "Evelyn", r"\cot x", "18", r"15\text{ square miles}", "(1, 2) and 3"]
-    prose = ["it is 5", "Therefore 5", "5\n6", "", "...", "1" * (LONGEST_ANSWER + 1)]
+    prose = ["it is 5", "Therefore 5", "5\n6", "", "...", "1" * (MAX_ANSWER_LENGTH + 1)]
     assert [each for each in bare + prose if is_bare(each)] == bare
 
 
@@ -160,7 +160,7 @@ def test_whatever_a_model_writes_is_read_quickly(text):
     began = time.monotonic()
     assert last_boxed(text) is None
     assert not equal("5", text)
-    assert len(normalise(text)) <= 2 * LONGEST_ANSWER
+    assert len(normalise(text)) <= 2 * MAX_ANSWER_LENGTH
     assert time.monotonic() - began < 2
 
 

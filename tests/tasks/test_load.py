@@ -8,10 +8,10 @@ import pytest
 
 from jax_power_smc.evaluation import job_config
 from jax_power_smc.tasks import prompts
-from jax_power_smc.tasks.hub_data import UnavailableError, is_data_set
-from jax_power_smc.tasks.load import BENCHMARKS, kind_of, load_task
+from jax_power_smc.tasks.hub_data import UnavailableError, is_hub_dataset
+from jax_power_smc.tasks.load import DATASETS, kind_of, load_task
 
-ROWS = [
+RECORDS = [
     {"problem": f"Q{i}", "answer": str(i), "id": f"p{i}", "solution": f"S{i}"} for i in range(4)
 ]
 
@@ -22,27 +22,27 @@ def make_config(**changes):
     return config
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
 
 
 @pytest.fixture
 def file(tmp_path):
-    return write(tmp_path / "problems.jsonl", ROWS)
+    return write(tmp_path / "problems.jsonl", RECORDS)
 
 
 class Hub:
-    """Stands for the library: it answers from a dictionary and remembers what was asked."""
+    """Stands in for the library: answers from a dictionary and records the calls."""
 
-    def __init__(self, tables):
-        self.tables, self.asked = tables, []
+    def __init__(self, splits):
+        self.splits, self.asked = splits, []
 
     def load_dataset(self, name, config, *, split):
         self.asked.append((name, config, split))
-        if (name, config, split) not in self.tables:
+        if (name, config, split) not in self.splits:
             raise ConnectionError("Couldn't reach\nthe hub.")
-        return self.tables[name, config, split]
+        return self.splits[name, config, split]
 
 
 @pytest.fixture
@@ -65,29 +65,29 @@ def test_problems_of_a_file(file):
 
 
 def test_the_limit_takes_the_first_and_reads_no_further(tmp_path):
-    file = write(tmp_path / "a.jsonl", [*ROWS[:2], {"problem": "no answer"}])
+    file = write(tmp_path / "a.jsonl", [*RECORDS[:2], {"problem": "no answer"}])
     assert [p.id for p in load_task(make_config(data=file, limit=2)).problems] == ["p0", "p1"]
     with pytest.raises(ValueError, match=r"line 3 of a.jsonl lacks answer; it has problem\."):
         load_task(make_config(data=file, limit=3))
 
 
-def test_a_relative_path_is_no_data_set():
-    assert is_data_set("openai/gsm8k") and is_data_set("a/b.c")
+def test_a_relative_path_is_not_a_hub_dataset():
+    assert is_hub_dataset("openai/gsm8k") and is_hub_dataset("a/b.c")
     names = ("data/problems.jsonl", "a/b.json", "a/b.csv", "a/b.json.gz", "./a/b", "gs://a/b", "a")
-    assert not any(map(is_data_set, names))
+    assert not any(map(is_hub_dataset, names))
 
 
-def test_a_file_comes_before_a_data_set_of_that_name(tmp_path, monkeypatch):
+def test_a_file_takes_precedence_over_a_dataset_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert is_data_set("some/one")
+    assert is_hub_dataset("some/one")
     (tmp_path / "some").mkdir()
-    write(tmp_path / "some/one", ROWS[:1])
-    assert not is_data_set("some/one")
+    write(tmp_path / "some/one", RECORDS[:1])
+    assert not is_hub_dataset("some/one")
     assert len(load_task(make_config(data="some/one")).problems) == 1
 
 
 def test_equal_ids_are_refused(tmp_path):
-    file = write(tmp_path / "a.jsonl", [*ROWS, ROWS[1]])
+    file = write(tmp_path / "a.jsonl", [*RECORDS, RECORDS[1]])
     with pytest.raises(
         ValueError, match=r"line 2 of a.jsonl and line 5 of a.jsonl have the same id"
     ):
@@ -118,24 +118,26 @@ def test_an_empty_question(tmp_path):
         ("aime", ("HuggingFaceH4/aime_2024", None, "train")),
     ],
 )
-def test_each_benchmark_has_a_data_set(hub, task, asked):
-    hub.tables[asked] = BENCHMARKS[task].samples
+def test_each_dataset_is_on_the_hub(hub, task, asked):
+    hub.splits[asked] = DATASETS[task].samples
     loaded = load_task(make_config(task=task))
     assert hub.asked == [asked] and len(loaded.problems) == 2
-    # Named by the user it is still the same.
+    # Naming it explicitly makes no difference.
     assert load_task(make_config(task=task, data=asked[0])) == loaded
     assert hub.asked == [asked, asked]
 
 
-def test_another_data_set_is_taken_as_it_is(hub):
-    hub.tables["some/one", "part", "dev"] = ROWS
+def test_another_dataset_is_taken_as_it_is(hub):
+    hub.splits["some/one", "part", "dev"] = RECORDS
     config = make_config(data="some/one", data_name="part", split="dev", limit=3)
     assert [p.id for p in load_task(config).problems] == ["p0", "p1", "p2"]
 
 
-def test_a_row_of_the_hub_is_named(hub):
-    hub.tables["HuggingFaceH4/MATH-500", None, "test"] = [ROWS[0], {"answer": "1"}]
-    with pytest.raises(ValueError, match="row 2 of HuggingFaceH4/MATH-500 lacks problem or prompt"):
+def test_a_record_of_the_hub_is_named(hub):
+    hub.splits["HuggingFaceH4/MATH-500", None, "test"] = [RECORDS[0], {"answer": "1"}]
+    with pytest.raises(
+        ValueError, match="record 2 of HuggingFaceH4/MATH-500 lacks problem or prompt"
+    ):
         load_task(make_config())
 
 
@@ -143,8 +145,8 @@ def test_a_hub_that_cannot_be_reached(hub):
     with pytest.raises(UnavailableError) as error:
         load_task(make_config(task="gpqa"))
     assert str(error.value) == (
-        "data set 'Idavidrein/gpqa' (gpqa_diamond, train) cannot be had from the hub (Couldn't "
-        "reach the hub); config.data may name a file instead."
+        "dataset 'Idavidrein/gpqa' (gpqa_diamond, train) cannot be loaded from the hub (Couldn't "
+        "reach the hub); config.data can be a file instead."
     )
 
 
@@ -158,16 +160,16 @@ def test_a_library_that_is_not_installed(monkeypatch):
 
 def test_a_dry_run_needs_no_hub(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    for task, benchmark in BENCHMARKS.items():
+    for task, dataset in DATASETS.items():
         loaded = load_task(make_config(task=task, dry_run=True))
-        assert len(loaded.problems) == 2 and loaded.kind == benchmark.kind
+        assert len(loaded.problems) == 2 and loaded.kind == dataset.kind
     assert len(load_task(make_config(dry_run=True, limit=1)).problems) == 1
     own = {"task": "jsonl", "data": "some/one", "grader": "choice"}
     assert [p.id for p in load_task(make_config(**own, dry_run=True)).problems] == [
         "sample/0",
         "sample/1",
     ]
-    # A file that is not there is a mistake all the same: to find it is what dry runs are for.
+    # A missing file is still an error; finding it is what dry runs are for.
     with pytest.raises(ValueError, match="no such file"):
         load_task(make_config(data=str(tmp_path / "no.json"), dry_run=True))
 
@@ -175,7 +177,7 @@ def test_a_dry_run_needs_no_hub(monkeypatch, tmp_path):
 # --- Prompts ----------------------------------------------------------------------------------
 
 
-def test_a_format_of_the_config(file):
+def test_a_template_of_the_config(file):
     config = make_config(data=file, prompt_format=r"Solve: {question} (\boxed{})")
     assert load_task(config).problems[0].prompt == r"Solve: Q0 (\boxed{})"
 
@@ -183,19 +185,21 @@ def test_a_format_of_the_config(file):
 def test_chat_models_are_asked_for_a_code_block(hub):
     config = make_config(task="humaneval", dry_run=True)
     plain, chat = load_task(config).problems[0], load_task(config, chat=True).problems[0]
-    assert plain.prompt == BENCHMARKS["humaneval"].samples[0]["prompt"]
+    assert plain.prompt == DATASETS["humaneval"].samples[0]["prompt"]
     assert chat.prompt == prompts.CODE_CHAT.replace("{question}", plain.prompt)
     assert chat.gold == plain.gold
     config.chat = False
     assert load_task(config, chat=True).problems[0] == plain
 
 
-def test_worked_examples_are_never_those_that_are_asked(file, tmp_path):
-    shots = write(tmp_path / "shots.jsonl", [ROWS[0] | {"problem": "Q0 \n"}, ROWS[3], ROWS[1]])
+def test_worked_examples_are_never_problems_of_the_task(file, tmp_path):
+    shots = write(
+        tmp_path / "shots.jsonl", [RECORDS[0] | {"problem": "Q0 \n"}, RECORDS[3], RECORDS[1]]
+    )
     config = make_config(data=file, limit=2, few_shot=1, few_shot_data=shots)
-    form = prompts.MATH
+    template = prompts.MATH
     assert [p.prompt for p in load_task(config).problems] == [
-        f"{form.replace('{question}', 'Q3')}\nS3\n\n{form.replace('{question}', q)}"
+        f"{template.replace('{question}', 'Q3')}\nS3\n\n{template.replace('{question}', q)}"
         for q in ("Q0", "Q1")
     ]
     config.few_shot = 2
@@ -210,7 +214,7 @@ def test_a_worked_example_needs_a_solution(file, tmp_path):
 
 
 def test_a_worked_program_is_one_code_block_for_a_chat_model(tmp_path):
-    asked, shown = BENCHMARKS["humaneval"].samples
+    asked, shown = DATASETS["humaneval"].samples
     data = write(tmp_path / "a.jsonl", [asked])
     shots = write(tmp_path / "b.jsonl", [shown])
     config = make_config(task="humaneval", data=data, few_shot=1, few_shot_data=shots)
@@ -244,8 +248,10 @@ def test_own_problems(tmp_path):
 @pytest.mark.parametrize("task", ["math500", "gsm8k", "gpqa", "aime"])
 def test_a_blank_solution_is_none(task, tmp_path):
     answer = "A" if task == "gpqa" else "3"
-    row = {"id": "1", "question": "Q?", "answer": answer, "solution": " "}
-    (problem,) = load_task(make_config(task=task, data=write(tmp_path / "a.jsonl", [row]))).problems
+    record = {"id": "1", "question": "Q?", "answer": answer, "solution": " "}
+    (problem,) = load_task(
+        make_config(task=task, data=write(tmp_path / "a.jsonl", [record]))
+    ).problems
     assert problem.gold == answer
 
 

@@ -10,16 +10,18 @@ from jax_power_smc.tasks.dataset import Example
 SHOTS = [Example("1", "One?", "1", "It is 1."), Example("2", "Two?", "2", "It is 2.")]
 
 
-def test_braces_of_question_and_format_stand_for_themselves():
-    form = r"{question} Use \boxed{} and {x}."
-    assert prompts.write_prompt(form, r"\frac{1}{2} {}") == r"\frac{1}{2} {} Use \boxed{} and {x}."
+def test_braces_of_question_and_template_are_literal():
+    template = r"{question} Use \boxed{} and {x}."
+    assert (
+        prompts.write_prompt(template, r"\frac{1}{2} {}") == r"\frac{1}{2} {} Use \boxed{} and {x}."
+    )
 
 
-def test_worked_examples_come_first_in_the_same_format():
+def test_worked_examples_come_first_in_the_same_template():
     assert prompts.write_prompt("Q: {question}\nA: ", "Three?", SHOTS[:1]) == (
         "Q: One?\nA: \nIt is 1.\n\nQ: Three?\nA: "
     )
-    # No empty line where the format ends one.
+    # No empty line where the template ends one.
     assert prompts.write_prompt("{question}\n", "Three?", SHOTS) == (
         "One?\nIt is 1.\n\nTwo?\nIt is 2.\n\nThree?\n"
     )
@@ -39,7 +41,7 @@ def test_options_are_lettered():
 
 
 def test_orders_follow_from_the_text_and_are_equally_likely():
-    # The same on every machine and for ever: records of old runs stay valid.
+    # The same on every machine and forever: records of old runs stay valid.
     assert prompts.shuffled(4, "rec123") == prompts.shuffled(4, "rec123") == [1, 2, 0, 3]
     orders = [prompts.shuffled(4, f"rec{i}") for i in range(4800)]
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
@@ -52,11 +54,11 @@ def test_orders_follow_from_the_text_and_are_equally_likely():
 
 
 @pytest.mark.parametrize("value", ["", "no place", 5, "{Question}"])
-def test_what_is_no_format_is_refused(value):
+def test_an_invalid_template_is_refused(value):
     with pytest.raises(ValueError, match=r"config.prompt_format is .*; it must be None or a text"):
-        prompts.check_format("config.prompt_format", value)
+        prompts.check_template("config.prompt_format", value)
 
 
-def test_formats_of_ours_are_formats():
-    for form in (None, prompts.QUESTION, prompts.MATH, prompts.CHOICE, prompts.CODE_CHAT):
-        prompts.check_format("x", form)
+def test_our_templates_are_valid():
+    for template in (None, prompts.QUESTION, prompts.MATH, prompts.CHOICE, prompts.CODE_CHAT):
+        prompts.check_template("x", template)

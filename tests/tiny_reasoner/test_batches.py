@@ -40,10 +40,10 @@ def same(one, other):
 
 def examples(batch):
     """(question, solution, the targets that count, the targets behind them) for each row."""
-    for inputs, targets, counted in zip(*batch, strict=True):
-        (places,) = np.nonzero(counted)
+    for inputs, targets, loss_mask in zip(*batch, strict=True):
+        (places,) = np.nonzero(loss_mask)
         first, last = places[0], places[-1]
-        assert counted[first : last + 1].all()
+        assert loss_mask[first : last + 1].all()
         yield inputs[: first + 1], targets[first:last], targets[last:], inputs[first + 1 :]
 
 
@@ -57,8 +57,8 @@ def test_padding_by_hand():
     rest = [END_ID] * (BUCKET - 4)
     np.testing.assert_array_equal(batch.inputs, [[5, 6, 7, 8, *rest], [9, 4, 0, 0, *rest]])
     np.testing.assert_array_equal(batch.targets, [[6, 7, 8, 0, *rest], [4, 0, 0, 0, *rest]])
-    counted = [[0, 1, 1, 1, *rest], [1, 1, 0, 0, *rest]]
-    np.testing.assert_array_equal(batch.counted, np.array(counted, np.bool_))
+    loss_mask = [[0, 1, 1, 1, *rest], [1, 1, 0, 0, *rest]]
+    np.testing.assert_array_equal(batch.loss_mask, np.array(loss_mask, np.bool_))
     assert (batch.inputs.dtype, batch.targets.dtype) == (np.int32, np.int32)
 
 
@@ -68,7 +68,7 @@ def test_the_length_is_the_next_multiple_of_the_bucket(tokens, length):
     assert batch.inputs.shape == (1, length)
 
 
-def test_exactly_the_solution_and_its_end_count(stream, tokenizer):
+def test_exactly_the_solution_and_its_end_are_in_the_loss_mask(stream, tokenizer):
     for batch in stream:
         for question, solution, end, rest in examples(batch):
             text = tokenizer.decode(question.tolist())
@@ -87,7 +87,7 @@ def test_a_batch_depends_on_seed_and_number_only(stream, tokenizer):
 
 
 @pytest.mark.parametrize("first_step", [1, 3, 4, 6, 8])
-def test_a_resumed_stream_goes_on_where_the_other_would(first_step, stream, tokenizer):
+def test_a_resumed_stream_continues_as_the_other_would(first_step, stream, tokenizer):
     resumed = take(stream_batches(tokenizer, CONFIG, first_step), 11 - first_step)
     assert_equal(stream[first_step:], resumed)
 
@@ -120,7 +120,7 @@ def test_a_limit_that_leaves_nothing_is_refused(tokenizer):
         next(stream_batches(tokenizer, config))
 
 
-def test_a_small_pool_is_not_refused_by_bad_luck(tokenizer):
+def test_bad_luck_cannot_fail_a_small_pool(tokenizer):
     config = DataConfig(seed=0, batch_size=1, max_tokens=120, pool_batches=1)
     for pool in range(30):
         assert len(make_pool(tokenizer, config, pool)) == 1
@@ -129,7 +129,7 @@ def test_a_small_pool_is_not_refused_by_bad_luck(tokenizer):
 @pytest.mark.parametrize("name", ["batch_size", "max_tokens", "pool_batches"])
 def test_sizes_below_one_are_refused(name):
     sizes = {"batch_size": 1, "max_tokens": 1, "pool_batches": 1}
-    with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match=f"{name} is 0; it must be an integer of at least 1"):
         DataConfig(seed=0, **(sizes | {name: 0}))
 
 

@@ -47,11 +47,11 @@ def test_no_held_out_problem_among_thousands_is_in_training(split, train_problem
     check_split(split, list(module.problems(split, 2000, seed=1)), train_keys)
 
 
-def test_a_problem_told_differently_stays_in_its_split():
+def test_a_reworded_problem_stays_in_its_split():
     rng = random.Random(1)
     for _ in range(500):
         steps = module._sample_steps(rng)
-        one, other = module._tell(rng, steps), module._tell(rng, steps)
+        one, other = module._write_question(rng, steps), module._write_question(rng, steps)
         assert one.key == other.key == key_of(one.question) == key_of(other.question)
 
 
@@ -103,7 +103,7 @@ def test_values_stay_within_their_bounds(train_problems):
     assert largest > 0.3 * module.LARGEST_VALUE
 
 
-def test_products_are_beyond_the_head(train_problems):
+def test_products_are_too_large_for_mental_arithmetic(train_problems):
     # What makes stating hard: nearly every product has four or five digits.
     products = [step.groups * step.size for problem in train_problems for step in problem.steps]
     assert sum(product >= 1000 for product in products) > 0.8 * len(products)
@@ -155,7 +155,7 @@ def test_the_written_forms_are_those_of_the_documentation():
         assert any(other.startswith(line) for other in documented)
 
 
-def test_the_checker_sees_a_wrong_digit():
+def test_the_checker_notices_a_wrong_digit():
     problem = make_problem(Step("+", 147, 23), Step("-", 12, 45))
     text = module.write_solution(problem, random.Random(0), written_share=1.0)
     check_solution(problem, text)
@@ -225,8 +225,8 @@ def test_a_mistake_in_a_single_digit_is_not_possible():
     found = set()
     for seed in range(200):
         writer = module._Writer(random.Random(seed), written_share=0.0, careless=True)
-        assert writer._slip(7) == 7
-        found.add(writer._slip(72))
+        assert writer._state(7) == 7
+        found.add(writer._state(72))
     assert found - {72} and all(70 <= value <= 79 for value in found)
 
 

@@ -86,8 +86,8 @@ def test_training_is_deterministic():
 
 def test_the_vocabulary_is_at_most_what_was_asked_for(tokenizer):
     assert tokenizer.get_vocab_size() <= 400
-    smallest = module.train_tokenizer(module.corpus(5, 0), module.SMALLEST_VOCABULARY)
-    assert smallest.get_vocab_size() == module.SMALLEST_VOCABULARY
+    smallest = module.train_tokenizer(module.corpus(5, 0), module.MIN_VOCAB_SIZE)
+    assert smallest.get_vocab_size() == module.MIN_VOCAB_SIZE
     assert smallest.decode(smallest.encode("buys 17 \u00e9\n").ids) == "buys 17 \u00e9\n"
 
 

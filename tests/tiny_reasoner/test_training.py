@@ -71,7 +71,7 @@ def test_cross_entropy_of_even_logits_is_the_log_of_their_number():
     np.testing.assert_allclose(loss, np.full(4, np.log(8)), rtol=1e-6)
 
 
-def test_the_held_out_loss_is_the_mean_over_all_counted_tokens():
+def test_the_held_out_loss_is_the_mean_over_all_loss_tokens():
     params = nnx.state(Transformer(TINY, rngs=nnx.Rngs(0)))
     graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(TINY, rngs=nnx.Rngs(0))))
     forward = jax.jit(lambda tokens: jax.nn.log_softmax(nnx.merge(graph, params)(tokens), axis=-1))
@@ -80,24 +80,24 @@ def test_the_held_out_loss_is_the_mean_over_all_counted_tokens():
     losses = []
     for batch in batches:
         log_probs = np.asarray(forward(batch.inputs))
-        for row, place in zip(*np.nonzero(batch.counted), strict=True):
+        for row, place in zip(*np.nonzero(batch.loss_mask), strict=True):
             losses.append(-float(log_probs[row, place, batch.targets[row, place]]))
     assert len(losses) == 4 * 6 + 2 + 4 + 1 + 1
     evaluate = training.make_evaluate(TINY, "float32")
     assert evaluate(params, batches) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_what_does_not_count_changes_nothing():
+def test_positions_outside_the_loss_mask_change_nothing():
     params = nnx.state(Transformer(TINY, rngs=nnx.Rngs(0)))
     evaluate = training.make_evaluate(TINY, "float32")
     batch = counting_batch()
-    other_targets = np.where(batch.counted, batch.targets, 11).astype(np.int32)
-    # Behind the last counted place nothing is seen by what counts.
+    other_targets = np.where(batch.loss_mask, batch.targets, 11).astype(np.int32)
+    # Positions after the last loss token are not seen by any of them.
     other_inputs = batch.inputs.copy()
     other_inputs[:, 6:] = 11
-    changed = Batch(other_inputs, other_targets, batch.counted)
+    changed = Batch(other_inputs, other_targets, batch.loss_mask)
     assert evaluate(params, [changed]) == pytest.approx(evaluate(params, [batch]), rel=1e-6)
-    seen = Batch(np.where(batch.inputs == 3, 11, batch.inputs), batch.targets, batch.counted)
+    seen = Batch(np.where(batch.inputs == 3, 11, batch.inputs), batch.targets, batch.loss_mask)
     assert evaluate(params, [seen]) != pytest.approx(evaluate(params, [batch]), rel=1e-3)
 
 
@@ -138,7 +138,7 @@ def test_the_step_applies_the_gradient_of_the_loss_of_all_tokens_alike():
         for s in (h, -h)
     )
     # The gradient is that of the sum over a constant, the loss above that of the mean.
-    ratio = batch.inputs.shape[0] * training.TYPICAL_TOKENS / batch.counted.sum()
+    ratio = batch.inputs.shape[0] * training.TYPICAL_TOKENS / batch.loss_mask.sum()
     assert (ahead - back) / (2 * h) == pytest.approx(-squared / 0.5 * ratio, rel=2e-2)
 
 
@@ -242,7 +242,7 @@ def test_a_large_gradient_is_clipped(optax_promotion):
         ("b2", 0.0),
     ],
 )
-def test_impossible_values_are_refused_by_name(field, value):
+def test_invalid_values_are_refused_by_name(field, value):
     values = {"steps": 10, "warmup_steps": 2} | {field: value}
     with pytest.raises(ValueError, match=f"{field} is {value}"):
         training.OptimizerConfig(**values)

@@ -1,38 +1,39 @@
-"""What each benchmark reads of a row, in the layouts in which it is handed around."""
+"""What each dataset reads from a record, in the layouts in which it is distributed."""
 
 import pytest
 
 from jax_power_smc.tasks import aime, gpqa, gsm8k, humaneval, jsonl, math500, tiny_reasoner
-from jax_power_smc.tasks.load import BENCHMARKS, KINDS
-from jax_power_smc.tasks.rows import Row, read_rows
+from jax_power_smc.tasks.base import KINDS
+from jax_power_smc.tasks.load import DATASETS
+from jax_power_smc.tasks.records import Record, read_records
 from tests.paths import SHARED
 
 DATA = SHARED / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{SHARED}/data is absent")
 
 
-def row(**values):
-    return Row("row 7", values)
+def record(**fields):
+    return Record("line 7", fields)
 
 
-def spaced(**values):
+def spaced(**fields):
     """Field names with spaces in them are written with underscores here."""
-    return Row("row 7", {name.replace("_", " "): value for name, value in values.items()})
+    return Record("line 7", {name.replace("_", " "): value for name, value in fields.items()})
 
 
 # --- MATH-500 ---------------------------------------------------------------------------------
 
 
 def test_math500_in_both_layouts():
-    hub = row(problem="Q", answer=" 3 ", unique_id="u", solution="S", subject="x", level=2)
+    hub = record(problem="Q", answer=" 3 ", unique_id="u", solution="S", subject="x", level=2)
     example = math500.read(hub)
     assert (example.id, example.question, example.gold, example.solution) == ("u", "Q", "3", "S")
-    example = math500.read(row(prompt="Q", answer="3", source="math", id="u"))
+    example = math500.read(record(prompt="Q", answer="3", source="math", id="u"))
     assert (example.id, example.question, example.gold, example.solution) == ("u", "Q", "3", None)
 
 
-def test_an_id_that_is_not_there_follows_from_the_question():
-    first, again, other = (math500.read(row(problem=q, answer=a)) for q, a in ["Q1", "Q2", "P1"])
+def test_a_missing_id_follows_from_the_question():
+    first, again, other = (math500.read(record(problem=q, answer=a)) for q, a in ["Q1", "Q2", "P1"])
     assert first.id == again.id != other.id
 
 
@@ -51,22 +52,22 @@ def test_an_id_that_is_not_there_follows_from_the_question():
     ],
 )
 def test_gsm8k_answer_is_what_follows_the_mark(answer, gold):
-    assert gsm8k.read(row(question="Q", answer=answer)).gold == gold
-    assert gsm8k.read(row(prompt="Q", answer=answer, id="3")).gold == gold
+    assert gsm8k.read(record(question="Q", answer=answer)).gold == gold
+    assert gsm8k.read(record(prompt="Q", answer=answer, id="3")).gold == gold
 
 
 def test_gsm8k_solution_ends_as_the_prompt_asks():
-    example = gsm8k.read(row(question="Q", answer="3*4=<<3*4=12>>12 $<<1+1=2>>2\n#### 1,200"))
+    example = gsm8k.read(record(question="Q", answer="3*4=<<3*4=12>>12 $<<1+1=2>>2\n#### 1,200"))
     assert example.solution == "3*4=12 $2\nThe answer is \\boxed{1200}."
-    assert gsm8k.read(row(question="Q", answer="5")).solution is None
+    assert gsm8k.read(record(question="Q", answer="5")).solution is None
 
 
 @pytest.mark.parametrize("answer", ["It is nine.", "It is 9.\n####", "9 eggs"])
 def test_gsm8k_answer_without_a_number(answer):
     with pytest.raises(
-        ValueError, match=r"row 7 has answer .*; it must be a number, or end in ####"
+        ValueError, match=r"line 7 has answer .*; it must be a number, or end in ####"
     ):
-        gsm8k.read(row(question="Q", answer=answer))
+        gsm8k.read(record(question="Q", answer=answer))
 
 
 # --- GPQA -------------------------------------------------------------------------------------
@@ -101,14 +102,14 @@ def test_gpqa_order_depends_on_the_id_only():
 
 
 def test_gpqa_with_the_options_in_the_prompt():
-    example = gpqa.read(row(prompt="Which?\nA) a\nB) b", answer="(B)", id=4))
+    example = gpqa.read(record(prompt="Which?\nA) a\nB) b", answer="(B)", id=4))
     assert (example.id, example.question, example.gold) == ("4", "Which?\nA) a\nB) b", "B")
-    with pytest.raises(ValueError, match="row 7 has answer 'E'; it must be one of A, B, C, D"):
-        gpqa.read(row(prompt="Which?", answer="E"))
+    with pytest.raises(ValueError, match="line 7 has answer 'E'; it must be one of A, B, C, D"):
+        gpqa.read(record(prompt="Which?", answer="E"))
 
 
-def test_gpqa_option_that_is_not_there():
-    with pytest.raises(ValueError, match="row 7 lacks Incorrect Answer 3; it has Question, "):
+def test_gpqa_with_an_option_missing():
+    with pytest.raises(ValueError, match="line 7 lacks Incorrect Answer 3; it has Question, "):
         gpqa.read(spaced(**{k: v for k, v in GPQA.items() if k != "Incorrect_Answer_3"}))
 
 
@@ -117,11 +118,13 @@ def test_gpqa_option_that_is_not_there():
 
 def test_humaneval_keeps_what_its_tests_need():
     fields = {"prompt": "def f():\n", "test": "def check(c): ...\n", "entry_point": "f"}
-    example = humaneval.read(row(**fields, task_id="HumanEval/3", canonical_solution="    pass\n"))
+    example = humaneval.read(
+        record(**fields, task_id="HumanEval/3", canonical_solution="    pass\n")
+    )
     assert example.id == "HumanEval/3" and example.gold == fields
     assert example.question == "def f():\n" and example.solution == "    pass\n"
-    with pytest.raises(ValueError, match="row 7 lacks test"):
-        humaneval.read(row(prompt="def f():\n", entry_point="f"))
+    with pytest.raises(ValueError, match="line 7 lacks test"):
+        humaneval.read(record(prompt="def f():\n", entry_point="f"))
 
 
 # --- AIME -------------------------------------------------------------------------------------
@@ -137,16 +140,16 @@ def test_humaneval_keeps_what_its_tests_need():
     ],
 )
 def test_aime_in_the_layouts_of_its_years(values, key):
-    example = aime.read(row(**values))
+    example = aime.read(record(**values))
     assert (example.id, example.question, example.gold) == (key, "Q", "25")
 
 
 @pytest.mark.parametrize("answer", ["-1", "1000", "2.5", "x", r"\frac12"])
-def test_aime_answer_that_cannot_be(answer):
+def test_an_invalid_aime_answer(answer):
     with pytest.raises(ValueError, match="it must be an integer from 0 to 999"):
-        aime.read(row(problem="Q", answer=answer))
-    with pytest.raises(ValueError, match="row 7 lacks answer or Answer"):
-        aime.read(row(problem="Q", solution="nothing in a box"))
+        aime.read(record(problem="Q", answer=answer))
+    with pytest.raises(ValueError, match="line 7 lacks answer or Answer"):
+        aime.read(record(problem="Q", solution="nothing in a box"))
 
 
 # --- Own problems -----------------------------------------------------------------------------
@@ -155,7 +158,7 @@ FIELDS = {"id": "key", "question": "ask", "answer": "gold", "solution": None}
 
 
 def own(kind, gold, **fields):
-    return jsonl.benchmark(FIELDS | fields, kind).read(row(key="k", ask="Q", gold=gold, why="W"))
+    return jsonl.dataset(FIELDS | fields, kind).read(record(key="k", ask="Q", gold=gold, why="W"))
 
 
 def test_own_fields_are_those_of_the_config():
@@ -163,7 +166,7 @@ def test_own_fields_are_those_of_the_config():
     assert (example.id, example.question, example.gold) == ("k", "Q", "yes")
     assert example.solution is None and own("string", "yes", solution="why").solution == "W"
     assert own("string", "yes", id=None).id not in ("k", "")
-    with pytest.raises(ValueError, match="row 7 lacks number; it has key, ask, gold, why"):
+    with pytest.raises(ValueError, match="line 7 lacks number; it has key, ask, gold, why"):
         own("string", "yes", id="number")
 
 
@@ -180,22 +183,26 @@ CODE = {"prompt": "p", "test": "t", "entry_point": "e"}
         ("code", '{"prompt": "p", "test": "t", "entry_point": "e"}', CODE),
     ],
 )
-def test_own_answers_are_what_their_judges_expect(kind, given, gold):
+def test_own_answers_are_what_graders_expect(kind, given, gold):
     assert own(kind, given).gold == gold
 
 
 @pytest.mark.parametrize(
     ("kind", "given", "message"),
     [
-        ("reasoner", "twelve", "row 7 has gold 'twelve'; it must be an integer"),
-        ("choice", "Paris", "row 7 has gold 'Paris'; it must be the letter"),
+        ("reasoner", "twelve", "line 7 has gold 'twelve'; it must be an integer"),
+        ("choice", "Paris", "line 7 has gold 'Paris'; it must be the letter"),
         ("choice", "b", "it must be the letter"),
-        ("code", "print(1)", "no object with the texts prompt, test, entry_point"),
-        ("code", {"prompt": "p", "test": 1, "entry_point": "e"}, "no object with the texts"),
-        ("math", "", "row 7 has an empty gold"),
+        ("code", "print(1)", "it must be an object with the texts prompt, test, entry_point"),
+        (
+            "code",
+            {"prompt": "p", "test": 1, "entry_point": "e"},
+            "it must be an object with the texts",
+        ),
+        ("math", "", "line 7 has an empty gold"),
     ],
 )
-def test_own_answers_that_no_judge_can_read(kind, given, message):
+def test_own_answers_that_no_grader_accepts(kind, given, message):
     with pytest.raises(ValueError, match=message):
         own(kind, given)
 
@@ -205,15 +212,15 @@ def test_own_answers_that_no_judge_can_read(kind, given, message):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_own_samples_can_be_read(kind):
-    made = jsonl.benchmark(FIELDS, kind)
-    examples = [made.read(Row("sample", sample)) for sample in made.samples]
+    made = jsonl.dataset(FIELDS, kind)
+    examples = [made.read(Record("sample", sample)) for sample in made.samples]
     assert len({example.id for example in examples}) == 2
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_samples_are_worked_problems_in_the_layout_of_the_hub(name):
-    made = BENCHMARKS[name]
-    examples = [made.read(Row("sample", sample)) for sample in made.samples]
+    made = DATASETS[name]
+    examples = [made.read(Record("sample", sample)) for sample in made.samples]
     assert len({example.id for example in examples}) == 2
     assert all(example.solution and example.gold for example in examples)
 
@@ -228,7 +235,7 @@ def test_samples_are_worked_problems_in_the_layout_of_the_hub(name):
     ],
 )
 def test_real_files_are_read_whole(name, file, count):
-    examples = [BENCHMARKS[name].read(found) for found in read_rows(str(DATA / file))]
+    examples = [DATASETS[name].read(found) for found in read_records(str(DATA / file))]
     assert len(examples) == len({example.id for example in examples}) == count
     if name == "gsm8k":
         assert all(float(example.gold) == int(example.gold) for example in examples)
