@@ -15,7 +15,6 @@ def get_config() -> ml_collections.ConfigDict:
         "parts",
         "resampling",
         "forks",
-        "moves",
         "throughput",
         "torch_batch_1",
         "torch",
@@ -70,14 +69,6 @@ def get_config() -> ml_collections.ConfigDict:
             "scales": (4.0, 8.0, 16.0, 32.0),
             "prompt_tokens": 32,
             "max_new_tokens": 256,
-        }
-    )
-    config.moves = ml_collections.ConfigDict(
-        {
-            "models": ("5M",),
-            "particles": (8, 16, 64),
-            "capacities": (256, 1024, 2048),
-            "moved_shares": (0.05, 0.25),
         }
     )
     config.throughput = ml_collections.ConfigDict(

@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 
 from jax_power_smc.benchmarks import (
     against_torch,
-    moves,
     plots,
     records,
     speed,
@@ -29,7 +28,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "parts": ("particles", "logit_scale", "prompt_tokens", "max_new_tokens"),
     "resampling": ("particles", "periods", "prompt_tokens", "max_new_tokens"),
     "forks": ("particles", "scales", "prompt_tokens", "max_new_tokens"),
-    "moves": ("particles", "capacities", "moved_shares"),
     "throughput": ("num_particles", "slots", "prompts", "longest_prompt", "max_new_tokens"),
     "torch_batch_1": ("particles", "prompt_tokens", "max_new_tokens"),
     "torch": ("particles", "prompt_tokens", "max_new_tokens"),
@@ -40,12 +38,6 @@ _LISTS = {
     ("torch_batch_1", "prompt_tokens"),
     *((section, "particles") for section in SECTIONS),
     *(("resampling", "periods"), ("forks", "scales")),
-    *(("moves", "capacities"), ("moves", "moved_shares")),
-}
-# Half a ring takes the steps that are timed there, and someone must be left to move.
-_LEAST = {
-    **{(section, "max_new_tokens"): 2 for section in SECTIONS},
-    **{("moves", "capacities"): 64, ("moves", "particles"): 2},
 }
 FIELDS = (
     *("sections", "alpha", "repeats", "bandwidth_bytes", "dtype", "models"),
@@ -102,10 +94,6 @@ def _forks(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> N
     speed.forks(bench, subject, c.particles, c.scales, c.prompt_tokens, c.max_new_tokens)
 
 
-def _moves(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
-    moves.measure(bench, subject, c.particles, c.capacities, c.moved_shares)
-
-
 def _throughput(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
     speed.throughput(
         bench,
@@ -127,7 +115,6 @@ _RUNS: dict[str, Callable[[Bench, Subject, ConfigDict, float], None]] = {
     "parts": _parts,
     "resampling": _resampling,
     "forks": _forks,
-    "moves": _moves,
     "throughput": _throughput,
     "torch_batch_1": _torch,
     "torch": _torch,
@@ -171,10 +158,8 @@ def _check_section(config: ConfigDict, section: str) -> int:
         for each in values:
             if field in ("scales", "logit_scale"):
                 checks.number(name, each, above=0)
-            elif field == "moved_shares":
-                checks.number(name, each, at_least=0, at_most=0.5)
             else:
-                checks.integer(name, each, at_least=_LEAST.get((section, field), 1))
+                checks.integer(name, each, at_least=2 if field == "max_new_tokens" else 1)
 
     def most(field: str) -> int:
         value = fields.get(field, 0)

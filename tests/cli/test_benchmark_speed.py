@@ -26,7 +26,6 @@ SMALL = {
     "parts": {"particles": (4,), "max_new_tokens": 6},
     "resampling": {"particles": (4,), "max_new_tokens": 9, "periods": (4, 1)},
     "forks": {"particles": (4,), "scales": (1.0, 64.0), "max_new_tokens": 6},
-    "moves": {"particles": (4,), "capacities": (64,), "moved_shares": (0.25,)},
     "throughput": {
         "num_particles": 2,
         "slots": 2,
@@ -104,7 +103,6 @@ def test_the_other_sections_have_their_figures(figures):
     forks = [x for x in figures if x["metric"] == "swor_over_smc"]
     assert [x["logit_scale"] for x in forks] == [1.0, 64.0]
     assert forks[0]["swor_fork_share"] > forks[1]["swor_fork_share"]
-    assert {x["form"] for x in figures if x["metric"] == "move_time"} >= {"take", "blocks"}
     methods = of(figures, "throughput_ratio", "method")
     assert methods.keys() == {("slots",), ("slots, looking at once",), ("batches",)}
     assert methods["batches",] == 1.0
@@ -147,7 +145,6 @@ def changed(section, **fields):
         (changed("steps", particles=(0,)), "config.steps.particles is 0"),
         (changed("steps", particles=4), "config.steps.particles is 4; it must be a tuple."),
         (changed("forks", scales=(0.0,)), "config.forks.scales is 0.0"),
-        (changed("moves", moved_shares=(0.9,)), "config.moves.moved_shares is 0.9"),
         (changed("throughput", slots=-2), "config.throughput.slots is -2"),
     ],
 )
