@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jax_power_smc.report.job_status import state_of
+from jax_power_smc.report.job_status import status_of
 from jax_power_smc.report.load import read_report
 from tests.report import workdirs
 
@@ -23,7 +23,7 @@ def records(config):
 
 
 def state(workdir):
-    return state_of(read_report(workdir))
+    return status_of(read_report(workdir))
 
 
 def rewrite(path, **changes):
