@@ -1,4 +1,4 @@
-"""The part of the benchmark launcher that measures speed (``configs/benchmark.py``)."""
+"""The benchmark that measures speed (``configs/benchmark.py``)."""
 
 import pathlib
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jax_power_smc.benchmarks import (
     plots,
     records,
     speed,
-    speed_tables,
+    tables,
     timing,
     torch_baseline,
 )
@@ -20,6 +20,7 @@ from jax_power_smc.cli import benchmark_io
 from jax_power_smc.core import checks, prng
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import DTYPES, TransformerLM
+from jax_power_smc.report.tables import print_tables
 from jax_power_smc.targets.power import PowerTarget
 
 # section -> its fields besides "models"
@@ -46,31 +47,30 @@ FIELDS = (
 
 
 def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
-    """Measures the sections that the config names; returns the file with the figures."""
+    """Measures the sections in the config; returns the file with the figures."""
     shapes = _check(config)
-    wanted = list(config.sections)
+    sections = list(config.sections)
     if not torch_baseline.available():
-        absent = [section for section in wanted if _RUNS[section] is _torch]
+        absent = [section for section in sections if _RUNS[section] is _torch]
         if absent:
-            print(f"PyTorch is absent; left out: {', '.join(absent)}.")
-        wanted = [section for section in wanted if section not in absent]
+            print(f"PyTorch is not installed; left out: {', '.join(absent)}.")
+        sections = [section for section in sections if section not in absent]
     path = benchmark_io.new_file(root, "speed.jsonl")
     with open(path, "w", encoding="utf-8") as file:
         write = records.writer(file)
-        bench = Bench(config.alpha, config.repeats, write, benchmark_io.Report())
+        bench = Bench(config.alpha, config.repeats, write, benchmark_io.Progress())
         bandwidth = timing.copy_bandwidth(config.bandwidth_bytes, 2 * config.repeats + 1)
         write("copy_bandwidth", bandwidth, "bytes/s", array_bytes=config.bandwidth_bytes)
         subjects: dict[str, Subject] = {}
-        for section in wanted:
+        for section in sections:
             for name in config[section].models:
                 if name not in subjects:
                     model = TransformerLM(shapes[name], config.dtype)
                     subjects[name] = Subject(name, model, model.init(prng.seed_key(0)))
                 _RUNS[section](bench, subjects[name], config[section], bandwidth)
-    lines = benchmark_io.read(path)
-    benchmark_io.show(speed_tables.tables(lines))
+    print_tables(tables.speed(records.read(path)))
     print(f"The figures: {path}")
-    if "steps" in wanted:
+    if "steps" in sections:
         plots.step_multiples(path, root / "steps.png")
         print(f"The picture: {root / 'steps.png'}")
     return path
@@ -125,7 +125,7 @@ def _check(config: ConfigDict) -> dict[str, TransformerConfig]:
     """The models' shapes.
 
     Raises:
-      ValueError: for a value that cannot be, before anything is made or written.
+      ValueError: for an invalid value, before anything is made or written.
     """
     PowerTarget(config.alpha)
     checks.integer("config.repeats", config.repeats, at_least=1)
@@ -145,7 +145,7 @@ def _check(config: ConfigDict) -> dict[str, TransformerConfig]:
 
 
 def _check_section(config: ConfigDict, section: str) -> int:
-    """Raises ValueError for a value that cannot be; returns the positions that it needs."""
+    """Raises ValueError for an invalid value; returns the number of positions that it needs."""
     fields = config[section]
     missing = [name for name in ("models", *SECTIONS[section]) if name not in fields]
     if missing:

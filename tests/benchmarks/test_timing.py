@@ -15,7 +15,7 @@ def test_variants_run_in_turn_and_the_first_round_does_not_count():
 
         return run
 
-    seconds = timing.in_turn("x", {n: variant(n) for n in "ab"}, 3, lambda *a: titles.append(a))
+    seconds = timing.interleaved("x", {n: variant(n) for n in "ab"}, 3, lambda *a: titles.append(a))
     assert order == list("abababab")
     assert titles == [("x", i, 8) for i in range(8)]
     assert (seconds.median("a"), seconds.median("b")) == (2, 6)

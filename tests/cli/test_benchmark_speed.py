@@ -120,10 +120,10 @@ def test_torch_is_compared_where_it_is_installed(figures):
     }
 
 
-def test_torch_is_left_out_where_it_is_absent(monkeypatch, tmp_path, capsys):
+def test_torch_is_left_out_if_it_is_not_installed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch_baseline, "available", lambda: False)
     path = benchmark(config(sections=("torch",)), str(tmp_path))
-    assert "PyTorch is absent; left out: torch." in capsys.readouterr().out
+    assert "PyTorch is not installed; left out: torch." in capsys.readouterr().out
     assert len(path.read_text().splitlines()) == 1  # the bandwidth
 
 
@@ -148,7 +148,7 @@ def changed(section, **fields):
         (changed("throughput", slots=-2), "config.throughput.slots is -2"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(made, message, tmp_path):
+def test_invalid_values_are_refused_before_anything_is_written(made, message, tmp_path):
     with pytest.raises(ValueError) as error:
         benchmark(made, str(tmp_path / "no"))
     assert message in str(error.value)
