@@ -1,9 +1,9 @@
-"""Variants in turn, and ratios of pairs."""
+"""Interleaved variants, and ratios of pairs."""
 
 from jax_power_smc.benchmarks import timing
 
 
-def test_variants_run_in_turn_and_the_first_round_does_not_count():
+def test_variants_are_interleaved_and_the_first_round_does_not_count():
     order, titles = [], []
     # The machine is slower in every round; the second variant always takes three times as long.
     slow = {"a": iter([99, 1, 2, 8]), "b": iter([99, 3, 6, 24])}

@@ -105,7 +105,7 @@ def test_the_example_of_the_module():
 
 
 def test_copies_of_a_finished_sequence_are_one_end():
-    # Row 0 ends after two tokens and is copied at step 3; row 2 goes on.
+    # Row 0 ends after two tokens and is copied at step 3; row 2 continues.
     made = record(
         [particle(0, 2), particle(1, 2), particle(2, 4)],
         [(3, 1, 0)],
@@ -116,7 +116,7 @@ def test_copies_of_a_finished_sequence_are_one_end():
 
 
 def test_a_row_of_the_pool_takes_over_the_past_of_a_running_row():
-    # N = 2: row 2 is of the pool. At step 3 the sequence in row 0 ends there, and row 0 goes on.
+    # N = 2: row 2 is of the pool. At step 3 the sequence in row 0 ends there, and row 0 continues.
     made = record([particle(2, 4), particle(0, 6)], [(3, 2, 0)])
     rows = ancestry_tree.paths(made, [0, 1])
     assert rows.tolist() == [[0, 0, 0, 2, -1, -1], [0] * 6]

@@ -48,11 +48,11 @@ def test_the_means_are_drawn_against_n():
     data = report(SAMPLERS, items(ONE_SEED))
     (plot,) = evidence_plots.gap(data)
     (axes,) = plot.figure.axes
-    looks = style.run_styles(data)
+    styles = style.run_styles(data)
     drawn = points(axes)
-    assert drawn[looks["smc4"].marker] == (4, 2.0)
-    assert drawn[looks["smc16"].marker] == (16, 0.5)
-    assert drawn[looks["swor"].marker] == (4, 1.0)
+    assert drawn[styles["smc4"].marker] == (4, 2.0)
+    assert drawn[styles["smc16"].marker] == (16, 0.5)
+    assert drawn[styles["swor"].marker] == (4, 1.0)
     joined = [line for line in axes.get_lines() if len(line.get_xdata()) == 2]
     assert [line.get_ydata().tolist() for line in joined] == [[2.0, 0.5]]
     (legend,) = plot.figure.legends

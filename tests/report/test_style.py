@@ -1,4 +1,4 @@
-"""Text that is drawn as it stands, looks that tell runs apart, and the PNG."""
+"""Text that is drawn literally, distinct styles of runs, and the PNG."""
 
 import io
 import warnings
@@ -44,7 +44,7 @@ def test_any_text_is_drawn_without_a_warning(text):
         (12, "12"),
     ],
 )
-def test_what_is_shown_of_a_text(text, expected):
+def test_text_is_made_printable(text, expected):
     assert style.printable(text) == expected
 
 
@@ -55,17 +55,17 @@ def test_long_text_is_cut_in_the_middle_and_never_within_a_sign():
     assert cut == r"\u4e2d\u4e2d" + "\N{HORIZONTAL ELLIPSIS}" + r"\u4e2d"
 
 
-def test_every_run_has_a_look_of_its_own():
+def test_every_run_has_its_own_style():
     samplers = {f"run{i}": smc(4) for i in range(40)}
-    looks = style.run_styles(report(samplers, []))
-    assert list(looks) == list(samplers)
-    assert len({(look.colour, look.marker) for look in looks.values()}) == 40
+    styles = style.run_styles(report(samplers, []))
+    assert list(styles) == list(samplers)
+    assert len({(look.colour, look.marker) for look in styles.values()}) == 40
     # Without colour, neighbours differ in the mark and in the line.
-    pairs = list(zip(list(looks.values())[:-1], list(looks.values())[1:], strict=True))
+    pairs = list(zip(list(styles.values())[:-1], list(styles.values())[1:], strict=True))
     assert all(a.marker != b.marker and a.line != b.line for a, b in pairs)
 
 
-def test_looks_do_not_depend_on_what_is_finished():
+def test_styles_do_not_depend_on_what_is_finished():
     samplers = {"a": ancestral(), "b": smc(4)}
     labels = {"a": "first", "b": "$second$"}
     look = style.run_styles(report(samplers, [], labels))["b"]

@@ -44,7 +44,7 @@ def test_comparisons_are_by_pair(summary):
     assert [name for name in got.against if name not in {a for _, a in got.cells}] == []
 
 
-def test_what_tells_little_can_be_left_out(summary):
+def test_minor_comparisons_can_be_left_out(summary):
     assert comparisons(summary, main_only=True).against == [
         "temperature 1",
         "temperature 1/4",
@@ -55,7 +55,7 @@ def test_what_tells_little_can_be_left_out(summary):
     ]
 
 
-def test_other_temperatures_are_told_where_there_are_no_better_ones():
+def test_other_temperatures_are_kept_if_there_are_no_better_ones():
     config = workdirs.default_config()
     for name in ("plain", "low", "many", "mh", "swor"):
         del config.samplers[name]
