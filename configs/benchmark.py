@@ -6,7 +6,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     """Every value can be overridden: --config.sections="('steps',)" --config.repeats=9.
 
-    The last two sections compare with PyTorch, if it is there: pip install -e '.[torch]'.
+    The last two sections compare with PyTorch, if installed: pip install -e '.[torch]'.
     """
     config = ml_collections.ConfigDict()
     config.benchmark = "speed"
@@ -15,15 +15,14 @@ def get_config() -> ml_collections.ConfigDict:
         "parts",
         "resampling",
         "forks",
-        "moves",
         "throughput",
         "torch_batch_1",
         "torch",
     )
     config.alpha = 4.0
-    # Every round runs all variants once, in turn; medians are reported.
+    # Every round runs every variant once; medians over rounds are reported.
     config.repeats = 3
-    # Bytes of the array whose copying tells the bandwidth of the machine.
+    # Bytes of the array that is copied to measure the bandwidth of the machine.
     config.bandwidth_bytes = 2**28
     config.dtype = "float32"
     # Random weights in these shapes, as in config.json of a Llama.
@@ -47,8 +46,8 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "models": ("5M", "50M"),
             "particles": (16, 64),
-            # Random weights give flat distributions; with logits multiplied by this, particles
-            # fork about as often as those of language models. See the section "forks".
+            # A factor of the logits: random weights give flat distributions, but with this factor
+            # particles fork about as often as in language models. See the section "forks".
             "logit_scale": 16.0,
             "prompt_tokens": 32,
             "max_new_tokens": 128,
@@ -70,14 +69,6 @@ def get_config() -> ml_collections.ConfigDict:
             "scales": (4.0, 8.0, 16.0, 32.0),
             "prompt_tokens": 32,
             "max_new_tokens": 256,
-        }
-    )
-    config.moves = ml_collections.ConfigDict(
-        {
-            "models": ("5M",),
-            "particles": (8, 16, 64),
-            "capacities": (256, 1024, 2048),
-            "moved_shares": (0.05, 0.25),
         }
     )
     config.throughput = ml_collections.ConfigDict(

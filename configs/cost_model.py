@@ -1,4 +1,4 @@
-"""The paper's cost model against this machine: predicted and measured ratios, in one run."""
+"""The paper's cost model on this machine: predicted and measured ratios, in one run."""
 
 import ml_collections
 
@@ -14,6 +14,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_particles = 16
     config.num_blocks = 16
     config.moves_per_block = 10
-    # Each repetition runs every method once, in turn; the medians are reported.
+    # Each repetition runs every method once; medians over repetitions are reported.
     config.repeats = 5
     return config

@@ -1,6 +1,12 @@
-"""How close each sampler comes to the power distribution, by its evidence."""
+"""How close each sampler comes to the power distribution, measured by its evidence."""
+
+import os
+import pathlib
 
 import ml_collections
+
+# Data that the project does not ship, such as small models; tests look in the same place.
+TEST_DATA = os.environ.get("PSMC_TEST_DATA", pathlib.Path(__file__).parents[2] / "shared")
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -10,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.alpha = 4.0
     config.runs = 8
 
-    # Second-order Markov tables with exact log Z; entropies in nats per token.
+    # Second-order Markov models with exact log Z; entropies in nats per token.
     config.vocab_size = 32
     config.kinds = ("homogeneous", "inhomogeneous")
     config.horizons = (128, 256)
@@ -24,13 +30,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.swor_ramps = (0.0, 0.25)
     config.mh_particles = (16, 64)
 
-    # Language models, without exact log Z: first the embedded one on its own problems, then any
-    # other on beginnings of texts, which it continues for exactly text_max_new_tokens tokens. A
-    # directory that is absent is left out, with a word.
+    # Language models, without exact log Z: first the embedded one on its own problems, then others
+    # on beginnings of texts, which they continue for exactly text_max_new_tokens tokens. Missing
+    # directories are reported and left out; PSMC_TEST_DATA says where models/ is.
     config.models = ("tiny-reasoner",)
     config.prompts = 16
     config.max_new_tokens = 384
-    config.text_models = ("../shared/models/stories260K",)
+    config.text_models = (str(pathlib.Path(TEST_DATA, "models", "stories260K")),)
     config.texts = (
         "Once upon a time, there was a little girl named Lily.",
         "Tom and his dog went to the park.",

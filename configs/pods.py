@@ -1,12 +1,12 @@
 """Qwen2.5-7B on many accelerators, calculated from the compiled decode step: nothing is measured.
 
-Memory and link figures are the makers': for TPU v5e the system table of Google Cloud's
-documentation (16 GB at 819 GB/s; 1,600 Gbit/s between chips, given elsewhere as 400 GB/s in both
-directions together); for H200 NVIDIA's data sheet (141 GB at 4.8 TB/s; NVLink 900 GB/s, in both
-directions together). A device sends half of the latter at most. On a TPU that takes all four links
-of a chip, and a "model" group that is a line of the torus has two: times twice as long.
+Memory and link figures are the makers': for TPU v5e from the system table of Google Cloud's
+documentation (16 GB at 819 GB/s; 1,600 Gbit/s between chips, elsewhere 400 GB/s for both directions
+together), for H200 from NVIDIA's data sheet (141 GB at 4.8 TB/s; NVLink 900 GB/s for both
+directions together). A device can send at most half of the latter. On a TPU this takes all four
+links of a chip; a "model" group that is a line of the torus has only two, and takes twice as long.
 
-Compiled for as many CPU devices, or by the compiler of TPUs with
+Compiled for as many CPU devices, or by the compiler for TPUs with
 --config.machines.v5e.topology=v5e:4x4 (pip install 'jax-power-smc[tpu]'; no TPU is needed).
 """
 
@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
             "norm_eps": 1e-6,
         }
     )
-    # Layers of the models that are compiled, and of the one that checks them, once.
+    # Layers of the two compiled models, and of a third that checks them, once.
     config.layers = (2, 4)
     config.checked_layers = 6
     config.num_particles = (16, 64)
@@ -46,17 +46,17 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "v5e": {
                 "meshes": ((4, 4),),
-                "prompts_per_row": 4,
+                "prompts_per_shard": 4,
                 "topology": placeholder(str),
                 "memory_bytes": 16e9,
                 "memory_bandwidth": 819e9,
                 "link_bandwidth": 200e9,
-                # An assumption, of the order of what small exchanges take.
+                # An assumption, of the order of the time of a small exchange.
                 "seconds_per_collective": 5e-6,
             },
             "H200": {
                 "meshes": ((8, 1), (2, 4)),
-                "prompts_per_row": 8,
+                "prompts_per_shard": 8,
                 "topology": placeholder(str),
                 "memory_bytes": 141e9,
                 "memory_bandwidth": 4.8e12,

@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.max_new_tokens = 384
     # Of the proposal; 1/alpha and 1 are always among them.
     config.temperatures = (0.15, 0.18, 0.2, 0.22, 0.24, 0.26, 0.28, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8)
-    # Sequences in the picture of log S_t, and tokens in the table of the dearest.
+    # Sequences in the plot of log S_t, and tokens in the list of the costliest.
     config.num_traces = 4
-    config.num_dearest = 20
+    config.num_costliest = 20
     return config

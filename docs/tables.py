@@ -221,7 +221,7 @@ def theory() -> str:
     header += ["1/alpha = 0.25" if t == 0.25 else f"{t:g}" for t in temperatures]
     rows = []
     for model, title in {"tiny-reasoner": "embedded model", "stories260K": "stories260K"}.items():
-        steps = [r["steps"] for r in where(records, metric="dearest_share", model=model)]
+        steps = [r["steps"] for r in where(records, metric="costliest_share", model=model)]
         span = "to".join(f" {n} " for n in dict.fromkeys((min(steps), max(steps))))
         values = [only(moments, model=model, temperature=t)["value"] for t in temperatures]
         rows.append(
@@ -436,7 +436,7 @@ def pods() -> str:
     rows = []
     for machine, mesh, count, prompts, compiled in cases:
         own = [r for r in records if (r["machine"], r["mesh"]) == (machine, mesh)]
-        own = where(own, num_particles=count, prompts_per_row=prompts, compiled_for=compiled)
+        own = where(own, num_particles=count, prompts_per_shard=prompts, compiled_for=compiled)
         values = {r["metric"]: r for r in own if r["metric"] != "collective_bytes"}
         get = {name: r["value"] for name, r in values.items()}
         each = values["collective_share_with_overhead"]["seconds_per_collective"]

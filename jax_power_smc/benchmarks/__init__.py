@@ -1,1 +1,1 @@
-"""Measurements that the README quotes, as JSON lines."""
+"""Measurements that the documentation quotes, as JSON lines."""

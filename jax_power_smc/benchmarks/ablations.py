@@ -1,6 +1,6 @@
-"""Programs that differ from the engine's by one part, so that the part can be timed or set.
+"""Programs that lack one part of the engine's, to measure what the part costs.
 
-What they compute is of no use; what they cost tells what the part costs.
+Their output is useless; only their time matters.
 """
 
 import dataclasses
@@ -10,39 +10,40 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core.prng import StepUniforms
+from jax_power_smc.core.types import Cache, Context, Params
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.samplers.base import Particles, StepResult
 from jax_power_smc.samplers.power_smc import PowerSMC
 from jax_power_smc.targets.power import TargetArrays
 
-# Different logits that a model which does not run gives in turn.
+# Number of stored logits that are replayed instead of running the model.
 REPLAYED = 64
 # ESS / N = exp(-sigma^2) for weights exp(sigma z): 0.66 N.
 SPREAD = 0.645
 
 
-class AlteredParams(NamedTuple):
-    """Parameters of ``AlteredModel``.
+class AblatedParams(NamedTuple):
+    """Parameters of ``AblatedModel``.
 
     Attributes:
       params: of the model.
-      scale: [], what its logits are multiplied by.
-      table: [REPLAYED, V], logits of a model that does not run.
+      scale: [], a factor of the logits.
+      replayed: [REPLAYED, V], logits to use instead of running the model.
     """
 
-    params: Any
+    params: Params
     scale: jax.Array
-    table: jax.Array
+    replayed: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class AlteredModel:
+class AblatedModel:
     """A language model without some of its parts.
 
     Attributes:
-      model: the whole one. It must have ``move`` and ``grow``.
-      runs: else its logits are looked up in a table by the token.
-      moves: else its cache stays where it is when particles fork.
+      model: the complete one. It must have ``move`` and ``grow``.
+      runs: if false, its logits are replayed instead.
+      moves: if false, its cache rows stay in place when particles fork.
     """
 
     model: Any
@@ -51,71 +52,64 @@ class AlteredModel:
 
     @property
     def vocab_size(self) -> int:
-        """V."""
         return int(self.model.vocab_size)
 
     @property
     def max_positions(self) -> int | None:
-        """Of the model."""
         return getattr(self.model, "max_positions", None)
 
-    def params(self, params: Any, prompt: jax.Array, scale: float = 1.0) -> AlteredParams:
+    def params(self, params: Params, prompt: jax.Array, scale: float = 1.0) -> AblatedParams:
         """Parameters; the replayed logits follow the first tokens of a prompt [S]."""
         single = jax.jit(self.model.prefill)
         one = jnp.ones((), jnp.int32)
         tokens = jnp.resize(prompt, (REPLAYED,))
-        table = jnp.stack([single(params, tokens[i : i + 1], one)[0] for i in range(REPLAYED)])
-        return AlteredParams(params, jnp.asarray(scale, table.dtype), table)
+        logits = jnp.stack([single(params, tokens[i : i + 1], one)[0] for i in range(REPLAYED)])
+        return AblatedParams(params, jnp.asarray(scale, logits.dtype), logits)
 
     def prefill(
-        self, params: AlteredParams, prompt: jax.Array, length: jax.Array
-    ) -> tuple[jax.Array, Any]:
-        """As of the model."""
+        self, params: AblatedParams, prompt: jax.Array, length: jax.Array
+    ) -> tuple[jax.Array, Context]:
         logits, context = self.model.prefill(params.params, prompt, length)
         return logits * params.scale, context
 
-    def init_cache(self, params: AlteredParams, num_particles: int, capacity: int) -> Any:
-        """As of the model."""
+    def init_cache(self, params: AblatedParams, num_particles: int, capacity: int) -> Cache:
         return self.model.init_cache(params.params, num_particles, capacity)
 
     def decode(
         self,
-        params: AlteredParams,
-        context: Any,
-        cache: Any,
+        params: AblatedParams,
+        context: Context,
+        cache: Cache,
         token: jax.Array,
         step: jax.Array,
         clock: jax.Array,
-    ) -> tuple[jax.Array, Any]:
-        """As of the model, or looked up."""
+    ) -> tuple[jax.Array, Cache]:
         if self.runs:
             logits, cache = self.model.decode(params.params, context, cache, token, step, clock)
         else:
-            logits = params.table[jnp.mod(token + step, REPLAYED)]
+            logits = params.replayed[jnp.mod(token + step, REPLAYED)]
         return logits * params.scale, cache
 
     def move(
         self,
-        cache: Any,
+        cache: Cache,
         source: jax.Array,
         destination: jax.Array,
         step: jax.Array,
         clock: jax.Array,
-    ) -> Any:
-        """As of the model, or not at all."""
+    ) -> Cache:
         return self.model.move(cache, source, destination, step, clock) if self.moves else cache
 
-    def grow(self, cache: Any, capacity: int, clock: jax.Array) -> Any:
-        """As of the model."""
+    def grow(self, cache: Cache, capacity: int, clock: jax.Array) -> Cache:
         return self.model.grow(cache, capacity, clock)
 
 
 @dataclasses.dataclass(frozen=True)
 class ForcedResampling(PowerSMC):
-    """Power-SMC with random weights, so that it resamples when it is told to.
+    """Power-SMC with noise in the weights, which resamples at steps of our choice.
 
     Attributes:
-      spread: standard deviation of a step's noise in the log weights.
+      spread: standard deviation of the noise that a step adds to the log weights.
     """
 
     spread: float = 0.0
@@ -139,17 +133,19 @@ class ForcedResampling(PowerSMC):
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> StepResult:
-        """A step after the weights have been multiplied by noise."""
+        """A step of Power-SMC after noise has been added to the log weights."""
         noise = jax.scipy.special.ndtri(jnp.clip(uniforms.token[:, 1], 1e-6, 1 - 1e-6))
         noisy = particles._replace(log_weight=particles.log_weight + self.spread * noise)
         return super().step(target, noisy, logits, ends, uniforms, step)
 
 
-def step_bytes(model: Any, params: Any, prompt_tokens: int, own_tokens: float, num: int) -> float:
-    """Bytes that a step of one prompt must read and write, whatever the program.
+def step_bytes(
+    model: Any, params: Params, prompt_tokens: int, own_tokens: float, num: int
+) -> float:
+    """Bytes that any program must read and write in a step of one prompt.
 
-    All weights once (of the embedding, if it is not the head too, only a few rows), the prompt's
-    keys and values once, those of every particle's own tokens, and what is appended.
+    All weights once (except an embedding that is not also the head, of which only a few rows are
+    read), keys and values of the prompt once, those of each particle's tokens, and the new ones.
     """
 
     def size(tree: Any) -> int:

@@ -1,4 +1,4 @@
-"""The same work in PyTorch (``peers``), in turn with ours.
+"""The same computation in PyTorch (see ``torch_baseline``), interleaved with ours.
 
 Letters: S prompt length, N particles, T generated tokens.
 """
@@ -18,7 +18,7 @@ def measure(
     prompt_lengths: Sequence[int],
     new_tokens: int,
 ) -> None:
-    """The same weights and token counts in torch: ``generate``, and Power-SMC in a loop."""
+    """Our samplers against ``generate`` and Power-SMC in a loop, with equal weights and lengths."""
     theirs = torch_baseline.to_torch(subject.model, subject.params)
     versions = torch_baseline.describe()
     for prompt_tokens in prompt_lengths:
@@ -50,7 +50,7 @@ def measure(
                 variants[power[0]] = functools.partial(ours, PowerSMC(num))
                 variants[power[1]] = functools.partial(looped, num)
                 pairs.append((*power, "Power-SMC in a Python loop", num))
-        seconds = bench.turns(f"torch, {subject.name}, S = {prompt_tokens}", variants)
+        seconds = bench.interleaved(f"torch, {subject.name}, S = {prompt_tokens}", variants)
         for mine, other, peer, num in pairs:
             about = {
                 **subject.about,

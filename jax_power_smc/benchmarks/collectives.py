@@ -1,15 +1,15 @@
-"""What the devices of a mesh exchange in a step: read from the compiled program, calculated, said.
+"""What the devices of a mesh exchange in a decode step, read from the compiled program.
 
 Nothing is run and no speed is claimed. The chunk of decode steps is compiled from shapes alone, for
-as many CPU devices as the machine in question has, or by its own compiler. The text says which
-arrays the devices exchange; the makers' figures of the memory and the links then give two times
-whose ratio is of interest:
+as many CPU devices as the machine in question has, or by the machine's own compiler. The text of
+the program lists the arrays that are exchanged; with the makers' figures for memory and links, two
+times follow whose ratio is of interest:
 
-    memory    the bytes of parameters, contexts and caches that a device has, once through
-    links     the bytes that a device sends, in a ring
+    memory    reading all parameters, contexts and caches of a device once
+    links     sending the device's part of each exchange, in a ring
 
-Both are bounds from below. Real collectives of so little data cost more than their bytes; what each
-costs besides is a number that the reader chooses, and is kept apart.
+Both are lower bounds. Real collectives of so little data take longer than their bytes do; this
+overhead per collective is an assumption that the reader chooses, and is reported separately.
 """
 
 import dataclasses
@@ -35,13 +35,13 @@ _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange among the devices of a group.
+    """One exchange among a group of devices.
 
     Attributes:
       kind: such as "all-reduce".
-      arrays: dtype and shape of each array that it results in.
-      group: devices that take part.
-      loops: loops around it; 1 for what happens at every step of a chunk.
+      arrays: dtype and shape of each of its results.
+      group: number of devices that take part.
+      loops: number of enclosing loops; 1 for an exchange at every step of a chunk.
     """
 
     kind: str
@@ -51,12 +51,12 @@ class Collective:
 
     @property
     def size(self) -> int:
-        """Bytes of its results on one device."""
+        """Bytes of the results on one device."""
         return sum(_BYTES[dtype] * math.prod(shape) for dtype, shape in self.arrays)
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends to its neighbour in a ring."""
+        """Bytes that each device sends to its neighbour in a ring."""
         others = (self.group - 1) / self.group
         if self.kind == "all-reduce":
             return 2 * others * self.size
@@ -74,7 +74,7 @@ def collectives(text: str) -> list[Collective]:
       text: ``compiled.as_text()`` of a program for CPUs or TPUs.
 
     Raises:
-      ValueError: for an asynchronous one, as some compilers write them.
+      ValueError: for an asynchronous exchange, which some compilers write.
     """
     bodies, entry = _computations(text)
     found = []
@@ -86,7 +86,7 @@ def collectives(text: str) -> list[Collective]:
             types, kind, start = match.groups()
             if start:
                 raise ValueError(
-                    f"the program has {kind}{start}; only synchronous ones can be read."
+                    f"the program has {kind}{start}; only synchronous collectives can be read."
                 )
             arrays = tuple(
                 (dtype, tuple(int(n) for n in sizes.split(",") if n))
@@ -97,7 +97,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of every computation, and which is the first to run."""
+    """The lines of every computation, and the name of the entry computation."""
     bodies: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
@@ -111,7 +111,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _reached(bodies: dict[str, list[str]], name: str, loops: int) -> Iterator[tuple[str, int]]:
-    """Every computation, as often as it is called, with the loops around it."""
+    """Every computation, once per call, with the number of enclosing loops."""
     yield name, loops
     for line in bodies[name]:
         for how, called in _CALLS.findall(line):
@@ -120,7 +120,7 @@ def _reached(bodies: dict[str, list[str]], name: str, loops: int) -> Iterator[tu
 
 
 def _group(line: str) -> int:
-    """Devices in a group, of any notation; two where one sends to another."""
+    """Number of devices in a group, in any notation; 2 if one device sends to another."""
     if "source_target_pairs=" in line:
         return 2
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
@@ -133,4 +133,4 @@ def _group(line: str) -> int:
     if axes:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", axes[2]))
-    raise ValueError(f"a collective without groups of devices: {line.strip()[:200]}.")
+    raise ValueError(f"there is a collective without groups of devices: {line.strip()[:200]}.")

@@ -1,8 +1,8 @@
-"""The cost model of the paper against the clock: Lemmas 1 to 3 and their two ratios.
+"""The paper's cost model against the clock: Lemmas 1 to 3 (docs/math.md, eqs. 35 to 39).
 
-Every method runs in turn, several times, in one process, and only ratios of medians are compared.
-The throughput gain s(N) is measured too, from plain decoding of N sequences at once, so that what
-is tested is the model's counting and not a guess about the machine.
+The methods are interleaved, several rounds in one process, and only ratios of medians are compared.
+The throughput gain s(N) is measured too, by plain decoding of N sequences at once, so that the test
+is of the model's counting and not of a guess about the machine.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,12 +28,12 @@ def measure(
     moves_per_block: int,
     repeats: int,
     write: Write,
-    report: Callable[[str, int, int], None],
+    progress: Callable[[str, int, int], None],
 ) -> None:
     """Tokens and seconds of Power-SMC and of both edits of Metropolis-Hastings, one prompt.
 
     Args:
-      lm: the language model; sequences never end (no end token).
+      lm: the language model; without end tokens, so sequences never end.
       prompt: token ids.
       alpha: exponent.
       max_new_tokens: T.
@@ -41,7 +41,7 @@ def measure(
       num_blocks, moves_per_block: B and M of Metropolis-Hastings.
       repeats: runs of each method.
       write: receives the figures.
-      report: called before every repetition.
+      progress: called before every repetition.
     """
     n, t, b, m = num_particles, max_new_tokens, num_blocks, moves_per_block
     samplers: dict[str, Sampler] = {
@@ -54,7 +54,7 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in samplers}
     tokens: dict[str, list[int]] = {name: [] for name in samplers}
     for repeat in range(repeats + 1):
-        report("all methods in turn", repeat, repeats + 1)
+        progress("all methods, interleaved", repeat, repeats + 1)
         for name, sampler in samplers.items():
             result = sample.sample(
                 lm.model,

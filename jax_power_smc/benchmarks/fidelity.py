@@ -1,13 +1,13 @@
-"""How close samplers come to the power distribution, by their evidence.
+"""How close samplers come to the power distribution, measured by their evidence.
 
-``KL(q_out || pi_alpha) <= log Z - E[log Z_hat]`` for the drawn sequence, so the gap
-log Z - E[log Z_hat] bounds a sampler's error with no other knowledge than log Z. On the tables log
-Z is exact (``tables``). On language models it is not known, and the gap is an estimate: against
-the pooled evidence of a reference setting, which is itself low on average.
+``KL(q_out || pi_alpha) <= log Z - E[log Z_hat]`` for the drawn sequence (docs/math.md, eq. 30), so
+the gap log Z - E[log Z_hat] bounds a sampler's error given nothing but log Z. On Markov models log
+Z is exact (``markov_models``). On language models it is unknown, and the gap is an estimate:
+against the pooled evidence of a reference setting, which is itself low on average.
 
-Metropolis-Hastings has no evidence; what it can be judged by is the mean log p of its output
-against that of the power distribution, which is exact on the tables. Its chains share their cuts
-within a call, so its runs are not quite independent.
+Metropolis-Hastings has no evidence; it can be judged by the mean log p of its output against that
+of the power distribution, which is exact on Markov models. Its chains share their cuts within a
+call, so its runs are not quite independent.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class Setting:
     """One sampler of the comparison.
 
     Attributes:
-      name: "smc" (the published order, as the paper describes it), "swor", or "mh": one chain that
-        is given as many tokens as N particles need.
+      name: "smc" (in the published order), "swor", or "mh": one chain with as many tokens as N
+        particles take.
       num_particles: N.
       ramp_share: length of the exponent ramp as a share of T; 0 for none.
     """
@@ -46,7 +46,7 @@ class Setting:
         """The sampler for T tokens.
 
         Raises:
-          ValueError: for another name.
+          ValueError: for any other name.
         """
         ramp = round(self.ramp_share * horizon)
         if self.name == "smc":
@@ -62,13 +62,13 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """What a language model is asked.
+    """Prompts for a language model.
 
     Attributes:
       texts: the prompts.
       target: what to sample from.
       max_new_tokens: T.
-      is_right: (index of the prompt, response) -> whether it is right; None where nothing is.
+      is_right: (index of the prompt, response) -> whether it is correct; None if undefined.
     """
 
     texts: Sequence[str]
@@ -78,10 +78,10 @@ class Questions:
 
 
 # (what is being measured, settings done, settings in all)
-Report = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
-def measure_tables(
+def measure_markov_models(
     grid: Sequence[dict[str, Any]],
     settings: Sequence[Setting],
     *,
@@ -89,42 +89,42 @@ def measure_tables(
     alpha: float,
     runs: int,
     write: Write,
-    report: Report,
+    progress: Progress,
 ) -> None:
-    """Gap, deviation and mean log p of every setting on every table.
+    """Gap, standard deviation and mean log p of every setting on every Markov model.
 
     Args:
-      grid: tables as dicts with kind, horizon, entropy and seed.
-      settings: what to compare.
-      vocab_size: V of the tables.
+      grid: the Markov models as dicts with kind, horizon, entropy and seed.
+      settings: samplers to compare.
+      vocab_size: V of the models.
       alpha: exponent of the target.
-      runs: independent runs of each sampler on each table.
+      runs: independent runs of each sampler on each model.
       write: receives the figures.
-      report: called before every setting.
+      progress: called before every setting.
     """
     prompt = [0]
     total, done = len(grid) * len(settings), 0
-    for table in grid:
-        horizon = table["horizon"]
-        model, params = markov_models.make_table(
-            vocab_size, horizon, table["entropy"], table["kind"], table["seed"]
+    for place in grid:
+        horizon = place["horizon"]
+        model, params = markov_models.make(
+            vocab_size, horizon, place["entropy"], place["kind"], place["seed"]
         )
         exact = markov_models.exact_moments(model, params, prompt, alpha, horizon)
-        write("exact_log_evidence", exact.log_evidence, "nats", **table, alpha=alpha)
-        write("exact_mean_log_prob", exact.mean_log_prob, "nats", **table, alpha=alpha)
+        write("exact_log_evidence", exact.log_evidence, "nats", **place, alpha=alpha)
+        write("exact_mean_log_prob", exact.mean_log_prob, "nats", **place, alpha=alpha)
         for setting in settings:
-            report(_title(table), done, total)
+            progress(_title(place), done, total)
             done += 1
             result = sample.sample(
                 model,
                 params,
                 [prompt] * runs,
-                key=prng.seed_key(table["seed"]),
+                key=prng.seed_key(place["seed"]),
                 target=PowerTarget(alpha),
                 sampler=setting.sampler(horizon),
                 max_new_tokens=horizon,
             )
-            about = {**table, **dataclasses.asdict(setting), "alpha": alpha, "runs": runs}
+            about = {**place, **dataclasses.asdict(setting), "alpha": alpha, "runs": runs}
             if setting.name != "mh":
                 evidence = np.asarray(result.log_evidence, np.float64)
                 write("gap", exact.log_evidence - evidence.mean(), "nats", **about)
@@ -141,19 +141,19 @@ def measure_model(
     *,
     runs: int,
     write: Write,
-    report: Report,
+    progress: Progress,
 ) -> None:
-    """Evidence over prompts and runs, its deviation between runs, mean log p and accuracy.
+    """Evidence over prompts and runs, its standard deviation over runs, mean log p and accuracy.
 
-    The estimated gap is that of ``evidence.kl_figure`` with the runs of a reference setting, the
-    largest "swor" without a ramp; there is none if no such setting is among them. The reference
-    misses what all its runs missed, so a gap may come out negative.
+    The estimated gap is that of ``evidence.kl_figure`` with the runs of a reference setting: the
+    "swor" without a ramp and with the most particles; without such a setting there is no estimate.
+    The reference lacks the mass that all its runs missed, so a gap may come out negative.
 
     Args:
       lm: the language model.
-      name: what it is called in the figures.
-      questions: what it is asked.
-      settings, write, report: as for ``measure_tables``.
+      name: of the model, in the figures.
+      questions: its prompts.
+      settings, write, progress: as for ``measure_markov_models``.
       runs: independent runs per prompt.
     """
     prompts = [lm.encode(text) for text in questions.texts]
@@ -166,7 +166,7 @@ def measure_model(
     }
     found: dict[Setting, np.ndarray] = {}  # log Z_hat [P, R]
     for done, setting in enumerate(settings):
-        report(name, done, len(settings))
+        progress(name, done, len(settings))
         result = sample.sample(
             lm.model,
             lm.params,
@@ -177,36 +177,36 @@ def measure_model(
             max_new_tokens=questions.max_new_tokens,
             tokenizer=lm.tokenizer,
         )
-        row = {**about, **dataclasses.asdict(setting)}
+        labels = {**about, **dataclasses.asdict(setting)}
         if setting.name != "mh":
             found[setting] = np.asarray(result.log_evidence, np.float64).reshape(-1, runs)
-            write("mean_log_evidence", found[setting].mean(), "nats", **row)
+            write("mean_log_evidence", found[setting].mean(), "nats", **labels)
             spread = found[setting].std(axis=1, ddof=1)
-            write("sd_log_evidence", spread.mean(), "nats", **row)
-        _write_output(result, write, row)
+            write("sd_log_evidence", spread.mean(), "nats", **labels)
+        _write_output(result, write, labels)
         if questions.is_right is not None:
             texts = [lm.tokenizer.decode(ids, skip_special_tokens=True) for ids in result.draw()]
             right = [questions.is_right(i // runs, text) for i, text in enumerate(texts)]
-            write("accuracy", float(np.mean(right)), "share", **row)
+            write("accuracy", float(np.mean(right)), "share", **labels)
     references = [s for s in found if s.name == "swor" and not s.ramp_share]
     if not references:
         return
     reference = found[max(references, key=lambda s: s.num_particles)]
     log_z = np.logaddexp.reduce(reference, axis=1) - np.log(runs)  # [P]
     for setting, evidence in found.items():
-        row = {**about, **dataclasses.asdict(setting)}
-        write("estimated_gap", (log_z - evidence.mean(axis=1)).mean(), "nats", **row)
+        labels = {**about, **dataclasses.asdict(setting)}
+        write("estimated_gap", (log_z - evidence.mean(axis=1)).mean(), "nats", **labels)
 
 
-def _title(table: dict[str, Any]) -> str:
+def _title(place: dict[str, Any]) -> str:
     return (
-        f"{table['kind']} table, T {table['horizon']}, {table['entropy']} nats, "
-        f"seed {table['seed']}"
+        f"{place['kind']} model, T {place['horizon']}, {place['entropy']} nats, "
+        f"seed {place['seed']}"
     )
 
 
 def _write_output(result: SampleResult, write: Write, about: dict[str, Any]) -> None:
-    """Figures that every sampler has: of the drawn sequences, and what they cost."""
+    """Figures that every sampler has: those of the drawn sequences, and their cost."""
     log_probs = np.asarray(result.log_probs, np.float64)
     drawn = np.take_along_axis(log_probs, np.asarray(result.choice)[:, None], axis=1)
     lengths = np.take_along_axis(

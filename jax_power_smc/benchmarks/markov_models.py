@@ -1,7 +1,7 @@
-"""Second-order Markov tables whose log Z is known exactly, by dynamic programming.
+"""Second-order Markov models whose log Z is known exactly, by dynamic programming.
 
-Homogeneous tables use one set of rows at every step, so a few loops may dominate the power
-distribution; inhomogeneous ones have fresh rows at each step and, like text, no way back.
+Homogeneous models have the same transitions at every step, so a few loops may dominate the power
+distribution; inhomogeneous ones have new transitions at each step and, like text, never return.
 
 Letters: V vocabulary, T steps.
 """
@@ -18,20 +18,20 @@ ORDER = 2
 KINDS = ("homogeneous", "inhomogeneous")
 
 
-def make_table(
+def make(
     vocab_size: int, horizon: int, entropy: float, kind: str, seed: int
 ) -> tuple[TableLM, TableParams]:
-    """A random table whose rows have this entropy on average.
+    """A random model whose transitions have this entropy on average.
 
     Args:
       vocab_size: V.
-      horizon: T, steps with rows of their own if inhomogeneous.
-      entropy: mean over rows, in nats per token, between 0 and log V.
+      horizon: T, the number of steps with their own transitions if inhomogeneous.
+      entropy: mean over histories, in nats per token, between 0 and log V.
       kind: "homogeneous" or "inhomogeneous".
-      seed: of the rows.
+      seed: of the transitions.
 
     Raises:
-      ValueError: for another kind, or an entropy that no table has.
+      ValueError: for any other kind, or an impossible entropy.
     """
     check(vocab_size, entropy, kind)
     model = TableLM(vocab_size, ORDER)
@@ -46,7 +46,7 @@ def make_table(
 
 
 def check(vocab_size: int, entropy: float, kind: str) -> None:
-    """Raises ValueError for another kind, or an entropy that no table has."""
+    """Raises ValueError for any other kind, or an impossible entropy."""
     checks.one_of("kind", kind, KINDS)
     checks.number("entropy", entropy)
     if not 0 < entropy < np.log(vocab_size):
@@ -57,7 +57,7 @@ def check(vocab_size: int, entropy: float, kind: str) -> None:
 
 
 class Exact(NamedTuple):
-    """What is known of ``p^alpha`` on a table.
+    """Exact figures of ``p^alpha``.
 
     Attributes:
       log_evidence: log Z.

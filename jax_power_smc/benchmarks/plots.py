@@ -1,34 +1,36 @@
-"""Pictures of measured figures."""
+"""Plots of measured figures."""
 
-import json
 import pathlib
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jax_power_smc.benchmarks import summary
+from jax_power_smc.benchmarks import tables
+from jax_power_smc.benchmarks.records import read
+from jax_power_smc.benchmarks.tables import Figure
 
 _TEMPERATURE_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
-# In nats; below it a step's token is not named in a picture.
-_SMALLEST_NAMED_COST = 0.3
+# Steps that are listed beside a picture: at most so many, of at least this cost in nats.
+_MOST_LISTED, _LEAST_LISTED_COST = 6, 0.3
 
 
 def fidelity(figures: pathlib.Path, picture: pathlib.Path) -> None:
-    """The gap against N on the longest tables, and below it how far the output's log p falls short.
+    """The gap against N on the longest Markov models, and below it the shortfall of log p.
 
-    One column per kind of table and entropy.
+    There is one column for each kind of model and entropy.
 
     Args:
-      figures: the JSON lines of the fidelity benchmark; without tables nothing is drawn.
+      figures: the JSON lines of the fidelity benchmark; nothing is drawn without Markov models.
       picture: the .png to write.
     """
     plt = _pyplot()
-    lines = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
-    settings = {summary.setting_name(x): x for x in lines if "kind" in x and "name" in x}
+    lines = read(figures)
+    settings = {tables.setting_name(x): x for x in lines if "kind" in x and "name" in x}
     if not settings:
         return
-    means = summary.mean_over_seeds(lines)
+    means = tables.mean_over_seeds(lines)
     longest = max(horizon for _, horizon, _ in means["shortfall"])
     places = sorted(place for place in means["shortfall"] if place[1] == longest)
     ticks = sorted({line["num_particles"] for line in settings.values()})
@@ -67,7 +69,7 @@ def fidelity(figures: pathlib.Path, picture: pathlib.Path) -> None:
 def _series(
     cells: dict[str, tuple[float, float]], settings: dict[str, dict[str, Any]]
 ) -> dict[str, list[tuple[int, float, float]]]:
-    """label -> (N, mean, error) of the settings that differ in N alone."""
+    """label -> (N, mean, error) of the settings that differ only in N."""
     found: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
     for name, (mean, error) in cells.items():
         line = settings[name]
@@ -89,16 +91,16 @@ def _style(label: str) -> dict[str, str]:
 
 
 def theorem(figures: pathlib.Path, picture: pathlib.Path) -> None:
-    """The variance of the weight against the proposal's temperature, its minimum at 1/alpha marked.
+    """The variance of the weight against the proposal's temperature, with 1/alpha marked.
 
-    The axes are logarithmic; a figure that is zero is drawn on the lower edge, as a star.
+    The axes are logarithmic; zeros are drawn as stars on the lower edge.
 
     Args:
       figures: the JSON lines of the theory benchmark.
       picture: the .png to write.
     """
     plt = _pyplot()
-    lines = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
+    lines = read(figures)
     (alpha,) = {x["alpha"] for x in lines}
     panels = {
         "Var(w) / E[w]$^2$ of one step": {
@@ -123,7 +125,7 @@ def theorem(figures: pathlib.Path, picture: pathlib.Path) -> None:
         axis.axvline(1 / alpha, color="black", linewidth=0.8, linestyle=":")
         axis.set_title(title)
         axis.set_xlabel(f"temperature of the proposal (dotted: 1/alpha = {1 / alpha:.3g})")
-        # Below: lines may go anywhere.
+        # Below the axes, since lines may be anywhere.
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
@@ -138,7 +140,7 @@ def step_multiples(figures: pathlib.Path, picture: pathlib.Path) -> None:
       picture: the .png to write.
     """
     plt = _pyplot()
-    lines = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
+    lines = read(figures)
     steps = [x for x in lines if x["metric"] == "step_multiple" and x["sampler"] != "ancestral"]
     models = list(dict.fromkeys(x["model"] for x in steps))
     lengths = sorted({x["max_new_tokens"] for x in steps})
@@ -177,65 +179,59 @@ def step_multiples(figures: pathlib.Path, picture: pathlib.Path) -> None:
 
 
 def step_costs(figures: pathlib.Path, picture: pathlib.Path, count: int) -> None:
-    """log S_t against the step, one panel per drawn sequence.
-
-    The dearest tokens are named where the names do not overlap.
+    """log S_t against the step, one panel per drawn sequence, with a list of its costliest tokens.
 
     Args:
       figures: the JSON lines of the theory benchmark.
       picture: the .png to write.
-      count: how many sequences to draw, the first ones.
+      count: number of sequences to draw, the first ones.
     """
     plt = _pyplot()
-    lines = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
-    steps: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    steps: dict[int, list[Figure]] = defaultdict(list)
     summed: dict[int, dict[str, float]] = defaultdict(dict)
-    for x in lines:
+    for x in read(figures):
         if x["metric"] == "step_cost" and x["prompt"] < count:
             steps[x["prompt"]].append(x)
-        elif x["metric"] in ("sequence_cost", "dearest_share") and x["prompt"] < count:
+        elif x["metric"] in ("sequence_cost", "costliest_share") and x["prompt"] < count:
             summed[x["prompt"]][x["metric"]] = x["value"]
     figure, axes = plt.subplots(
         len(steps), 1, figsize=(10, 2.1 * len(steps) + 0.6), squeeze=False, sharex=True, sharey=True
     )
-    longest = max(map(len, steps.values()))
     for axis, (prompt, found) in zip(axes[:, 0], steps.items(), strict=True):
         axis.vlines([x["step"] for x in found], [-x["value"] for x in found], 0, linewidth=1.5)
         axis.hlines(0, 0, len(found), linewidth=1.5)  # as long as the sequence
-        _name_dearest(axis, found, apart=longest / 40)
-        total, share = summed[prompt]["sequence_cost"], summed[prompt]["dearest_share"]
-        part = "" if share is None else f", {share:.1%} of it in the dearest tenth of the steps"
-        title = f"problem {prompt}: {len(found)} steps, together {-total:.1f} nats{part}"
+        _list_costliest(axis, found)
+        total, share = summed[prompt]["sequence_cost"], summed[prompt]["costliest_share"]
+        part = "" if share is None else f", {share:.1%} of it in the costliest tenth of the steps"
+        title = f"problem {prompt}: {len(found)} steps, {-total:.1f} nats in total{part}"
         axis.set_title(title, fontsize=10)
         axis.set_ylabel("log S$_t$, nats")
         axis.grid(alpha=0.3)
-    dearest = max(x["value"] for found in steps.values() for x in found)
-    axes[0, 0].set_ylim(-1.3 * dearest, 0.1 * dearest)  # room for the names below
-    axes[-1, 0].set_xlabel("step t (text: the token drawn there)")
+    axes[-1, 0].set_xlabel("step t")
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
     plt.close(figure)
 
 
-def _name_dearest(axis: Any, steps: list[dict[str, Any]], apart: float) -> None:
-    """Writes tokens below their steps, the dearest first, none closer than ``apart`` to another."""
-    named: list[int] = []
-    for x in sorted(steps, key=lambda x: -x["value"])[: -(-len(steps) // 10)]:
-        near = any(abs(x["step"] - other) < apart for other in named)
-        if near or x["value"] < _SMALLEST_NAMED_COST:
-            continue
-        named.append(x["step"])
-        axis.annotate(
-            # Line breaks as \n; no mathtext, whatever the token.
-            x["token"].replace("\n", r"\n").replace("$", r"\$"),
-            (x["step"], -x["value"]),
-            (0, -5),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            family="monospace",
-            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "0.7"},
-        )
+def _list_costliest(axis: Any, steps: Sequence[Figure]) -> None:
+    """A legend with the costliest steps and the tokens drawn there."""
+    costly = [x for x in steps if x["value"] >= _LEAST_LISTED_COST]
+    costly = sorted(costly, key=lambda x: -x["value"])[:_MOST_LISTED]
+    if not costly:
+        return
+    lines = axis.plot([], [], *[[], []] * (len(costly) - 1), linestyle="none")
+    legend = axis.legend(
+        lines,
+        [f"{x['step']:4d}: {x['token']}".replace("\n", r"\n") for x in costly],
+        title="costliest steps",
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        prop={"family": "monospace"},
+        handlelength=0,
+        frameon=False,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # whatever the token
 
 
 def _log_lines(axis: Any, series: dict[str, list[tuple[float, float]]]) -> None:
@@ -263,7 +259,7 @@ def _log_lines(axis: Any, series: dict[str, list[tuple[float, float]]]) -> None:
 
 
 def _pyplot() -> Any:
-    """Imported here: only this module needs it, and without a display."""
+    """Imported here, since only this module needs it, and without a display."""
     import matplotlib
 
     matplotlib.use("Agg")

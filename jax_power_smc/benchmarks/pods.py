@@ -1,12 +1,12 @@
 """Decoding on many accelerators, calculated from the compiled chunk of steps; see ``collectives``.
 
-A model of a few layers is compiled twice, with some layers and with some more. What the second has
-more is the layers', all else is there once, and so the exchanges of the whole model follow; a third
-compilation checks that.
+A model is compiled twice, with a few layers and with a few more. The difference is due to the
+layers and the rest is there once, which gives the exchanges of the whole model; a third compilation
+checks this.
 
-In a bfloat16 model the program sums the layers' results in float32 and rounds the sums. The CPU's
-compiler exchanges all in float32, the embeddings too, which are 16 bits wide; that of a TPU
-exchanges all of these in 16 bits: half the bytes.
+In a bfloat16 model the program sums the layers' results in float32 and rounds the sums. The CPU
+compiler exchanges everything in float32, even the 16-bit embeddings; the TPU compiler exchanges all
+of these in 16 bits, half the bytes.
 """
 
 import dataclasses
@@ -32,20 +32,21 @@ from jax_power_smc.models.transformer.transformer import TransformerLM
 from jax_power_smc.samplers import Kernel, PowerSMC
 from jax_power_smc.targets.power import PowerTarget
 
-# So many steps that the loop over them is a loop in the compiled program.
+# Enough steps that the compiled program has a loop over them.
 _STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Several accelerators, by their maker's figures; in ``memory_plan.plan`` it stands for one of them.
+    """Accelerators by their maker's figures; ``memory_plan.plan`` takes it for a single device.
 
     Attributes:
-      name: for the record.
+      name: in the figures.
       memory_bytes: of one device.
       memory_bandwidth: bytes per second of its memory.
-      link_bandwidth: bytes per second that it can send, over all its links together.
-      seconds_per_collective: what an exchange takes besides its bytes; an assumption.
+      link_bandwidth: bytes per second that it can send over all its links together.
+      seconds_per_collective: overhead of an exchange beyond its bytes; an assumption.
+      platform: as a JAX device has it.
     """
 
     name: str
@@ -64,22 +65,22 @@ class Load:
     """What is decoded.
 
     Attributes:
-      prompts_per_row: prompts in the slots of a "data" row.
+      prompts_per_shard: prompts in the slots of a data shard.
       num_particles: N.
       prompt_tokens, new_tokens: S and T; caches are full, as at the last step.
     """
 
-    prompts_per_row: int
+    prompts_per_shard: int
     num_particles: int
     prompt_tokens: int
     new_tokens: int
 
 
 def topology(name: str) -> list[Any]:
-    """The TPUs of a topology such as "v5e:4x4", to compile for; none need be here, only libtpu.
+    """The TPUs of a topology such as "v5e:4x4", to compile for; this needs libtpu but no TPU.
 
     Raises:
-      ValueError: if there is no compiler for it.
+      ValueError: if there is no compiler for the topology.
     """
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
@@ -93,7 +94,7 @@ def topology(name: str) -> list[Any]:
 
 def lower_chunk(
     model: TransformerLM,
-    where: Mesh | None,
+    mesh: Mesh | None,
     sampler: Kernel,
     *,
     prompts: int,
@@ -105,16 +106,16 @@ def lower_chunk(
 
     Args:
       model: as one device runs it.
-      where: the mesh, or None for one device.
+      mesh: the mesh, or None for one device.
       sampler: any that has slots.
-      prompts: P, of all rows together.
+      prompts: P, over all data shards.
       prompt_tokens, capacity: S and T.
       num_steps: of the chunk.
 
     Returns:
       The lowered program, and the shapes of the caches on one device.
     """
-    layout = layout_of(model, where)
+    layout = layout_of(model, mesh)
     params = nnx.state(model.abstract_module())
 
     def of_all(x: Any) -> jax.ShapeDtypeStruct:
@@ -144,22 +145,24 @@ def lower_chunk(
     return lowered, jax.eval_shape(lambda: make(prompts // layout.rows, *sizes))
 
 
-def per_step(model: TransformerLM, where: Mesh, load: Load) -> Counter[Collective]:
-    """How often a compiled step of Power-SMC has every exchange; those of a whole chunk, which show
-    it to the hosts of several processes, are left out."""
+def per_step(model: TransformerLM, mesh: Mesh, load: Load) -> Counter[Collective]:
+    """How many times each exchange occurs in a compiled step of Power-SMC.
+
+    Exchanges once per chunk, which make its results available to all processes, are left out.
+    """
     lowered, _ = lower_chunk(
         model,
-        where,
+        mesh,
         PowerSMC(load.num_particles),
-        prompts=load.prompts_per_row * where.shape["data"],
+        prompts=load.prompts_per_shard * mesh.shape["data"],
         prompt_tokens=load.prompt_tokens,
         capacity=load.new_tokens,
     )
     found = Counter(collectives(lowered.compile().as_text()))
-    of_chunk = 0 if where.is_multi_process else 1
+    of_chunk = 0 if mesh.is_multi_process else 1
     outside = [each for each in found if not of_chunk <= each.loops <= 1]
     if outside:
-        raise ValueError(f"the chunk exchanges something that is not of a step: {outside[0]}.")
+        raise ValueError(f"the chunk has an exchange outside of its steps: {outside[0]}.")
     return Counter({each: count for each, count in found.items() if each.loops == 1})
 
 
@@ -167,7 +170,7 @@ def measure(
     config: TransformerConfig,
     dtype: str,
     machine: Machine,
-    where: Mesh,
+    mesh: Mesh,
     load: Load,
     *,
     layers: tuple[int, int],
@@ -179,10 +182,10 @@ def measure(
     Args:
       config, dtype: the model.
       machine: the devices.
-      where: as many CPU devices in their place, or the devices of ``topology``.
+      mesh: of as many CPU devices instead, or of the devices of ``topology``.
       load: what is decoded.
-      layers: of the two models that are compiled, the smaller one first.
-      checked: layers of the one that checks them; None for no check.
+      layers: of the two compiled models, the smaller one first.
+      checked: layers of a third model that checks them; None for no check.
       write: receives the figures.
 
     Raises:
@@ -191,7 +194,7 @@ def measure(
 
     def counted(num: int) -> Counter[Collective]:
         some = dataclasses.replace(config, num_layers=num)
-        return per_step(TransformerLM(some, dtype), where, load)
+        return per_step(TransformerLM(some, dtype), mesh, load)
 
     few, more = (counted(num) for num in layers)
 
@@ -200,16 +203,16 @@ def measure(
         return {each: few[each] + share * (more[each] - few[each]) for each in few | more}
 
     if checked is not None and extrapolated(checked) != counted(checked):
-        raise ValueError(f"{checked} layers do not exchange what those of {layers} say.")
+        raise ValueError(f"{checked} layers do not exchange what {layers} layers predict.")
     about = {
         "machine": machine.name,
-        "mesh": "x".join(map(str, where.devices.shape)),
-        **{name: getattr(load, name) for name in ("num_particles", "prompts_per_row")},
+        "mesh": "x".join(map(str, mesh.devices.shape)),
+        **{name: getattr(load, name) for name in ("num_particles", "prompts_per_shard")},
         **{name: getattr(load, name) for name in ("prompt_tokens", "new_tokens")},
         "num_layers": config.num_layers,
         "layers_compiled": list(layers),
         "layers_checked": checked,
-        "compiled_for": where.devices.flat[0].device_kind,
+        "compiled_for": mesh.devices.flat[0].device_kind,
     }
     whole = extrapolated(config.num_layers)
     of_layer = {each: (more[each] - few[each]) / (layers[1] - layers[0]) for each in whole}
@@ -226,7 +229,7 @@ def measure(
     of_layers = sum(each.sent * count for each, count in of_layer.items())
     write("sent_per_layer", of_layers, "bytes/device", **about)
 
-    read = _memory(TransformerLM(config, dtype), machine, where, load, write, about)
+    read = _memory(TransformerLM(config, dtype), machine, mesh, load, write, about)
     memory_time, link_time = read / machine.memory_bandwidth, sent / machine.link_bandwidth
     besides = number * machine.seconds_per_collective
     about = {
@@ -247,17 +250,17 @@ def measure(
 def _memory(
     model: TransformerLM,
     machine: Machine,
-    where: Mesh,
+    mesh: Mesh,
     load: Load,
     write: Write,
     about: dict[str, Any],
 ) -> int:
-    """Writes what a device holds; returns the bytes that a step reads."""
-    layout = layout_of(model, where)
+    """Writes the memory that a device needs; returns the bytes that a step reads."""
+    layout = layout_of(model, mesh)
     params = nnx.state(model.abstract_module())
     limit = int(memory_plan.ACCELERATOR_SHARE * machine.memory_bytes)
-    slots = load.prompts_per_row
-    # Without a limit first: what does not fit has a size too.
+    slots = load.prompts_per_shard
+    # First without a limit: what does not fit has a size, too.
     plan = functools.partial(
         memory_plan.plan,
         model,
@@ -278,14 +281,14 @@ def _memory(
     write("share_of_memory", needed.total / limit, "of what the engine may use", **about)
     one = dataclasses.replace(needed, slots=1, limit=limit)
     fitting = plan(limit=limit).slots if one.fits else 0
-    write("prompts_that_fit", fitting, "of those per row", **about)
+    write("prompts_that_fit", fitting, "of those per shard", **about)
     return needed.params - _unread(layout, params) + kv
 
 
 def _unread(layout: Layout, params: Any) -> int:
-    """Bytes of an embedding of which a step reads some rows only: that is not the head too."""
+    """Bytes of an embedding that is not also the head: a step reads only a few rows of it."""
     local = dict(nnx.to_flat_state(layout.local(params)))
     if ("head",) not in local:
         return 0
-    table = local["embedding",]
-    return int(np.prod(table.shape)) * jnp.dtype(table.dtype).itemsize
+    embedding = local["embedding",]
+    return int(np.prod(embedding.shape)) * jnp.dtype(embedding.dtype).itemsize

@@ -1,7 +1,7 @@
-"""Step time, its parts, and throughput, with all that is compared run in turn.
+"""Step time, its parts, and throughput; the variants that are compared are interleaved.
 
-Every section writes figures and the ratios that its claim is about; a figure that is a ratio is a
-metric of its own. Models have random weights: what they say does not change what they cost.
+Every section writes times and the ratios that it is about; a ratio is a metric of its own. Models
+have random weights, which does not change their cost.
 
 Letters: S prompt length, N particles, T generated tokens.
 """
@@ -10,23 +10,23 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.benchmarks import timing
-from jax_power_smc.benchmarks.ablations import AlteredModel, ForcedResampling, step_bytes
+from jax_power_smc.benchmarks.ablations import AblatedModel, ForcedResampling, step_bytes
 from jax_power_smc.benchmarks.records import Write
-from jax_power_smc.benchmarks.timing import Decoded, Report, in_turn
+from jax_power_smc.benchmarks.timing import Decoded, Progress, interleaved
+from jax_power_smc.core.types import Params
 from jax_power_smc.engine.scheduler import ActiveRequest
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
 from jax_power_smc.targets.power import PowerTarget
 
-# Those that run in slots.
+# The samplers that run in slots.
 Sampler = Ancestral | PowerSMC | WithoutReplacement
 SAMPLERS: Mapping[str, Callable[[int], Sampler]] = {
     "smc": PowerSMC,
@@ -36,20 +36,19 @@ SAMPLERS: Mapping[str, Callable[[int], Sampler]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model that is measured.
+    """A model to measure.
 
     Attributes:
-      name: in the figures.
+      name: of the model, in the figures.
       model, params: the model.
     """
 
     name: str
     model: TransformerLM
-    params: Any
+    params: Params
 
     @property
-    def about(self) -> dict[str, Any]:
-        """For the figures."""
+    def about(self) -> dict[str, str | int]:
         weights = jax.tree.leaves(self.params)
         num, dtype = sum(leaf.size for leaf in weights), weights[0].dtype.name
         return {"model": self.name, "parameters": num, "dtype": dtype}
@@ -62,22 +61,24 @@ class Bench:
     Attributes:
       alpha: exponent.
       repeats: rounds that count.
-      write, report: receive figures, and what is being measured.
+      write, progress: receive the figures, and what is being measured.
     """
 
     alpha: float
     repeats: int
     write: Write
-    report: Report
+    progress: Progress
 
-    def turns(self, title: str, variants: Mapping[str, Callable[[], float]]) -> timing.Seconds:
-        """The variants in turn."""
-        return in_turn(title, variants, self.repeats, self.report)
+    def interleaved(
+        self, title: str, variants: Mapping[str, Callable[[], float]]
+    ) -> timing.Seconds:
+        """Times of the variants."""
+        return interleaved(title, variants, self.repeats, self.progress)
 
-    def works(
+    def requests(
         self, vocab_size: int, prompt_tokens: int, new_tokens: int, alpha: float | None = None
     ) -> list[ActiveRequest]:
-        """One prompt of random tokens that runs to its cap."""
+        """One prompt of random tokens, decoded up to its cap."""
         target = PowerTarget(self.alpha if alpha is None else alpha)
         return [ActiveRequest(random_prompt(vocab_size, prompt_tokens), 0, target, new_tokens)]
 
@@ -108,7 +109,7 @@ def steps(
     for name, make in SAMPLERS.items():
         for num in particles:
             add(f"{name} {num}", make(num))
-    seconds = bench.turns(f"steps, {subject.name}, T = {new_tokens}", variants)
+    seconds = bench.interleaved(f"steps, {subject.name}, T = {new_tokens}", variants)
     for variant in variants:
         name, number = variant.split()
         num = int(number)
@@ -131,19 +132,19 @@ def steps(
 def parts(
     bench: Bench, subject: Subject, num: int, prompt_tokens: int, new_tokens: int, scale: float
 ) -> None:
-    """Where a step's time goes: differences of programs that leave one part out.
+    """Where a step's time goes: differences between programs that leave out one part each.
 
-    ``scale`` multiplies the logits: random weights alone give flat distributions, of which no
-    language model's particles would be resampled.
+    ``scale`` multiplies the logits: random weights give flat distributions, with which particles
+    would hardly ever be resampled.
     """
     prompt = jnp.asarray(random_prompt(subject.model.vocab_size, prompt_tokens), jnp.int32)
-    whole = AlteredModel(subject.model)
+    whole = AblatedModel(subject.model)
     params = whole.params(subject.params, prompt, scale)
     replayed = dataclasses.replace(whole, runs=False)
     still = dataclasses.replace(replayed, moves=False)
     sampled: Sampler = Ancestral(1 / bench.alpha, num)
     for name, make in SAMPLERS.items():
-        programs: dict[str, tuple[AlteredModel, Sampler]] = {
+        programs: dict[str, tuple[AblatedModel, Sampler]] = {
             "whole": (whole, make(num)),
             "no model": (replayed, make(num)),
             "no moves": (still, make(num)),
@@ -153,7 +154,7 @@ def parts(
 
         def run(
             key: str,
-            programs: dict[str, tuple[AlteredModel, Sampler]] = programs,
+            programs: dict[str, tuple[AblatedModel, Sampler]] = programs,
             shares: dict[str, float] = shares,
         ) -> float:
             model, sampler = programs[key]
@@ -162,7 +163,7 @@ def parts(
             return done.seconds / (new_tokens - 1)
 
         variants = {key: functools.partial(run, key) for key in programs}
-        seconds = bench.turns(f"parts, {subject.name}, {name}", variants)
+        seconds = bench.interleaved(f"parts, {subject.name}, {name}", variants)
         about = {
             **subject.about,
             "sampler": name,
@@ -187,11 +188,11 @@ def resampling(
     prompt_tokens: int,
     new_tokens: int,
 ) -> None:
-    """The cost of resampling at every so many steps, and of the branch that is never taken.
+    """The cost of resampling every few steps, and of the branch if it is never taken.
 
-    Weights are noise of an ESS of 0.66 N; "none" is a program in which no cache row can move.
+    The weights are noise with an ESS of 0.66 N; in the program "none" no cache row can move.
     """
-    still = AlteredModel(subject.model, moves=False)
+    still = AblatedModel(subject.model, moves=False)
     altered = still.params(subject.params, jnp.ones((1,), jnp.int32))
     for num in particles:
         samplers = {name: ForcedResampling.every(num, None) for name in ("none", "never")}
@@ -205,16 +206,18 @@ def resampling(
             seen: dict[str, Decoded] = seen,
         ) -> float:
             # At alpha = 1 all weights come from the noise.
-            works = bench.works(subject.model.vocab_size, prompt_tokens, new_tokens, alpha=1.0)
+            requests = bench.requests(
+                subject.model.vocab_size, prompt_tokens, new_tokens, alpha=1.0
+            )
             if name == "none":
-                done = timing.decode(still, altered, samplers[name], works)
+                done = timing.decode(still, altered, samplers[name], requests)
             else:
-                done = timing.decode(subject.model, subject.params, samplers[name], works)
+                done = timing.decode(subject.model, subject.params, samplers[name], requests)
             seen[name] = done
             return done.seconds / (new_tokens - 1)
 
         variants = {name: functools.partial(run, name) for name in samplers}
-        seconds = bench.turns(f"resampling, {subject.name}, N = {num}", variants)
+        seconds = bench.interleaved(f"resampling, {subject.name}, N = {num}", variants)
         for name in samplers:
             about = {
                 **subject.about,
@@ -237,8 +240,8 @@ def forks(
     prompt_tokens: int,
     new_tokens: int,
 ) -> None:
-    """swor's step time over smc's, against the share of rows that fork."""
-    model = AlteredModel(subject.model)
+    """The step time of swor over that of smc, against the share of particles that fork."""
+    model = AblatedModel(subject.model)
     prompt = jnp.asarray(random_prompt(subject.model.vocab_size, prompt_tokens), jnp.int32)
     first = model.params(subject.params, prompt)
     for num in particles:
@@ -257,7 +260,7 @@ def forks(
         for scale in scales:
             for name in SAMPLERS:
                 variants[f"{name} {scale}"] = functools.partial(run, name, scale)
-        seconds = bench.turns(f"forks, {subject.name}, N = {num}", variants)
+        seconds = bench.interleaved(f"forks, {subject.name}, N = {num}", variants)
         for scale in scales:
             bench.write(
                 "swor_over_smc",
@@ -282,7 +285,7 @@ def throughput(
     longest_prompt: int,
     new_tokens: int,
 ) -> None:
-    """Ragged prompts through slots that are refilled, against batches that wait for their last.
+    """Ragged prompts through refilled slots, against batches that wait for their last prompt.
 
     Lengths of prompts and caps are log-uniform, from a sixteenth of the longest.
     """
@@ -297,33 +300,33 @@ def throughput(
     target = PowerTarget(bench.alpha)
     sampler = PowerSMC(num)
 
-    def works(first: int, last: int) -> list[ActiveRequest]:
+    def requests(first: int, last: int) -> list[ActiveRequest]:
         return [
             ActiveRequest(random_prompt(subject.model.vocab_size, s), first + i, target, t)
             for i, (s, t) in enumerate(sizes[first:last])
         ]
 
-    def run(asked: Sequence[list[ActiveRequest]], lookahead: int = 1) -> float:
-        sums = 0.0
-        for some in asked:
+    def run(batches: Sequence[list[ActiveRequest]], lookahead: int = 1) -> float:
+        total = 0.0
+        for batch in batches:
             done = timing.decode(
                 subject.model,
                 subject.params,
                 sampler,
-                some,
+                batch,
                 slots=slots,
                 lookahead=lookahead,
                 longest=(longest_prompt, new_tokens),
             )
-            sums += done.total
-        return sums
+            total += done.total
+        return total
 
-    seconds = bench.turns(
+    seconds = bench.interleaved(
         f"throughput, {subject.name}",
         {
-            "slots": lambda: run([works(0, prompts)]),
-            "slots, looking at once": lambda: run([works(0, prompts)], lookahead=0),
-            "batches": lambda: run([works(i, i + slots) for i in range(0, prompts, slots)]),
+            "slots": lambda: run([requests(0, prompts)]),
+            "slots, looking at once": lambda: run([requests(0, prompts)], lookahead=0),
+            "batches": lambda: run([requests(i, i + slots) for i in range(0, prompts, slots)]),
         },
     )
     tokens = num * sum(t for _, t in sizes)
@@ -346,14 +349,14 @@ def throughput(
 def decode_one(
     bench: Bench,
     model: LanguageModel,
-    params: Any,
+    params: Params,
     sampler: Sampler,
     prompt_tokens: int,
     new_tokens: int,
 ) -> Decoded:
-    """One prompt of random tokens, to its cap."""
-    works = bench.works(model.vocab_size, prompt_tokens, new_tokens)
-    return timing.decode(model, params, sampler, works)
+    """Decodes one prompt of random tokens up to its cap."""
+    requests = bench.requests(model.vocab_size, prompt_tokens, new_tokens)
+    return timing.decode(model, params, sampler, requests)
 
 
 def random_prompt(vocab_size: int, length: int) -> list[int]:

@@ -1,13 +1,14 @@
 """Theorem 1 of arXiv 2602.10273, measured on the token distributions of real decodes.
 
-The sequences are drawn by Power-SMC; at each of their steps the model's p_t is known in full, so
-what a proposal at some temperature does to the weight there is a sum over the vocabulary and not
-an estimate (``weight_variance.weight_moments``). All temperatures are judged on the same steps, those of
-sequences drawn at 1/alpha: a proposal at another temperature would itself meet other ones. They
-are the steps of survivors, too, and resampling has left behind the particles whose steps were dear.
+The sequences are drawn by Power-SMC. At each of their steps the model's p_t is known in full, so
+the variance that a proposal's temperature causes in the weight is a sum over the vocabulary, not an
+estimate (``weight_variance.weight_moments``; docs/math.md, eqs. 6 to 9). All temperatures are
+compared on the same steps, those of sequences drawn at 1/alpha; a proposal at another temperature
+would itself lead to other steps. They are also the steps of survivors: resampling has discarded
+particles whose steps were costly.
 
 At 1/alpha a step multiplies the weight by S_t whatever token is drawn, and ``-log S_t =
-(alpha - 1) H_alpha(p_t)`` is what it costs; the costs say where a sequence loses its weight.
+(alpha - 1) H_alpha(p_t)`` is its cost; the costs show where a sequence loses its weight.
 
 Letters: T tokens, V vocabulary, K temperatures.
 """
@@ -18,10 +19,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from jax_power_smc.benchmarks import scoring
 from jax_power_smc.benchmarks.records import Write
@@ -32,22 +29,14 @@ from jax_power_smc.samplers import PowerSMC
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.theory import weight_variance
 
-# Share of the steps that counts as the dearest ones.
-DEAREST_SHARE = 0.1
-# Tokens of text before a dear token, for the reader.
+# Share of the steps that count as the costliest.
+COSTLIEST_SHARE = 0.1
+# Tokens of text that are shown before a costly token.
 _CONTEXT = 16
-
-# metric -> heading, of the figures of a temperature
-_COLUMNS = {
-    "mean_relative_variance": "mean",
-    "max_relative_variance": "maximum",
-    "share_above_one": "steps above 1",
-    "log_second_moment": "per sequence, nats",
-}
 
 
 class Decode(NamedTuple):
-    """What is kept of one drawn sequence.
+    """One drawn sequence.
 
     Attributes:
       tokens: [T] ids, the end token included.
@@ -68,19 +57,19 @@ def temperature_grid(temperatures: Sequence[float], alpha: float) -> list[float]
     return sorted({float(t) for t in (*temperatures, 1 / alpha, 1.0)})
 
 
-def dearest_share(log_sum: np.ndarray, share: float = DEAREST_SHARE) -> float:
-    """Which part of the total cost the dearest steps carry.
+def costliest_share(log_sum: np.ndarray, share: float = COSTLIEST_SHARE) -> float:
+    """The share of the total cost that the costliest steps have.
 
     Args:
       log_sum: [T], log S_t.
-      share: of the T steps, rounded up to a whole number of them.
+      share: of the T steps, rounded up to a whole number.
 
     Returns:
       Between ``share`` and 1; NaN if no step costs anything.
     """
     costs = np.sort(-np.asarray(log_sum, np.float64))[::-1]
     total = costs.sum()
-    # Less a rounding error, so that a tenth of 30 steps is 3 of them.
+    # Minus a rounding error, so that a tenth of 30 steps is 3.
     count = math.ceil(share * len(costs) - 1e-9)
     return float(costs[:count].sum() / total) if total > 0 else float("nan")
 
@@ -93,9 +82,9 @@ def measure(
     num_particles: int,
     max_new_tokens: int,
     temperatures: Sequence[float],
-    num_dearest: int,
+    num_costliest: int,
     write: Write,
-    report: Callable[[str, int, int], None],
+    progress: Callable[[str, int, int], None],
 ) -> None:
     """Variance of the weight by temperature, and the cost of every step, on one draw per prompt.
 
@@ -106,11 +95,11 @@ def measure(
       num_particles: N of the Power-SMC that draws the sequences.
       max_new_tokens: the cap.
       temperatures: of the proposal; 1/alpha and 1 are added.
-      num_dearest: how many of the dearest tokens are written once more, by rank.
+      num_costliest: number of the costliest tokens that are written again, by rank.
       write: receives the figures.
-      report: called before every sequence.
+      progress: called before every sequence.
     """
-    report("sequences drawn by Power-SMC", 0, len(prompts))
+    progress("sequences drawn by Power-SMC", 0, len(prompts))
     result = sample.sample(
         lm.model,
         lm.params,
@@ -123,7 +112,7 @@ def measure(
     grid = temperature_grid(temperatures, alpha)
     decodes = []
     for i, (prompt, tokens) in enumerate(zip(prompts, result.draw(), strict=True)):
-        report("token distributions", i, len(prompts))
+        progress("token distributions", i, len(prompts))
         log_p = scoring.token_distributions(lm.model, lm.params, prompt, tokens)
         log_sum, spread = _moments(log_p, np.float32(alpha), np.asarray(grid, np.float32))
         drawn = log_p[np.arange(len(tokens)), tokens]
@@ -135,7 +124,7 @@ def measure(
         "max_new_tokens": max_new_tokens,
     }
     _write_temperatures(grid, decodes, write, about)
-    _write_costs(decodes, lm.tokenizer, num_dearest, write, about)
+    _write_costs(decodes, lm.tokenizer, num_costliest, write, about)
 
 
 @jax.jit
@@ -147,7 +136,7 @@ def _moments(
     def spread(temperature: jax.Array) -> jax.Array:
         return weight_variance.weight_moments(log_p, alpha, temperature).log_relative_variance
 
-    # One temperature at a time: a [K, T, V] of a large vocabulary would fill the memory.
+    # One temperature at a time: [K, T, V] would not fit in memory for a large vocabulary.
     return weight_variance.log_power_sum(log_p, alpha), jax.lax.map(spread, temperatures)
 
 
@@ -158,49 +147,55 @@ def _write_temperatures(
     for k, temperature in enumerate(grid):
         by_sequence = [x.log_relative_variance[k].astype(np.float64) for x in decodes]
         steps = np.concatenate(by_sequence)
-        with np.errstate(over="ignore"):  # far below 1/alpha: then the figure is infinite
+        with np.errstate(over="ignore"):  # infinite if far below 1/alpha
             relative = np.exp(steps)
-        row = {**about, "temperature": temperature, "steps": len(steps)}
-        write("mean_relative_variance", relative.mean(), "1", **row)
-        write("max_relative_variance", relative.max(), "1", **row)
-        write("share_above_one", (relative > 1).mean(), "share", **row)
+        labels = {**about, "temperature": temperature, "steps": len(steps)}
+        write("mean_relative_variance", relative.mean(), "1", **labels)
+        write("max_relative_variance", relative.max(), "1", **labels)
+        write("share_above_one", (relative > 1).mean(), "share", **labels)
         # log E[w^2] / E[w]^2 of a product of independent factors is the sum of their logs.
         moments = [np.logaddexp(0, x).sum() for x in by_sequence]
-        write("log_second_moment", float(np.mean(moments)), "nats per sequence", **row)
+        write("log_second_moment", float(np.mean(moments)), "nats per sequence", **labels)
 
 
 def _write_costs(
     decodes: Sequence[Decode],
     tokenizer: Any,
-    num_dearest: int,
+    num_costliest: int,
     write: Write,
     about: dict[str, Any],
 ) -> None:
-    """The cost of every step and of every sequence, then the dearest tokens of all."""
+    """The cost of every step and every sequence, then the costliest tokens overall."""
     listed = []
     for i, decode in enumerate(decodes):
-        texts = [place(tokenizer, decode.tokens, t) for t in range(len(decode.tokens))]
-        rows = [
+        texts = [text_at(tokenizer, decode.tokens, t) for t in range(len(decode.tokens))]
+        tokens = [
             {"prompt": i, "step": t, "log_prob": float(log_prob), "token": token}
             for t, ((_, token), log_prob) in enumerate(zip(texts, decode.log_prob, strict=True))
         ]
         costs = weight_variance.weight_costs(decode.log_sum, [token for _, token in texts])
         for x in sorted(costs, key=lambda x: x.step):
-            write("step_cost", x.cost, "nats", **about, **rows[x.step])
-        row = {**about, "prompt": i, "steps": len(costs)}
-        write("sequence_cost", sum(x.cost for x in costs), "nats", **row)
-        write("dearest_share", dearest_share(decode.log_sum), "share", **row, of=DEAREST_SHARE)
-        listed += [(x.cost, rows[x.step], texts[x.step][0]) for x in costs[:num_dearest]]
+            write("step_cost", x.cost, "nats", **about, **tokens[x.step])
+        labels = {**about, "prompt": i, "steps": len(costs)}
+        write("sequence_cost", sum(x.cost for x in costs), "nats", **labels)
+        write(
+            "costliest_share",
+            costliest_share(decode.log_sum),
+            "share",
+            **labels,
+            of=COSTLIEST_SHARE,
+        )
+        listed += [(x.cost, tokens[x.step], texts[x.step][0]) for x in costs[:num_costliest]]
     listed.sort(key=lambda x: -x[0])
-    for cost, row, before in listed[:num_dearest]:
-        write("dearest", cost, "nats", **about, **row, before=before)
+    for cost, token, before in listed[:num_costliest]:
+        write("costliest", cost, "nats", **about, **token, before=before)
 
 
-def place(tokenizer: Any, tokens: Sequence[int], step: int) -> tuple[str, str]:
+def text_at(tokenizer: Any, tokens: Sequence[int], step: int) -> tuple[str, str]:
     """The text of the last tokens before a step, and that of its token.
 
-    The token's text is what it adds to the text before it: alone, some tokenizers leave out the
-    space it begins with.
+    A token's text is what it adds to the text before it: when decoded alone, some tokenizers drop
+    its leading space.
     """
     before, after = (
         tokenizer.decode(
@@ -210,69 +205,5 @@ def place(tokenizer: Any, tokens: Sequence[int], step: int) -> tuple[str, str]:
     )
     if after.startswith(before):
         return before, after[len(before) :]
-    # The token completes a character whose first bytes stood before it.
+    # The token completes a character whose first bytes came before it.
     return before, tokenizer.decode([tokens[step]], clean_up_tokenization_spaces=False)
-
-
-# --- For the terminal ---
-
-
-def tables(lines: Sequence[dict[str, Any]]) -> list[RenderableType]:
-    """What the benchmark found, from its lines: temperatures, sequences, dearest tokens."""
-    return [_temperatures(lines), _sequences(lines), _dearest(lines)]
-
-
-def _temperatures(lines: Sequence[dict[str, Any]]) -> RenderableType:
-    cells: dict[float, dict[str, float | None]] = {}
-    for x in lines:
-        if x["metric"] in _COLUMNS:
-            cells.setdefault(x["temperature"], {})[x["metric"]] = x["value"]
-    first = next(x for x in lines if x["metric"] in _COLUMNS)
-    alpha, steps = first["alpha"], first["steps"]
-    table = _table("temperature", *_COLUMNS.values())
-    for temperature, row in cells.items():
-        name = f"{temperature:.3g}"
-        name = f"1/alpha = {name}" if temperature == 1 / alpha else name
-        values = (row[metric] for metric in _COLUMNS)
-        table.add_row(name, *["infinite" if x is None else f"{x:.3g}" for x in values])
-    title = (
-        f"Relative variance of the incremental weight, alpha {alpha:g}, over the {steps} steps of "
-        f"{first['prompts']} sequences;\n"
-        "per sequence: the sum of log(1 + relative variance) over its steps, averaged"
-    )
-    return Group(title, table)
-
-
-def _sequences(lines: Sequence[dict[str, Any]]) -> RenderableType:
-    table = _table("prompt", "steps", "cost, nats", f"in the dearest {DEAREST_SHARE:.0%} of steps")
-    shares = {x["prompt"]: x["value"] for x in lines if x["metric"] == "dearest_share"}
-    for x in lines:
-        if x["metric"] == "sequence_cost":
-            share = shares[x["prompt"]]
-            part = "none" if share is None else f"{share:.1%}"
-            table.add_row(str(x["prompt"]), str(x["steps"]), f"{x['value']:.2f}", part)
-    return Group("What each sequence cost its weight: (alpha - 1) H_alpha(p_t), summed", table)
-
-
-def _dearest(lines: Sequence[dict[str, Any]]) -> RenderableType:
-    table = _table("cost, nats", "prompt", "step", "p of the token")
-    table.add_column("the text before it, and \\[the token]", no_wrap=True)
-    for x in lines:
-        if x["metric"] == "dearest":
-            # Text: the decoded tokens may look like markup.
-            text = Text(f"{_one_line(x['before'])}[{_one_line(x['token'])}]")
-            numbers = f"{x['value']:.2f}", str(x["prompt"]), str(x["step"])
-            table.add_row(*numbers, f"{math.exp(x['log_prob']):.2f}", text)
-    return Group("The steps that cost the weights most", table)
-
-
-def _table(*headings: str) -> Table:
-    """A table of numbers."""
-    table = Table(box=box.SIMPLE)
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    return table
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", "\\n")

@@ -1,15 +1,16 @@
-"""How the speed benchmark times: variants in turn, medians, and nothing of compilation."""
+"""How the speed benchmark measures time: interleaved variants, medians, no compilation."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.core import prng
+from jax_power_smc.core.types import Params
 from jax_power_smc.engine import executables
 from jax_power_smc.engine.buckets import Sizes
 from jax_power_smc.engine.sample import CHUNK, GROUPS
@@ -17,22 +18,21 @@ from jax_power_smc.engine.scheduler import ActiveRequest, Scheduler
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Kernel
 
-# (what is measured, rounds done, rounds in all)
-Report = Callable[[str, int, int], None]
+# (what is measured, runs done, runs in total)
+Progress = Callable[[str, int, int], None]
 
 
 class Seconds:
     """Seconds of every variant in every round.
 
-    Rounds are compared pair by pair: what else the machine does changes slowly, so the two members
-    of a pair suffer alike.
+    Variants are compared within rounds: other load on the machine changes slowly, so it affects
+    both members of a pair alike.
     """
 
     def __init__(self, rounds: Mapping[str, list[float]]) -> None:
         self._rounds = rounds
 
     def median(self, name: str) -> float:
-        """Of one variant."""
         return statistics.median(self._rounds[name])
 
     def ratio(self, name: str, against: str) -> float:
@@ -41,22 +41,22 @@ class Seconds:
         return statistics.median(a / b for a, b in pairs)
 
 
-def in_turn(
-    title: str, variants: Mapping[str, Callable[[], float]], repeats: int, report: Report
+def interleaved(
+    title: str, variants: Mapping[str, Callable[[], float]], repeats: int, progress: Progress
 ) -> Seconds:
-    """Every variant once per round, after a first round that compiles and is not counted.
+    """Runs every variant once per round, after a first round that compiles and does not count.
 
     Args:
-      title: for the report.
-      variants: name -> runs it and returns its seconds.
+      title: for the progress.
+      variants: name -> function that runs it and returns the seconds.
       repeats: rounds that count.
-      report: called before every run.
+      progress: called before every run.
     """
     rounds: dict[str, list[float]] = {name: [] for name in variants}
     total = (repeats + 1) * len(variants)
     for number in range(total):
         name = list(variants)[number % len(variants)]
-        report(title, number, total)
+        progress(title, number, total)
         seconds = variants[name]()
         if number >= len(variants):
             rounds[name].append(seconds)
@@ -65,7 +65,7 @@ def in_turn(
 
 
 def copy_bandwidth(num_bytes: int, repeats: int) -> float:
-    """Bytes per second that are read and written by a large elementwise operation."""
+    """Bytes per second that a large elementwise operation reads and writes."""
     x = jnp.zeros((num_bytes // 4,), jnp.float32)
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = jax.block_until_ready(add(x))
@@ -78,67 +78,69 @@ def copy_bandwidth(num_bytes: int, repeats: int) -> float:
 
 
 class Decoded(NamedTuple):
-    """What a run through the slots took and did.
+    """Result of decoding some prompts.
 
     Attributes:
       seconds: of decoding.
-      total: with the prefills of the first prompts; neither has compilation in it.
-      works: the prompts, with what was observed.
+      total: of decoding and prefill; both exclude compilation.
+      requests: the prompts, with what was recorded at their steps.
     """
 
     seconds: float
     total: float
-    works: list[ActiveRequest]
+    requests: list[ActiveRequest]
 
     @property
     def fork_share(self) -> float:
         """The share of running rows that took over another one's past, over all steps."""
-        return float(np.mean(self._seen("forks")) / self._rows)
+        return float(np.mean(self._seen("forks")) / self._num_particles)
 
     @property
     def ess_share(self) -> float:
         """The mean of ESS / N at the steps that resampled; NaN if none did."""
         ess = self._seen("ess")[self._seen("resampled")]
-        return float(ess.mean() / self._rows) if ess.size else float("nan")
+        return float(ess.mean() / self._num_particles) if ess.size else float("nan")
 
     @property
-    def _rows(self) -> int:
-        (left,) = {work.left.final.particle_index.shape[-1] for work in self.works if work.left}
+    def _num_particles(self) -> int:
+        (left,) = {
+            request.left.final.particle_index.shape[-1] for request in self.requests if request.left
+        }
         return left
 
     def _seen(self, name: str) -> np.ndarray:
-        """What was observed at the steps of all prompts; the last chunk may go beyond the cap."""
+        """What was recorded at the steps of all prompts; the last chunk may go beyond the cap."""
         return np.concatenate(
-            [np.asarray(getattr(work.seen, name))[0, : work.cap] for work in self.works]
+            [np.asarray(getattr(request.seen, name))[0, : request.cap] for request in self.requests]
         )
 
 
 def decode(
     model: LanguageModel,
-    params: Any,
+    params: Params,
     sampler: Kernel,
-    works: Sequence[ActiveRequest],
+    requests: Sequence[ActiveRequest],
     *,
     slots: int = 1,
     lookahead: int = 1,
     longest: tuple[int, int] | None = None,
 ) -> Decoded:
-    """Sends prompts through slots as the engine does; a ``ActiveRequest`` is used up by it.
+    """Decodes prompts through slots as the engine does, which consumes the requests.
 
-    ``longest`` is the longest prompt and the largest cap that there is room for, if they are not
-    those of ``works``.
+    ``longest`` is the longest prompt and the largest cap to reserve room for; by default, those of
+    ``requests``.
     """
     prompt_tokens, new_tokens = longest or (
-        max(len(work.prompt) for work in works),
-        max(work.cap for work in works),
+        max(len(request.prompt) for request in requests),
+        max(request.cap for request in requests),
     )
     limit = getattr(model, "max_positions", None)
     sizes = Sizes(slots, max(1, slots // GROUPS), prompt_tokens, new_tokens, CHUNK, limit)
     queue = Scheduler(model, params, sampler, prng.seed_key(0), sizes, lookahead=lookahead)
-    for work in works:
-        queue.check(work.target)
-    for work in queue.run(works):
-        if work.error is not None:
-            raise work.error
+    for request in requests:
+        queue.check(request.target)
+    for request in queue.run(requests):
+        if request.error is not None:
+            raise request.error
     decode = queue.seconds["decode"]
-    return Decoded(decode, decode + queue.seconds["prefill"], list(works))
+    return Decoded(decode, decode + queue.seconds["prefill"], list(requests))

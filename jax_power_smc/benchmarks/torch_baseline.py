@@ -1,11 +1,11 @@
-"""What others would run: the same weights under PyTorch, ``generate`` and Power-SMC in a loop.
+"""Baselines in PyTorch with the same weights: ``generate``, and Power-SMC in a Python loop.
 
-``generate`` of ``transformers`` is plain sampling as most people do it. ``power_smc`` is Algorithm
-1 of arXiv 2602.10273 as a careful person would write it on top of that library, one forward pass
-per token from a Python loop. Both run on the CPU with torch's own choice of threads.
+``generate`` of ``transformers`` is the usual way to sample. ``power_smc`` is a careful
+implementation of Algorithm 1 of arXiv 2602.10273 on top of that library, with one forward pass per
+token from a Python loop. Both run on the CPU with torch's default number of threads.
 
-PyTorch is no dependency of this package. It is imported where it is used, and what needs it says
-so if it is not there.
+PyTorch is not a dependency of this package. It is imported where it is used; functions that need it
+raise an error if it is not installed.
 
 Letters: S prompt length, N sequences or particles, T generated tokens, V vocabulary.
 """
@@ -25,7 +25,7 @@ from jax_power_smc.core import checks
 from jax_power_smc.models.checkpoints import safetensors_io
 from jax_power_smc.models.transformer.transformer import TransformerLM
 
-# New tokens of the run that comes before the clock is started.
+# New tokens of the warm-up run.
 WARM_UP_TOKENS = 3
 
 
@@ -33,9 +33,9 @@ class Timing(NamedTuple):
     """Seconds of one run.
 
     Attributes:
-      prefill: up to the logits of the first new token.
-      decode: the rest: T draws, and the T - 1 forward passes between them.
-      tokens: T, of each sequence.
+      prefill: until the logits of the first new token.
+      decode: the rest: T draws and the T - 1 forward passes between them.
+      tokens: T.
     """
 
     prefill: float
@@ -44,7 +44,6 @@ class Timing(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Prefill and decode together."""
         return self.prefill + self.decode
 
     @property
@@ -58,7 +57,7 @@ class Generated(NamedTuple):
 
     Attributes:
       tokens: [N, T] int64, without the prompt.
-      timing: of the run, the warm-up not included.
+      timing: of the run, without the warm-up.
     """
 
     tokens: np.ndarray
@@ -73,7 +72,7 @@ class PowerParticles(NamedTuple):
       log_weights: [N] float32, normalised.
       log_evidence: log Z_hat.
       resamplings: steps that resampled, at most T.
-      timing: of the run, the warm-up not included.
+      timing: of the run, without the warm-up.
     """
 
     tokens: np.ndarray
@@ -89,7 +88,7 @@ def available() -> bool:
 
 
 def describe() -> dict[str, Any]:
-    """Versions of ``torch`` and ``transformers``, and the threads that torch computes with.
+    """Versions of ``torch`` and ``transformers``, and the number of threads of torch.
 
     Raises:
       ValueError: if PyTorch is not installed.
@@ -107,15 +106,15 @@ def describe() -> dict[str, Any]:
 def to_torch(model: TransformerLM, params: nnx.State) -> Any:
     """The same model as a ``LlamaForCausalLM`` or ``Qwen2ForCausalLM``, without end tokens.
 
-    It goes through a checkpoint in a temporary directory, the files that ``psmc.load`` reads.
+    The weights pass through a checkpoint in a temporary directory, as ``psmc.load`` reads it.
 
     Args:
       model: the language model.
       params: its parameters.
 
     Returns:
-      The torch model, in the dtype of ours, in eval mode, without gradients, with torch's fused
-      attention ("sdpa").
+      The torch model in our dtype, in eval mode, without gradients, with torch's fused attention
+      ("sdpa").
 
     Raises:
       ValueError: if PyTorch is not installed.
@@ -152,11 +151,11 @@ def generate(
       torch_model: from ``to_torch``.
       prompt_ids: [S] token ids.
       num_sequences: N, drawn as one batch.
-      max_new_tokens: T; every sequence has exactly that many.
-      seed: of torch's global generator, the one that ``generate`` draws from.
+      max_new_tokens: T, the exact length of every sequence.
+      seed: of torch's global generator, which ``generate`` uses.
 
     Raises:
-      ValueError: if PyTorch is not installed, or for a value outside its range.
+      ValueError: if PyTorch is not installed, or for an invalid value.
     """
     torch = _import_torch()
     _check(prompt_ids, "num_sequences", num_sequences, max_new_tokens)
@@ -208,25 +207,25 @@ def power_smc(
 ) -> PowerParticles:
     """Power-SMC in a Python loop, in the order weigh, resample, draw.
 
-    The prompt is read once and its keys and values are then repeated for the particles. Every step
+    The prompt is processed once, and its keys and values are repeated for the particles. Every step
     is one forward pass with all N; resampling is systematic and reorders the cache. Tokens are
-    drawn by inverting the cumulative sum, far quicker on a CPU than ``torch.multinomial``.
+    drawn by inverting the cumulative sum, which is much faster on a CPU than ``torch.multinomial``.
 
     Args:
       torch_model: from ``to_torch``.
       prompt_ids: [S] token ids.
       num_particles: N.
       alpha: exponent.
-      max_new_tokens: T; every particle has exactly that many.
+      max_new_tokens: T, the exact length of every particle.
       ess_threshold: kappa; resample when ESS < kappa N.
       seed: of the draws.
       preallocate: whether keys and values are written into arrays of their final length, of which
-        resampling copies only what differs between particles. False for the library's own
-        ``DynamicCache``, which copies everything at every token and once more when resampling.
-      warm_up: whether a few tokens are drawn before the clock is started.
+        resampling copies only the parts that differ between particles. False for the library's
+        ``DynamicCache``, which copies everything at every token and again when resampling.
+      warm_up: whether to generate a few tokens before the measurement.
 
     Raises:
-      ValueError: if PyTorch is not installed, or for a value outside its range.
+      ValueError: if PyTorch is not installed, or for an invalid value.
     """
     torch = _import_torch()
     _check(prompt_ids, "num_particles", num_particles, max_new_tokens)
@@ -258,12 +257,12 @@ def _power_smc(
     preallocate: bool,
     num_tokens: int,
 ) -> PowerParticles:
-    # The keyword has changed its name within the releases that are allowed here.
+    # The keyword was renamed within the releases that we support.
     renamed = "cache" in inspect.signature(model.forward).parameters
     keyword = "cache" if renamed else "past_key_values"
     generator = torch.Generator().manual_seed(seed)
     points = torch.arange(n)
-    # The ESS of equal weights is N up to rounding, which must not count as degenerate.
+    # The ESS of equal weights is N up to rounding, and must not trigger resampling.
     threshold = ess_threshold * n * (1 - 1e-5)
     start = time.perf_counter()
     output = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
@@ -309,16 +308,16 @@ def _power_smc(
 
 
 def _invert(torch: Any, weights: Any, uniforms: Any) -> Any:
-    """weights [M, V] and uniform numbers [M, K] -> indices [M, K], each drawn by weight."""
+    """weights [M, V], uniform numbers [M, K] -> indices [M, K], drawn in proportion to weight."""
     cumulative = torch.cumsum(weights, dim=-1)
     total = cumulative[:, -1:]
-    # A product rounded up to the total would point behind the last index.
+    # A product that is rounded up to the total would point beyond the last index.
     below = torch.minimum(uniforms * total, total * (1 - 2**-23))
     return torch.searchsorted(cumulative, below, right=True)
 
 
 def _preallocated(torch: Any, prompt: Any, n: int, capacity: int) -> Any:
-    """A cache of n rows that hold the prompt and have room for ``capacity`` tokens more."""
+    """A cache of n rows that hold the prompt, with room for ``capacity`` more tokens."""
     from transformers.cache_utils import Cache, DynamicLayer
 
     class Layer(DynamicLayer):

@@ -1,4 +1,4 @@
-"""Runs a benchmark and keeps its figures as JSON lines.
+"""Runs a benchmark and writes its figures as JSON lines.
 
 python -m launch.benchmark --config=configs/fidelity.py --workdir=DIR
 """
@@ -11,12 +11,13 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_power_smc.benchmarks import cost, fidelity, markov_models, plots, records, summary, theorem
+from jax_power_smc.benchmarks import cost, fidelity, markov_models, plots, records, tables, theorem
 from jax_power_smc.cli import benchmark_io, benchmark_pods, benchmark_speed
 from jax_power_smc.cli.common import launch
 from jax_power_smc.core import checks
 from jax_power_smc.models.checkpoints.load import load
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
+from jax_power_smc.report.tables import print_tables
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.theory import cost_model
 from jax_power_smc.tiny_reasoner import problems
@@ -35,7 +36,7 @@ FIELDS = {
     ),
     "theory": (
         *("model", "alpha", "prompts", "num_particles", "max_new_tokens"),
-        *("temperatures", "num_traces", "num_dearest"),
+        *("temperatures", "num_traces", "num_costliest"),
     ),
     "speed": benchmark_speed.FIELDS,
     "pods": benchmark_pods.FIELDS,
@@ -46,7 +47,7 @@ def benchmark(config: ConfigDict, workdir: str) -> pathlib.Path:
     """Runs the benchmark that the config names; returns the file with its figures.
 
     Raises:
-      ValueError: for a field that is missing or has a value that cannot be, before any work.
+      ValueError: for a missing field or an invalid value, before any work.
       OSError: if the workdir cannot be written.
     """
     checks.one_of("config.benchmark", config.get("benchmark"), FIELDS)
@@ -64,32 +65,32 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
             config.kinds, config.horizons, config.entropies, config.seeds
         )
     ]
-    asked = _questions(config)
+    questions = _questions(config)
     path = benchmark_io.new_file(root, "fidelity.jsonl")
-    report = benchmark_io.Report()
+    progress = benchmark_io.Progress()
     with open(path, "w", encoding="utf-8") as file:
         write = records.writer(file)
-        fidelity.measure_tables(
+        fidelity.measure_markov_models(
             grid,
             _settings(config, ""),
             vocab_size=config.vocab_size,
             alpha=config.alpha,
             runs=config.runs,
             write=write,
-            report=report,
+            progress=progress,
         )
-        for name, (lm, questions) in asked.items():
+        for name, (lm, asked) in questions.items():
             fidelity.measure_model(
                 lm,
                 name,
-                questions,
+                asked,
                 _settings(config, "model_"),
                 runs=config.model_runs,
                 write=write,
-                report=report,
+                progress=progress,
             )
     print(f"The figures: {path}")
-    benchmark_io.show(summary.fidelity(benchmark_io.read(path)))
+    print_tables(tables.fidelity(records.read(path)))
     if grid:
         plots.fidelity(path, root / "fidelity.png")
         print(f"The picture: {root / 'fidelity.png'}")
@@ -97,7 +98,7 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
 
 
 def _check_fidelity(config: ConfigDict) -> None:
-    """Raises ValueError for a value that cannot be, before anything is loaded or written."""
+    """Raises ValueError for an invalid value, before anything is loaded or written."""
     PowerTarget(config.alpha)
     for name in ("runs", "model_runs"):
         checks.integer(f"config.{name}", config[name], at_least=2)
@@ -108,7 +109,7 @@ def _check_fidelity(config: ConfigDict) -> None:
     for name in ("models", "text_models", "texts"):
         for value in benchmark_io.listed(f"config.{name}", config[name]):
             if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"config.{name} has {value!r}; it must be some text.")
+                raise ValueError(f"config.{name} has {value!r}; it must be non-empty text.")
     if config.text_models and not config.texts:
         raise ValueError("config.texts is empty; config.text_models needs texts to continue.")
     for kind, entropy in itertools.product(config.kinds, config.entropies):
@@ -136,7 +137,7 @@ def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
         name: config[name]
         for name in ("max_new_tokens", "num_particles", "num_blocks", "moves_per_block")
     }
-    # Refuses blocks that do not divide the tokens.
+    # Rejects a number of blocks that does not divide the tokens.
     cost_model.mh_tokens(config.max_new_tokens, config.num_blocks, config.moves_per_block, "global")
     lm = load(config.model)
     (problem,) = problems.problems("test", 1)
@@ -150,10 +151,10 @@ def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
             alpha=config.alpha,
             repeats=config.repeats,
             write=records.writer(file),
-            report=benchmark_io.Report(),
+            progress=benchmark_io.Progress(),
             **sizes,
         )
-    for line in benchmark_io.read(path):
+    for line in records.read(path):
         value = "none" if line["value"] is None else f"{line['value']:.4g}"
         print(f"{line['metric']:22s} {line.get('method', ''):16s} {value:>10s} {line['unit']}")
     print(f"The figures: {path}")
@@ -162,9 +163,9 @@ def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
 
 def _theory(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     PowerTarget(config.alpha)
-    # At alpha = 1 every weight is 1 and no step costs anything.
+    # At alpha = 1 every weight is 1, and no step has a cost.
     checks.number("config.alpha", config.alpha, above=1)
-    for name in ("prompts", "num_particles", "max_new_tokens", "num_traces", "num_dearest"):
+    for name in ("prompts", "num_particles", "max_new_tokens", "num_traces", "num_costliest"):
         checks.integer(f"config.{name}", config[name], at_least=1)
     for temperature in benchmark_io.listed("config.temperatures", config.temperatures):
         checks.number("config.temperatures", temperature, at_least=1e-6)
@@ -180,11 +181,11 @@ def _theory(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
             num_particles=config.num_particles,
             max_new_tokens=config.max_new_tokens,
             temperatures=config.temperatures,
-            num_dearest=config.num_dearest,
+            num_costliest=config.num_costliest,
             write=records.writer(file),
-            report=benchmark_io.Report(),
+            progress=benchmark_io.Progress(),
         )
-    benchmark_io.show(theorem.tables(benchmark_io.read(path)))
+    print_tables(tables.theory(records.read(path)))
     pictures = root / "theorem.png", root / "step_costs.png"
     plots.theorem(path, pictures[0])
     plots.step_costs(path, pictures[1], config.num_traces)
@@ -195,7 +196,7 @@ def _theory(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
 def _check_positions(
     name: str, lm: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> None:
-    """Raises ValueError if prompt and continuation do not fit the model's context."""
+    """Raises ValueError if prompt and continuation exceed the model's context."""
     longest, limit = max(map(len, prompts)), lm.model.max_positions
     if longest + new_tokens > limit:
         raise ValueError(
@@ -205,7 +206,7 @@ def _check_positions(
 
 
 def _settings(config: ConfigDict, prefix: str) -> list[fidelity.Setting]:
-    """All settings of the fields that begin with ``prefix``: of tables, or of models."""
+    """All settings from the fields that begin with a prefix: "" (Markov models) or "model_"."""
     smc, swor, mh = (config[f"{prefix}{name}_particles"] for name in ("smc", "swor", "mh"))
     return [
         *(fidelity.Setting("smc", n, ramp) for n in smc for ramp in config.smc_ramps),
@@ -215,7 +216,7 @@ def _settings(config: ConfigDict, prefix: str) -> list[fidelity.Setting]:
 
 
 def _questions(config: ConfigDict) -> dict[str, tuple[LoadedModel, fidelity.Questions]]:
-    """name -> the model and what it is asked."""
+    """name -> the model and its prompts."""
     listed = list(problems.problems("test", config.prompts))
 
     def is_right(index: int, response: str) -> bool:
@@ -232,9 +233,9 @@ def _questions(config: ConfigDict) -> dict[str, tuple[LoadedModel, fidelity.Ques
         asked[pathlib.Path(name).name] = (lm, questions)
     for name in config.text_models:
         if not pathlib.Path(name).is_dir():
-            print(f"{name} is absent and left out.")
+            print(f"{name} does not exist and is left out.")
             continue
-        # No end tokens: else the power distribution would end a story at once.
+        # Without end tokens: otherwise the power distribution would end a story at once.
         questions = fidelity.Questions(
             config.texts, PowerTarget(config.alpha), config.text_max_new_tokens
         )

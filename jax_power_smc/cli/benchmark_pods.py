@@ -1,48 +1,34 @@
-"""The part of the benchmark launcher that calculates decoding on meshes (``configs/pods.py``).
+"""The benchmark that calculates decoding on meshes (``configs/pods.py``).
 
-It compiles for CPU devices that stand for accelerators, and says so: no speed is measured.
+It compiles for CPU devices in place of accelerators; no speed is measured.
 """
 
 import contextlib
 import math
 import pathlib
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from rich.table import Table
 
-from jax_power_smc.benchmarks import pods, records
+from jax_power_smc.benchmarks import pods, records, tables
 from jax_power_smc.cli import benchmark_io
 from jax_power_smc.core import checks
 from jax_power_smc.core.mesh import make_mesh
 from jax_power_smc.engine.layout import layout_of
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import DTYPES, TransformerLM
+from jax_power_smc.report.tables import print_tables
 
 FIELDS = (
     *("dtype", "model", "layers", "checked_layers", "num_particles"),
     *("prompt_tokens", "max_new_tokens", "machines"),
 )
 _OF_MACHINE = ("memory_bytes", "memory_bandwidth", "link_bandwidth", "seconds_per_collective")
-# metric -> heading, and what its values are divided by
-_COLUMNS = {
-    "collectives_per_step": ("sums\netc.", 1),
-    "sent_per_step": ("sent\nMB", 1e6),
-    "weights": ("weights\nGB", 1e9),
-    "keys_and_values": ("K, V\nGB", 1e9),
-    "share_of_memory": ("of the\nmemory", 1),
-    "memory_time": ("memory\nms", 1e-3),
-    "link_time": ("links\nms", 1e-3),
-    "collective_share": ("links\nshare", 1),
-    "collective_share_with_overhead": ("more\nslowly", 1),
-}
 
 
 def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
-    """Calculates every machine, mesh and N that the config names; returns the file of figures."""
+    """Calculates every machine, mesh and N in the config; returns the file of figures."""
     shape = _check(config)
     path = benchmark_io.new_file(root, "pods.jsonl")
     unchecked = config.checked_layers is not None
@@ -53,53 +39,37 @@ def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
         for num in config.num_particles
     ]
     with open(path, "w", encoding="utf-8") as file:
-        write, report = records.writer(file), benchmark_io.Report()
+        write, progress = records.writer(file), benchmark_io.Progress()
         for done, (name, mesh, num) in enumerate(tasks):
             machine = config.machines[name]
             rows, size = mesh
-            # Once is enough, where something is exchanged.
+            # One check is enough, on a mesh with exchanges.
             checked = config.checked_layers if unchecked and size > 1 else None
             unchecked = unchecked and checked is None
-            report(f"{name}, mesh {rows}x{size}, N = {num}", done, len(tasks))
+            progress(f"{name}, mesh {rows}x{size}, N = {num}", done, len(tasks))
             pods.measure(
                 shape,
                 config.dtype,
                 pods.Machine(name, *(machine[field] for field in _OF_MACHINE)),
                 _mesh(machine, rows, size),
                 pods.Load(
-                    machine.prompts_per_row, num, config.prompt_tokens, config.max_new_tokens
+                    machine.prompts_per_shard, num, config.prompt_tokens, config.max_new_tokens
                 ),
                 layers=tuple(config.layers),
                 checked=checked,
                 write=write,
             )
-    benchmark_io.show([_table(benchmark_io.read(path))])
+    print_tables([tables.pods(records.read(path))])
     print("Calculated from compiled programs and the makers' figures; nothing was measured.")
     print(f"The figures: {path}")
     return path
-
-
-def _table(lines: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="A step of decoding, per device", title_justify="left")
-    names = ("machine", "mesh", "num_particles")
-    for heading in ("", "mesh", "N", *(heading for heading, _ in _COLUMNS.values())):
-        table.add_column(heading, justify="right")
-    for case in dict.fromkeys(tuple(line[name] for name in names) for line in lines):
-        of_case = {
-            line["metric"]: line["value"]
-            for line in lines
-            if tuple(line[name] for name in names) == case
-        }
-        cells = [f"{of_case[metric] / unit:.3g}" for metric, (_, unit) in _COLUMNS.items()]
-        table.add_row(*map(str, case), *cells)
-    return table
 
 
 def _check(config: ConfigDict) -> TransformerConfig:
     """The model's shape.
 
     Raises:
-      ValueError: for a value that cannot be, before anything is compiled or written.
+      ValueError: for an invalid value, before anything is compiled or written.
     """
     checks.one_of("config.dtype", config.dtype, DTYPES)
     try:
@@ -123,13 +93,13 @@ def _check(config: ConfigDict) -> TransformerConfig:
     _make_devices(max((math.prod(mesh) for mesh in meshes), default=1))
     for machine in config.machines.values():
         for rows, size in machine.meshes:
-            # Refuses what does not divide the model.
+            # Rejects a mesh that does not divide the model.
             layout_of(TransformerLM(shape), _mesh(machine, rows, size))
     return shape
 
 
 def _mesh(machine: ConfigDict, rows: int, size: int) -> Mesh:
-    """Of the machine's topology, or of CPU devices in its place."""
+    """The mesh, of the machine's topology or of CPU devices in its place."""
     name = machine.get("topology")
     devices = pods.topology(name) if name else jax.devices("cpu")
     if len(devices) < rows * size:
@@ -141,11 +111,11 @@ def _mesh(machine: ConfigDict, rows: int, size: int) -> Mesh:
 
 def _check_machine(name: str, machine: ConfigDict) -> None:
     missing = [
-        field for field in ("meshes", "prompts_per_row", *_OF_MACHINE) if field not in machine
+        field for field in ("meshes", "prompts_per_shard", *_OF_MACHINE) if field not in machine
     ]
     if missing:
         raise ValueError(f"{name} lacks {', '.join(missing)}.")
-    checks.integer(f"{name}.prompts_per_row", machine.prompts_per_row, at_least=1)
+    checks.integer(f"{name}.prompts_per_shard", machine.prompts_per_shard, at_least=1)
     for field in _OF_MACHINE[:-1]:
         checks.number(f"{name}.{field}", machine[field], above=0)
     checks.number(f"{name}.seconds_per_collective", machine.seconds_per_collective, at_least=0)
@@ -157,8 +127,8 @@ def _check_machine(name: str, machine: ConfigDict) -> None:
 
 
 def _make_devices(count: int) -> None:
-    """Raises ValueError if this process cannot have so many CPU devices."""
-    # Not once JAX has begun; it then has as many as it has.
+    """Raises ValueError if this process cannot have this many CPU devices."""
+    # The number is fixed once JAX is initialised.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
     there = len(jax.devices("cpu"))

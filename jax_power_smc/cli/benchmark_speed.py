@@ -1,4 +1,4 @@
-"""The part of the benchmark launcher that measures speed (``configs/benchmark.py``)."""
+"""The benchmark that measures speed (``configs/benchmark.py``)."""
 
 import pathlib
 from collections.abc import Callable
@@ -8,11 +8,10 @@ from ml_collections import ConfigDict
 
 from jax_power_smc.benchmarks import (
     against_torch,
-    moves,
     plots,
     records,
     speed,
-    speed_tables,
+    tables,
     timing,
     torch_baseline,
 )
@@ -21,6 +20,7 @@ from jax_power_smc.cli import benchmark_io
 from jax_power_smc.core import checks, prng
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import DTYPES, TransformerLM
+from jax_power_smc.report.tables import print_tables
 from jax_power_smc.targets.power import PowerTarget
 
 # section -> its fields besides "models"
@@ -29,7 +29,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "parts": ("particles", "logit_scale", "prompt_tokens", "max_new_tokens"),
     "resampling": ("particles", "periods", "prompt_tokens", "max_new_tokens"),
     "forks": ("particles", "scales", "prompt_tokens", "max_new_tokens"),
-    "moves": ("particles", "capacities", "moved_shares"),
     "throughput": ("num_particles", "slots", "prompts", "longest_prompt", "max_new_tokens"),
     "torch_batch_1": ("particles", "prompt_tokens", "max_new_tokens"),
     "torch": ("particles", "prompt_tokens", "max_new_tokens"),
@@ -40,12 +39,6 @@ _LISTS = {
     ("torch_batch_1", "prompt_tokens"),
     *((section, "particles") for section in SECTIONS),
     *(("resampling", "periods"), ("forks", "scales")),
-    *(("moves", "capacities"), ("moves", "moved_shares")),
-}
-# Half a ring takes the steps that are timed there, and someone must be left to move.
-_LEAST = {
-    **{(section, "max_new_tokens"): 2 for section in SECTIONS},
-    **{("moves", "capacities"): 64, ("moves", "particles"): 2},
 }
 FIELDS = (
     *("sections", "alpha", "repeats", "bandwidth_bytes", "dtype", "models"),
@@ -54,31 +47,30 @@ FIELDS = (
 
 
 def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
-    """Measures the sections that the config names; returns the file with the figures."""
+    """Measures the sections in the config; returns the file with the figures."""
     shapes = _check(config)
-    wanted = list(config.sections)
+    sections = list(config.sections)
     if not torch_baseline.available():
-        absent = [section for section in wanted if _RUNS[section] is _torch]
+        absent = [section for section in sections if _RUNS[section] is _torch]
         if absent:
-            print(f"PyTorch is absent; left out: {', '.join(absent)}.")
-        wanted = [section for section in wanted if section not in absent]
+            print(f"PyTorch is not installed; left out: {', '.join(absent)}.")
+        sections = [section for section in sections if section not in absent]
     path = benchmark_io.new_file(root, "speed.jsonl")
     with open(path, "w", encoding="utf-8") as file:
         write = records.writer(file)
-        bench = Bench(config.alpha, config.repeats, write, benchmark_io.Report())
+        bench = Bench(config.alpha, config.repeats, write, benchmark_io.Progress())
         bandwidth = timing.copy_bandwidth(config.bandwidth_bytes, 2 * config.repeats + 1)
         write("copy_bandwidth", bandwidth, "bytes/s", array_bytes=config.bandwidth_bytes)
         subjects: dict[str, Subject] = {}
-        for section in wanted:
+        for section in sections:
             for name in config[section].models:
                 if name not in subjects:
                     model = TransformerLM(shapes[name], config.dtype)
                     subjects[name] = Subject(name, model, model.init(prng.seed_key(0)))
                 _RUNS[section](bench, subjects[name], config[section], bandwidth)
-    lines = benchmark_io.read(path)
-    benchmark_io.show(speed_tables.tables(lines))
+    print_tables(tables.speed(records.read(path)))
     print(f"The figures: {path}")
-    if "steps" in wanted:
+    if "steps" in sections:
         plots.step_multiples(path, root / "steps.png")
         print(f"The picture: {root / 'steps.png'}")
     return path
@@ -102,10 +94,6 @@ def _forks(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> N
     speed.forks(bench, subject, c.particles, c.scales, c.prompt_tokens, c.max_new_tokens)
 
 
-def _moves(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
-    moves.measure(bench, subject, c.particles, c.capacities, c.moved_shares)
-
-
 def _throughput(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
     speed.throughput(
         bench,
@@ -127,7 +115,6 @@ _RUNS: dict[str, Callable[[Bench, Subject, ConfigDict, float], None]] = {
     "parts": _parts,
     "resampling": _resampling,
     "forks": _forks,
-    "moves": _moves,
     "throughput": _throughput,
     "torch_batch_1": _torch,
     "torch": _torch,
@@ -138,7 +125,7 @@ def _check(config: ConfigDict) -> dict[str, TransformerConfig]:
     """The models' shapes.
 
     Raises:
-      ValueError: for a value that cannot be, before anything is made or written.
+      ValueError: for an invalid value, before anything is made or written.
     """
     PowerTarget(config.alpha)
     checks.integer("config.repeats", config.repeats, at_least=1)
@@ -158,7 +145,7 @@ def _check(config: ConfigDict) -> dict[str, TransformerConfig]:
 
 
 def _check_section(config: ConfigDict, section: str) -> int:
-    """Raises ValueError for a value that cannot be; returns the positions that it needs."""
+    """Raises ValueError for an invalid value; returns the number of positions that it needs."""
     fields = config[section]
     missing = [name for name in ("models", *SECTIONS[section]) if name not in fields]
     if missing:
@@ -171,10 +158,8 @@ def _check_section(config: ConfigDict, section: str) -> int:
         for each in values:
             if field in ("scales", "logit_scale"):
                 checks.number(name, each, above=0)
-            elif field == "moved_shares":
-                checks.number(name, each, at_least=0, at_most=0.5)
             else:
-                checks.integer(name, each, at_least=_LEAST.get((section, field), 1))
+                checks.integer(name, each, at_least=2 if field == "max_new_tokens" else 1)
 
     def most(field: str) -> int:
         value = fields.get(field, 0)

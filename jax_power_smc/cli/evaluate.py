@@ -32,7 +32,7 @@ from jax_power_smc.grading.factory import open_grader
 from jax_power_smc.models.checkpoints.load import load
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.models.checkpoints.tiny_random import tiny_model
-from jax_power_smc.report import table
+from jax_power_smc.report import summary_tables
 from jax_power_smc.tasks.base import Task
 from jax_power_smc.tasks.load import load_task
 
@@ -263,7 +263,7 @@ def _conclude(
     summary = summarize(done, runs, ids, list(config.seeds), config.alpha, held["device"])
     store.write_json(root / "summary.json", summary)
     if summary["rows"]:
-        table.show(summary)
+        summary_tables.show(summary)
     if len(done) < total:
         print(f"Stopped with {len(done)} of {total} items finished; the same command goes on.")
     lines = "records/*.jsonl" if store.is_remote(root) else "records*.jsonl"

@@ -17,8 +17,8 @@ from etils import epath
 
 from jax_power_smc.cli.common import launch
 from jax_power_smc.evaluation import store
-from jax_power_smc.report import job_status, outputs, page, plots, table
-from jax_power_smc.report.load import ReportData, in_full, read_report
+from jax_power_smc.report import job_status, outputs, page, plots, summary_tables
+from jax_power_smc.report.load import ReportData, read_problems, read_report
 
 PAGE = "index.html"
 # Problems that a sentence about an unknown one names.
@@ -47,28 +47,28 @@ def report(workdir: str, problems: Sequence[str] = (), output: str | None = None
         raise ValueError(f"output is {os.fspath(target)}, a file; it must be a directory.")
     data = _read(root)
     _check_problems(data, problems)
-    now = job_status.state_of(data)
-    if now.summary is not None:
-        table.show(now.summary)
+    status = job_status.status_of(data)
+    if status.summary is not None:
+        summary_tables.show(status.summary)
     # Of an unfinished job, the plots are to show what the table shows.
-    data = dataclasses.replace(data, summary=now.summary)
+    data = dataclasses.replace(data, summary=status.summary)
 
-    chosen = list(dict.fromkeys(problems)) or outputs.telling(data)
+    chosen = list(dict.fromkeys(problems)) or outputs.most_contested(data)
     files: dict[str, bytes] = {}
     pictures = _draw(plots.figures(data), files)
     sections = []
-    for records in in_full(root, chosen).values():
-        problem = outputs.in_full(records, data.labels)
+    for records in read_problems(data, chosen).values():
+        problem = outputs.problem_in_full(records, data.labels)
         drawn = _draw(plots.genealogy(problem.records, data.labels), files)
         sections.append(page.ProblemSection(problem, drawn))
-    content = page.render(data, now, pictures, sections).encode()
+    content = page.render(data, status, pictures, sections).encode()
 
     target.mkdir(parents=True, exist_ok=True)
     for name, png in files.items():
         store.write_bytes_whole(target / name, png)
     # Last, so that a page that is new has its plots beside it.
     store.write_bytes_whole(target / PAGE, content)
-    print(f"{data.about['hash']}: {now.text}; {len(files)} plots beside the page")
+    print(f"{data.about['hash']}: {status.text}; {len(files)} plots beside the page")
     print(f"The page ({_size(content)}): {target / PAGE}")
     return target / PAGE
 
@@ -84,7 +84,7 @@ def _read(root: epath.Path) -> ReportData:
 
 
 def _check_problems(data: ReportData, problems: Sequence[str]) -> None:
-    ids = list(dict.fromkeys(item.reading.item[2] for item in data.items))
+    ids = list(dict.fromkeys(item.scores.item[2] for item in data.items))
     for name in problems:
         if name not in ids:
             near = difflib.get_close_matches(name, ids, _NAMED) or ids[:_NAMED]

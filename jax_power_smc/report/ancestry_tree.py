@@ -1,18 +1,18 @@
 """The ancestry of a record's particles as a tree of line segments, and the order to draw it in.
 
-A row's token of step t follows the past that its parent row held after step t - 1. So a particle
-that ends in some row is followed backwards, from step to step, and two particles share all steps
-up to the last one at which they are in the same row. With the moves [2, 1, 0] and [4, 0, 1]:
+The token that a row draws at step t continues what its parent row held after step t - 1. So the
+path of a particle is found backwards from the row in which it ends, and two particles share all
+steps up to the last one at which they are in the same row. With the moves [2, 1, 0] and [4, 0, 1]:
 
     step      0   1   2   3   4
     row 0     .---.---.   .---.      row 0 at the end went through rows 0 0 1 1 0
                   |       |
     row 1         '---.---.---.      row 1 at the end went through rows 0 0 1 1 1
 
-and nobody descends from what row 0 held at steps 2 and 3. That holds for every sampler: in
-without-replacement SMC a row of the pool takes over a running row's past at the step at which the
-sequence ends. Copies of a finished sequence are in the same row at its last step: they are one end
-of the tree.
+and what row 0 held at steps 2 and 3 has no descendants. This is the same for every sampler: without
+replacement, a row of the finished pool takes over the past of a running row at the step at which
+the sequence ends. Copies of a finished sequence are in the same row at its last step, so they are
+one leaf of the tree.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ ENDED = -1
 
 @dataclasses.dataclass
 class Segment:
-    """A stretch of steps over which nothing branches.
+    """A range of steps without a branch.
 
     Attributes:
       start, end: its steps are start .. end - 1.
-      particles: indices of all that went through it.
-      branches: what follows; none at an end of the tree.
+      particles: indices of all particles whose path includes it.
+      branches: the segments that follow; none at a leaf.
     """
 
     start: int
@@ -42,21 +42,21 @@ class Segment:
     particles: list[int]
     branches: list["Segment"]
 
-    def ends(self) -> list["Segment"]:
-        """The ends of the tree behind this segment, from first to last branch."""
+    def leaves(self) -> list["Segment"]:
+        """The leaves below this segment, from first to last branch."""
         if not self.branches:
             return [self]
-        return [end for branch in self.branches for end in branch.ends()]
+        return [leaf for branch in self.branches for leaf in branch.leaves()]
 
 
 def paths(record: Record, particles: Sequence[int]) -> np.ndarray:
-    """[particles, steps]: the row that held each at every step of its tokens, then ``ENDED``."""
+    """[particles, steps]: the row that held each particle at every step, then ``ENDED``."""
     chosen = [record["particles"][i] for i in particles]
     lengths = np.array([len(p["tokens"]) for p in chosen], np.int64)
     parents: dict[int, dict[int, int]] = defaultdict(dict)
     for step, row, parent in record["info"]["moves"]:
         parents[step][row] = parent
-    # Moves go on after a sequence has ended, and the rows are those behind the last move.
+    # Sequences may be moved after they have ended; the recorded rows are those after the last move.
     steps = max([0, *(1 + step for step in parents), *lengths.tolist()])
     rows = np.array([p["row"] for p in chosen], np.int64)
     found = np.full((len(chosen), steps), ENDED, np.int64)
@@ -68,21 +68,21 @@ def paths(record: Record, particles: Sequence[int]) -> np.ndarray:
 
 
 def forest(rows: np.ndarray) -> list[Segment]:
-    """The trees of what ``paths`` returns: one for each row at the first step."""
+    """The trees from the result of ``paths``: one for each row at the first step."""
     return _branches(rows, list(range(len(rows))), 0)
 
 
-def arrange(trees: list[Segment], key: Callable[[Segment], Any]) -> list[Segment]:
-    """Sorts the branches everywhere by a key; returns the trees in order."""
+def sort_branches(trees: list[Segment], key: Callable[[Segment], Any]) -> list[Segment]:
+    """Sorts all branches by a key, at every level; returns the trees in order."""
     for tree in trees:
-        tree.branches = arrange(tree.branches, key)
+        tree.branches = sort_branches(tree.branches, key)
     return sorted(trees, key=key)
 
 
-def places(trees: Sequence[Segment]) -> dict[int, float]:
-    """``id`` of every segment -> its height: ends are 0, 1, 2, ...; others between their branches.
+def heights(trees: Sequence[Segment]) -> dict[int, float]:
+    """``id`` of every segment -> height: leaves at 0, 1, 2, ..., others between their branches.
 
-    All ends behind a segment are neighbours, so no line has to cross another.
+    All leaves below a segment are adjacent, so no lines cross.
     """
     found: dict[int, float] = {}
 
@@ -103,7 +103,7 @@ def places(trees: Sequence[Segment]) -> dict[int, float]:
 
 
 def _branches(rows: np.ndarray, group: list[int], start: int) -> list[Segment]:
-    """The segments that begin at a step, of particles that shared all steps before it."""
+    """The segments that begin at ``start``, of particles that share all steps before it."""
     if start == rows.shape[1]:
         return [Segment(start, start, group, [])]
     by_row: dict[int, list[int]] = defaultdict(list)
@@ -113,7 +113,7 @@ def _branches(rows: np.ndarray, group: list[int], start: int) -> list[Segment]:
 
 
 def _segment(rows: np.ndarray, group: list[int], start: int) -> Segment:
-    """Up to the first step at which not all are in the same row."""
+    """The segment up to the first step at which the particles are in different rows."""
     part = rows[group, start:]
     if part[0, 0] == ENDED:
         return Segment(start, start, group, [])

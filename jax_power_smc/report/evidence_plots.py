@@ -1,4 +1,4 @@
-"""How close the samplers come to log Z, against their number of particles."""
+"""The gap of the estimates of log Z against the number of particles."""
 
 import dataclasses
 from collections import defaultdict
@@ -12,21 +12,21 @@ from jax_power_smc.report import style
 from jax_power_smc.report.load import ReportData
 from jax_power_smc.report.style import Plot
 
-# Beyond this ratio of the largest to the smallest value an axis is logarithmic.
+# An axis is logarithmic if the largest value is more than this many times the smallest.
 _WIDE = 20.0
 _TITLES = {"smc": "Power-SMC", "swor": "without replacement"}
-# Settings by which the runs of one line may differ.
+# Settings in which the runs of one line may differ.
 _FREE = ("num_particles", "label")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """log Z_hat of all runs on the problems that all of them have.
+    """log Z_hat of all runs on the problems that all of them have finished.
 
     Attributes:
       values: run -> [problems, seeds].
-      problems: how many those are.
-      left_out: problems that some run lacks, or has without a finite log Z_hat.
+      problems: number of these problems.
+      left_out: number of problems for which some run has no finite log Z_hat.
     """
 
     values: dict[str, np.ndarray]
@@ -34,29 +34,29 @@ class Evidence:
     left_out: int
 
     def gaps(self) -> dict[str, np.ndarray]:
-        """Run -> [problems, seeds]: the highest of any run and seed, minus this one's."""
+        """Run -> [problems, seeds]: the highest of all runs and seeds, minus this value."""
         highest = np.max([v.max(axis=1) for v in self.values.values()], axis=0)
         return {run: highest[:, None] - v for run, v in self.values.items()}
 
     def deviations(self) -> dict[str, np.ndarray]:
-        """Run -> [problems]: the standard deviation over seeds; none where there is one seed."""
+        """Run -> [problems]: the standard deviation over seeds; empty if there is one seed."""
         return {run: v.std(axis=1, ddof=1) for run, v in self.values.items() if v.shape[1] > 1}
 
 
 def evidence(data: ReportData) -> Evidence | None:
-    """What is known of log Z, or None if no problem has it from all runs that estimate it.
+    """Estimates of log Z, or None if no problem has one from all runs that estimate it.
 
-    A run takes part if it estimates log Z for any problem; a problem, if every such run has it with
-    every seed.
+    A run is included if it estimates log Z for any problem; a problem, if every such run has an
+    estimate with every seed.
     """
-    seeds = sorted({item.reading.item[1] for item in data.items})
+    seeds = sorted({item.scores.item[1] for item in data.items})
     found: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
     for item in data.items:
-        run, seed, name = item.reading.item
-        if item.reading.log_evidence is not None and not item.reading.failed:
-            found[run][name, seed] = item.reading.log_evidence
+        run, seed, name = item.scores.item
+        if item.scores.log_evidence is not None and not item.scores.failed:
+            found[run][name, seed] = item.scores.log_evidence
     runs = [run for run in data.labels if run in found]
-    names = list(dict.fromkeys(item.reading.item[2] for item in data.items if item.run in runs))
+    names = list(dict.fromkeys(item.scores.item[2] for item in data.items if item.run in runs))
     shared = [
         name for name in names if all((name, seed) in found[run] for run in runs for seed in seeds)
     ]
@@ -70,7 +70,7 @@ def evidence(data: ReportData) -> Evidence | None:
 
 
 def series(data: ReportData, runs: list[str]) -> dict[str, list[str]]:
-    """Name of a line -> its runs: those that differ in N alone, from the smallest N on."""
+    """Name of a line -> its runs, which differ only in N, in ascending order of N."""
     groups: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         groups[repr(_fixed(data, run))].append(run)
@@ -83,9 +83,9 @@ def series(data: ReportData, runs: list[str]) -> dict[str, list[str]]:
 
 
 def gap(data: ReportData) -> list[Plot]:
-    """The gap against N and, where there are several seeds, the spread over them."""
+    """The gap against N and, with several seeds, the standard deviation over them."""
     known = evidence(data)
-    # One run with one seed is its own highest.
+    # The gap of one run with one seed is 0.
     if known is None or sum(values.shape[1] for values in known.values.values()) < 2:
         return []
     lines = series(data, list(known.values))
@@ -103,10 +103,10 @@ def gap(data: ReportData) -> list[Plot]:
     handles: list[Any] = []
     for place, (title, points) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), place)
-        style.tidy(axes)
+        style.style_axes(axes)
         handles = [_line(figure, axes, data, lines, name, points, len(panels)) for name in lines]
         sizes = [style.num_particles(data, run) for run in points]
-        style.sizes_axis(axes, sizes, "N, particles (logarithmic)")
+        style.size_axis(axes, sizes, "N, particles (logarithmic)")
         _height(axes, list(points.values()))
         axes.set_ylabel(title)
     style.legend_below(figure, handles, list(lines))
@@ -114,21 +114,19 @@ def gap(data: ReportData) -> list[Plot]:
         "How far the estimates of log Z, the normaliser of the target, fall short: for every "
         "problem the highest log Z_hat that any run and seed found, minus this run's, averaged "
         f"over the {known.problems} problems that all these runs have, with 95 % intervals over "
-        "problems. log Z itself is not known, so on average this is a lower bound of the true "
-        "gap; smaller is better, and 0 would mean that no other run ever found more. "
+        "problems. log Z itself is unknown, so on average this is a lower bound of the true gap; "
+        "smaller is better, and 0 would mean that no other run ever found more. "
     )
     if any(len(runs) > 1 for runs in lines.values()):
-        caption += (
-            "A line joins the runs that differ in N alone, each with its own colour and mark. "
-        )
+        caption += "A line joins runs that differ only in N, each with its own colour and mark. "
     if spreads:
         caption += (
-            "On the right the standard deviation of log Z_hat between seeds of the same problem: "
+            "On the right is the standard deviation of log Z_hat over seeds of the same problem: "
             "how much the result depends on chance. "
         )
     if known.left_out:
-        caption += f"{known.left_out} problems that some run lacks are left out. "
-    return [style.plot("gap", "Gap of log Z against N", caption.strip(), figure)]
+        caption += f"{known.left_out} problems without an estimate from every run are left out. "
+    return [style.finish("gap", "Gap of log Z against N", caption.strip(), figure)]
 
 
 def _line(
@@ -140,17 +138,17 @@ def _line(
     points: dict[str, tuple[float, float, float]],
     columns: int,
 ) -> Line2D:
-    """One series; every point has the colour and marker of its run. Returns the legend's line."""
-    looks = style.looks(data)
+    """Draws one series, every point in the style of its run; returns the line for the legend."""
+    styles = style.run_styles(data)
     runs = [run for run in lines[name] if run in points]
-    # Beside each other, so that no interval hides another: far where there is but one N.
+    # Side by side, so that no interval hides another; far apart if there is only one N.
     is_single = len({style.num_particles(data, run) for run in points}) == 1
     room = 480.0 if is_single else 60.0
     place = list(lines).index(name) - (len(lines) - 1) / 2
-    beside = axes.transData + style.to_the_right(figure, place * room / columns / len(lines))
+    beside = axes.transData + style.shift_right(figure, place * room / columns / len(lines))
     sizes = [style.num_particles(data, run) for run in runs]
     values = np.array([points[run] for run in runs])
-    first = looks[runs[0]]
+    first = styles[runs[0]]
     axes.plot(
         sizes,
         values[:, 0],
@@ -161,7 +159,7 @@ def _line(
         zorder=3,
     )
     for run, size, (value, low, high) in zip(runs, sizes, values, strict=True):
-        look = looks[run]
+        look = styles[run]
         axes.vlines(size, low, high, color=look.colour, linewidth=1.1, transform=beside)
         axes.plot(
             size,
@@ -189,33 +187,33 @@ def _line(
 
 
 def _height(axes: Any, points: list[tuple[float, float, float]]) -> None:
-    """A linear y axis from 0, or a logarithmic one where the values span much."""
+    """A linear y axis from 0, or a logarithmic one where the values span a wide range."""
     means = [mean for mean, _, _ in points]
     if min(means) > 0 and max(means) > _WIDE * min(means):
         axes.set_yscale("log")
         axes.set_ylim(min(means) / 2, max(high for _, _, high in points) * 1.5)
-        style.plain_ticks(axes.yaxis, *axes.get_ylim())
+        style.log_ticks(axes.yaxis, *axes.get_ylim())
     else:
         axes.set_ylim(0, max(1e-3, *(high for _, _, high in points)) * 1.08)
 
 
 def _fixed(data: ReportData, run: str) -> dict[str, Any]:
-    """The settings that all runs of a line share."""
-    return {k: v for k, v in style.settings(data, run).items() if k not in _FREE}
+    """The settings that are the same for all runs of a line."""
+    return {k: v for k, v in style.run_config(data, run).items() if k not in _FREE}
 
 
 def _series_name(data: ReportData, members: list[str], groups: list[list[str]]) -> str:
-    """The label of a run that stands alone, or what its settings say."""
+    """The label of a single run, or a name made from the shared settings."""
     if len(members) == 1:
-        return style.shown(data.labels[members[0]])
+        return style.printable(data.labels[members[0]])
     own = _fixed(data, members[0])
     name = _TITLES.get(own["kind"], own["kind"])
     if own.get("ramp_tokens"):
         name += f", ramp {own['ramp_tokens']}"
-    # Whatever else tells it from another line of its kind.
+    # Other settings that distinguish it from lines of the same kind.
     others = [_fixed(data, other[0]) for other in groups]
     others = [other for other in others if other["kind"] == own["kind"]]
     for key, value in own.items():
         if key != "ramp_tokens" and any(other.get(key) != value for other in others):
             name += f", {key} {value}"
-    return style.shown(name)
+    return style.printable(name)

@@ -1,10 +1,10 @@
-"""How figures are written, in the terminal and on the page."""
+"""Formats of figures, for the terminal and the page."""
 
 import math
 from collections.abc import Sequence
 
 NONE = "–"  # noqa: RUF001, an en dash
-# What is shown of an interval in [0, 100].
+# Digits after the point of a percentage.
 _DIGITS = 1
 
 
@@ -16,7 +16,7 @@ def percent(value: float | None, digits: int = _DIGITS) -> str:
 
 
 def share(value: float) -> str:
-    """A part of all the weight in percent: what is little is not shown as nothing."""
+    """A share of the total weight in percent, which is 0 or 100 only if it is exactly that."""
     text = percent(value)
     if text == percent(0.0) and value > 0:
         return "< 0.1"
@@ -29,19 +29,24 @@ def percent_interval(ends: Sequence[float], digits: int = _DIGITS) -> str:
 
 
 def points(value: float, digits: int = _DIGITS) -> str:
-    """A difference of two shares in points of a percent, with its sign."""
+    """A difference of two shares in percentage points, with its sign."""
     rounded = round(100 * value, digits)
     return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
 def points_interval(ends: Sequence[float], digits: int = _DIGITS) -> str:
-    """Two differences: [-5.0, +7.5]."""
+    """Two differences in percentage points: [-5.0, +7.5]."""
     return f"[{', '.join(points(end, digits) for end in ends)}]"
 
 
 def count(value: float) -> str:
     """A mean of counts: 9.4, 138, 12,345."""
     return f"{value:.1f}" if 0 < value < 10 else f"{value:,.0f}"
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """A number with this many digits after the point."""
+    return NONE if value is None else f"{value:.{digits}f}"
 
 
 def three_digits(value: float | None) -> str:

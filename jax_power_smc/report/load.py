@@ -1,13 +1,14 @@
-"""What the pictures need of an evaluation: one pass over the records that keeps numbers only.
+"""Reads an evaluation for the report: one pass over the records, which keeps numbers only.
 
-The records of a large job are gigabytes of tokens and texts. Per item this holds some scalars, two
-small arrays of steps and one number per particle; the few problems that are shown in full are read
-in a second pass (``in_full``).
+The records of a large job are gigabytes of tokens and texts. For each item this holds a few
+scalars, two small arrays over steps and two over particles. Which problems are shown in full
+depends on all records, so those few are read in a second pass (``read_problems``).
 """
 
 import dataclasses
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,23 @@ from jax_power_smc.evaluation.scores import ItemScores, read
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
+class ItemSummary:
     """One problem, sampled by one run with one seed.
 
     Attributes:
-      reading: how its answers were judged, its evidence and its cost; ``reading.item`` names it.
+      scores: how its answers were judged, its evidence and cost; ``scores.item`` identifies it.
       ess: [steps], effective sample size.
-      forks: [steps], particles that took over another one's past.
+      forks: [steps], particles that continued another particle's past.
       lengths: [N], tokens of each particle of positive weight.
-      weights: [N], of the same, in all 1.
+      weights: [N], of the same particles; they sum to 1.
       distinct_roots, coalescence: as in ``SampleInfo``.
-      loops, very_short: weight of such particles.
-      unfinished: weight of those that reached the cap.
-      notes: why particles could not be judged, each once.
-      failure: why the whole result means nothing, or None.
+      loops, very_short, unfinished: weight of the particles that end in a loop, that are only a
+        token or two long, and that reached the cap.
+      notes: why particles could not be graded, without repetition.
+      failure: why the whole result is invalid, or None.
     """
 
-    reading: ItemScores
+    scores: ItemScores
     ess: np.ndarray
     forks: np.ndarray
     lengths: np.ndarray
@@ -51,7 +52,7 @@ class Item:
     @property
     def run(self) -> str:
         """Name of the sampler in the config."""
-        return self.reading.item[0]
+        return self.scores.item[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,24 +60,23 @@ class ReportData:
     """An evaluation, finished or not.
 
     Attributes:
-      workdir: where it lies.
+      workdir: of the job.
       about: config.json: the config with its hash, labels of the runs, device and versions.
-      summary: summary.json, or None if the job has not come so far.
-      items: what is finished.
+      summary: summary.json, or None if the job has not written it yet.
+      items: those that are finished.
     """
 
     workdir: epath.Path
     about: dict[str, Any]
     summary: dict[str, Any] | None
-    items: list[Item]
+    items: list[ItemSummary]
 
     @property
     def labels(self) -> dict[str, str]:
-        """Run -> what tables call it, in the order of the table."""
+        """Run -> its name in tables, in their order."""
         return self.about["labels"]
 
-    def of(self, run: str) -> list[Item]:
-        """The items of a run."""
+    def items_of(self, run: str) -> list[ItemSummary]:
         return [item for item in self.items if item.run == run]
 
 
@@ -85,7 +85,7 @@ def read_report(workdir: epath.Path) -> ReportData:
 
     Raises:
       ValueError: if there is no job, none of its items is finished, a file is damaged, or a record
-        was made under other conditions than the job has.
+        was made under conditions other than the job's.
     """
     about = claim.read_config(workdir)
     if about is None:
@@ -96,19 +96,27 @@ def read_report(workdir: epath.Path) -> ReportData:
     return ReportData(workdir, about, store.read_json(workdir / "summary.json"), items)
 
 
-def in_full(workdir: epath.Path, ids: Iterable[str]) -> dict[str, list[Record]]:
-    """The job's records of some problems, by problem id, in the order of ``ids``."""
+def read_problems(data: ReportData, ids: Iterable[str]) -> dict[str, list[Record]]:
+    """The job's full records of some problems, by problem id, in the order of ``ids``."""
     found: dict[str, list[Record]] = {name: [] for name in ids}
-    about = claim.read_config(workdir)
-    assert about is not None
-    for record in _records(workdir, about):
+    for record in _records(data.workdir, data.about):
         if record["id"] in found:
             found[record["id"]].append(record)
     return found
 
 
+def particle_weights(record: Record) -> list[float]:
+    """Weights of all particles of a record; they sum to 1, or are all 0 if none has any weight."""
+    raw = [
+        0.0 if particle["log_weight"] is None else math.exp(particle["log_weight"])
+        for particle in record["particles"]
+    ]
+    total = math.fsum(raw) or 1.0
+    return [weight / total for weight in raw]
+
+
 def _records(workdir: epath.Path, about: dict[str, Any]) -> Iterator[Record]:
-    """Those within the scope of the job's latest start, all made as config.json says."""
+    """Those in the scope of the job's latest start, checked against config.json."""
     place = os.fspath(workdir)
     conditions.check_version(about, place)
     return conditions.checked(
@@ -119,24 +127,28 @@ def _records(workdir: epath.Path, about: dict[str, Any]) -> Iterator[Record]:
     )
 
 
-def _item(record: Record) -> Item:
+def _item(record: Record) -> ItemSummary:
     info = record["info"]
-    alive = [p for p in record["particles"] if p["log_weight"] is not None]
-    weights = np.exp([p["log_weight"] for p in alive])
-    weights = weights / weights.sum() if alive else weights
-    flags = {name: np.array([p[name] for p in alive], bool) for name in ("loop", "very_short")}
-    finished = np.array([p["finished"] for p in alive], bool)
-    return Item(
-        reading=read(record),
+    alive = [
+        (particle, weight)
+        for particle, weight in zip(record["particles"], particle_weights(record), strict=True)
+        if particle["log_weight"] is not None
+    ]
+
+    def weight_of(is_counted: Callable[[Record], bool]) -> float:
+        return math.fsum(weight for particle, weight in alive if is_counted(particle))
+
+    return ItemSummary(
+        scores=read(record),
         ess=np.array(info["ess"], np.float32),
         forks=np.array(info["forks"], np.int32),
-        lengths=np.array([len(p["tokens"]) for p in alive], np.int32),
-        weights=weights,
+        lengths=np.array([len(particle["tokens"]) for particle, _ in alive], np.int32),
+        weights=np.array([weight for _, weight in alive]),
         distinct_roots=info["distinct_roots"],
         coalescence=info["coalescence"],
-        loops=float(weights[flags["loop"]].sum()),
-        very_short=float(weights[flags["very_short"]].sum()),
-        unfinished=float(weights[~finished].sum()),
-        notes=tuple(dict.fromkeys(p["note"] for p in alive if p["note"] is not None)),
+        loops=weight_of(lambda particle: particle["loop"]),
+        very_short=weight_of(lambda particle: particle["very_short"]),
+        unfinished=weight_of(lambda particle: not particle["finished"]),
+        notes=tuple(dict.fromkeys(p["note"] for p, _ in alive if p["note"] is not None)),
         failure=record["failure"],
     )

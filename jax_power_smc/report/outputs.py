@@ -1,4 +1,4 @@
-"""Problems in full: what was asked, and what every run said, its heaviest particles first."""
+"""Problems in full: the question, and the outputs of every run, heaviest first."""
 
 import dataclasses
 import json
@@ -10,12 +10,12 @@ import numpy as np
 
 from jax_power_smc.evaluation.records import Record
 from jax_power_smc.evaluation.scores import read
-from jax_power_smc.report.load import ReportData
+from jax_power_smc.report.load import ReportData, particle_weights
 
 DRAWN = "drawn"
-# Different outputs of a run that are shown, and how many of them without a click.
+# Distinct outputs that are shown of a run, and how many of them are open from the start.
 MOST_OUTPUTS, OPEN_OUTPUTS = 20, 2
-# Characters of a text that are shown: these at its beginning and those at its end.
+# Characters that are shown at the beginning of a text and at its end.
 HEAD, TAIL = 12_000, 6_000
 
 
@@ -24,15 +24,15 @@ class Output:
     """Particles of one run whose tokens are the same.
 
     Attributes:
-      weight: of all of them.
-      copies: how many.
-      tokens: how many each has.
-      log_prob: log p.
-      answer: what was read off the text, or None.
+      weight: of all of them together.
+      copies: their number.
+      tokens: the length of each.
+      log_prob: log p, or None if it is not finite.
+      answer: parsed from the text, or None.
       mark: "right", "wrong" or "not graded".
       note: why it was not graded, or None.
-      flags: what else is to be known: "drawn", "loop", "very short", "unfinished".
-      text: all of it, or its ends.
+      flags: of "drawn", "loop", "very short" and "unfinished", those that apply.
+      text: the whole text, or its two ends.
     """
 
     weight: float
@@ -47,25 +47,25 @@ class Output:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether one of them is what the sampler returned."""
+        """Whether the sampler returned one of these particles."""
         return DRAWN in self.flags
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOutputs:
-    """What one run said to one problem with one seed.
+    """The outputs of one run for one problem and one seed.
 
     Attributes:
       label: of the run.
-      failure: why the result means nothing, or None.
+      failure: why the result is invalid, or None.
       drawn: the output that was drawn, or None.
-      right: weight of the right answers.
-      answers: different answers among the particles of positive weight.
+      right: weight of the correct answers.
+      answers: number of distinct answers among the particles of positive weight.
       num_particles: that were in use.
       log_evidence: log Z_hat, or None.
-      first, more: the heaviest outputs, and the drawn one in any case: what is seen at once, and
-        what takes a click.
-      left_out, left_out_weight: outputs that are not among them.
+      first, more: the heaviest outputs, always with the drawn one: those that are open from the
+        start, and those behind a click.
+      left_out, left_out_weight: number and weight of all other outputs.
     """
 
     label: str
@@ -83,37 +83,37 @@ class RunOutputs:
 
 @dataclasses.dataclass(frozen=True)
 class ProblemInFull:
-    """One problem.
+    """One problem with the outputs of all runs.
 
     Attributes:
-      id, prompt: its name and what was asked.
-      gold: the right answer, as text.
-      seed, seeds: the one that is shown, and how many there are.
-      runs: in the order of the table.
-      records: the same, as they were read.
+      id, prompt: of the problem.
+      reference: the reference answer, as text.
+      seed, seeds: the seed that is shown, and the number of seeds.
+      runs: in the order of the tables.
+      records: of these runs, in the same order.
     """
 
     id: str
     prompt: str
-    gold: str
+    reference: str
     seed: int
     seeds: int
     runs: list[RunOutputs]
     records: list[Record]
 
 
-def telling(data: ReportData, most: int = 3) -> list[str]:
-    """Ids of the problems about which the runs disagree most, each in another way if possible."""
+def most_contested(data: ReportData, most: int = 3) -> list[str]:
+    """Ids of the problems on which the runs disagree most, each split differently if possible."""
     order = {run: place for place, run in enumerate(data.labels)}
     right: dict[str, dict[str, list[float]]] = {}
     for item in data.items:
-        by_run = right.setdefault(item.reading.item[2], {})
-        by_run.setdefault(item.run, []).append(item.reading.right)
+        by_run = right.setdefault(item.scores.item[2], {})
+        by_run.setdefault(item.run, []).append(item.scores.right)
     scored = []
     for place, (name, by_run) in enumerate(right.items()):
         means = {run: float(np.mean(by_run[run])) for run in sorted(by_run, key=order.__getitem__)}
         pattern = tuple((run, mean >= 0.5) for run, mean in means.items())
-        # What all runs have done comes first, then where they are most divided.
+        # Problems that most runs have finished come first, then those with the widest split.
         scored.append(((-len(means), -float(np.var(list(means.values()))), place), pattern, name))
     scored.sort()
     seen: set[tuple[tuple[str, bool], ...]] = set()
@@ -125,12 +125,12 @@ def telling(data: ReportData, most: int = 3) -> list[str]:
     return (first + later)[:most]
 
 
-def in_full(records: Sequence[Record], labels: Mapping[str, str]) -> ProblemInFull:
-    """One problem from its records; of several seeds the first is shown.
+def problem_in_full(records: Sequence[Record], labels: Mapping[str, str]) -> ProblemInFull:
+    """One problem from its records; only the first seed is shown.
 
     Args:
       records: of one problem, at least one.
-      labels: run -> what tables call it, in the order of the table.
+      labels: run -> its name in tables, in their order.
     """
     seeds = sorted({record["seed"] for record in records})
     shown = {record["run"]: record for record in records if record["seed"] == seeds[0]}
@@ -138,7 +138,7 @@ def in_full(records: Sequence[Record], labels: Mapping[str, str]) -> ProblemInFu
     return ProblemInFull(
         id=records[0]["id"],
         prompt=shortened(records[0]["prompt"]),
-        gold=shortened(_gold(records[0]["gold"])),
+        reference=shortened(_reference(records[0]["gold"])),
         seed=seeds[0],
         seeds=len(seeds),
         runs=[_outputs(record, labels[record["run"]]) for record in ordered],
@@ -147,7 +147,7 @@ def in_full(records: Sequence[Record], labels: Mapping[str, str]) -> ProblemInFu
 
 
 def shortened(text: str) -> str:
-    """The text, or its two ends with a line between them that says how much is missing."""
+    """The text, or its two ends with a line in between that says how much is left out."""
     missing = len(text) - HEAD - TAIL
     if missing <= 0:
         return text
@@ -156,9 +156,7 @@ def shortened(text: str) -> str:
 
 def _outputs(record: Record, label: str) -> RunOutputs:
     particles = record["particles"]
-    raw = [0.0 if p["log_weight"] is None else math.exp(p["log_weight"]) for p in particles]
-    total = math.fsum(raw) or 1.0
-    weights = [weight / total for weight in raw]
+    weights = particle_weights(record)
     same: dict[tuple[int, ...], list[int]] = {}
     for place, particle in enumerate(particles):
         same.setdefault(tuple(particle["tokens"]), []).append(place)
@@ -166,12 +164,11 @@ def _outputs(record: Record, label: str) -> RunOutputs:
     choice = None if record["failure"] is not None else record["choice"]
     made = [_output(particles, places, weights, choice) for places in groups]
     shown = [output for rank, output in enumerate(made) if rank < MOST_OUTPUTS or output.is_drawn]
-    reading = read(record)
     return RunOutputs(
         label=label,
         failure=record["failure"],
         drawn=next((output for output in made if output.is_drawn), None),
-        right=reading.right,
+        right=read(record).right,
         answers=len({p["parsed"] for p, w in zip(particles, weights, strict=True) if w > 0}),
         num_particles=len(particles),
         log_evidence=record["log_evidence"],
@@ -205,14 +202,14 @@ def _output(
         answer=particle["parsed"],
         mark=mark if particle["note"] is None else "not graded",
         note=particle["note"],
-        flags=tuple(name for name, is_so in flags.items() if is_so),
+        flags=tuple(name for name, applies in flags.items() if applies),
         text=shortened(particle["text"]),
     )
 
 
-def _gold(gold: Any) -> str:
+def _reference(gold: Any) -> str:
     if isinstance(gold, str):
         return gold
     if isinstance(gold, Mapping):  # such as the parts of a programming problem
-        return "\n".join(f"{name}:\n{_gold(value)}" for name, value in gold.items())
+        return "\n".join(f"{name}:\n{_reference(value)}" for name, value in gold.items())
     return json.dumps(gold, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""How long the particles are, and how different."""
+"""Lengths of the particles, and how different they are."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jax_power_smc.report import style
-from jax_power_smc.report.load import Item, ReportData
+from jax_power_smc.report.load import ItemSummary, ReportData
 from jax_power_smc.report.style import Plot
 
 # Inches of a row of panels, and of a box.
@@ -14,8 +14,8 @@ _ROW, _BOX = 2.1, 0.34
 _BINS = 30
 
 
-def length_histogram(items: Sequence[Item], edges: np.ndarray) -> np.ndarray:
-    """[bins]: the share of weight of each bin of lengths, every item counting the same."""
+def length_histogram(items: Sequence[ItemSummary], edges: np.ndarray) -> np.ndarray:
+    """[bins]: the share of the weight in each bin of lengths; all items count the same."""
     lengths = np.concatenate([item.lengths for item in items])
     weights = np.concatenate([item.weights for item in items])
     mass, _ = np.histogram(lengths, edges, weights=weights)
@@ -29,14 +29,14 @@ def lengths(data: ReportData) -> list[Plot]:
         return []
     longest = max(int(item.lengths.max()) for items in found.values() for item in items)
     edges = length_edges(longest)
-    looks = style.looks(data)
-    figure, panels = style.small_multiples([looks[run].label for run in found], _ROW, "tokens")
+    styles = style.run_styles(data)
+    figure, panels = style.small_multiples([styles[run].label for run in found], _ROW, "tokens")
     highest = 0.0
     for axes, (run, items) in zip(panels, found.items(), strict=True):
         shares = 100 * length_histogram(items, edges)
         highest = max(highest, shares.max())
-        axes.stairs(shares, edges, fill=True, color=looks[run].colour, alpha=0.35)
-        axes.stairs(shares, edges, color=looks[run].colour, linewidth=1.2)
+        axes.stairs(shares, edges, fill=True, color=styles[run].colour, alpha=0.35)
+        axes.stairs(shares, edges, color=styles[run].colour, linewidth=1.2)
         middle = _weighted_median(items)
         axes.axvline(middle, color=style.INK, linewidth=1.1, linestyle="--")
         capped = 100 * float(np.mean([item.unfinished for item in items]))
@@ -46,21 +46,21 @@ def lengths(data: ReportData) -> list[Plot]:
         _note(axes, note, is_right=middle < edges[-1] / 2)
     for axes in panels:
         axes.set_xlim(0, edges[-1])
-        # Above the highest bar is room for what is said in the corner.
+        # Room above the highest bar for the note in the corner.
         axes.set_ylim(0, 1.45 * highest)
         axes.set_yticks([tick for tick in axes.get_yticks() if tick <= min(100, 1.45 * highest)])
     panels[0].set_ylabel("weight, %")
     caption = (
-        "How long the sampled sequences are, in tokens: every problem counts the same, and within "
-        "it every particle by its weight. The dashed line is the median. Much weight at very few "
-        "tokens, or at the limit, deserves a look at the texts: the one may be empty answers, the "
-        "other sequences that never ended."
+        "Lengths of the sampled sequences in tokens: every problem counts the same, and within it "
+        "every particle by its weight. The dashed line is the median. If much of the weight is at "
+        "very few tokens or at the limit, look at the texts: they may be empty answers, or "
+        "sequences that never ended."
     )
-    return [style.plot("lengths", "Lengths of the outputs", caption, figure)]
+    return [style.finish("lengths", "Lengths of the outputs", caption, figure)]
 
 
 def diversity(data: ReportData) -> list[Plot]:
-    """Distinct first tokens, and the common beginning, of every run with several particles."""
+    """Distinct first tokens and common beginnings, of every run with several particles."""
     found = {
         run: items
         for run, items in _with_particles(data).items()
@@ -68,7 +68,7 @@ def diversity(data: ReportData) -> list[Plot]:
     }
     if not found:
         return []
-    looks = style.looks(data)
+    styles = style.run_styles(data)
     figure = style.new_figure(1.3 + _BOX * len(found), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     panels: dict[Any, list[np.ndarray]] = {left: [], right: []}
@@ -76,54 +76,58 @@ def diversity(data: ReportData) -> list[Plot]:
         panels[left].append(np.array([item.distinct_roots for item in items]))
         panels[right].append(np.array([100 * common_share(item) for item in items]))
     for axes, columns in panels.items():
-        style.tidy(axes, grid="x")
+        style.style_axes(axes, grid="x")
         for place, (run, values) in enumerate(zip(found, columns, strict=True)):
-            _box(axes, place, values, looks[run])
+            _box(axes, place, values, styles[run])
         axes.set_ylim(len(found) - 0.5, -0.5)
-    left.set_yticks(range(len(found)), [looks[run].label for run in found])
+    left.set_yticks(range(len(found)), [styles[run].label for run in found])
     right.tick_params(left=False)
-    # Marks at the edge are whole, and a few tokens are not the width of the panel.
+    # Marks at the edge are not cut off, and a few tokens do not fill the panel.
     left.set_xlim(0, 1.06 * max(4, *(values.max() for values in panels[left])))
-    style.whole_numbers(left.xaxis)
+    style.integer_ticks(left.xaxis)
     left.set_xlabel("distinct first tokens")
     right.set_xlim(-2, 102)
     right.set_xlabel("steps that all particles share, %")
     caption = (
-        "How different the particles of one problem are. On the left, how many different first "
-        "tokens they have: at most N, and few means that most alternatives were given up early. "
-        "On the right, the first steps that all particles share, as a share of the longest "
-        "output: 0 % means that they were different from the start, 100 % that they are copies "
+        "How different the particles of one problem are. On the left, the number of distinct first "
+        "tokens: at most N; if it is small, most alternatives were given up early. "
+        "On the right, the initial steps that all particles share, as a share of the longest "
+        "output: 0 % means that they differ from the start, 100 % that they are copies "
         "of one sequence. Boxes reach from the lower to the upper quartile of the problems, with "
-        "the median as a mark; lines reach from 5 % to 95 % of the problems. Neither says that a "
-        "sampler is good, but a sampler whose particles are all alike knows little of the "
+        "the median as a mark; lines reach from 5 % to 95 % of the problems. Neither figure says "
+        "that a sampler is good, but one whose particles are all alike knows little of the "
         "alternatives."
     )
-    return [style.plot("diversity", "How different the particles are", caption, figure)]
+    return [style.finish("diversity", "How different the particles are", caption, figure)]
 
 
 def length_edges(longest: int) -> np.ndarray:
-    """Edges of bins of a whole number of tokens each, up to the longest."""
+    """Edges of bins, each a whole number of tokens wide, up to the longest."""
     width = max(1, -(-(longest + 1) // _BINS))
     return np.arange(0, longest + width + 1, width)
 
 
-def common_share(item: Item) -> float:
-    """The share of the steps that all particles of an item share, of the longest particle's."""
-    # Of a single particle the record counts the steps up to the limit.
+def common_share(item: ItemSummary) -> float:
+    """Steps that all particles of an item share, over the steps of the longest one."""
+    # For a single particle the record counts all steps up to the limit.
     return min(1.0, item.coalescence / max(1, int(item.lengths.max())))
 
 
-def _with_particles(data: ReportData) -> dict[str, list[Item]]:
-    """Run -> its items that worked, of the runs that have any."""
+def _with_particles(data: ReportData) -> dict[str, list[ItemSummary]]:
+    """Run -> its valid items, for runs that have any."""
     return {
         run: items
         for run in data.labels
-        if (items := [item for item in data.of(run) if item.failure is None and len(item.lengths)])
+        if (
+            items := [
+                item for item in data.items_of(run) if item.failure is None and len(item.lengths)
+            ]
+        )
     }
 
 
-def _weighted_median(items: Sequence[Item]) -> float:
-    """The least length up to which half of the weight reaches."""
+def _weighted_median(items: Sequence[ItemSummary]) -> float:
+    """The least length such that half of the weight is on lengths up to it."""
     lengths = np.concatenate([item.lengths for item in items])
     weights = np.concatenate([item.weights for item in items])
     order = np.argsort(lengths, kind="stable")
@@ -131,7 +135,7 @@ def _weighted_median(items: Sequence[Item]) -> float:
     return float(lengths[order][np.searchsorted(reached, 0.5 * reached[-1] * (1 - 1e-9))])
 
 
-def _box(axes: Any, place: int, values: np.ndarray, look: style.Look) -> None:
+def _box(axes: Any, place: int, values: np.ndarray, look: style.RunStyle) -> None:
     low, first, middle, third, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
     axes.hlines(place, low, high, color=look.colour, linewidth=1.3)
     axes.barh(
@@ -152,7 +156,6 @@ def _box(axes: Any, place: int, values: np.ndarray, look: style.Look) -> None:
 
 
 def _note(axes: Any, text: str, is_right: bool) -> None:
-    """In an upper corner."""
     axes.text(
         0.98 if is_right else 0.02,
         0.97,

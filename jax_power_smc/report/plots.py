@@ -1,4 +1,4 @@
-"""All pictures of a report. Where there is nothing to see a picture is left out."""
+"""All plots of a report; a plot without data is left out."""
 
 from jax_power_smc.report import accuracy_plots, evidence_plots, particle_plots, step_plots
 from jax_power_smc.report.genealogy import genealogy
@@ -9,7 +9,7 @@ __all__ = ["Plot", "figures", "genealogy", "to_png"]
 
 
 def figures(data: ReportData) -> list[Plot]:
-    """The pictures of all problems together, in the order of the page."""
+    """The plots over all problems, in the order of the page."""
     parts = (
         accuracy_plots.accuracy,
         accuracy_plots.pass_at_k,

@@ -1,25 +1,25 @@
-"""What a reader should distrust: degenerate outputs, and items that failed or were not graded."""
+"""What to be wary of: degenerate outputs, and items that failed or were not graded."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jax_power_smc.report.load import Item, ReportData
+from jax_power_smc.report.load import ItemSummary, ReportData
 
-# Items that are named under one heading.
-MOST_NAMED = 8
-# Share of the weight from which on an item is worth naming.
-_WORTH = 0.005
+# Items that are listed as examples.
+MOST_EXAMPLES = 8
+# The least share of the weight that makes an item an example.
+_LEAST_SHARE = 0.005
 
 
 @dataclasses.dataclass(frozen=True)
-class Named:
-    """An item under some heading.
+class FlaggedItem:
+    """An item with degenerate outputs.
 
     Attributes:
-      problem, seed: which.
-      share: weight of what the heading is about.
+      problem, seed: of the item.
+      share: weight of its degenerate particles.
     """
 
     problem: str
@@ -28,14 +28,14 @@ class Named:
 
 
 @dataclasses.dataclass(frozen=True)
-class Degenerate:
-    """One run; all are shares of the weight, averaged over the items that worked.
+class DegenerateShares:
+    """Shares of the weight of degenerate particles in one run, averaged over the valid items.
 
     Attributes:
-      run, label: which.
-      items: that worked.
-      loops, very_short, unfinished: of such particles.
-      worst: the items with most of all three.
+      run, label: of the run.
+      items: number of valid ones.
+      loops, very_short, unfinished: by kind.
+      worst: the items with the largest shares.
     """
 
     run: str
@@ -44,87 +44,89 @@ class Degenerate:
     loops: float
     very_short: float
     unfinished: float
-    worst: list[Named]
+    worst: list[FlaggedItem]
 
 
 @dataclasses.dataclass(frozen=True)
-class Complaint:
-    """One sentence about some items of a run.
+class Issue:
+    """What is wrong with some items of a run.
 
     Attributes:
-      run, label: which.
+      run, label: of the run.
       sentence: what is wrong.
-      items: how many.
-      named: the first ones, as (problem id, seed).
+      items: how many are affected.
+      examples: the first ones, as (problem id, seed).
     """
 
     run: str
     label: str
     sentence: str
     items: int
-    named: list[tuple[str, int]]
+    examples: list[tuple[str, int]]
 
 
-def degenerate(data: ReportData) -> list[Degenerate]:
-    """A row for every run with an item that worked, in the order of the table."""
+def degenerate(data: ReportData) -> list[DegenerateShares]:
+    """One entry for every run with a valid item, in the order of the tables."""
     made = []
     for run, label in data.labels.items():
-        items = [item for item in data.of(run) if not item.reading.failed]
+        items = [item for item in data.items_of(run) if not item.scores.failed]
         if items:
-            bad = sorted(items, key=lambda item: -_bad(item))[:MOST_NAMED]
+            worst = sorted(items, key=lambda item: -_degenerate_share(item))[:MOST_EXAMPLES]
             made.append(
-                Degenerate(
+                DegenerateShares(
                     run=run,
                     label=label,
                     items=len(items),
                     loops=float(np.mean([item.loops for item in items])),
                     very_short=float(np.mean([item.very_short for item in items])),
                     unfinished=float(np.mean([item.unfinished for item in items])),
-                    worst=[_named(item) for item in bad if _bad(item) >= _WORTH],
+                    worst=[
+                        _flagged(item) for item in worst if _degenerate_share(item) >= _LEAST_SHARE
+                    ],
                 )
             )
     return made
 
 
-def failures(data: ReportData) -> list[Complaint]:
-    """Why results mean nothing, each sentence once per run."""
+def failures(data: ReportData) -> list[Issue]:
+    """Why results are invalid, each sentence once per run."""
 
-    def said(item: Item) -> list[str]:
-        if not item.reading.failed:
+    def sentences(item: ItemSummary) -> list[str]:
+        if not item.scores.failed:
             return []
         return ["no particle has any weight." if item.failure is None else item.failure]
 
-    return _complaints(data, said)
+    return _issues(data, sentences)
 
 
-def not_graded(data: ReportData) -> list[Complaint]:
-    """Why answers could not be judged, each sentence once per run."""
-    return _complaints(data, lambda item: item.notes)
+def ungraded(data: ReportData) -> list[Issue]:
+    """Why answers could not be graded, each sentence once per run."""
+    return _issues(data, lambda item: item.notes)
 
 
-def _complaints(data: ReportData, said: Callable[[Item], Sequence[str]]) -> list[Complaint]:
-    found: dict[tuple[str, str], list[Item]] = {}
+def _issues(data: ReportData, sentences: Callable[[ItemSummary], Sequence[str]]) -> list[Issue]:
+    found: dict[tuple[str, str], list[ItemSummary]] = {}
     for run in data.labels:
-        for item in data.of(run):
-            for sentence in said(item):
+        for item in data.items_of(run):
+            for sentence in sentences(item):
                 found.setdefault((run, sentence), []).append(item)
     return [
-        Complaint(
+        Issue(
             run=run,
             label=data.labels[run],
             sentence=sentence,
             items=len(items),
-            named=[(item.reading.item[2], item.reading.item[1]) for item in items[:MOST_NAMED]],
+            examples=[(item.scores.item[2], item.scores.item[1]) for item in items[:MOST_EXAMPLES]],
         )
         for (run, sentence), items in found.items()
     ]
 
 
-def _bad(item: Item) -> float:
-    """A particle that loops is often unfinished too: the larger counts, and not the sum."""
+def _degenerate_share(item: ItemSummary) -> float:
+    """Particles that loop are often unfinished too, so the larger share counts, not the sum."""
     return max(item.loops, item.unfinished) + item.very_short
 
 
-def _named(item: Item) -> Named:
-    _, seed, problem = item.reading.item
-    return Named(problem, seed, min(1.0, _bad(item)))
+def _flagged(item: ItemSummary) -> FlaggedItem:
+    _, seed, problem = item.scores.item
+    return FlaggedItem(problem, seed, min(1.0, _degenerate_share(item)))

@@ -1,14 +1,14 @@
-"""Text of models and data sets, made safe to look at.
+"""Makes text of models and data sets safe to display.
 
-Some characters change how the text around them is shown, or cannot be written at all: controls,
-marks of direction that turn a line around, halves of surrogate pairs. They are shown by their
-numbers instead. Markup is not touched here: that is for whoever knows which markup it is.
+Some characters change how the text around them is displayed, or cannot be encoded: control
+characters, marks that reverse the direction of text, unpaired surrogates. They are replaced by
+their code points. Markup is left as it is: escaping it is up to the caller, who knows the format.
 """
 
 import re
 
-# Controls but tab and newline; invisible marks but the joiners that emoji and some scripts need;
-# other separators of lines; marks and overrides of direction; surrogates; tags.
+# Control characters except tab and newline; invisible marks except the joiners that emoji and some
+# scripts need; other line separators; direction marks and overrides; surrogates; tags.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
@@ -16,10 +16,10 @@ _HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """The text with every such character as <U+202E>; ends of lines are newlines."""
+    """The text with each such character as, for instance, <U+202E>, and \\n for line ends."""
     return _HIDDEN.sub(lambda found: f"<U+{ord(found[0]):04X}>", text.replace("\r\n", "\n"))
 
 
 def on_one_line(text: str) -> str:
-    """The same, with a space for every run of white space."""
+    """The same with every stretch of white space as one space."""
     return " ".join(visible(text).split())

@@ -1,4 +1,4 @@
-"""What all pictures share: a look for every run, text that is drawn as it stands, and the PNG."""
+"""What all plots share: a style for every run, text that is drawn literally, and the PNG."""
 
 import dataclasses
 import functools
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib import font_manager, ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation
@@ -18,7 +17,7 @@ from PIL import Image
 
 from jax_power_smc.report.load import ReportData
 
-# Inches; at so many dots per inch a picture is 1000 wide on the page, and is stored twice as wide.
+# Inches; at DPI dots per inch a plot is 1000 pixels wide on the page, and stored at twice that.
 WIDTH = 10.0
 DPI = 100
 SCALE = 2
@@ -27,8 +26,8 @@ COLOURS_STORED = 128
 FONT, SMALL = 10.0, 9.0
 GREY, FAINT = "#8a8a8a", "#d9d9d9"
 INK = "#303030"
-# Tell apart in every common kind of colour blindness, and dark enough on white (Okabe and Ito's,
-# without yellow and black, and some of Tol's); two runs of the same colour have different markers.
+# Distinguishable with all common kinds of colour blindness and dark enough on white (Okabe and
+# Ito's, without yellow and black, and some of Tol's); runs of the same colour differ in the marker.
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -44,9 +43,9 @@ COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "d", "8")
 LINES = ("-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1)), (0, (1, 2)))
 TIMES = "\N{MULTIPLICATION SIGN}"
-# Characters of a name in a picture.
+# Characters of a label in a plot.
 LABEL = 40
-# Of the ticks of a logarithmic axis: their first digits, and how many there may be.
+# Leading digits of the ticks of a logarithmic axis, and the most ticks.
 _FACTORS = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 _MOST_TICKS = 9
 _FAMILY = "DejaVu Sans"  # comes with matplotlib
@@ -55,13 +54,13 @@ _SIZE_OF_N = {"ancestral": "num_samples", "mh": "num_chains"}
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """One picture of the report.
+    """One plot of the report.
 
     Attributes:
       name: stem of its file.
       title: a few words.
-      caption: one paragraph in plain words: what is seen, and how to read it.
-      figure: the picture.
+      caption: a paragraph that says what is shown, and how to read it.
+      figure: matplotlib's.
     """
 
     name: str
@@ -71,12 +70,12 @@ class Plot:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """How a run is drawn, the same in every picture.
+class RunStyle:
+    """How a run is drawn, the same in every plot.
 
     Attributes:
-      label: its name, fit to be drawn.
-      colour, marker, line: matplotlib's.
+      label: its name, as ``printable`` makes it.
+      colour, marker, line: in matplotlib's notation.
     """
 
     label: str
@@ -86,7 +85,7 @@ class Look:
 
     @property
     def curve(self) -> dict[str, Any]:
-        """Keywords for a line with markers."""
+        """Keyword arguments for a line with markers."""
         return {
             "color": self.colour,
             "marker": self.marker,
@@ -95,11 +94,11 @@ class Look:
         }
 
 
-def looks(data: ReportData) -> dict[str, Look]:
-    """Run -> how it is drawn, in the order of the table."""
+def run_styles(data: ReportData) -> dict[str, RunStyle]:
+    """Run -> its style, in the order of the tables."""
     return {
-        run: Look(
-            shown(label),
+        run: RunStyle(
+            printable(label),
             COLOURS[place % len(COLOURS)],
             MARKERS[place % len(MARKERS)],
             LINES[place % len(LINES)],
@@ -108,38 +107,33 @@ def looks(data: ReportData) -> dict[str, Look]:
     }
 
 
-def dark(colour: str) -> tuple[float, ...]:
-    """A colour, darker: what letters need to be read on white."""
-    return tuple(0.72 * part for part in to_rgb(colour))
-
-
-def settings(data: ReportData, run: str) -> dict[str, Any]:
-    """The entry of the config that declares a run."""
+def run_config(data: ReportData, run: str) -> dict[str, Any]:
+    """The entry of the config for a run."""
     return data.about["config"]["samplers"][run]
 
 
 def num_particles(data: ReportData, run: str) -> int:
     """N."""
-    entry = settings(data, run)
+    entry = run_config(data, run)
     return entry.get(_SIZE_OF_N.get(entry["kind"], "num_particles"), 1)
 
 
 def is_weighted(data: ReportData, run: str) -> bool:
-    """Whether its particles have weights and a common past."""
-    return settings(data, run)["kind"] in ("smc", "swor")
+    """Whether its particles are weighted and share ancestors."""
+    return run_config(data, run)["kind"] in ("smc", "swor")
 
 
-def shown(text: object, most: int = LABEL) -> str:
+def printable(text: object, most: int = LABEL) -> str:
     """Any text as one short line that can be drawn.
 
-    Blanks and line breaks are one blank each; what the font has no sign for, or what would move or
-    hide its neighbours, is written as its number, such as \\u202e. Too much is cut in the middle.
+    White space becomes single spaces; characters that the font lacks, or that would move or hide
+    their neighbours, are written as their code, such as \\u202e. Long text is cut in the middle.
 
     Args:
       text: of a model or a data set, so it may hold anything.
-      most: characters of the outcome at most.
+      most: the most characters of the result.
     """
-    # Of a long text only the ends can be seen.
+    # Only the ends of a long text can be seen.
     whole = str(text)
     if len(whole) > 4 * most:
         whole = whole[: 2 * most] + "\0" * most + whole[-2 * most :]
@@ -157,8 +151,8 @@ def new_figure(height: float, **layout: Any) -> Figure:
     return figure
 
 
-def tidy(axes: Any, grid: str = "both") -> None:
-    """Thin frame, faint grid, letters of the report's size."""
+def style_axes(axes: Any, grid: str = "both") -> None:
+    """A thin frame, a faint grid, and text of the report's size."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(labelsize=SMALL, color=GREY, labelcolor=INK)
@@ -168,12 +162,12 @@ def tidy(axes: Any, grid: str = "both") -> None:
         label.set(fontsize=FONT, color=INK)
 
 
-def sizes_axis(axes: Any, sizes: Iterable[int], name: str) -> None:
+def size_axis(axes: Any, sizes: Iterable[int], name: str) -> None:
     """An x axis of powers of two, with a tick at every size."""
     ticks = sorted(set(sizes))
     axes.set_xscale("log", base=2)
     axes.set_xlim(ticks[0] / 2**0.5, ticks[-1] * 2**0.5)
-    # Sizes that are close to each other would be written over one another.
+    # Labels of sizes that are close to each other would overlap.
     apart = (ticks[-1] / ticks[0]) ** (1 / 24)
     written = [
         tick for place, tick in enumerate(ticks) if not place or tick / ticks[place - 1] > apart
@@ -183,13 +177,13 @@ def sizes_axis(axes: Any, sizes: Iterable[int], name: str) -> None:
     axes.set_xlabel(name)
 
 
-def plain_ticks(axis: Any, low: float, high: float, form: str = "{:g}") -> None:
-    """Few ticks for a logarithmic axis, as plain numbers.
+def log_ticks(axis: Any, low: float, high: float, form: str = "{:g}") -> None:
+    """A few ticks for a logarithmic axis, as plain numbers.
 
     Args:
-      axis: of axes.
-      low, high: its ends.
-      form: of a number.
+      axis: an x or y axis.
+      low, high: its limits.
+      form: format of a number.
     """
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks: list[float] = []
@@ -197,22 +191,22 @@ def plain_ticks(axis: Any, low: float, high: float, form: str = "{:g}") -> None:
         ticks = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
         if len(ticks) <= _MOST_TICKS:
             break
-    if len(ticks) < 2:  # the ends are closer than any of these numbers
+    if len(ticks) < 2:  # the limits are closer than these numbers
         ticks = np.geomspace(low, high, 5)[1:-1].tolist()
     axis.set_major_locator(ticker.FixedLocator(ticks))
     axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: form.format(float(f"{x:.3g}"))))
     axis.set_minor_locator(ticker.NullLocator())
 
 
-def whole_numbers(axis: Any, most: int = 10) -> None:
-    """At most so many intervals of round, whole numbers."""
+def integer_ticks(axis: Any, most: int = 10) -> None:
+    """At most this many intervals between round integers."""
     axis.set_major_locator(
         ticker.MaxNLocator(most, integer=True, steps=[1, 2, 5, 10], prune="upper")
     )
 
 
-def to_the_right(figure: Figure, points: float) -> ScaledTranslation:
-    """A shift of what is drawn, to be added to a transform."""
+def shift_right(figure: Figure, points: float) -> ScaledTranslation:
+    """A shift to the right, to be added to a transform."""
     return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
 
 
@@ -222,9 +216,9 @@ def small_multiples(titles: Sequence[str], row: float, name: str) -> tuple[Figur
     Args:
       titles: of the panels.
       row: inches of a row.
-      name: of the x axes, whole numbers; written below the last row.
+      name: label of the x axes, which have integer ticks.
     """
-    # As few empty places as possible.
+    # As few empty panels as possible.
     columns = min((4, 3), key=lambda number: -len(titles) % number)
     columns = min(columns, len(titles))
     room = min(LABEL, 112 // columns)
@@ -235,9 +229,9 @@ def small_multiples(titles: Sequence[str], row: float, name: str) -> tuple[Figur
         if place >= len(titles):
             axes.set_visible(False)
             continue
-        tidy(axes)
-        axes.set_title(shown(titles[place], room), fontsize=FONT, color=INK)
-        whole_numbers(axes.xaxis, 5)
+        style_axes(axes)
+        axes.set_title(printable(titles[place], room), fontsize=FONT, color=INK)
+        integer_ticks(axes.xaxis, 5)
         if place + columns >= len(titles):
             axes.tick_params(labelbottom=True)
         if place + columns >= len(grid):
@@ -246,17 +240,17 @@ def small_multiples(titles: Sequence[str], row: float, name: str) -> tuple[Figur
 
 
 def legend_columns(labels: Sequence[str]) -> int:
-    """Entries that fit beside each other."""
+    """Entries that fit side by side."""
     return int(max(1, min(4, len(labels), WIDTH // (0.65 + 0.075 * max(map(len, labels))))))
 
 
 def legend_height(labels: Sequence[str]) -> float:
-    """Inches that ``legend_below`` takes."""
+    """Inches that ``legend_below`` takes up."""
     return 0.2 * -(-len(labels) // legend_columns(labels)) + 0.1
 
 
 def legend_below(figure: Figure, handles: list[Any], labels: list[str]) -> None:
-    """One legend for the whole figure, under it."""
+    """One legend for the whole figure, below it."""
     figure.legend(
         handles,
         labels,
@@ -268,24 +262,24 @@ def legend_below(figure: Figure, handles: list[Any], labels: list[str]) -> None:
     )
 
 
-def literal(figure: Figure) -> None:
-    """Makes all text of a figure be drawn as it stands: a "$" begins no formula."""
+def disable_math(figure: Figure) -> None:
+    """Draws all text of a figure literally: "$" does not start a formula."""
     for text in figure.findobj(Text):
         text.set(parse_math=False, fontfamily=_FAMILY)
 
 
-def plot(name: str, title: str, caption: str, figure: Figure) -> Plot:
-    """A picture that is complete."""
-    literal(figure)
+def finish(name: str, title: str, caption: str, figure: Figure) -> Plot:
+    """The plot of a complete figure."""
+    disable_math(figure)
     return Plot(name, title, caption, figure)
 
 
 def to_png(figure: Figure) -> bytes:
-    """The file of a picture, 2000 wide: twice what a page shows, for sharp screens.
+    """The PNG of a figure, 2000 pixels wide: twice its size on the page, for sharp screens.
 
-    Few colours, which is all there are but for smooth edges, make it a third as large.
+    A palette, which is enough but for smooth edges, makes it a third as large.
     """
-    literal(figure)
+    disable_math(figure)
     file = io.BytesIO()
     figure.savefig(file, format="rgba", dpi=DPI * SCALE)
     width, height = (round(inches * DPI * SCALE) for inches in figure.get_size_inches())

@@ -1,4 +1,4 @@
-"""The content of summary.json by run: one row each, and the comparisons by pair."""
+"""The content of summary.json by run, and its comparisons by pair."""
 
 import dataclasses
 import math
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Summary = Mapping[str, Any]
-# Samplers whose particles have weights: the ones that are compared with all others.
+# Samplers with weighted particles, which are compared with all others.
 WEIGHTED = ("PowerSMC", "WithoutReplacement")
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A share with its 95% interval; in [0, 1], or a difference of two such."""
+    """A share in [0, 1], or a difference of two shares, with its 95% interval."""
 
     value: float
     ends: tuple[float, float]
@@ -25,26 +25,26 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Difference(Estimate):
-    """One share minus another, over the problems that both have."""
+    """One share minus another, over the problems that both runs have."""
 
     problems: int
 
 
 @dataclasses.dataclass(frozen=True)
-class RunRow:
+class RunSummary:
     """All answers of one run.
 
     Attributes:
       run, label: its name in the config, and in tables.
       sampler: name of its class.
       num_particles: N.
-      temperature: of its proposal.
-      problems: that it has finished with all seeds.
+      temperature: of the proposal.
+      problems: number of problems that it has finished with all seeds.
       draw: accuracy of the drawn particle.
       vote, best: accuracies of the other answers; None for N = 1.
       pass_at_n: share of problems that at least one of N answers solves; None for N = 1.
-      log_probs: mean log p by answer; None where nothing is known.
-      figures: the row of the draw in the summary, for what all answers share.
+      log_probs: mean log p by answer; None if unknown.
+      figures: the row of the draw in the summary, for figures that do not depend on the answer.
     """
 
     run: str
@@ -62,12 +62,12 @@ class RunRow:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is plain decoding, which costs are multiples of."""
+        """Whether this is plain decoding, the unit of the costs."""
         return self.sampler == "Ancestral" and self.temperature == 1 and self.num_particles == 1
 
 
-def run_rows(summary: Summary) -> list[RunRow]:
-    """A row for every run with a finished problem, in the order of the summary."""
+def run_summaries(summary: Summary) -> list[RunSummary]:
+    """One entry for every run with a finished problem, in the order of the summary."""
     by_run: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in summary["rows"]:
         by_run.setdefault(row["run"], {})[row["answer"]] = row
@@ -78,7 +78,7 @@ def run_rows(summary: Summary) -> list[RunRow]:
         last = passed.get((run, draw["num_particles"]))
         estimates = {name: _accuracy(row) for name, row in answers.items()}
         made.append(
-            RunRow(
+            RunSummary(
                 run=run,
                 label=draw["method"],
                 sampler=draw["sampler"],
@@ -101,8 +101,8 @@ class Comparisons:
     """Paired differences of accuracy.
 
     Attributes:
-      methods: the samplers with weights, of which the draw is compared.
-      against: what with; methods of the summary.
+      methods: samplers with weighted particles, whose draw is compared.
+      against: methods of the summary that they are compared with.
       cells: (method, against) -> method minus against.
     """
 
@@ -111,30 +111,30 @@ class Comparisons:
     cells: dict[tuple[str, str], Difference]
 
 
-def comparisons(summary: Summary, only_telling: bool = False) -> Comparisons:
+def comparisons(summary: Summary, main_only: bool = False) -> Comparisons:
     """All differences in the summary.
 
     Args:
       summary: what ``summarize`` made.
-      only_telling: leave out what tells little beside the rest: greedy decoding and other
-        temperatures than 1 and that of the proposal, and the draws of many plain samples.
+      main_only: leave out comparisons that add little: with greedy decoding, with temperatures
+        other than 1 and 1 / alpha, and with the draw from several plain samples.
     """
     rows = {row["method"]: row for row in summary["rows"]}
     cells = {}
     for pair in summary["comparisons"]:
-        if not only_telling or _is_telling(rows[pair["against"]], rows.values()):
+        if not main_only or _is_main(rows[pair["against"]], rows.values()):
             key = pair["method"], pair["against"]
             shared = _estimate(pair["difference"], pair["ci95"])
             cells[key] = Difference(shared.value, shared.ends, pair["problems"])
     return Comparisons(
         methods=list(dict.fromkeys(method for method, _ in cells)),
-        # In the order of the table, and not as they came.
+        # In the order of the summary's rows.
         against=[name for name in rows if any(name == against for _, against in cells)],
         cells=cells,
     )
 
 
-def _is_telling(row: Mapping[str, Any], rows: Sequence[Any] | Any) -> bool:
+def _is_main(row: Mapping[str, Any], rows: Sequence[Any] | Any) -> bool:
     if row["sampler"] != "Ancestral":
         return row["sampler"] in WEIGHTED or row["answer"] == "draw"
     if row["num_particles"] > 1 and row["answer"] != "draw":
@@ -155,7 +155,7 @@ def _accuracy(row: Mapping[str, Any]) -> Estimate:
 
 def _estimate(value: float, ends: Sequence[float]) -> Estimate:
     low, high = ends
-    # The bootstrap is in float32; what is beyond its digits is no difference from 0.
+    # The bootstrap is computed in float32; less than its precision is not a difference from 0.
     return Estimate(value, (_rounded(low), _rounded(high)))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc.benchmarks import timing
-from jax_power_smc.benchmarks.ablations import AlteredModel, ForcedResampling, step_bytes
+from jax_power_smc.benchmarks.ablations import AblatedModel, ForcedResampling, step_bytes
 from jax_power_smc.engine.scheduler import ActiveRequest
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -29,14 +29,14 @@ PROMPT = jnp.array([3, 9, 4], jnp.int32)
 def tokens(model, params, sampler=None, scale=None):
     sampler = psmc.PowerSMC(4, ess_threshold=0.99) if sampler is None else sampler
     params = params if scale is None else params._replace(scale=jnp.float32(scale))
-    works = [ActiveRequest(PROMPT.tolist(), 0, psmc.PowerTarget(4.0), 24)]
-    done = timing.decode(model, params, sampler, works)
+    requests = [ActiveRequest(PROMPT.tolist(), 0, psmc.PowerTarget(4.0), 24)]
+    done = timing.decode(model, params, sampler, requests)
     assert done.fork_share > 0
-    return done.works[0].left.tokens
+    return done.requests[0].left.tokens
 
 
 def test_with_all_parts_it_is_the_model():
-    whole = AlteredModel(MODEL)
+    whole = AblatedModel(MODEL)
     made = whole.params(PARAMS, PROMPT)
     expected = tokens(MODEL, PARAMS)
     np.testing.assert_array_equal(tokens(whole, made), expected)
@@ -46,7 +46,7 @@ def test_with_all_parts_it_is_the_model():
 @pytest.mark.parametrize("without", ["runs", "moves"])
 @pytest.mark.slow
 def test_without_a_part_it_is_not(without):
-    altered = AlteredModel(MODEL, **{without: False})
+    altered = AblatedModel(MODEL, **{without: False})
     made = altered.params(PARAMS, PROMPT)
     assert not np.array_equal(tokens(altered, made), tokens(MODEL, PARAMS))
 
@@ -54,12 +54,12 @@ def test_without_a_part_it_is_not(without):
 @pytest.mark.parametrize("period", [None, 1, 5])
 @pytest.mark.slow
 def test_forced_rules_resample_when_they_are_told_to(period):
-    works = [ActiveRequest([3], 0, psmc.PowerTarget(1.0), 41)]
-    done = timing.decode(MODEL, PARAMS, ForcedResampling.every(64, period), works)
-    (work,) = done.works
+    requests = [ActiveRequest([3], 0, psmc.PowerTarget(1.0), 41)]
+    done = timing.decode(MODEL, PARAMS, ForcedResampling.every(64, period), requests)
+    (request,) = done.requests
     steps = np.arange(41) + 1
     expected = np.zeros(41, bool) if period is None else steps % period == 0
-    np.testing.assert_array_equal(work.seen.resampled[0, :41], expected)
+    np.testing.assert_array_equal(request.seen.resampled[0, :41], expected)
     if period is None:
         assert np.isnan(done.ess_share) and done.fork_share == 0
     else:

@@ -12,7 +12,7 @@ PROMPT, ALPHA = [0], 2.5
 
 @pytest.mark.parametrize("kind", markov_models.KINDS)
 def test_moments_are_those_of_enumeration(kind):
-    model, params = markov_models.make_table(3, 4, 0.7, kind, seed=1)
+    model, params = markov_models.make(3, 4, 0.7, kind, seed=1)
     listed = psmc.exact.enumerate(model, params, PROMPT, psmc.PowerTarget(ALPHA), 4)
     got = markov_models.exact_moments(model, params, PROMPT, ALPHA, 4)
     assert got.log_evidence == pytest.approx(listed.log_evidence, abs=1e-5)
@@ -22,7 +22,7 @@ def test_moments_are_those_of_enumeration(kind):
 
 
 def test_alpha_one_has_evidence_one():
-    model, params = markov_models.make_table(8, 16, 1.0, "inhomogeneous", seed=0)
+    model, params = markov_models.make(8, 16, 1.0, "inhomogeneous", seed=0)
     assert markov_models.exact_moments(
         model, params, PROMPT, 1.0, 16
     ).log_evidence == pytest.approx(0, abs=1e-9)
@@ -30,7 +30,7 @@ def test_alpha_one_has_evidence_one():
 
 @pytest.mark.parametrize("entropy", [0.5, 2.0])
 def test_rows_have_the_entropy_on_average(entropy):
-    _, params = markov_models.make_table(32, 2, entropy, "inhomogeneous", seed=3)
+    _, params = markov_models.make(32, 2, entropy, "inhomogeneous", seed=3)
     logits = np.asarray(params.logits, np.float64)
     log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     mean = -(np.exp(log_p) * log_p).sum(axis=-1).mean(axis=-1)
@@ -39,7 +39,7 @@ def test_rows_have_the_entropy_on_average(entropy):
 
 
 def test_a_homogeneous_table_has_one_set_of_rows():
-    _, params = markov_models.make_table(4, 9, 0.5, "homogeneous", seed=0)
+    _, params = markov_models.make(4, 9, 0.5, "homogeneous", seed=0)
     assert params.logits.shape == (1, 25, 4) and params.logits.dtype == jnp.float32
 
 
@@ -49,4 +49,4 @@ def test_a_homogeneous_table_has_one_set_of_rows():
 )
 def test_what_cannot_be_is_refused(kind, entropy, message):
     with pytest.raises(ValueError, match=message):
-        markov_models.make_table(4, 8, entropy, kind, seed=0)
+        markov_models.make(4, 8, entropy, kind, seed=0)

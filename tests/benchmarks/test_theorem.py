@@ -115,7 +115,7 @@ class Letters:
 ALPHA, PROMPTS = 3.0, [[4], [1, 5, 2], [0, 0]]
 
 
-def measured(temperatures, num_dearest=5):
+def measured(temperatures, num_costliest=5):
     lines = []
 
     def write(metric, value, unit, **settings):
@@ -129,9 +129,9 @@ def measured(temperatures, num_dearest=5):
         num_particles=4,
         max_new_tokens=CAP,
         temperatures=temperatures,
-        num_dearest=num_dearest,
+        num_costliest=num_costliest,
         write=write,
-        report=lambda title, done, total: None,
+        progress=lambda title, done, total: None,
     )
     return lines
 
@@ -196,24 +196,24 @@ def test_costs_are_renyi_entropies_and_add_up(lines):
         assert total["value"] == pytest.approx(entropies.sum(), abs=1e-4)
 
 
-def test_the_dearest_are_the_dearest_of_all_sequences(lines):
+def test_the_costliest_are_the_costliest_of_all_sequences(lines):
     steps = [x for x in lines if x["metric"] == "step_cost"]
     top = sorted(steps, key=lambda x: -x["value"])[:5]
-    dearest = [x for x in lines if x["metric"] == "dearest"]
-    assert [(x["prompt"], x["step"], x["value"]) for x in dearest] == [
+    costliest = [x for x in lines if x["metric"] == "costliest"]
+    assert [(x["prompt"], x["step"], x["value"]) for x in costliest] == [
         (x["prompt"], x["step"], x["value"]) for x in top
     ]
-    for x in dearest:
+    for x in costliest:
         text = Letters().decode(drawn(lines)[x["prompt"]])
         assert (x["before"], x["token"]) == (text[: x["step"]], text[x["step"]])
 
 
-def test_the_share_of_the_dearest_steps():
+def test_the_share_of_the_costliest_steps():
     log_sum = -np.arange(30.0)  # 29 + 28 + 27 of 435
-    assert theorem.dearest_share(log_sum) == pytest.approx(84 / 435)
-    assert theorem.dearest_share(np.array([-1.0, -3.0])) == 0.75, "one of two steps at least"
-    assert theorem.dearest_share(np.full(20, -2.0)) == pytest.approx(0.1)
-    assert np.isnan(theorem.dearest_share(np.zeros(3)))
+    assert theorem.costliest_share(log_sum) == pytest.approx(84 / 435)
+    assert theorem.costliest_share(np.array([-1.0, -3.0])) == 0.75, "one of two steps at least"
+    assert theorem.costliest_share(np.full(20, -2.0)) == pytest.approx(0.1)
+    assert np.isnan(theorem.costliest_share(np.zeros(3)))
 
 
 def test_a_token_is_what_it_adds_to_the_text():
@@ -223,5 +223,5 @@ def test_a_token_is_what_it_adds_to_the_text():
         def decode(self, ids, **options):
             return " ".join(("one", "two", "three")[i] for i in ids)
 
-    assert theorem.place(Words(), [2, 0, 1], 0) == ("", "three")
-    assert theorem.place(Words(), [2, 0, 1], 2) == ("three one", " two")
+    assert theorem.text_at(Words(), [2, 0, 1], 0) == ("", "three")
+    assert theorem.text_at(Words(), [2, 0, 1], 2) == ("three one", " two")

@@ -1,9 +1,9 @@
-"""Variants in turn, and ratios of pairs."""
+"""Interleaved variants, and ratios of pairs."""
 
 from jax_power_smc.benchmarks import timing
 
 
-def test_variants_run_in_turn_and_the_first_round_does_not_count():
+def test_variants_are_interleaved_and_the_first_round_does_not_count():
     order, titles = [], []
     # The machine is slower in every round; the second variant always takes three times as long.
     slow = {"a": iter([99, 1, 2, 8]), "b": iter([99, 3, 6, 24])}
@@ -15,7 +15,7 @@ def test_variants_run_in_turn_and_the_first_round_does_not_count():
 
         return run
 
-    seconds = timing.in_turn("x", {n: variant(n) for n in "ab"}, 3, lambda *a: titles.append(a))
+    seconds = timing.interleaved("x", {n: variant(n) for n in "ab"}, 3, lambda *a: titles.append(a))
     assert order == list("abababab")
     assert titles == [("x", i, 8) for i in range(8)]
     assert (seconds.median("a"), seconds.median("b")) == (2, 6)

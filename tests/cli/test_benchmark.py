@@ -133,7 +133,7 @@ def test_without_replacement_spreads_less_and_has_a_small_gap(figures):
         ({"smc_ramps": ("a",)}, "a ramp, as a share of T, is 'a'"),
         ({"swor_ramps": (float("inf"),)}, "a ramp, as a share of T, is inf"),
         ({"models": ("nowhere",)}, "'nowhere' is neither a directory"),
-        ({"models": (3,)}, "config.models has 3; it must be some text"),
+        ({"models": (3,)}, "config.models has 3; it must be non-empty text"),
         ({"texts": ("fine", " ")}, "config.texts has ' '"),
         ({"texts": (), "text_models": ("nowhere",)}, "config.texts is empty"),
         ({"models": ("tiny-reasoner",), "max_new_tokens": 10**6}, "the model has .* positions"),

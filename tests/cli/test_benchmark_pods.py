@@ -35,7 +35,7 @@ SMALL = {
 }
 MACHINE = {
     "meshes": ((4, 2),),
-    "prompts_per_row": ROWS,
+    "prompts_per_shard": ROWS,
     "memory_bytes": 1e7,
     "memory_bandwidth": 1e3,
     "link_bandwidth": 1e2,
@@ -130,7 +130,7 @@ def test_layers_that_differ_are_noticed(monkeypatch, tmp_path):
         ({}, {"model": {"hidden": 3}}, "config.model cannot be read"),
         ({"memory_bandwidth": 0}, {}, "config.machines.small.memory_bandwidth is 0"),
         ({"seconds_per_collective": -1}, {}, "seconds_per_collective is -1"),
-        ({"prompts_per_row": 0}, {}, "prompts_per_row is 0"),
+        ({"prompts_per_shard": 0}, {}, "prompts_per_shard is 0"),
         ({"meshes": ((8,),)}, {}, r"config.machines.small.meshes has \(8,\)"),
         ({"meshes": ((1, 8),)}, {}, "do not divide the model's 4 key/value heads"),
         ({"meshes": ((64, 2),)}, {}, "a mesh of 128 devices; this process has only 8"),

@@ -26,7 +26,6 @@ SMALL = {
     "parts": {"particles": (4,), "max_new_tokens": 6},
     "resampling": {"particles": (4,), "max_new_tokens": 9, "periods": (4, 1)},
     "forks": {"particles": (4,), "scales": (1.0, 64.0), "max_new_tokens": 6},
-    "moves": {"particles": (4,), "capacities": (64,), "moved_shares": (0.25,)},
     "throughput": {
         "num_particles": 2,
         "slots": 2,
@@ -104,7 +103,6 @@ def test_the_other_sections_have_their_figures(figures):
     forks = [x for x in figures if x["metric"] == "swor_over_smc"]
     assert [x["logit_scale"] for x in forks] == [1.0, 64.0]
     assert forks[0]["swor_fork_share"] > forks[1]["swor_fork_share"]
-    assert {x["form"] for x in figures if x["metric"] == "move_time"} >= {"take", "blocks"}
     methods = of(figures, "throughput_ratio", "method")
     assert methods.keys() == {("slots",), ("slots, looking at once",), ("batches",)}
     assert methods["batches",] == 1.0
@@ -122,10 +120,10 @@ def test_torch_is_compared_where_it_is_installed(figures):
     }
 
 
-def test_torch_is_left_out_where_it_is_absent(monkeypatch, tmp_path, capsys):
+def test_torch_is_left_out_if_it_is_not_installed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch_baseline, "available", lambda: False)
     path = benchmark(config(sections=("torch",)), str(tmp_path))
-    assert "PyTorch is absent; left out: torch." in capsys.readouterr().out
+    assert "PyTorch is not installed; left out: torch." in capsys.readouterr().out
     assert len(path.read_text().splitlines()) == 1  # the bandwidth
 
 
@@ -147,11 +145,10 @@ def changed(section, **fields):
         (changed("steps", particles=(0,)), "config.steps.particles is 0"),
         (changed("steps", particles=4), "config.steps.particles is 4; it must be a tuple."),
         (changed("forks", scales=(0.0,)), "config.forks.scales is 0.0"),
-        (changed("moves", moved_shares=(0.9,)), "config.moves.moved_shares is 0.9"),
         (changed("throughput", slots=-2), "config.throughput.slots is -2"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(made, message, tmp_path):
+def test_invalid_values_are_refused_before_anything_is_written(made, message, tmp_path):
     with pytest.raises(ValueError) as error:
         benchmark(made, str(tmp_path / "no"))
     assert message in str(error.value)

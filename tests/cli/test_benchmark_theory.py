@@ -18,7 +18,7 @@ NUM_PROMPTS, CAP = 2, 12
 
 def config(**changes):
     made = runpy.run_path(str(ROOT / "configs" / "theory.py"))["get_config"]()
-    small = {"prompts": NUM_PROMPTS, "num_particles": 2, "max_new_tokens": CAP, "num_dearest": 3}
+    small = {"prompts": NUM_PROMPTS, "num_particles": 2, "max_new_tokens": CAP, "num_costliest": 3}
     made.update({**small, "temperatures": (0.2, 0.5), **changes})
     return made
 
@@ -54,8 +54,8 @@ def test_every_figure_is_there(run):
     assert all(grid == [0.2, 0.25, 0.5, 1.0] for grid in of_temperatures.values())
     steps = sum(x["steps"] for x in by_metric["sequence_cost"])
     assert len(by_metric["step_cost"]) == steps == by_metric["share_above_one"][0]["steps"]
-    assert len(by_metric["dearest"]) == 3
-    assert [x["prompt"] for x in by_metric["dearest_share"]] == list(range(NUM_PROMPTS))
+    assert len(by_metric["costliest"]) == 3
+    assert [x["prompt"] for x in by_metric["costliest_share"]] == list(range(NUM_PROMPTS))
 
 
 def test_the_theorem_holds_on_the_embedded_model(run):
@@ -67,7 +67,7 @@ def test_the_tables_show_what_was_measured(run):
     _, lines, printed = run
     assert "1/alpha = 0.25" in printed and "infinite" not in printed
     for x in lines:
-        if x["metric"] == "dearest":
+        if x["metric"] == "costliest":
             text = f"{x['before']}[{x['token']}]".replace("\n", "\\n")
             (row,) = (row for row in printed.splitlines() if row.rstrip().endswith(text))
             assert row.split()[:3] == [f"{x['value']:.2f}", str(x["prompt"]), str(x["step"])]
@@ -82,7 +82,7 @@ def test_the_tables_show_what_was_measured(run):
         ({"prompts": 0}, "config.prompts is 0"),
         ({"num_particles": 0}, "config.num_particles is 0"),
         ({"num_traces": 0}, "config.num_traces is 0"),
-        ({"num_dearest": -1}, "config.num_dearest is -1"),
+        ({"num_costliest": -1}, "config.num_costliest is -1"),
         ({"temperatures": (0.5, 0.0)}, "config.temperatures is 0.0; .* at least 1e-06"),
         ({"model": "nowhere"}, "'nowhere' is neither a directory"),
         ({"max_new_tokens": 2000}, "max_new_tokens is 2000; .* the model has 1024 positions"),

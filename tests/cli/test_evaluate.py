@@ -26,7 +26,7 @@ from jax_power_smc.evaluation import claim, conditions, records
 from jax_power_smc.evaluation.job import State
 from jax_power_smc.evaluation.scores import read
 from jax_power_smc.evaluation.summary import Run, summarize
-from jax_power_smc.report.job_status import state_of
+from jax_power_smc.report.job_status import status_of
 from jax_power_smc.report.load import read_report
 from jax_power_smc.tasks import tiny_reasoner
 from jax_power_smc.tiny_reasoner import problems
@@ -400,8 +400,8 @@ def test_a_scope_may_shrink_and_grow_again(model, easy, tmp_path, capsys):
     assert "3 of 3 items were finished" in capsys.readouterr().out
     assert summary["complete"] and (summary["problems"], summary["seeds"]) == (3, [1])
     data = read_report(epath.Path(tmp_path))
-    assert {item.reading.item[:2] for item in data.items} == {("smc", 1)} and len(data.items) == 3
-    assert state_of(data).text == "finished: 3 items"
+    assert {item.scores.item[:2] for item in data.items} == {("smc", 1)} and len(data.items) == 3
+    assert status_of(data).text == "finished: 3 items"
     assert evaluate.evaluate(whole, str(tmp_path)) == first
     assert (tmp_path / "records.jsonl").read_text() == before
 

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from jax_power_smc.evaluation.scores import AnswerScore, ItemScores
-from jax_power_smc.report.load import Item, ReportData
+from jax_power_smc.report.load import ItemSummary, ReportData
 
 # What no picture may choke on, or read as a formula.
 HOSTILE = (
@@ -49,11 +49,11 @@ def ancestral(num_samples: int = 1) -> dict[str, Any]:
     return {"kind": "ancestral", "label": None, "num_samples": num_samples, "temperature": 1.0}
 
 
-def item(run: str, name: str = "a", seed: int = 0, **values: Any) -> Item:
-    """An item; fields of ``Item``, or ``log_evidence`` and ``failed``."""
+def item(run: str, name: str = "a", seed: int = 0, **values: Any) -> ItemSummary:
+    """An item; fields of ``ItemSummary``, or ``log_evidence`` and ``failed``."""
     nothing = AnswerScore(False, False, None)
     failed = values.pop("failed", False)
-    reading = ItemScores(
+    scores = ItemScores(
         item=(run, seed, name),
         answers={"draw": nothing, "vote": nothing, "best": nothing},
         right=0.0,
@@ -66,8 +66,8 @@ def item(run: str, name: str = "a", seed: int = 0, **values: Any) -> Item:
         tokens=6,
         seconds={"compile": 0.0, "prefill": 1.0, "decode": 2.0},
     )
-    made = Item(
-        reading=reading,
+    made = ItemSummary(
+        scores=scores,
         ess=np.array([4.0, 2.0, 1.0], np.float32),
         forks=np.array([0, 2, 1], np.int32),
         lengths=np.array([3, 2], np.int32),
@@ -85,7 +85,7 @@ def item(run: str, name: str = "a", seed: int = 0, **values: Any) -> Item:
 
 def report(
     samplers: dict[str, dict[str, Any]],
-    items: Sequence[Item],
+    items: Sequence[ItemSummary],
     labels: dict[str, str] | None = None,
     summary: dict[str, Any] | None = None,
 ) -> ReportData:

@@ -39,7 +39,7 @@ def test_every_answer_has_a_mark_at_its_time_and_accuracy():
     data = made()
     (plot,) = accuracy_plots.accuracy(data)
     axes = plot.figure.axes[0]
-    look = style.looks(data)
+    look = style.run_styles(data)
     smc_look = look["smc"]
     assert marks(axes) == [
         (0.5, 20.0, look["t1"].marker, look["t1"].colour, True),
@@ -50,8 +50,14 @@ def test_every_answer_has_a_mark_at_its_time_and_accuracy():
     ]
     bars = [c.get_segments()[0][:, 1].tolist() for c in axes.collections]
     assert np.allclose(bars, [[10, 30], [50, 70], [30, 50]])
-    names = {text.get_text(): text.xy for text in axes.texts if text.get_text()}
-    assert names == {"t1": (0.5, 20.0), "smc": (2.0, 60.0), "mh": (8.0, 40.0)}
+    (legend,) = plot.figure.legends
+    handles = dict(
+        zip((t.get_text() for t in legend.get_texts()), legend.legend_handles, strict=True)
+    )
+    for run in SAMPLERS:
+        drawn = handles[run]
+        assert (drawn.get_marker(), drawn.get_color()) == (look[run].marker, look[run].colour)
+    assert list(handles)[3:] == ["the draw, with 95 % interval", "weighted vote", "highest log p"]
 
 
 def test_the_upper_axis_counts_in_plain_decoding():
@@ -72,7 +78,7 @@ def test_without_plain_decoding_there_is_no_upper_axis():
 def test_a_single_run_has_no_open_marks_in_its_legend():
     (plot,) = accuracy_plots.accuracy(made([row("t1", 1.0, 0.5)], samplers={"t1": ancestral()}))
     (legend,) = plot.figure.legends
-    assert len(legend.get_texts()) == 1 and "open" not in plot.caption
+    assert len(legend.get_texts()) == 2 and "open" not in plot.caption
 
 
 def test_without_a_summary_there_is_nothing():
@@ -81,15 +87,27 @@ def test_without_a_summary_there_is_nothing():
     assert accuracy_plots.accuracy(made([])) == []
 
 
-def test_names_do_not_hide_each_other_where_all_runs_are_alike():
+def test_no_mark_hides_another_at_the_same_place():
+    samplers = {f"run{i}": smc(8) for i in range(4)}
+    rows = [row(run, 0.5, 1.0 + (i == 3)) for i, run in enumerate(samplers)]
+    (plot,) = accuracy_plots.accuracy(made(rows, samplers=samplers))
+    sizes = [line.get_markersize() for line in plot.figure.axes[0].get_lines()]
+    assert sizes[0] > sizes[1] > sizes[2] == sizes[3]
+    assert "coincide" in plot.caption
+
+
+def test_the_legend_of_many_runs_is_inside_the_figure():
     samplers = {f"run{i}": smc(8) for i in range(12)}
     label = {run: f"{run} with a name that is long" for run in samplers}
     rows = [row(run, float(i % 2), 1 + 0.2 * i) for i, run in enumerate(samplers)]
     (plot,) = accuracy_plots.accuracy(made(rows, samplers=samplers, labels=label))
     plot.figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in plot.figure.axes[0].texts if text.get_text()]
-    assert len(boxes) == 12
-    assert not any(boxes[i].overlaps(boxes[j]) for i in range(12) for j in range(i))
+    (legend,) = plot.figure.legends
+    box, axes_box = legend.get_window_extent(), plot.figure.axes[0].get_tightbbox()
+    assert box.x0 >= 0 and box.x1 <= plot.figure.bbox.x1 and box.y0 >= 0
+    assert box.y1 <= axes_box.y0 and axes_box.height > 300
+    texts = [text.get_window_extent() for text in legend.get_texts()]
+    assert not any(texts[i].overlaps(texts[j]) for i in range(len(texts)) for j in range(i))
 
 
 def test_hostile_labels_are_drawn():

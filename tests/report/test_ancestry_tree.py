@@ -76,7 +76,7 @@ def test_two_particles_share_a_segment_where_a_replay_has_the_same_tokens(case, 
         own = [s for s in segments if i in s.particles]
         assert sum(len(s.range) for s in own) == lengths[i]
         assert own[-1].segment.branches == []
-    ends = [end for tree in trees for end in tree.ends()]
+    ends = [end for tree in trees for end in tree.leaves()]
     assert sorted(i for end in ends for i in end.particles) == list(everyone)
 
 
@@ -105,18 +105,18 @@ def test_the_example_of_the_module():
 
 
 def test_copies_of_a_finished_sequence_are_one_end():
-    # Row 0 ends after two tokens and is copied at step 3; row 2 goes on.
+    # Row 0 ends after two tokens and is copied at step 3; row 2 continues.
     made = record(
         [particle(0, 2), particle(1, 2), particle(2, 4)],
         [(3, 1, 0)],
     )
     trees = ancestry_tree.forest(ancestry_tree.paths(made, [0, 1, 2]))
-    ends = [end for tree in trees for end in tree.ends()]
+    ends = [end for tree in trees for end in tree.leaves()]
     assert [(end.end, end.particles) for end in ends] == [(2, [0, 1]), (4, [2])]
 
 
 def test_a_row_of_the_pool_takes_over_the_past_of_a_running_row():
-    # N = 2: row 2 is of the pool. At step 3 the sequence in row 0 ends there, and row 0 goes on.
+    # N = 2: row 2 is of the pool. At step 3 the sequence in row 0 ends there, and row 0 continues.
     made = record([particle(2, 4), particle(0, 6)], [(3, 2, 0)])
     rows = ancestry_tree.paths(made, [0, 1])
     assert rows.tolist() == [[0, 0, 0, 2, -1, -1], [0] * 6]
@@ -144,14 +144,14 @@ def test_what_has_no_tokens_is_an_end_at_the_prompt():
 def test_no_lines_cross_in_a_case_made_by_hand():
     # 0 and 3 are of one family, 1 and 2 of another: in the order of the record they would cross.
     made = record([particle(r, 6) for r in range(4)], [(2, 3, 0), (4, 2, 1)])
-    trees = ancestry_tree.arrange(
+    trees = ancestry_tree.sort_branches(
         ancestry_tree.forest(ancestry_tree.paths(made, range(4))),
         lambda segment: min(segment.particles),
     )
-    ends = [end.particles for tree in trees for end in tree.ends()]
+    ends = [end.particles for tree in trees for end in tree.leaves()]
     assert ends == [[0], [3], [1], [2]]
-    heights = ancestry_tree.places(trees)
-    assert [heights[id(end)] for tree in trees for end in tree.ends()] == [0, 1, 2, 3]
+    heights = ancestry_tree.heights(trees)
+    assert [heights[id(end)] for tree in trees for end in tree.leaves()] == [0, 1, 2, 3]
     assert [heights[id(tree)] for tree in trees] == [0.5, 2.5]
 
 
@@ -163,11 +163,11 @@ def test_no_lines_cross(case, seed):
         [particle(int(r), int(n)) for r, n in zip(rows, lengths, strict=True)],
         records.moves(parent),
     )
-    trees = ancestry_tree.arrange(
+    trees = ancestry_tree.sort_branches(
         ancestry_tree.forest(ancestry_tree.paths(made, range(len(rows)))),
         lambda s: -max(s.particles),
     )
-    heights = ancestry_tree.places(trees)
+    heights = ancestry_tree.heights(trees)
     along, across = [], []
     for segment in (w.segment for w in walk(trees)):
         along.append((segment.start, segment.end, heights[id(segment)]))
@@ -183,5 +183,5 @@ def test_branches_are_sorted_everywhere():
     leaf = ancestry_tree.Segment(1, 2, [0], [])
     other = ancestry_tree.Segment(1, 2, [1], [])
     tree = ancestry_tree.Segment(0, 1, [0, 1], [leaf, other])
-    (sorted_tree,) = ancestry_tree.arrange([tree], lambda segment: -segment.particles[0])
+    (sorted_tree,) = ancestry_tree.sort_branches([tree], lambda segment: -segment.particles[0])
     assert [branch.particles for branch in sorted_tree.branches] == [[1], [0]]

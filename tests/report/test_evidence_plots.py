@@ -48,11 +48,11 @@ def test_the_means_are_drawn_against_n():
     data = report(SAMPLERS, items(ONE_SEED))
     (plot,) = evidence_plots.gap(data)
     (axes,) = plot.figure.axes
-    looks = style.looks(data)
+    styles = style.run_styles(data)
     drawn = points(axes)
-    assert drawn[looks["smc4"].marker] == (4, 2.0)
-    assert drawn[looks["smc16"].marker] == (16, 0.5)
-    assert drawn[looks["swor"].marker] == (4, 1.0)
+    assert drawn[styles["smc4"].marker] == (4, 2.0)
+    assert drawn[styles["smc16"].marker] == (16, 0.5)
+    assert drawn[styles["swor"].marker] == (4, 1.0)
     joined = [line for line in axes.get_lines() if len(line.get_xdata()) == 2]
     assert [line.get_ydata().tolist() for line in joined] == [[2.0, 0.5]]
     (legend,) = plot.figure.legends
@@ -67,7 +67,7 @@ def test_only_problems_that_all_runs_with_evidence_have_count():
     known = evidence_plots.evidence(data)
     assert (known.problems, known.left_out) == (2, 2)
     (plot,) = evidence_plots.gap(data)
-    assert "2 problems that some run lacks are left out" in plot.caption
+    assert "2 problems without an estimate from every run are left out" in plot.caption
 
 
 def test_an_item_that_failed_has_no_evidence():
@@ -94,7 +94,7 @@ def test_with_seeds_the_highest_is_over_all_and_their_spread_is_drawn():
     assert known.deviations()["smc4"] == pytest.approx([np.std([-10, -6], ddof=1)])
     (plot,) = evidence_plots.gap(data)
     left, right = plot.figure.axes
-    marker = style.looks(data)["smc4"].marker
+    marker = style.run_styles(data)["smc4"].marker
     assert points(left)[marker] == (4, 2.0)
     assert points(right)[marker] == (4, pytest.approx(8**0.5))
     assert "deviation" in plot.caption

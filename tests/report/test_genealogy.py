@@ -195,10 +195,10 @@ def test_what_is_written_at_the_ends_hides_nothing(num):
 
 
 def test_of_very_many_ends_the_heaviest_are_drawn():
-    num = genealogy.MOST_ENDS + 20
+    num = genealogy.MOST_LEAVES + 20
     weights = np.arange(1, num + 1)
     made = record([particle(i, 3, float(w)) for i, w in enumerate(weights)], choice=num - 1)
     plot = picture(made)
-    assert len(ends(plot.figure.axes[0])) == genealogy.MOST_ENDS
+    assert len(ends(plot.figure.axes[0])) == genealogy.MOST_LEAVES
     assert "20 lightest" in plot.caption
     assert math.isclose(ring(plot.figure.axes[0])[1], 0)

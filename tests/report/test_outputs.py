@@ -19,7 +19,7 @@ def run_of(name="smc", num_particles=4):
 
 
 def in_full(records):
-    return outputs.in_full(records, {"plain": "temperature 1", "smc": "Power-SMC"})
+    return outputs.problem_in_full(records, {"plain": "temperature 1", "smc": "Power-SMC"})
 
 
 def weighted(record, weights):
@@ -102,8 +102,8 @@ def test_of_several_seeds_the_first_is_shown_in_the_order_of_the_table(rng):
     ("gold", "text"),
     [("1/2", "1/2"), (42, "42"), ({"prompt": "def f():\n", "n": 1}, "prompt:\ndef f():\n\nn:\n1")],
 )
-def test_gold_is_text(gold, text, rng):
-    assert in_full([workdirs.record(rng, run_of(), 0, "a", gold=gold)]).gold == text
+def test_the_reference_answer_is_text(gold, text, rng):
+    assert in_full([workdirs.record(rng, run_of(), 0, "a", gold=gold)]).reference == text
 
 
 def test_a_long_text_is_shown_at_its_ends():
@@ -114,7 +114,7 @@ def test_a_long_text_is_shown_at_its_ends():
     assert outputs.shortened(text[: outputs.HEAD]) == text[: outputs.HEAD]
 
 
-def test_telling_problems_are_those_that_runs_disagree_about(tmp_path, rng):
+def test_contested_problems_are_those_on_which_runs_disagree(tmp_path, rng):
     config = workdirs.default_config(1)
     runs = workdirs.runs_of(config)
     # Which of the six runs are right about a problem; d is like c, and e lacks a run.
@@ -126,6 +126,6 @@ def test_telling_problems_are_those_that_runs_disagree_about(tmp_path, rng):
             part = workdirs.particle(rng, 0, 3, correct=mark == "x")
             records.append(workdirs.record(rng, run, 0, name, particles=[part]))
     data = read_report(workdirs.write(tmp_path, config, records))
-    assert outputs.telling(data, 2) == ["c", "f"]
-    assert outputs.telling(data, 4) == ["c", "f", "b", "all"]
-    assert sorted(outputs.telling(data, 99)) == sorted(right)
+    assert outputs.most_contested(data, 2) == ["c", "f"]
+    assert outputs.most_contested(data, 4) == ["c", "f", "b", "all"]
+    assert sorted(outputs.most_contested(data, 99)) == sorted(right)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jax_power_smc.report import outputs, page
-from jax_power_smc.report.job_status import state_of
-from jax_power_smc.report.load import in_full, read_report
+from jax_power_smc.report.job_status import status_of
+from jax_power_smc.report.load import read_problems, read_report
 from tests.report import workdirs
 
 PROBLEMS = tuple("abcd")
@@ -64,10 +64,10 @@ def render(workdir, problems=None, picture=None):
     data = read_report(workdir)
     pictures = [] if picture is None else [picture]
     sections = [
-        page.ProblemSection(outputs.in_full(records, data.labels), pictures)
-        for records in in_full(workdir, problems or outputs.telling(data)).values()
+        page.ProblemSection(outputs.problem_in_full(records, data.labels), pictures)
+        for records in read_problems(data, problems or outputs.most_contested(data)).values()
     ]
-    return page.render(data, state_of(data), pictures, sections)
+    return page.render(data, status_of(data), pictures, sections)
 
 
 def check_is_safe(content):

@@ -76,7 +76,7 @@ def test_all_pictures_of_an_evaluation(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = plots.figures(report)
-        full = load.in_full(workdir, ["$a", "\ud800b"])
+        full = load.read_problems(report, ["$a", "\ud800b"])
         for records in full.values():
             made += plots.genealogy(records, report.labels)
         pictures = [plots.to_png(plot.figure) for plot in made]

@@ -47,27 +47,29 @@ def test_shares_are_over_the_items_that_worked(make):
 
 
 def test_only_some_items_are_named(make):
-    data = make({f"{i}": (({"loop": True}, {}), {}) for i in range(quality_flags.MOST_NAMED + 5)})
-    assert len(quality_flags.degenerate(data)[0].worst) == quality_flags.MOST_NAMED
+    data = make(
+        {f"{i}": (({"loop": True}, {}), {}) for i in range(quality_flags.MOST_EXAMPLES + 5)}
+    )
+    assert len(quality_flags.degenerate(data)[0].worst) == quality_flags.MOST_EXAMPLES
 
 
 def test_every_sentence_is_there_once(make):
     slow, bad = {"note": "took too long"}, {"note": "no number"}
-    number = quality_flags.MOST_NAMED + 1
+    number = quality_flags.MOST_EXAMPLES + 1
     data = make(
         {f"slow{i}": ((slow, slow), {}) for i in range(number)}
         | {"both": ((slow, bad), {}), "dead": (({}, {}), {"failure": "no mass"})}
     )
-    first, second = quality_flags.not_graded(data)
+    first, second = quality_flags.ungraded(data)
     assert (first.sentence, first.items, second.sentence) == (
         "took too long",
         number + 1,
         bad["note"],
     )
-    assert first.named == [(f"slow{i}", 0) for i in range(quality_flags.MOST_NAMED)]
-    assert second.named == [("both", 0)]
+    assert first.examples == [(f"slow{i}", 0) for i in range(quality_flags.MOST_EXAMPLES)]
+    assert second.examples == [("both", 0)]
     (failure,) = quality_flags.failures(data)
-    assert (failure.run, failure.sentence, failure.named) == ("many", "no mass", [("dead", 0)])
+    assert (failure.run, failure.sentence, failure.examples) == ("many", "no mass", [("dead", 0)])
 
 
 def test_a_result_without_particles_failed(make):

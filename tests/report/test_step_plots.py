@@ -16,7 +16,7 @@ ITEMS = [curve(4, 2, forks=[0, 2]), curve(4, 4, 1), curve(2, 1, 3, 4, forks=[1, 
 
 
 def test_quartiles_are_over_the_items_that_still_run():
-    course = step_plots.course(ITEMS, 4, width=1)
+    course = step_plots.step_curves(ITEMS, 4, width=1)
     assert course.steps.tolist() == [0, 1, 2, 3]
     assert course.running == pytest.approx([1, 1, 2 / 3, 1 / 3])
     assert course.ess[1] == pytest.approx([1, 0.5, 0.5, 1])
@@ -26,7 +26,7 @@ def test_quartiles_are_over_the_items_that_still_run():
 
 
 def test_steps_are_taken_together_item_by_item():
-    course = step_plots.course(ITEMS, 4, width=2)
+    course = step_plots.step_curves(ITEMS, 4, width=2)
     assert course.steps.tolist() == [0.5, 2.5]
     assert course.running == pytest.approx([1, 2 / 3])
     # The means of the items are 3, 4, 1.5 and then 1 (one step alone) and 3.5.
@@ -34,16 +34,16 @@ def test_steps_are_taken_together_item_by_item():
     assert course.forks[2] == pytest.approx([0.1875, 0.375])
 
 
-def test_what_is_drawn_is_the_course():
+def test_what_is_drawn_are_the_curves():
     data = report({"t1": ancestral(), "smc": smc(4)}, [*ITEMS, item("t1")])
     (plot,) = step_plots.steps(data)
     (axes,) = [a for a in plot.figure.axes if a.get_visible()]
     assert axes.get_title() == "smc"
     running, ess, forks = (line.get_ydata() for line in axes.get_lines())
-    course = step_plots.course(ITEMS, 4, 1)
+    course = step_plots.step_curves(ITEMS, 4, 1)
     assert running == pytest.approx(course.running)
     assert ess == pytest.approx(course.ess[1]) and forks == pytest.approx(course.forks[1])
-    assert axes.get_lines()[1].get_color() == style.looks(data)["smc"].colour
+    assert axes.get_lines()[1].get_color() == style.run_styles(data)["smc"].colour
 
 
 def test_long_runs_are_drawn_with_few_points():

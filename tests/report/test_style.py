@@ -1,4 +1,4 @@
-"""Text that is drawn as it stands, looks that tell runs apart, and the PNG."""
+"""Text that is drawn literally, distinct styles of runs, and the PNG."""
 
 import io
 import warnings
@@ -14,7 +14,7 @@ from tests.report.plotted import HOSTILE, ancestral, report, smc
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_any_text_is_drawn_without_a_warning(text):
-    shown = style.shown(text)
+    shown = style.printable(text)
     assert len(shown) <= style.LABEL and "\n" not in shown
     figure = style.new_figure(1.0)
     axes = figure.add_subplot()
@@ -24,7 +24,7 @@ def test_any_text_is_drawn_without_a_warning(text):
     style.legend_below(figure, axes.get_lines(), [shown])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        style.to_png(style.plot("a", "b", "c", figure).figure)
+        style.to_png(style.finish("a", "b", "c", figure).figure)
     assert not any(drawn.get_parse_math() for drawn in figure.findobj(Text))
 
 
@@ -44,31 +44,31 @@ def test_any_text_is_drawn_without_a_warning(text):
         (12, "12"),
     ],
 )
-def test_what_is_shown_of_a_text(text, expected):
-    assert style.shown(text) == expected
+def test_text_is_made_printable(text, expected):
+    assert style.printable(text) == expected
 
 
 def test_long_text_is_cut_in_the_middle_and_never_within_a_sign():
-    assert style.shown("a" * 100 + "b" * 100, 10) == "aaaaaa\N{HORIZONTAL ELLIPSIS}bbb"
-    assert style.shown("0123456789", 10) == "0123456789"
-    cut = style.shown("\u4e2d" * 50, 20)
+    assert style.printable("a" * 100 + "b" * 100, 10) == "aaaaaa\N{HORIZONTAL ELLIPSIS}bbb"
+    assert style.printable("0123456789", 10) == "0123456789"
+    cut = style.printable("\u4e2d" * 50, 20)
     assert cut == r"\u4e2d\u4e2d" + "\N{HORIZONTAL ELLIPSIS}" + r"\u4e2d"
 
 
-def test_every_run_has_a_look_of_its_own():
+def test_every_run_has_its_own_style():
     samplers = {f"run{i}": smc(4) for i in range(40)}
-    looks = style.looks(report(samplers, []))
-    assert list(looks) == list(samplers)
-    assert len({(look.colour, look.marker) for look in looks.values()}) == 40
+    styles = style.run_styles(report(samplers, []))
+    assert list(styles) == list(samplers)
+    assert len({(look.colour, look.marker) for look in styles.values()}) == 40
     # Without colour, neighbours differ in the mark and in the line.
-    pairs = list(zip(list(looks.values())[:-1], list(looks.values())[1:], strict=True))
+    pairs = list(zip(list(styles.values())[:-1], list(styles.values())[1:], strict=True))
     assert all(a.marker != b.marker and a.line != b.line for a, b in pairs)
 
 
-def test_looks_do_not_depend_on_what_is_finished():
+def test_styles_do_not_depend_on_what_is_finished():
     samplers = {"a": ancestral(), "b": smc(4)}
     labels = {"a": "first", "b": "$second$"}
-    look = style.looks(report(samplers, [], labels))["b"]
+    look = style.run_styles(report(samplers, [], labels))["b"]
     assert look.label == "$second$" and look.colour == style.COLOURS[1]
 
 
@@ -100,17 +100,17 @@ def test_logarithmic_ticks_are_few_and_plain(low, high, expected):
     axes = style.new_figure(2.0).add_subplot()
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    style.plain_ticks(axes.xaxis, low, high)
+    style.log_ticks(axes.xaxis, low, high)
     assert axes.get_xticks().tolist() == pytest.approx(expected)
 
 
 def test_close_ends_of_a_logarithmic_axis_still_have_ticks():
     axes = style.new_figure(2.0).add_subplot()
-    style.plain_ticks(axes.xaxis, 2.1, 2.2)
+    style.log_ticks(axes.xaxis, 2.1, 2.2)
     assert len(axes.get_xticks()) == 3
 
 
 def test_sizes_that_are_close_are_not_written_over_each_other():
     axes = style.new_figure(2.0).add_subplot()
-    style.sizes_axis(axes, [4, 8, 8, 64, 65], "N")
+    style.size_axis(axes, [4, 8, 8, 64, 65], "N")
     assert axes.get_xticks().tolist() == [4, 8, 64]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jax_power_smc.report.summary_rows import Estimate, comparisons, run_rows
+from jax_power_smc.report.summary_rows import Estimate, comparisons, run_summaries
 from tests.report import workdirs
 
 PROBLEMS = tuple("abcd")
@@ -12,14 +12,14 @@ PROBLEMS = tuple("abcd")
 @pytest.fixture(scope="module")
 def summary():
     config = workdirs.default_config()
-    config.samplers.warm = workdirs.settings.entry("ancestral", temperature=0.7)
-    config.samplers.greedy = workdirs.settings.entry("ancestral", temperature=0.0)
+    config.samplers.warm = workdirs.job_config.entry("ancestral", temperature=0.7)
+    config.samplers.greedy = workdirs.job_config.entry("ancestral", temperature=0.0)
     records = workdirs.every_item(np.random.default_rng(0), config, PROBLEMS)
     return workdirs.summary_of(config, records, PROBLEMS)
 
 
 def test_a_row_has_all_answers_of_a_run(summary):
-    rows = {row.run: row for row in run_rows(summary)}
+    rows = {row.run: row for row in run_summaries(summary)}
     assert list(rows) == ["plain", "warm", "low", "greedy", "many", "mh", "smc", "swor"]
     for row in summary["rows"]:
         got = rows[row["run"]]
@@ -44,8 +44,8 @@ def test_comparisons_are_by_pair(summary):
     assert [name for name in got.against if name not in {a for _, a in got.cells}] == []
 
 
-def test_what_tells_little_can_be_left_out(summary):
-    assert comparisons(summary, only_telling=True).against == [
+def test_minor_comparisons_can_be_left_out(summary):
+    assert comparisons(summary, main_only=True).against == [
         "temperature 1",
         "temperature 1/4",
         "4 samples at temperature 1, vote",
@@ -55,14 +55,14 @@ def test_what_tells_little_can_be_left_out(summary):
     ]
 
 
-def test_other_temperatures_are_told_where_there_are_no_better_ones():
+def test_other_temperatures_are_kept_if_there_are_no_better_ones():
     config = workdirs.default_config()
     for name in ("plain", "low", "many", "mh", "swor"):
         del config.samplers[name]
-    config.samplers.warm = workdirs.settings.entry("ancestral", temperature=0.7)
+    config.samplers.warm = workdirs.job_config.entry("ancestral", temperature=0.7)
     records = workdirs.every_item(np.random.default_rng(0), config, PROBLEMS)
     made = workdirs.summary_of(config, records, PROBLEMS)
-    assert comparisons(made, only_telling=True).against == ["temperature 0.7"]
+    assert comparisons(made, main_only=True).against == ["temperature 0.7"]
 
 
 @pytest.mark.parametrize(

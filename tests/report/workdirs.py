@@ -113,7 +113,7 @@ def write(directory, config, records, problems=None):
       directory: of it; made.
       config: of the job.
       records: what is finished.
-      problems: ids of all problems, for a job that is finished; None for one that goes on, which
+      problems: ids of all problems, for a finished job; None for an unfinished one, which
         has no summary.
 
     Returns:

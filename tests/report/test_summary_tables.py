@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jax_power_smc.report import table
+from jax_power_smc.report import summary_tables, tables
 from tests.report import workdirs
 
 PROBLEMS = tuple("abcdefgh")
@@ -33,11 +33,11 @@ def show(capsys):
 
     def shown(summary):
         before = json.dumps(summary)
-        table.show(summary)
+        summary_tables.show(summary)
         assert json.dumps(summary) == before
         out = capsys.readouterr().out
-        tables = [line for line in out.splitlines() if "  " in line]
-        assert max(map(len, tables), default=0) <= table._WIDTH
+        printed = [line for line in out.splitlines() if "  " in line]
+        assert max(map(len, printed), default=0) <= tables.FILE_WIDTH
         return out
 
     return shown
@@ -63,7 +63,7 @@ def points(value):
 
 @pytest.mark.parametrize(("width", "heads"), [(WIDTH, ["pass@N"]), (130, ["pass@N", "95%"])])
 def test_one_line_a_run_with_its_figures(width, heads, show, summary, monkeypatch):
-    monkeypatch.setattr(table, "_WIDTH", width)
+    monkeypatch.setattr(tables, "FILE_WIDTH", width)
     out = show(summary)
     heads = ["method", "N", "draw", "95%", "vote", "log", "p", *heads, "tokens", "s/problem"]
     assert [line.split() for line in out.splitlines() if line.startswith(" method")] == [
@@ -121,7 +121,7 @@ def test_comparisons_are_a_matrix_in_points(show, summary):
 def test_many_weighted_samplers_get_several_tables(show):
     config = workdirs.default_config(2)
     for number in range(1, 8):
-        config.samplers[f"more{number}"] = workdirs.settings.entry(
+        config.samplers[f"more{number}"] = workdirs.job_config.entry(
             "smc", num_particles=2, ramp_tokens=number
         )
     records = workdirs.every_item(np.random.default_rng(1), config, PROBLEMS[:2])
@@ -177,8 +177,8 @@ def test_a_job_with_nothing_finished_is_a_sentence(show, config):
 
 
 def test_a_narrow_terminal_has_fewer_columns(monkeypatch, capsys, summary):
-    monkeypatch.setattr(table, "_WIDTH", 80)
-    table.show(summary)
+    monkeypatch.setattr(tables, "FILE_WIDTH", 80)
+    summary_tables.show(summary)
     out = capsys.readouterr().out
     (heads,) = [line for line in out.splitlines() if line.startswith(" method")]
     assert "multiple" in heads and "s/problem" not in heads

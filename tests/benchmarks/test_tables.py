@@ -1,13 +1,13 @@
 """Tables and pictures of figures that are known."""
 
-import io
 import json
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from jax_power_smc.benchmarks import plots, summary
+from jax_power_smc.benchmarks import plots, records, tables
+from jax_power_smc.report.tables import print_tables
+from tests.paths import ROOT
 
 PLACE = {"kind": "inhomogeneous", "horizon": 8, "entropy": 0.5}
 
@@ -29,7 +29,7 @@ MODEL = {"model": "small", "prompts": 3, "max_new_tokens": 9, "num_particles": 2
 
 
 def test_figures_are_averaged_over_seeds():
-    means = summary.mean_over_seeds(LINES)
+    means = tables.mean_over_seeds(LINES)
     place = ("inhomogeneous", 8, 0.5)
     assert means["gap"] == {place: {"smc 4, ramp 0.25 T": (3.0, pytest.approx(0.25))}}
     short = means["shortfall"][place]
@@ -41,25 +41,22 @@ def test_figures_are_averaged_over_seeds():
 def test_a_figure_that_is_not_finite_is_left_out():
     broken = [*LINES, {**LINES[-1], "seed": 1, "value": None}]
     # NaN is not equal to itself, its text is.
-    assert str(summary.mean_over_seeds(broken)) == str(summary.mean_over_seeds(LINES))
+    assert str(tables.mean_over_seeds(broken)) == str(tables.mean_over_seeds(LINES))
 
 
-def printed(lines):
-    out = io.StringIO()
-    console = Console(file=out, width=100)
-    for table in summary.fidelity(lines):
-        console.print(table)
-    return out.getvalue()
+def printed(made, capsys):
+    print_tables(made)
+    return capsys.readouterr().out
 
 
-def test_the_tables_show_what_was_measured():
+def test_the_tables_show_what_was_measured(capsys):
     model = [
         {"metric": "mean_log_evidence", "value": -12.5, **MODEL, "ramp_share": 0.0},
         {"metric": "accuracy", "value": 0.75, **MODEL, "ramp_share": 0.0},
         {"metric": "accuracy", "value": 0.5, **MODEL, "ramp_share": 0.5},
         {"metric": "mean_log_evidence", "value": None, **MODEL, "ramp_share": 0.5},
     ]
-    text = printed([*LINES, *model])
+    text = printed(tables.fidelity([*LINES, *model]), capsys)
     assert "E[log Z_hat], nats" in text and "H 0.5" in text
     rows = [line.split() for line in text.splitlines()]
     assert ["smc", "4,", "ramp", "0.25", "T", "3.00"] in rows
@@ -68,6 +65,41 @@ def test_the_tables_show_what_was_measured():
     assert "small: 3 prompts, T 9" in text
     assert ["swor", "2", "-12.50", "0.75"] in rows
     assert ["swor", "2,", "ramp", "0.5", "T", "0.50"] in rows
+
+
+def recorded(name):
+    return records.read(ROOT / "docs" / "records" / f"{name}.jsonl")
+
+
+def test_every_section_of_the_recorded_speed_figures_has_a_table(capsys):
+    figures = recorded("speed_cpu")
+    text = printed(tables.speed(figures), capsys)
+    assert all(made.rows for made in tables.speed(figures))
+    place = ("50M", "swor", 512)
+    found = {
+        x["num_particles"]: x["value"]
+        for x in figures
+        if x["metric"] == "step_multiple"
+        and (x["model"], x["sampler"], x["max_new_tokens"]) == place
+    }
+    shown = [f"{found[n]:.2f}" for n in sorted(found)]
+    assert ["50M", "32", "512", "swor", *shown] in [line.split() for line in text.splitlines()]
+    assert printed(tables.speed([]), capsys) == ""
+
+
+def test_the_recorded_figures_of_pods_have_a_row_for_every_case():
+    figures = [x for x in recorded("pods_lowered") if x.get("compiled_for") is None]
+    made = tables.pods(figures)
+    cases = {(x["machine"], x["mesh"], str(x["num_particles"])) for x in figures}
+    assert {tuple(cell.text for cell in row[:3]) for row in made.rows} == cases
+    assert all(cell.text for row in made.rows for cell in row)
+
+
+def test_the_recorded_figures_of_the_theory_have_three_tables():
+    figures = [x for x in recorded("theory_cpu") if x["model"] == "tiny-reasoner"]
+    temperatures, sequences, costliest = tables.theory(figures)
+    assert "1/alpha = 0.25" in [row[0].text for row in temperatures.rows]
+    assert len(sequences.rows) == 8 and len(costliest.rows) == 20
 
 
 def test_the_picture_is_drawn_only_from_tables(tmp_path):
