@@ -484,7 +484,7 @@ def test_tail_masses_of_a_large_vocabulary():
     # The explicit children are the largest, and none is in both.
     largest = np.argsort(-log_p, axis=1)[:, :explicit]
     assert (np.sort(token, axis=1) == np.sort(largest, axis=1)).all()
-    both = np.concatenate([children.going, children.ending], axis=1)
+    both = np.concatenate([children.live, children.ending], axis=1)
     assert np.isfinite(both).sum() == rows * (explicit + 2)
 
 
