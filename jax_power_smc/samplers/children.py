@@ -151,7 +151,7 @@ def _largest(x: jax.Array, allowed: jax.Array, count: int) -> jax.Array:
     particle = jnp.arange(num, dtype=jnp.int32)[:, None]
     highest = jnp.max(jnp.minimum(x, bound(allowed[None], x.dtype)), axis=-1)
     chosen = jax.lax.top_k(highest, count)[1].astype(jnp.int32)
-    # The same values once more: what two operations share would be written out.
+    # The same values computed again: an operand shared by two operations would be written out.
     inside = jnp.where(allowed[chosen], x[particle, chosen], -jnp.inf)
     found = jax.lax.top_k(inside.reshape(num, count * block), count)[1].astype(jnp.int32)
     return chosen[particle, found // block] * block + found % block

@@ -84,7 +84,7 @@ def test_rows_are_inverted_one_by_one():
     mass = rng.exponential(size=(20, 9)) * (rng.random((20, 9)) < 0.5)
     mass[:, 4] += 0.1
     uniforms = rng.random(20)
-    rows = inverse_cdf.invert_rows(
+    rows = inverse_cdf.invert_each(
         jnp.asarray(mass, jnp.float32), jnp.asarray(uniforms, jnp.float32)
     )
     single = [int(invert(m, [u])[0]) for m, u in zip(mass, uniforms, strict=True)]
