@@ -17,7 +17,6 @@ from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine import decode
 from jax_power_smc.engine import sample as sampling
 from jax_power_smc.engine.decode import PromptInputs, SharedInputs
-from jax_power_smc.samplers.proposal import normalise
 from tests.models.small import assert_one_sentence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -442,67 +441,6 @@ def test_one_particle_with_one_explicit_child_is_unbiased():
     assert np.abs(z_scores(exactly(1, 1))).max() < 4.5
     # The scores can distinguish a target that is nearly the same.
     assert np.abs(z_scores(exactly(1, 1), alpha=2.4)).max() > 4.5
-
-
-# --- A large vocabulary in float32 ------------------------------------------------------------
-
-
-def test_tail_masses_of_a_large_vocabulary():
-    vocab, rows, explicit = 152_000, 2, 8
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(rows, vocab))
-    logits[:, rng.permutation(vocab)[:explicit]] += 19 + rng.random(explicit)
-    log_p = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32)
-    ends = np.zeros((rows, vocab), bool)
-    ends[:, ::50] = True
-    target = PowerTarget(4.0, (0,)).arrays(vocab, 8)
-    logits = jnp.asarray(log_p)
-    children = jax.jit(WithoutReplacement(rows, explicit).children)(
-        Logits(jnp.asarray(log_p)),
-        normalise(Logits(jnp.asarray(log_p))),
-        target,
-        jnp.asarray(ends),
-        jnp.float32(4),
-        jnp.int32(0),
-    )
-    exact = 4 * log_p.astype(np.float64)
-    token = np.asarray(children.token)
-    rest = np.ones((rows, vocab), bool)
-    np.put_along_axis(rest, token, False, axis=1)
-    for found, inside in ((children.live, rest & ~ends), (children.ending, rest & ends)):
-        truth = np.array(
-            [np.logaddexp.reduce(row[keep]) for row, keep in zip(exact, inside, strict=True)]
-        )
-        assert (truth < -30).all()
-        np.testing.assert_allclose(np.asarray(found)[:, -1], truth, rtol=1e-6)
-        np.testing.assert_allclose(np.exp(np.asarray(found)[:, -1] - truth), 1, rtol=1e-4)
-    # The difference of the sums is zero or rounding: far from the truth either way.
-    mass = np.exp(4 * log_p)
-    difference = mass.sum(axis=1) - np.take_along_axis(mass, token, axis=1).sum(axis=1)
-    truth = np.where(rest, np.exp(exact), 0).sum(axis=1)
-    assert (np.abs(difference / truth - 1) > 0.99).all()
-    # The explicit children are the largest, and none is in both.
-    largest = np.argsort(-log_p, axis=1)[:, :explicit]
-    assert (np.sort(token, axis=1) == np.sort(largest, axis=1)).all()
-    both = np.concatenate([children.live, children.ending], axis=1)
-    assert np.isfinite(both).sum() == rows * (explicit + 2)
-
-
-@pytest.mark.parametrize("own_supports", [False, True])
-def test_explicit_children_of_a_large_vocabulary_are_the_largest(own_supports):
-    # 64 blocks of 64 tokens: enough to search only a few blocks for the 16 largest.
-    rows, vocab, explicit = 3, 4096, 16
-    rng = np.random.default_rng(4)
-    logits = rng.normal(size=(rows, vocab)).astype(np.float32)
-    logits[0, 1000:1100] += 10  # many of them in one block
-    logits[1] = np.round(logits[1])  # ties
-    allowed = rng.random((rows if own_supports else 1, vocab)) < 0.5
-    sampler = WithoutReplacement(rows, explicit)
-    token = np.asarray(sampler.explicit(Logits(jnp.asarray(logits)), jnp.asarray(allowed)))
-    inside = np.where(allowed, logits, -np.inf)
-    found = np.take_along_axis(inside, token, axis=1)
-    np.testing.assert_array_equal(-np.sort(-found), -np.sort(-inside)[:, :explicit])
-    assert all(len(set(row)) == explicit for row in token.tolist())
 
 
 # --- Neighbours, arguments --------------------------------------------------------------------
