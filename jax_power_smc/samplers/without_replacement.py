@@ -225,8 +225,8 @@ class WithoutReplacement(Kernel):
     def _stop_early(self, target: TargetArrays, particles: Particles) -> Particles:
         """Drops the running particles if they hold too little mass (docs/math.md, eq. 25).
 
-        As S_t <= 1 they can only lose mass, except during a ramp: a bridge may still return some
-        to them relative to the pool, so it does not apply there.
+        They can only lose more, because S_t <= 1. Nothing is dropped during a ramp, when a bridge
+        may still raise their share again.
         """
         n = self.num_particles
         running = jax.nn.logsumexp(particles.log_weight[:n])
