@@ -1,9 +1,9 @@
-"""The decode step: one pure function of one prompt, read top to bottom as the algorithm.
+"""The decode step: one pure function of one prompt, which reads top to bottom as the algorithm.
 
-    forward     the model's log p for the next token of every particle
-    step        the sampler weighs, resamples and draws            (samplers/)
-    reorder     cache and tokens follow their ancestors, if any particle forked
-    record      the drawn tokens are written
+    forward                  the model's log p of every particle's next token (docs/math.md, eq. 2)
+    weigh, resample, draw    the sampler's own work and order (``samplers``; eqs. 11 to 24)
+    reorder                  cache and tokens follow each particle's parent
+    record                   the drawn tokens are written
 
 The engine scans it over steps and vmaps it over prompts. Letters: N particles, M the population
 (N of it running, see ``samplers.base.Particles``), T capacity in generated tokens, V vocabulary.
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core.prng import StepUniforms
+from jax_power_smc.core.types import Cache, Context, Params
 from jax_power_smc.core.vocab_sharding import UNSHARDED, Logits, VocabSharding
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.models.cache_moves import move_cache, take_ancestors
@@ -39,7 +40,7 @@ class SharedInputs(NamedTuple):
         prompt has one.
     """
 
-    sampler: Any
+    sampler: Kernel
     stop_table: jax.Array | None = None
 
 
@@ -49,24 +50,24 @@ class PromptInputs(NamedTuple):
     Attributes:
       context: the model's shared context of the prompt.
       target: the prompt's target.
-      key: the prompt's key (``prng.prompt_keys``); the engine makes each step's uniform
-        numbers from it, the step itself takes them as an argument.
+      key: the prompt's key (``prng.prompt_keys``). The engine makes each step's uniform numbers
+        from it; the step itself takes them as an argument.
       stop: where the prompt's stop rule begins and ends in the table; None without a table.
     """
 
-    context: Any
+    context: Context
     target: TargetArrays
     key: jax.Array
-    stop: "StopStates | None" = None
+    stop: StopStates | None = None
 
 
 class DecodeState(NamedTuple):
     """What evolves over the steps of one prompt; its structure never changes.
 
     Attributes:
-      particles: weights, log p, flags.
+      particles: weights, log p, flags; leaves [M] or [].
       tokens: [M, T] int32.
-      token: [N] int32, the last token of each running row.
+      token: [N] int32, the last token of each running particle.
       cache: the model's cache, leaves lead with N.
       stop_state: [M] int32, of the stop rule's automaton.
       step: [] int32, t, the index of the next token.
@@ -75,20 +76,20 @@ class DecodeState(NamedTuple):
     particles: Particles
     tokens: jax.Array
     token: jax.Array
-    cache: Any
+    cache: Cache
     stop_state: jax.Array
     step: jax.Array
 
 
 class StepInfo(NamedTuple):
-    """What one step of one prompt was seen to do.
+    """What was observed in one step of one prompt.
 
     Attributes:
-      ess: [], effective sample size; N where nothing ran.
+      ess: [], effective sample size; N if the prompt had finished.
       resampled: [] bool.
-      forks: [] int32, running rows that took over another one's past.
+      forks: [] int32, running particles that continue another one's past.
       parent: [M] int32.
-      bad_logits: [] bool, the model gave a NaN, +inf or only -inf.
+      bad_logits: [] bool, the model returned a NaN, +inf or only -inf.
     """
 
     ess: jax.Array
@@ -98,8 +99,8 @@ class StepInfo(NamedTuple):
     bad_logits: jax.Array
 
 
-# Says whether a predicate [] holds for any prompt of the batch. Under vmap it must give an
-# unbatched value, or the conditional on it would turn into a select that runs both branches.
+# Whether a predicate [] holds for any prompt of the batch. Under vmap it must return an unbatched
+# value, or the conditional on it would turn into a select that runs both branches.
 AnyPrompt = Callable[[jax.Array], jax.Array]
 
 
@@ -113,10 +114,13 @@ def this_prompt(predicate: jax.Array) -> jax.Array:
     return predicate
 
 
+# --- The algorithm ----------------------------------------------------------------------------
+
+
 def begin(
     model: LanguageModel,
     capacity: int,
-    params: Any,
+    params: Params,
     shared: SharedInputs,
     prompt: PromptInputs,
     logits: jax.Array,
@@ -124,29 +128,25 @@ def begin(
     any_prompt: AnyPrompt,
 ) -> tuple[DecodeState, StepInfo]:
     """Step 0: the first token of every particle, from the logits [V] of the prefill."""
-    sampler: Kernel = shared.sampler
-    num, size = sampler.num_particles, sampler.population_size
+    num, size = shared.sampler.num_particles, shared.sampler.population_size
+    start = jnp.int32(0) if prompt.stop is None else prompt.stop.start
+    zero = jnp.zeros((), jnp.int32)
     state = DecodeState(
-        particles=sampler.start(weight_dtype(logits)),
+        particles=shared.sampler.start(weight_dtype(logits)),
         tokens=jnp.full((size, capacity), PAD_ID, jnp.int32),
         token=jnp.full((num,), PAD_ID, jnp.int32),
         cache=None,
-        stop_state=jnp.broadcast_to(
-            jnp.int32(0) if prompt.stop is None else prompt.stop.start, (size,)
-        ),
-        step=jnp.zeros((), jnp.int32),
+        stop_state=jnp.broadcast_to(start, (size,)),
+        step=zero,
     )
     logits = jnp.broadcast_to(logits[None, :], (num, logits.shape[0]))
-    clock = jnp.zeros((), jnp.int32)
-    state, info = _propagate(
-        model, shared, prompt, state, None, logits, uniforms, clock, any_prompt
-    )
+    state, info = _advance(model, shared, prompt, state, logits, uniforms, zero, any_prompt)
     return state._replace(cache=model.init_cache(params, num, capacity)), info
 
 
 def decode_step(
     model: LanguageModel,
-    params: Any,
+    params: Params,
     shared: SharedInputs,
     prompt: PromptInputs,
     state: DecodeState,
@@ -159,38 +159,86 @@ def decode_step(
     Args:
       model: static.
       params: the model's parameters.
-      shared: what all prompts share, the sampler among it.
+      shared: the sampler, and what else all prompts share.
       prompt: what stays the same for this prompt.
       state: what evolves.
       uniforms: all the randomness of this step.
       clock: [] int32, the entry of the cache that is written; unbatched.
       any_prompt: see ``AnyPrompt``.
     """
+    # Forward.
     logits, cache = model.decode(
         params, prompt.context, state.cache, state.token, state.step - 1, clock
     )
-    return _propagate(model, shared, prompt, state, cache, logits, uniforms, clock, any_prompt)
+    state = state._replace(cache=cache)
+    return _advance(model, shared, prompt, state, logits, uniforms, clock, any_prompt)
+
+
+def _advance(
+    model: LanguageModel,
+    shared: SharedInputs,
+    prompt: PromptInputs,
+    state: DecodeState,
+    logits: jax.Array,
+    uniforms: StepUniforms,
+    clock: jax.Array,
+    any_prompt: AnyPrompt,
+) -> tuple[DecodeState, StepInfo]:
+    """The step after the forward pass: logits [N, V]; at t = 0 there is no cache (None)."""
+    step, dtype = state.step, state.particles.log_weight.dtype
+    sampler: Kernel = with_dtype(shared.sampler, dtype)
+    target: TargetArrays = with_dtype(prompt.target, dtype)
+    num, own = sampler.num_particles, jnp.arange(sampler.population_size, dtype=jnp.int32)
+    chex.assert_shape(logits, (num, None))
+    scores = Logits(logits.astype(dtype), vocab_sharding(model))
+    stop = stop_of(shared, prompt)
+    ends = ending_tokens(target, stop, state.stop_state[:num], scores.sharding)
+    if stop is None:
+        ends = ends[:1]  # the same for all particles
+
+    # Weigh, resample, draw.
+    result = sampler.step(target, state.particles, scores, ends, uniforms, step)
+    # A finished prompt is frozen: steps that its neighbours still need must not change it.
+    running = is_running(state.particles, target, step)
+    result = _freeze_unless(running, state, result)
+
+    # Reorder, if any particle of any prompt continues another one's past.
+    moves = result.parent != own
+    cache, tokens = jax.lax.cond(
+        any_prompt(jnp.any(moves)),
+        lambda: (
+            move_cache(model, state.cache, result.parent[:num], step - 1, clock),
+            take_ancestors(state.tokens, result.parent),
+        ),
+        lambda: (state.cache, state.tokens),
+    )
+    stop_state = state.stop_state[result.parent]
+
+    # Record.
+    token = jnp.where(result.active, result.token, jnp.int32(PAD_ID))
+    tokens = _write_column(tokens, step, token, result.active)
+    stop_state = next_stop_state(stop, stop_state, token, result.active)
+    info = StepInfo(
+        ess=result.ess,
+        resampled=result.resampled,
+        forks=jnp.sum(moves[:num], dtype=jnp.int32),
+        parent=result.parent,
+        bad_logits=running & is_bad(scores),
+    )
+    return DecodeState(result.particles, tokens, token[:num], cache, stop_state, step + 1), info
 
 
 def finish(
     shared: SharedInputs, prompt: PromptInputs, state: DecodeState, uniforms: jax.Array
 ) -> FinalWeights:
     """Final weights of one prompt, and the particle drawn with ``uniforms`` [2]."""
-    dtype = state.particles.log_weight.dtype
+    particles = state.particles
+    dtype = particles.log_weight.dtype
     sampler: Kernel = with_dtype(shared.sampler, dtype)
-    return sampler.finish(with_dtype(prompt.target, dtype), state.particles, uniforms)
+    return sampler.finish(with_dtype(prompt.target, dtype), particles, uniforms)
 
 
-def is_bad(logits: Logits) -> jax.Array:
-    """[] bool: some row of logits [N, V] is not a valid distribution."""
-    # The sampler asks for the same normaliser, so it is computed once.
-    return jnp.any(normalise(logits).is_bad)
-
-
-def vocab_sharding(model: Any) -> VocabSharding:
-    """How the last axis of a model's logits is sharded."""
-    sharding: VocabSharding = getattr(model, "vocabulary", UNSHARDED)
-    return sharding
+# --- Its parts --------------------------------------------------------------------------------
 
 
 def is_running(particles: Particles, target: TargetArrays, step: jax.Array) -> jax.Array:
@@ -199,53 +247,16 @@ def is_running(particles: Particles, target: TargetArrays, step: jax.Array) -> j
     return jnp.any(alive & ~particles.ended) & (step < target.cap)
 
 
-def _propagate(
-    model: LanguageModel,
-    shared: SharedInputs,
-    prompt: PromptInputs,
-    state: DecodeState,
-    cache: Any,
-    logits: jax.Array,
-    uniforms: StepUniforms,
-    clock: jax.Array,
-    any_prompt: AnyPrompt,
-) -> tuple[DecodeState, StepInfo]:
-    """From the logits [N, V] of the next token to the next state; no cache (None) at step 0."""
-    dtype, step = state.particles.log_weight.dtype, state.step
-    sampler: Kernel = with_dtype(shared.sampler, dtype)
-    target = with_dtype(prompt.target, dtype)
-    num = sampler.num_particles
-    chex.assert_shape(logits, (num, None))
-    scores = Logits(logits.astype(dtype), vocab_sharding(model))
-    stop = stop_of(shared, prompt)
-    ends = ending_tokens(target, stop, state.stop_state[:num], scores.sharding)
-    if stop is None:
-        ends = ends[:1]  # the same for all particles
-    result = sampler.step(target, state.particles, scores, ends, uniforms, step)
-    # A finished prompt is frozen: what its neighbours still need must not change it.
-    running = is_running(state.particles, target, step)
-    bad = running & is_bad(scores)
-    result = _freeze_unless(running, state, result)
+def is_bad(logits: Logits) -> jax.Array:
+    """[] bool: logits [N, V] of some particle are not a valid distribution."""
+    # The sampler uses the same normaliser, so it is computed once.
+    return jnp.any(normalise(logits).is_bad)
 
-    moves = result.parent != jnp.arange(sampler.population_size, dtype=jnp.int32)
-    forks = jnp.sum(moves[:num], dtype=jnp.int32)
-    cache, tokens = jax.lax.cond(
-        any_prompt(jnp.any(moves)),
-        lambda: (
-            move_cache(model, cache, result.parent[:num], step - 1, clock),
-            take_ancestors(state.tokens, result.parent),
-        ),
-        lambda: (cache, state.tokens),
-    )
-    token = jnp.where(result.active, result.token, jnp.int32(PAD_ID))
-    column = jnp.minimum(step, tokens.shape[1] - 1)
-    present = jax.lax.dynamic_slice_in_dim(tokens, column, 1, axis=1)
-    written = jnp.where(result.active[:, None], token[:, None], present)
-    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, written, column, axis=1)
 
-    stop_state = next_stop_state(stop, state.stop_state[result.parent], token, result.active)
-    state = DecodeState(result.particles, tokens, token[:num], cache, stop_state, step + 1)
-    return state, StepInfo(result.ess, result.resampled, forks, result.parent, bad)
+def vocab_sharding(model: Any) -> VocabSharding:
+    """How the last axis of a model's logits is sharded."""
+    sharding: VocabSharding = getattr(model, "vocabulary", UNSHARDED)
+    return sharding
 
 
 def stop_of(shared: SharedInputs, prompt: PromptInputs) -> StopArrays | None:
@@ -265,6 +276,16 @@ def _freeze_unless(running: jax.Array, state: DecodeState, result: StepResult) -
         resampled=jnp.zeros_like(result.resampled),
     )
     return jax.tree.map(lambda a, b: jnp.where(running, a, b), result, frozen)
+
+
+def _write_column(
+    tokens: jax.Array, step: jax.Array, token: jax.Array, active: jax.Array
+) -> jax.Array:
+    """tokens [M, T] with token [M] in column ``step`` where active [M]."""
+    column = jnp.minimum(step, tokens.shape[1] - 1)
+    present = jax.lax.dynamic_slice_in_dim(tokens, column, 1, axis=1)
+    written = jnp.where(active[:, None], token[:, None], present)
+    return jax.lax.dynamic_update_slice_in_dim(tokens, written, column, axis=1)
 
 
 def with_dtype(tree: Any, dtype: jnp.dtype) -> Any:

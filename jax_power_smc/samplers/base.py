@@ -1,12 +1,12 @@
-"""What every sampler shares: the particles of one prompt, and the shape of one step.
+"""What samplers share: their settings, the particles of one prompt, and the interface of a step.
 
-A sampler is one frozen dataclass: what a user declares, the algorithm of the decode step, and a
-pytree. Its numbers are traced leaves (``Kernel.traced``), so changing one compiles nothing; what
-fixes shapes or the algorithm itself is static.
+``Sampler`` is what every sampler tells the rest of the package about itself. ``Kernel`` is a
+sampler that advances N particles one token at a time, which is all the decode step knows of it.
 """
 
 import abc
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -14,20 +14,21 @@ import jax.numpy as jnp
 
 from jax_power_smc.core.prng import StepUniforms
 from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.smc import weights
+from jax_power_smc.smc import inverse_cdf, weights
 from jax_power_smc.targets.power import TargetArrays
 
 
 class Particles(NamedTuple):
     """The population of one prompt: M particles, of which the model runs the first N.
 
-    M is N for most samplers. One that keeps finished sequences apart has further entries for them.
+    M is N for most samplers. A sampler that stores finished sequences separately has further
+    particles for them.
 
     Attributes:
       log_weight: [M], normalised.
       log_evidence: [], log of the sum that was divided out of the weights.
       log_prob: [M], log p(y_<t | x) at temperature 1.
-      exponent: [], a_t of the last step taken.
+      exponent: [], a_t of the last step.
       ended: [M] bool, absorbed: no further token is drawn.
       finished: [M] bool, ended by an end token (and not because its support was empty).
       length: [M] int32, tokens drawn so far.
@@ -71,10 +72,10 @@ class FinalWeights(NamedTuple):
 
     Attributes:
       log_weight: [N], normalised; -inf for weight zero.
-      log_evidence: [], log Z_hat; without meaning if the sampler has none (``has_evidence``).
-      choice: [] int32, the returned particle, an index into [N].
-      particle_index: [N] int32, the particle of the population [M] that each returned one is, -1
-        for none.
+      log_evidence: [], log Z_hat; meaningless if the sampler has none (``Sampler.has_evidence``).
+      choice: [] int32, the drawn particle, an index into [N].
+      particle_index: [N] int32, where in the population [M] each returned particle is; -1 for an
+        unused one.
     """
 
     log_weight: jax.Array
@@ -83,16 +84,38 @@ class FinalWeights(NamedTuple):
     particle_index: jax.Array
 
 
-class Kernel(abc.ABC):
-    """The algorithm of a sampler, one step at a time.
+class Sampler(abc.ABC):
+    """A method with its settings, checked when it is made: the base of all samplers.
 
-    A subclass is a frozen dataclass that names its static fields in ``STATIC``; all others are
-    numbers. It is a pytree of those numbers: as declared they are Python numbers, and inside a
-    compiled program (after ``traced``) they are arrays.
+    Attributes:
+      runs_as_chains: True if it revises whole sequences on a schedule. The model must then be able
+        to return to earlier steps, and prompts cannot be streamed. False for a ``Kernel``.
+      has_evidence: whether it estimates the target's normaliser, and so returns weighted particles.
+        Without evidence, particles have equal weights and ``log_evidence`` is NaN in results.
+      num_particles: N, the sequences that each prompt decodes at a time and returns.
+    """
+
+    runs_as_chains: ClassVar[bool] = False
+    has_evidence: ClassVar[bool] = True
+    num_particles: int
+
+    def check(self, max_new_tokens: int) -> None:  # noqa: B027
+        """Raises ValueError if the settings do not suit a cap of T = ``max_new_tokens``."""
+
+    def token_temperature(self, alpha: float) -> float:
+        """The temperature at which tokens are drawn, after any ramp; 1/alpha unless set."""
+        return 1 / alpha
+
+
+class Kernel(Sampler):
+    """A sampler that advances N particles one token at a time.
+
+    A subclass is a frozen dataclass that names its static fields in ``STATIC``: what fixes shapes
+    or the algorithm itself. The other fields are numbers, the leaves of a pytree: Python numbers as
+    declared, and arrays in a compiled program (``traced``), so changing one recompiles nothing.
     """
 
     STATIC: ClassVar[tuple[str, ...]] = ()
-    num_particles: int  # N: how many particles the model runs, and how many are returned
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -108,28 +131,19 @@ class Kernel(abc.ABC):
         """Whether a step draws its tokens before it resamples, so that they are copied too."""
         return False
 
-    @property
-    def has_evidence(self) -> bool:
-        """Whether it estimates the target's normaliser; else results have NaN for log Z_hat."""
-        return True
-
     def traced(self) -> Self:
         """The same sampler with its numbers as arrays []: int32, or the default real dtype."""
+        numbers, (names, static) = _flatten(self)
+        types = {field.name: field.type for field in dataclasses.fields(self)}  # type: ignore[arg-type]
         real = jnp.result_type(float)
-
-        def array(field: dataclasses.Field[Any]) -> jax.Array | None:
-            value = getattr(self, field.name)
-            return (
-                None
-                if value is None
-                else jnp.asarray(value, jnp.int32 if field.type is int else real)
-            )
-
-        _, static = _flatten(self)
-        return _unflatten(type(self), static, [array(field) for field in _numbers(self)])
+        arrays = [
+            None if x is None else jnp.asarray(x, jnp.int32 if types[name] is int else real)
+            for name, x in zip(names, numbers, strict=True)
+        ]
+        return _unflatten(type(self), (names, static), arrays)
 
     def start(self, dtype: jnp.dtype) -> Particles:
-        """The population before the first step: N empty sequences of weight 1/N each."""
+        """The population before the first step: M empty sequences of equal weight."""
         return start(self.population_size, dtype)
 
     @abc.abstractmethod
@@ -157,24 +171,25 @@ class Kernel(abc.ABC):
     def finish(
         self, target: TargetArrays, particles: Particles, uniforms: jax.Array
     ) -> FinalWeights:
-        """Final weights and the returned particle, drawn with ``uniforms`` [2]."""
+        """Final weights and the particle drawn; uniforms [2], one for the draw, one to spare."""
 
 
-def _numbers(sampler: Any) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(sampler) if field.name not in sampler.STATIC]
+# The names of the numbers; the static fields by name.
+_Aux = tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]
 
 
-def _flatten(sampler: Any) -> tuple[list[Any], tuple[Any, ...]]:
-    children = [getattr(sampler, field.name) for field in _numbers(sampler)]
-    return children, tuple(getattr(sampler, name) for name in sampler.STATIC)
+def _flatten(sampler: Kernel) -> tuple[list[Any], _Aux]:
+    fields = vars(sampler)
+    names = tuple(name for name in fields if name not in sampler.STATIC)
+    static = tuple((name, fields[name]) for name in sampler.STATIC)
+    return [fields[name] for name in names], (names, static)
 
 
-def _unflatten(cls: Any, static: tuple[Any, ...], children: Any) -> Any:
-    # Not through __init__: it checks values, and a tracer has none.
+def _unflatten(cls: Any, aux: _Aux, numbers: Iterable[Any]) -> Any:
+    # Not through __init__, which checks values: a tracer has none.
+    names, static = aux
     sampler = object.__new__(cls)
-    names = [field.name for field in _numbers(cls)]
-    for name, value in (*zip(cls.STATIC, static, strict=True), *zip(names, children, strict=True)):
-        object.__setattr__(sampler, name, value)
+    vars(sampler).update(static, **dict(zip(names, numbers, strict=True)))
     return sampler
 
 
@@ -195,29 +210,54 @@ def start(population_size: int, dtype: jnp.dtype) -> Particles:
     )
 
 
+def reorder(particles: Particles, parent: jax.Array) -> Particles:
+    """Every particle takes over the sequence of its parent [M] int32; weights stay in place."""
+    return particles._replace(
+        log_prob=particles.log_prob[parent],
+        ended=particles.ended[parent],
+        finished=particles.finished[parent],
+        length=particles.length[parent],
+    )
+
+
 def extend(
-    particles: Particles,
-    parent: jax.Array,
-    token: jax.Array,
-    token_log_prob: jax.Array,
-    active: jax.Array,
-    ends: jax.Array,
+    particles: Particles, token_log_prob: jax.Array, active: jax.Array, ends: jax.Array
 ) -> Particles:
-    """Every particle continues its parent's sequence, the active ones by one token.
+    """The active particles grow by one token; weights stay as they are.
 
     Args:
-      particles: the population before; its weights are kept as they are.
-      parent, token: [N] int32.
-      token_log_prob: [N], log p(token | prefix) at temperature 1; read where active.
-      active: [N] bool, in the order after the move.
-      ends: [N] bool, whether the token ends the sequence; read where active.
+      particles: the population, in the order of the tokens.
+      token_log_prob: [M], log p(token | prefix) at temperature 1; read where active.
+      active: [M] bool.
+      ends: [M] bool, whether the token ends the sequence; read where active.
     """
-    log_prob = particles.log_prob[parent]
     ends = active & ends
+    log_prob = particles.log_prob
     return particles._replace(
         log_prob=jnp.where(active, log_prob + token_log_prob, log_prob),
-        ended=particles.ended[parent] | ends,
-        finished=particles.finished[parent] | ends,
-        length=particles.length[parent] + active.astype(jnp.int32),
+        ended=particles.ended | ends,
+        finished=particles.finished | ends,
+        length=particles.length + active.astype(jnp.int32),
         drawn=particles.drawn + jnp.sum(active, dtype=jnp.int32),
     )
+
+
+def final_weights(
+    log_weight: jax.Array,
+    log_evidence: jax.Array,
+    uniform: jax.Array,
+    particle_index: jax.Array | None = None,
+) -> FinalWeights:
+    """Normalises the weights (docs/math.md, eq. 42) and draws one particle by its weight.
+
+    Args:
+      log_weight: [N].
+      log_evidence: [], log of what was divided out of the weights so far.
+      uniform: [] in [0, 1), for the draw.
+      particle_index: [N] int32, see ``FinalWeights``; None for the population in its order.
+    """
+    log_weight, log_evidence = weights.renormalize(log_weight, log_evidence)
+    choice = inverse_cdf.invert(jnp.exp(log_weight), uniform[None])[0]
+    if particle_index is None:
+        particle_index = jnp.arange(log_weight.shape[0], dtype=jnp.int32)
+    return FinalWeights(log_weight, log_evidence, choice, particle_index)

@@ -1,22 +1,23 @@
 """Metropolis-Hastings on whole sequences: the method of arXiv 2510.14901, corrected.
 
-A chain holds a sequence y of at most h tokens, the horizon. One move cuts it at c, draws the
-tokens from c on anew from ``q ∝ p^alpha``, and accepts the outcome y' with probability
+(docs/math.md, eqs. 32 and 33.) A chain holds a sequence y of at most h tokens, the horizon. One
+move cuts it at c, redraws everything from c on from ``q ∝ p^alpha``, and accepts the result y' with
+probability
 
     min(1, exp(sum_{t >= c} [log S_t(y') - log S_t(y)])),    S_t = sum_v p(v)^alpha,
 
-since ``p^alpha / q`` of a token is S_t, whatever the token; log S is 0 after the end. With h = 6
+because ``p^alpha / q`` of a token is S_t, whatever the token; log S is 0 after the end. With h = 6
 and c = 2, $ an end token:
 
-    y     a b c $ . .      counts S_2, S_3
-    y'    a b d e f g      counts S_2 .. S_5
+    y     a b c $ . .      contributes S_2, S_3
+    y'    a b d e f g      contributes S_2 .. S_5
 
-Two things make the target invariant, and the published code has neither: the cut is uniform over
-the *horizon*, so that it says nothing about y (a cut behind the end leaves y as it is); and a
-proposal may be as long as the horizon, with every token of both sequences in the ratio. Cuts
-within the current length and proposals no longer than it can shorten a sequence but never undo it.
+Two things make the target invariant, and the published code has neither. The cut is uniform over
+the *horizon*, and so independent of y (a cut behind the end leaves y as it is). And a proposal may
+be as long as the horizon, with every token of both sequences in the ratio. With cuts and proposals
+limited to the current length, a chain can shorten a sequence but never undo that.
 
-The sequence grows in B blocks, M moves after each. A growth is a move that cuts at the old
+The sequence grows in B blocks, with M moves after each. A growth is a move that cuts at the old
 horizon and is always accepted. Letters: N chains, T capacity in generated tokens, V vocabulary.
 """
 
@@ -30,9 +31,9 @@ import numpy as np
 
 from jax_power_smc.core import checks, prng
 from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.samplers.base import FinalWeights
+from jax_power_smc.samplers.base import FinalWeights, Sampler, final_weights
 from jax_power_smc.samplers.proposal import draw, log_prob, normalise, power_proposal
-from jax_power_smc.smc import inverse_cdf, weights
+from jax_power_smc.smc import weights
 from jax_power_smc.targets.power import TargetArrays, support
 
 EDITS = ("global", "last_block")
@@ -41,19 +42,22 @@ LARGEST_NUM_BLOCKS = 2**15
 
 
 @dataclasses.dataclass(frozen=True)
-class MetropolisHastings:
+class MetropolisHastings(Sampler):
     """Chains of sequences that are cut and redrawn.
 
     Attributes:
       num_blocks: B; block b ends at token b T // B, so B is at most T.
-      moves_per_block: M, moves after each growth; 0 leaves plain low-temperature sampling.
+      moves_per_block: M, moves after each growth; 0 is plain sampling at temperature 1/alpha.
       edit: "global" cuts anywhere in the sequence so far. "last_block" cuts in the last block only:
         earlier blocks stay as they are, and the chain converges to the target given them.
-      num_chains: chains per prompt (N of the result). They share their cuts and nothing else.
+      num_chains: N, chains per prompt. They share their cuts and nothing else.
 
     Raises:
       ValueError: for a value outside its range.
     """
+
+    runs_as_chains = True
+    has_evidence = False
 
     num_blocks: int = 16
     moves_per_block: int = 10
@@ -74,7 +78,7 @@ class MetropolisHastings:
         checks.one_of("edit", self.edit, EDITS)
 
     @property
-    def num_particles(self) -> int:
+    def num_particles(self) -> int:  # type: ignore[override]
         """N."""
         return self.num_chains
 
@@ -117,12 +121,12 @@ class Entry(NamedTuple):
 
 
 def draw_cut(key: jax.Array, entry: Entry) -> jax.Array:
-    """[] int32, the cut c of an entry, uniform on first .. h - 1 for a move.
+    """[] int32, the cut c of an entry, uniform on first .. h - 1 for a move (eq. 32).
 
     Args:
-      key: the key of the whole run. The cut depends on it and on the entry's index alone: not on
-        any sequence, or the target would not be invariant; and not on the prompt, so that all
-        prompts of a batch decode the same step at the same time.
+      key: the key of the whole run. The cut depends only on it and the entry's index: not on any
+        sequence, or the target would not be invariant; and not on the prompt, so that all prompts
+        of a batch decode the same step at the same time.
       entry: the entry.
     """
     key = jax.random.fold_in(jax.random.fold_in(key, jnp.uint32(prng.FOLD_CUTS)), entry.index)
@@ -131,17 +135,17 @@ def draw_cut(key: jax.Array, entry: Entry) -> jax.Array:
 
 
 class Chains(NamedTuple):
-    """N chains of one prompt, each at a sequence; all that a move needs but the model's cache.
+    """The sequences of N chains of one prompt: all that a move needs except the model's cache.
 
-    A sequence without a possible continuation stops there and has ``log_s`` -inf at the step
-    after its last token. Its density is zero, and the next move that cuts it leaves it for good.
+    A sequence without a possible continuation stops there, and ``log_s`` is -inf at the step after
+    its last token. Its density is zero; the next move that cuts it replaces it for good.
 
     Attributes:
       tokens: [N, T] int32, pad (0) after the end.
       log_p: [N, T], log p of every token at temperature 1; 0 after the end.
       log_s: [N, T], log S_t of every step; 0 after the end.
-      stop_state: [N, T+1] int32, the stop rule's automaton before each token and after the last;
-        meaningless behind it.
+      stop_state: [N, T+1] int32, the state of the stop rule's automaton before each token and
+        after the last; undefined after that.
       length: [N] int32, tokens, the end token included.
       finished: [N] bool, ended by an end token.
     """
@@ -168,15 +172,15 @@ def start(num_chains: int, capacity: int, dtype: jnp.dtype) -> Chains:
 
 
 def truncate(chains: Chains, cut: jax.Array) -> tuple[Chains, jax.Array]:
-    """Forgets everything from ``cut`` [] on.
+    """Removes everything from ``cut`` [] on.
 
     Returns:
-      The prefixes, and which chains [N] are to be continued; a cut behind the end changes nothing.
+      The prefixes, and which chains [N] have to draw again; a cut behind the end changes nothing.
     """
-    # Of an unfinished sequence of length c, step c is open (or was found impossible).
-    going = (cut < chains.length) | ((cut == chains.length) & ~chains.finished)
+    # In an unfinished sequence of length c, step c is still to be drawn (or proved impossible).
+    active = (cut < chains.length) | ((cut == chains.length) & ~chains.finished)
     before = jnp.arange(chains.tokens.shape[1], dtype=jnp.int32)[None, :] < cut
-    keep = before | ~going[:, None]
+    keep = before | ~active[:, None]
 
     def kept(x: jax.Array) -> jax.Array:
         return jnp.where(keep, x, jnp.zeros_like(x))
@@ -185,49 +189,49 @@ def truncate(chains: Chains, cut: jax.Array) -> tuple[Chains, jax.Array]:
         tokens=kept(chains.tokens),
         log_p=kept(chains.log_p),
         log_s=kept(chains.log_s),
-        length=jnp.where(going, cut, chains.length),
-        finished=chains.finished & ~going,
+        length=jnp.where(active, cut, chains.length),
+        finished=chains.finished & ~active,
     )
-    return chains, going
+    return chains, active
 
 
 def extend(
     target: TargetArrays,
     chains: Chains,
-    going: jax.Array,
+    active: jax.Array,
     logits: Logits,
     ends: jax.Array,
     uniforms: jax.Array,
     step: jax.Array,
 ) -> tuple[Chains, jax.Array, jax.Array]:
-    """Draws the token of one step from q ∝ p^alpha for the chains that are going.
+    """Draws the token of one step from q ∝ p^alpha in the active chains.
 
     Args:
       target: the prompt's target.
-      chains: prefixes of ``step`` tokens where going.
-      going: [N] bool.
+      chains: prefixes of ``step`` tokens where active.
+      active: [N] bool.
       logits: [N, V] of the next token at temperature 1, in the dtype of the chains' log p.
       ends: [N, V] bool, tokens that would end each sequence; or [1, V], the same for all.
       uniforms: [N, 2] in [0, 1), for the token.
       step: [] int32, t.
 
     Returns:
-      The chains; their tokens [N] of this step, pad where none was drawn; and who drew one [N].
-      Whoever drew one and is not finished goes on.
+      The chains; their tokens [N] of this step, pad where none was drawn; and which chains [N] drew
+      one. Those that did and are not finished have another step to draw.
     """
-    own = jnp.arange(going.shape[0], dtype=jnp.int32)
+    own = jnp.arange(active.shape[0], dtype=jnp.int32)
     normaliser = normalise(logits)
     allowed = support(logits, target, ends, step)
     proposal = power_proposal(logits, allowed, target.alpha, normaliser=normaliser)
-    drew = going & (proposal.log_sum > -jnp.inf)
+    drew = active & (proposal.log_sum > -jnp.inf)
     token = jnp.where(drew, draw(proposal, own, uniforms), jnp.int32(0))
     token_log_p = log_prob(logits, normaliser, own, token)
     token_log_p = jnp.where(drew, token_log_p, jnp.zeros_like(proposal.log_sum))
-    log_s = jnp.where(going, proposal.log_sum, jnp.zeros_like(proposal.log_sum))
+    log_s = jnp.where(active, proposal.log_sum, jnp.zeros_like(proposal.log_sum))
     chains = chains._replace(
-        tokens=_write(chains.tokens, going, token, step),
-        log_p=_write(chains.log_p, going, token_log_p, step),
-        log_s=_write(chains.log_s, going, log_s, step),
+        tokens=_write(chains.tokens, active, token, step),
+        log_p=_write(chains.log_p, active, token_log_p, step),
+        log_s=_write(chains.log_s, active, log_s, step),
         length=chains.length + drew.astype(jnp.int32),
         finished=chains.finished | (drew & logits.sharding.lookup(ends, own, token)),
     )
@@ -235,7 +239,7 @@ def extend(
 
 
 def accepts(old: Chains, new: Chains, cut: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """[N] bool: which chains go from ``old`` to ``new``.
+    """[N] bool: which chains move from ``old`` to ``new`` (eq. 33).
 
     Args:
       old, new: equal before the cut.
@@ -246,7 +250,7 @@ def accepts(old: Chains, new: Chains, cut: jax.Array, uniforms: jax.Array) -> ja
     possible = (old.log_s > -jnp.inf) & (new.log_s > -jnp.inf)
     gain = jnp.where(behind & possible, new.log_s - old.log_s, jnp.zeros_like(old.log_s))
     likely = uniforms < jnp.exp(jnp.minimum(jnp.sum(gain, axis=1), 0))
-    # From density zero anything is accepted, and nothing goes there from elsewhere.
+    # Any proposal is better than density zero, and none of density zero is accepted elsewhere.
     return is_impossible(old) | (likely & ~is_impossible(new))
 
 
@@ -256,7 +260,7 @@ def is_impossible(chains: Chains) -> jax.Array:
 
 
 def choose(first: jax.Array, one: Any, other: Any) -> Any:
-    """Rows of ``one`` where ``first`` [N], else of ``other``: pytrees whose leaves lead with N."""
+    """Chains of ``one`` where ``first`` [N], else of ``other``: pytrees, leaves lead with N."""
 
     def of_leaf(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(first.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
@@ -265,18 +269,15 @@ def choose(first: jax.Array, one: Any, other: Any) -> Any:
 
 
 def finish(chains: Chains, uniforms: jax.Array) -> FinalWeights:
-    """Equal weights, zero for an impossible sequence; a uniform choice; no evidence."""
+    """Equal weights, zero for an impossible sequence, and so a uniform draw; uniforms [2]."""
     num, dtype = chains.length.shape[0], chains.log_p.dtype
     equal = weights.uniform(num, dtype)
     log_weight = jnp.where(is_impossible(chains), jnp.full_like(equal, -jnp.inf), equal)
-    log_weight, _ = weights.renormalize(log_weight, jnp.zeros((), dtype))
-    choice = inverse_cdf.invert(jnp.exp(log_weight), uniforms[:1])[0]
-    index = jnp.arange(num, dtype=jnp.int32)
-    return FinalWeights(log_weight, jnp.zeros((), dtype), choice, index)
+    return final_weights(log_weight, jnp.zeros((), dtype), uniforms[0])
 
 
 def _write(x: jax.Array, where: jax.Array, value: jax.Array, step: jax.Array) -> jax.Array:
-    """x [N, T] with value [N] at column ``step`` of the rows where [N]."""
+    """x [N, T] with value [N] in column ``step``, where ``where`` [N]."""
     present = jax.lax.dynamic_slice_in_dim(x, step, 1, axis=1)
     column = jnp.where(where[:, None], value[:, None], present)
     return jax.lax.dynamic_update_slice_in_dim(x, column, step, axis=1)

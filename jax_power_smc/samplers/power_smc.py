@@ -1,17 +1,17 @@
-"""Power-SMC, Algorithm 1 of arXiv 2602.10273, in two orders.
+"""Power-SMC, Algorithm 1 of arXiv 2602.10273 (docs/math.md, eqs. 4 to 17), in two orders.
 
 One step of the default order, "adapted", for N particles:
 
-1. bridge: every particle's prefix is re-weighted from exponent a_{t-1} to a_t;
-2. weigh: ``W *= S_t = sum_v p(v)^{a_t}``, which does not depend on the token to come;
-3. resample if the effective sample size fell below kappa N;
-4. draw each token from ``q ∝ p^{a_t}``.
+1. bridge: re-weight every particle's prefix from exponent a_{t-1} to a_t (eq. 11);
+2. weigh: ``W *= S_t = sum_v p(v)^{a_t}``, which does not depend on the token to come (eq. 12);
+3. resample if the effective sample size is below kappa N (eqs. 14 to 16);
+4. draw each token from ``q ∝ p^{a_t}`` (eq. 6).
 
-The "published" order draws before it weighs and resamples; it never resamples after the last
-token, and it alone admits a proposal temperature other than 1/a_t.
+The "published" order draws before it weighs and resamples. It never resamples after the last
+token, and it alone admits a proposal temperature other than 1/a_t (eq. 17).
 
-Resampling leaves the sum of the weights as it was, so ``Z_hat = sum_i W_i`` stays an unbiased
-estimate of Z throughout.
+Resampling preserves the sum of the weights, so ``Z_hat = sum_i W_i`` is an unbiased estimate of Z
+throughout.
 """
 
 import dataclasses
@@ -23,9 +23,17 @@ import jax.numpy as jnp
 from jax_power_smc.core import checks
 from jax_power_smc.core.prng import StepUniforms
 from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.samplers.base import FinalWeights, Kernel, Particles, StepResult, extend
+from jax_power_smc.samplers.base import (
+    FinalWeights,
+    Kernel,
+    Particles,
+    StepResult,
+    extend,
+    final_weights,
+    reorder,
+)
 from jax_power_smc.samplers.proposal import draw, log_prob, normalise, power_proposal
-from jax_power_smc.smc import inverse_cdf, resampling, weights
+from jax_power_smc.smc import resampling, weights
 from jax_power_smc.smc.exponent_ramp import bridge, exponent_at
 from jax_power_smc.targets.power import TargetArrays, support
 
@@ -40,8 +48,8 @@ class PowerSMC(Kernel):
       num_particles: N.
       ess_threshold: kappa in [0, 1]; resample when ESS < kappa N. 0 never resamples.
       resampling: "systematic", "stratified", "residual" or "multinomial".
-      ramp_tokens: R, steps over which the exponent rises from 1 to alpha; 0 for no ramp.
-      check_every: the ESS is checked every so many tokens.
+      ramp_tokens: steps over which the exponent rises from 1 to alpha; 0 for no ramp.
+      check_every: the ESS is checked once in this many steps.
       order: "adapted" (weigh, resample, draw) or "published" (draw, weigh, resample).
       proposal_temperature: None for the optimal 1/a_t; any other, at least 1e-6, needs
         order="published".
@@ -85,6 +93,11 @@ class PowerSMC(Kernel):
         """True for the published order."""
         return self.order == "published"
 
+    def token_temperature(self, alpha: float) -> float:
+        """The proposal's own temperature if it has one, else 1/alpha."""
+        own = self.proposal_temperature
+        return super().token_temperature(alpha) if own is None else own
+
     def step(
         self,
         target: TargetArrays,
@@ -95,31 +108,28 @@ class PowerSMC(Kernel):
         step: jax.Array,
     ) -> StepResult:
         """One step of Algorithm 1; see ``Kernel.step``."""
+        # Bridge, eq. 11.
         exponent = exponent_at(step, target.alpha, self.ramp_tokens)
-        particles = particles._replace(
-            log_weight=bridge(
-                particles.log_weight, particles.log_prob, particles.exponent, exponent
-            ),
-            exponent=exponent,
-        )
+        log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
+        # Weigh, eq. 12. A sequence without a possible continuation stops here with weight zero.
         allowed = support(logits, target, ends, step)
         normaliser = normalise(logits)
         proposal = power_proposal(logits, allowed, exponent, normaliser=normaliser)
-        # A sequence without a possible continuation has weight zero and stops here.
         particles = particles._replace(
+            log_weight=jnp.where(particles.ended, log_weight, log_weight + proposal.log_sum),
+            exponent=exponent,
             ended=particles.ended | (proposal.log_sum == -jnp.inf),
-            log_weight=jnp.where(
-                particles.ended, particles.log_weight, particles.log_weight + proposal.log_sum
-            ),
         )
         due = (step + 1) % self.check_every == 0
+
         if self.order == "adapted":
             particles, ess, resampled, parent = self._resample(particles, uniforms, due)
             token = draw(proposal, parent, uniforms.token)
-            active = ~particles.ended[parent]
             token_log_p = log_prob(logits, normaliser, parent, token)
             token_ends = logits.sharding.lookup(ends, parent, token)
-            particles = extend(particles, parent, token, token_log_p, active, token_ends)
+            particles = reorder(particles, parent)
+            active = ~particles.ended
+            particles = extend(particles, token_log_p, active, token_ends)
             return StepResult(particles, parent, token, active, ess, resampled)
 
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
@@ -132,33 +142,27 @@ class PowerSMC(Kernel):
             tempered = power_proposal(logits, allowed, inverse, normaliser=normaliser)
             token = draw(tempered, own, uniforms.token)
             token_log_p = log_prob(logits, normaliser, own, token)
-            # log p^a/q instead of log S: add what the token's own weight differs by.
+            # Eq. 17 replaces eq. 12: the weight gains log(p^a / q) of the token, not log S.
             log_q = token_log_p * inverse - tempered.log_sum
             correction = exponent * token_log_p - log_q - proposal.log_sum
-            particles = particles._replace(
-                log_weight=jnp.where(
-                    active, particles.log_weight + correction, particles.log_weight
-                )
-            )
+            log_weight = particles.log_weight
+            log_weight = jnp.where(active, log_weight + correction, log_weight)
+            particles = particles._replace(log_weight=log_weight)
         token_ends = logits.sharding.lookup(ends, own, token)
-        particles = extend(particles, own, token, token_log_p, active, token_ends)
+        particles = extend(particles, token_log_p, active, token_ends)
         due = due & (step < target.cap - 1)
         particles, ess, resampled, parent = self._resample(particles, uniforms, due)
-        stay = jnp.zeros_like(active)
-        particles = extend(particles, parent, token, particles.log_prob, stay, stay)
+        particles = reorder(particles, parent)
         return StepResult(particles, parent, token[parent], active[parent], ess, resampled)
 
     def finish(
         self, target: TargetArrays, particles: Particles, uniforms: jax.Array
     ) -> FinalWeights:
-        """The catch-up to alpha, then one particle drawn by weight."""
+        """The catch-up to alpha (docs/math.md, eq. 13), then one particle drawn by weight."""
         log_weight = bridge(
             particles.log_weight, particles.log_prob, particles.exponent, target.alpha
         )
-        log_weight, log_evidence = weights.renormalize(log_weight, particles.log_evidence)
-        choice = inverse_cdf.invert(jnp.exp(log_weight), uniforms[:1])[0]
-        index = jnp.arange(self.num_particles, dtype=jnp.int32)
-        return FinalWeights(log_weight, log_evidence, choice, index)
+        return final_weights(log_weight, particles.log_evidence, uniforms[0])
 
     def _resample(
         self,
@@ -166,11 +170,11 @@ class PowerSMC(Kernel):
         uniforms: StepUniforms,
         due: jax.Array,
     ) -> tuple[Particles, jax.Array, jax.Array, jax.Array]:
-        """Renormalises, and resamples if it is due and the ESS is below kappa N.
+        """Renormalises the weights, and resamples if it is due and the ESS is below kappa N.
 
         Returns:
-          The particles with their new weights, still in their old places; the ESS []; whether
-          they are resampled []; and the parent [N] of each particle.
+          The particles with their new weights, not yet reordered; the ESS []; whether they are
+          resampled []; and the parent [N] of each particle.
         """
         log_weight, log_evidence = weights.renormalize(particles.log_weight, particles.log_evidence)
         ess = weights.effective_sample_size(log_weight)
@@ -181,11 +185,9 @@ class PowerSMC(Kernel):
         ancestors = resampling.SCHEMES[self.resampling](
             jnp.where(alive, jnp.exp(log_weight), jnp.ones_like(log_weight)), uniforms.resample
         )
-        parent = jnp.where(
-            need,
-            resampling.in_place(ancestors),
-            jnp.arange(self.num_particles, dtype=jnp.int32),
-        )
+        own = jnp.arange(self.num_particles, dtype=jnp.int32)
+        parent = jnp.where(need, resampling.in_place(ancestors), own)
+        # Eq. 16: the sum of the weights is in the evidence already.
         equal = weights.uniform(self.num_particles, log_weight.dtype)
         particles = particles._replace(
             log_weight=jnp.where(need, equal, log_weight), log_evidence=log_evidence

@@ -1,24 +1,24 @@
-"""The power proposal q proportional to p^a on the support, its normaliser, and draws from it.
+"""The power proposal q ∝ p^a on the support, its normaliser, and draws from it.
 
-Theorem 1 of the paper: among proposals that see only the prefix, ``q* ∝ p^a`` (temperature
-1/a) alone minimises the variance of the incremental weight; the weight is then the normaliser
-``S_t = sum_v p(v)^a``, whatever token is drawn.
+Theorem 1 of the paper (docs/math.md, eqs. 6 and 7): among proposals that see only the prefix,
+``q* ∝ p^a``, which is temperature 1/a, alone minimises the variance of the incremental weight. The
+weight is then the normaliser ``S_t = sum_v p(v)^a``, whatever token is drawn.
 
 Draws use a two-level inverse CDF: a block of the vocabulary by its mass, then a token within the
 block, one uniform number per level. Only the chosen block's prefix sum is ever formed, and the
 second number gives back the resolution that one float32 number lacks at V = 152k.
 
-At V = 152k the step must not write arrays of the logits' size: they cost more than the sums
-over them. So nothing is kept per token. The sums are maxima and exponentials of the logits, which
-a compiler fuses; the masses of the one block that is drawn from are computed again. Two
-formulations matter for that on CPU, where XLA leaves such reductions to a kernel library:
+At V = 152k the step must not write arrays the size of the logits: they cost more than the sums
+over them. So nothing is stored per token. The sums are over maxima and exponentials of the logits,
+which a compiler fuses, and the masses of the one block that is drawn from are recomputed. Two
+formulations matter for that on a CPU, where XLA leaves such reductions to a kernel library:
 
 * the support is a bound of +-inf, ``min(logit, bound)``: a select would not be fused;
 * logits are reshaped into blocks *before* anything is computed from them (3x faster).
 
-Where the vocabulary is sharded (``vocabulary``), every block lies in one shard, the masses of the
-blocks are exchanged, and the device that holds the chosen block draws from it: the same token as
-on one device, up to the rounding of the sums.
+Where the vocabulary is sharded (``core.vocab_sharding``), every block lies in one shard, devices
+exchange the masses of the blocks, and the device that holds the chosen block draws from it: the
+same token as on one device, up to the rounding of the sums.
 
 Letters: N particles, V vocabulary, B blocks of b tokens.
 """
@@ -35,12 +35,12 @@ from jax_power_smc.smc import inverse_cdf
 
 
 class Normaliser(NamedTuple):
-    """What makes logits into log p = logit - top - log_sum, over the *whole* vocabulary.
+    """Turns logits into log p = logit - top - log_sum over the *whole* vocabulary (eq. 41).
 
     Attributes:
       top: [N], the largest logit.
-      log_sum: [N], ``log sum_v exp(logit - top)``; not finite where the logits are bad, that is
-        hold a NaN or +inf, or nothing but -inf.
+      log_sum: [N], ``log sum_v exp(logit - top)``; not finite where the logits are bad: they hold a
+        NaN or +inf, or nothing but -inf.
     """
 
     top: jax.Array
@@ -48,8 +48,8 @@ class Normaliser(NamedTuple):
 
     @property
     def is_bad(self) -> jax.Array:
-        """[N] bool: these logits are no log probabilities."""
-        # The maximum of a row with a NaN need not be NaN (CPU), the sum is.
+        """[N] bool: these logits do not define a distribution."""
+        # On a CPU the maximum of values with a NaN need not be NaN; their sum is.
         return ~(jnp.isfinite(self.top) & jnp.isfinite(self.log_sum))
 
 
@@ -61,18 +61,18 @@ def normalise(logits: Logits) -> Normaliser:
 
 
 def log_prob(
-    logits: Logits, normaliser: Normaliser, rows: jax.Array, tokens: jax.Array
+    logits: Logits, normaliser: Normaliser, parent: jax.Array, token: jax.Array
 ) -> jax.Array:
-    """log p of tokens at temperature 1: logits [N, V], rows and tokens of one shape -> that."""
-    logit = logits.sharding.lookup(logits.values, rows, tokens)
-    return (logit - normaliser.top[rows]) - normaliser.log_sum[rows]
+    """log p(token | parent's prefix) at temperature 1: logits [N, V]; all else of one shape."""
+    logit = logits.sharding.lookup(logits.values, parent, token)
+    return (logit - normaliser.top[parent]) - normaliser.log_sum[parent]
 
 
 def share_support(logits: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same restriction with one support [1, V] for all rows.
+    """The same restriction with one support [1, V] for all particles.
 
-    A support [N, V] of each row's own (a stop rule, top-k, top-p) is written into the logits. That
-    is one array of their size; to carry the bounds of N rows to the sums would take two.
+    If particles differ in support, [N, V] (a stop rule, top-k, top-p), it is written into the
+    logits. That is one array of their size; passing N bounds on to the sums would take two.
     """
     if allowed.shape[0] == 1:
         return logits, allowed
@@ -89,9 +89,9 @@ class PowerProposal:
     """N categorical distributions over V tokens, split into B blocks of b tokens.
 
     Attributes:
-      logits: [N, B, b], padded with -inf; -inf, too, where a row's own support excludes a token.
-        Of a sharded vocabulary it holds this device's blocks, and so does ``allowed``.
-      allowed: [1, B, b] bool, the support of all rows, padded with False.
+      logits: [N, B, b], padded with -inf; also -inf where a particle's own support excludes a
+        token. With a sharded vocabulary, this and ``allowed`` hold this device's blocks only.
+      allowed: [1, B, b] bool, the support that all particles share, padded with False.
       exponent: [].
       top: [N], the largest logit of the support; 0 where it is empty.
       block_mass: [N, B], masses of all blocks; the token of logit ``top`` has mass 1.
@@ -109,7 +109,7 @@ class PowerProposal:
 
     @property
     def mass(self) -> jax.Array:
-        """[N, B, b], the masses of all tokens. For tests: the step itself never forms them."""
+        """[N, B, b], the masses of all tokens; for tests, as the step never forms them."""
         mass = _mass(self.logits, self.allowed, self.top[:, None, None], self.exponent)
         return jnp.where((self.log_sum > -jnp.inf)[:, None, None], mass, jnp.zeros_like(mass))
 
@@ -125,58 +125,58 @@ def power_proposal(
     """Builds q ∝ p^exponent on the allowed tokens.
 
     Args:
-      logits: [N, V] of the base model, or log p, at temperature 1. A sharded vocabulary must be
-        ``can_shard``.
-      allowed: [N, V] bool, the step's support; or [1, V], the same for all rows, which is faster.
+      logits: [N, V] of the base model, or log p, at temperature 1. A sharded vocabulary must
+        satisfy ``can_shard``.
+      allowed: [N, V] bool, the step's support; or [1, V], the same for all, which is faster.
       exponent: [] a_t, at least 0.
       block_size: b, at most V; None for one that suits V.
-      normaliser: that of the base model's logits, if it is known. ``logits`` may then lack tokens
-        that are not allowed anyway.
+      normaliser: that of the base model's logits, if known. ``logits`` may then lack tokens that
+        are not allowed anyway.
     """
     sharding, vocab = logits.sharding, logits.values.shape[1]
     if normaliser is None:
         normaliser = normalise(logits)
     block = block_of(logits.vocab_size) if block_size is None else min(block_size, vocab)
     values, allowed = share_support(logits.values, allowed)
-    # The support's own maximum: its masses may all be tiny beside those of other tokens.
+    # The maximum over the support: its masses may all be tiny beside those of other tokens.
     top = sharding.max(jnp.max(jnp.minimum(values, bound(allowed, values.dtype)), axis=-1))
     values, allowed = _blocks(values, block, -jnp.inf), _blocks(allowed, block, False)
     possible = ~normaliser.is_bad & (top > -jnp.inf)
     top = jnp.where(possible, top, jnp.zeros_like(top))
-    # One exponent per row, so that two proposals of one step share no large operand.
+    # One exponent per particle, so that two proposals of one step share no large operand.
     exponents = jnp.where(possible, exponent, jnp.ones_like(top))[:, None, None]
     block_mass = jnp.sum(_mass(values, allowed, top[:, None, None], exponents), axis=-1)
     block_mass = sharding.all_gather(block_mass)
     block_mass = jnp.where(possible[:, None], block_mass, jnp.zeros_like(block_mass))
-    # Differences of logits first: a product with the exponent would lose their digits.
+    # Subtract logits before multiplying by the exponent, which would lose their digits.
     log_top = exponent * ((top - normaliser.top) - normaliser.log_sum)
     log_sum = jnp.where(possible, log_top + jnp.log(jnp.sum(block_mass, axis=-1)), -jnp.inf)
     return PowerProposal(values, allowed, exponent, top, block_mass, log_sum, sharding)
 
 
-def draw(proposal: PowerProposal, rows: jax.Array, uniforms: jax.Array) -> jax.Array:
+def draw(proposal: PowerProposal, parent: jax.Array, uniforms: jax.Array) -> jax.Array:
     """Draws one token per particle.
 
     Args:
       proposal: N distributions.
-      rows: [N] int32, which of them each particle draws from (its ancestor's). Drawing through
-        the index avoids moving the [N, V] array when particles are resampled.
+      parent: [N] int32, whose distribution each particle draws from. Drawing through the index
+        avoids moving the [N, V] array when particles are resampled.
       uniforms: [N, 2] in [0, 1), one per level.
 
     Returns:
       [N] int32 tokens of positive probability (token 0 where a support is empty).
     """
-    block = inverse_cdf.invert_rows(proposal.block_mass[rows], uniforms[:, 0])
+    block = inverse_cdf.invert_each(proposal.block_mass[parent], uniforms[:, 0])
     local, mine = proposal.sharding.to_local(block, proposal.logits.shape[1])
-    logits, allowed = proposal.logits[rows, local], proposal.allowed[0, local]
-    # Relative to the block's own maximum: a block that was drawn has a token to draw, however
-    # exponentials close to underflow were rounded in its sum.
+    logits, allowed = proposal.logits[parent, local], proposal.allowed[0, local]
+    # Relative to the block's own maximum, so that a block that was drawn has a token to draw,
+    # however exponentials close to underflow were rounded in its sum.
     top = jnp.max(jnp.where(allowed, logits, -jnp.inf), axis=-1, keepdims=True)
     top = jnp.where(top > -jnp.inf, top, jnp.zeros_like(top))
     mass = _mass(logits, allowed, top, proposal.exponent)
-    within = inverse_cdf.invert_rows(mass, uniforms[:, 1])
+    within = inverse_cdf.invert_each(mass, uniforms[:, 1])
     token = proposal.sharding.from_owner(block * proposal.logits.shape[-1] + within, mine)
-    return jnp.where(proposal.log_sum[rows] > -jnp.inf, token, jnp.int32(0))
+    return jnp.where(proposal.log_sum[parent] > -jnp.inf, token, jnp.int32(0))
 
 
 def _blocks(x: jax.Array, block: int, fill: float | bool) -> jax.Array:
@@ -196,7 +196,7 @@ def bound(allowed: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 def _mass(logits: jax.Array, allowed: jax.Array, top: jax.Array, exponent: jax.Array) -> jax.Array:
     """(p / p_top)^a where allowed, else 0."""
-    # p = 0 stays impossible under any exponent, also 0 (where 0 * -inf would be NaN).
+    # p = 0 stays impossible under any exponent, even 0 (where 0 * -inf would be NaN).
     exponent = jnp.maximum(exponent, jnp.finfo(logits.dtype).tiny)
-    # Not ``min(logit, bound) - top``: what a sum and the maximum share would be written out.
+    # Not ``min(logit, bound) - top``: an operand shared by a sum and a maximum is written out.
     return jnp.exp(exponent * jnp.minimum(logits - top, bound(allowed, logits.dtype)))

@@ -1,9 +1,8 @@
 """Drawing an index from unnormalised masses with a given uniform number.
 
-The convention is ``searchsorted(cdf, point, side="right")``: index j is drawn by the points in
-``[cdf_{j-1}, cdf_j)``. Two things are forced against rounding: the last reachable index catches
-every point beyond it, and an index of mass zero owns no point at all (a parallel prefix sum may
-give it a sliver).
+The convention is ``searchsorted(cdf, point, side="right")``: points in ``[cdf_{j-1}, cdf_j)`` draw
+index j. Two things hold whatever the rounding: the last index of positive mass takes every point
+beyond it, and an index of mass zero is never drawn (a parallel prefix sum may give it a sliver).
 """
 
 import jax
@@ -30,8 +29,8 @@ def invert(mass: jax.Array, uniforms: jax.Array) -> jax.Array:
     return _first_beyond(cdf[None, :], mass[None, :], uniforms * cdf[-1])
 
 
-def invert_rows(mass: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """The same for one uniform number per row: mass [N, M], uniforms [N] -> [N] int32."""
+def invert_each(mass: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """``invert`` with one distribution per uniform number: mass [N, M], uniforms [N] -> [N]."""
     cdf = jnp.cumsum(mass, axis=-1)
     return _first_beyond(cdf, mass, uniforms * cdf[:, -1])
 
@@ -39,8 +38,8 @@ def invert_rows(mass: jax.Array, uniforms: jax.Array) -> jax.Array:
 def _first_beyond(cdf: jax.Array, mass: jax.Array, points: jax.Array) -> jax.Array:
     """First index of positive mass whose running sum exceeds each point: [n or 1, M], [n] -> [n].
 
-    It does not mind a running sum that rounding made fall here and there: the index still grows
-    with the point. ``cumulative`` would cost a second scan, most of all when it is compiled.
+    The running sum need not be monotone after rounding: the index still grows with the point.
+    ``cumulative`` would cost a second scan, above all in compile time.
     """
     size = mass.shape[-1]
     positions = jnp.arange(size, dtype=jnp.int32)[None, :]

@@ -1,12 +1,19 @@
-"""Fearnhead and Clifford's selection: M weighted candidates reduced to at most N, without bias.
+"""Optimal resampling: M weighted candidates reduced to at most N, without bias.
 
-Find c with ``sum_m min(w_m / c, 1) = N``. Candidates with ``w_m >= c`` are kept for certain and
-keep their weight; one systematic pass keeps exactly the remaining number of the others, each with
-probability ``w_m / c``, and those get the weight c. Then ``E[W'_m] = w_m`` for every candidate,
-the total is conserved exactly, no candidate is kept twice, and among all unbiased rules with N
-survivors this one minimises ``E ||W' - w||^2`` (Fearnhead and Clifford, 2003; MATH: swor).
+(Fearnhead and Clifford, 2003; docs/math.md, eqs. 19 to 22.) The threshold c solves
 
-    w       8  4  1  1  .5  .5      N = 4:  c = 1.5 with 8 and 4 kept for certain,
+    sum_m min(w_m / c, 1) = N.
+
+Candidates with ``w_m >= c`` are certain to be kept, with their weight. One systematic pass over the
+others keeps each with probability ``w_m / c``, exactly as many as there is room for, and gives them
+the weight c:
+
+    W'_m = w_m  if w_m >= c,    else  c 1[m kept].
+
+Then ``E[W'_m] = w_m`` for every candidate, the total is conserved exactly, no candidate is kept
+twice, and among unbiased rules with N survivors this one minimises ``E ||W' - w||^2``.
+
+    w       8  4  1  1  .5  .5      N = 4:  c = 1.5; 8 and 4 are certain to be kept,
     w / c   .  . 2/3 2/3 1/3 1/3    and two of the last four by one systematic pass
 """
 
@@ -17,11 +24,11 @@ from jax_power_smc.smc import inverse_cdf
 
 
 def log_threshold(log_mass: jax.Array, num_keep: int) -> jax.Array:
-    """Log of c; -inf if at most ``num_keep`` candidates have positive mass.
+    """Log of c (docs/math.md, eq. 22); -inf if at most N candidates have positive mass.
 
-    With k candidates above c, ``(num_keep - k) c`` is the sum of the others: c comes from the sums
-    of the smallest masses. The textbook's total minus the sum of the largest would cancel, and
-    was seen to lose a whole mode.
+    With k candidates above c, ``(N - k) c`` is the sum of the others, so c comes from sums of the
+    smallest masses. The textbook formula, the total less the sum of the largest, cancels in
+    floating point and has lost a whole mode.
 
     Args:
       log_mass: [M], -inf for an impossible candidate.
@@ -32,12 +39,12 @@ def log_threshold(log_mass: jax.Array, num_keep: int) -> jax.Array:
     """
     bound = min(num_keep, log_mass.shape[0])
     ordered = -jnp.sort(-log_mass)
-    # Only sums that begin within the first N are asked for: what is beyond is one term of all.
+    # Only sums that begin within the first N are needed; all that lies beyond is one term of each.
     heads = ordered[:bound].at[bound - 1].set(jax.nn.logsumexp(ordered[bound - 1 :]))
     others = jax.lax.cumlogsumexp(heads, reverse=True)
     log_points = jnp.log(num_keep - jnp.arange(bound, dtype=log_mass.dtype))
     fits = ordered[:bound] + log_points <= others
-    # With one point left it always fits, whatever rounding says of a sum of one term.
+    # The last one always fits, whatever rounding makes of a sum of one term.
     fits = fits.at[bound - 1].set(True)
     num_certain = jnp.argmax(fits)
     few = jnp.sum(log_mass > -jnp.inf) <= num_keep
@@ -45,7 +52,7 @@ def log_threshold(log_mass: jax.Array, num_keep: int) -> jax.Array:
 
 
 def select(log_mass: jax.Array, num_keep: int, uniform: jax.Array) -> jax.Array:
-    """Reduces M candidates to at most N.
+    """Reduces M candidates to at most N (docs/math.md, eq. 20).
 
     Args:
       log_mass: [M], -inf for an impossible candidate.
@@ -53,28 +60,28 @@ def select(log_mass: jax.Array, num_keep: int, uniform: jax.Array) -> jax.Array:
       uniform: [] in [0, 1), the shift of the systematic pass.
 
     Returns:
-      [M] new log weights: -inf for those not kept.
+      [M] log weights W': -inf for candidates not kept.
     """
     log_c = log_threshold(log_mass, num_keep)
     certain = (log_mass >= log_c) & (log_mass > -jnp.inf)
     cdf = systematic_cdf(log_mass, log_c, num_keep)
     below = jnp.concatenate([jnp.zeros((1,), cdf.dtype), cdf[:-1]])
-    # Points j + uniform, j = 0, 1, ...: one falls in [below, cdf) if their numbers differ.
+    # A candidate is hit if more of the points j + uniform lie before its end than its beginning.
     hit = _points_before(cdf, uniform) > _points_before(below, uniform)
     return jnp.where(certain, log_mass, jnp.where(hit, log_c, -jnp.inf))
 
 
 def systematic_cdf(log_mass: jax.Array, log_c: jax.Array, num_keep: int) -> jax.Array:
-    """Running sum [M] of ``w / c`` over the candidates below c; the last one is a whole number.
+    """Running sum [M] of ``w / c`` over the candidates below c; the last value is an integer.
 
-    All zero where nothing is left to chance.
+    All zero if no candidate is left to chance.
     """
     below = log_mass < log_c
     share = jnp.where(below, jnp.exp(log_mass - log_c), jnp.zeros_like(log_mass))
     points = num_keep - jnp.sum((log_mass >= log_c) & (log_mass > -jnp.inf))
     cdf = inverse_cdf.cumulative(share)
     total = cdf[-1]
-    # Rounding must neither add a point nor lose one.
+    # Rounding must neither add nor lose a point.
     points = jnp.where(total > 0, points, 0).astype(cdf.dtype)
     scaled = cdf * (points / jnp.where(total > 0, total, jnp.ones_like(total)))
     last = jnp.arange(cdf.shape[0], dtype=jnp.int32) >= inverse_cdf.last_positive(share)
@@ -82,9 +89,9 @@ def systematic_cdf(log_mass: jax.Array, log_c: jax.Array, num_keep: int) -> jax.
 
 
 def _points_before(cdf: jax.Array, uniform: jax.Array) -> jax.Array:
-    """How many of the points j + uniform, j = 0, 1, ..., lie before each place.
+    """How many of the points j + uniform, j = 0, 1, ..., lie before each value of cdf.
 
-    The fraction is compared by itself: in ``cdf - uniform`` it would be rounded away.
+    The fraction is compared separately: ``cdf - uniform`` would round it away.
     """
     whole = jnp.floor(cdf)
     return whole + (cdf - whole > uniform).astype(cdf.dtype)
@@ -94,11 +101,11 @@ def place(own: jax.Array, others: jax.Array) -> jax.Array:
     """Puts the kept candidates into slots so that as few as possible move.
 
     Args:
-      own: [S] int32, the candidate that stays in this slot, or -1 if the slot is free.
-      others: [M] bool, further candidates to be kept, at most as many as there are free slots.
+      own: [S] int32, the candidate that stays in each slot, or -1 for a free slot.
+      others: [M] bool, further candidates to keep, at most as many as there are free slots.
 
     Returns:
-      [S] int32, the candidate of each slot, -1 for a slot that stays empty.
+      [S] int32, the candidate in each slot, -1 for a slot that stays empty.
     """
     free = own < 0
     queue = jnp.nonzero(others, size=own.shape[0], fill_value=-1)[0].astype(jnp.int32)

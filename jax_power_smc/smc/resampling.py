@@ -1,7 +1,7 @@
-"""Resampling schemes, one signature: (weights [M], uniforms [n]) -> ancestors [n].
+"""Resampling schemes with one signature: (weights [M], uniforms [n]) -> ancestors [n] int32.
 
-Each is unbiased: index i appears ``n * w_i / sum(w)`` times on average. None knows what a
-particle is. ``in_place`` rearranges ancestors so that survivors keep their slots.
+Each is unbiased: index i appears ``n w_i / sum(w)`` times on average (docs/math.md, eq. 15). None
+knows what a particle is. ``in_place`` rearranges ancestors so that survivors keep their slots.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jax_power_smc.smc import inverse_cdf
 
 
 def systematic(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """One uniform number shifts n equally spaced points (only ``uniforms[0]`` is used)."""
+    """Equally spaced points with a common shift, ``uniforms[0]`` (docs/math.md, eq. 43)."""
     return inverse_cdf.invert(weights, _strata(jnp.broadcast_to(uniforms[0], uniforms.shape)))
 
 
@@ -39,14 +39,16 @@ def residual(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
         total_repeat_length=num,
     )
     remainder = jnp.maximum(expected - copies, 0)
-    # Nothing left over means that no slot below asks for it; keep the call well defined.
+    # Without remainders no slot below uses the draw; it only has to be well defined.
     remainder = jnp.where(jnp.sum(remainder) > 0, remainder, weights)
     drawn = inverse_cdf.invert(remainder, uniforms)
     slot = jnp.arange(num, dtype=jnp.int32)
     return jnp.where(slot < jnp.sum(copies.astype(jnp.int32), dtype=jnp.int32), certain, drawn)
 
 
-SCHEMES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+Resampler = Callable[[jax.Array, jax.Array], jax.Array]
+
+SCHEMES: dict[str, Resampler] = {
     "systematic": systematic,
     "stratified": stratified,
     "residual": residual,

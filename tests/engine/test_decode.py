@@ -72,20 +72,20 @@ def begin(model, caps, *, eos_ids=(1,)):
     keys = prng.prompt_keys(jax.random.key(0), range(count))
     lengths = jnp.full((count,), 2, jnp.int32)
     inputs = PromptInputs(None, targets(caps, eos_ids), keys)
-    request, carry, observed = programs.prefill(
+    prompts, state, infos = programs.prefill(
         PARAMS, SHARED, inputs, prompts, lengths, model=model, capacity=CAPACITY
     )
     cache = programs.empty_cache(model, PARAMS, count, NUM, CAPACITY)
-    return request, carry._replace(cache=cache), observed
+    return prompts, state._replace(cache=cache), infos
 
 
 def one_step(model, any_prompt, *, alone=False):
-    """A function of (request, carry, clock) that takes one step of the batch."""
+    """A function of (prompts, state, clock) that takes one step of the batch."""
 
-    def one(request, carry, clock):
-        uniforms = prng.step_uniforms(request.key, carry.step, NUM)
+    def one(prompts, state, clock):
+        uniforms = prng.step_uniforms(prompts.key, state.step, NUM)
         return decode.decode_step(
-            model, PARAMS, SHARED, request, carry, uniforms, clock, any_prompt
+            model, PARAMS, SHARED, prompts, state, uniforms, clock, any_prompt
         )
 
     if alone:
@@ -101,13 +101,13 @@ def jitted_step(model):
 def program(any_prompt, count):
     """The compiled text of one step of ``count`` prompts (1: not vmapped)."""
     model = BigCache()
-    request, carry, _ = begin(model, [CAPACITY] * count)
+    prompts, state, _ = begin(model, [CAPACITY] * count)
     alone = count == 1  # as the engine does it: a batch of one bypasses vmap
     if alone:
-        request, carry = jax.tree.map(lambda x: x[0], (request, carry))
+        prompts, state = jax.tree.map(lambda x: x[0], (prompts, state))
     step = one_step(model, any_prompt, alone=alone)
     return (
-        jax.jit(step, donate_argnums=(1,)).lower(request, carry, jnp.int32(0)).compile().as_text()
+        jax.jit(step, donate_argnums=(1,)).lower(prompts, state, jnp.int32(0)).compile().as_text()
     )
 
 
@@ -138,29 +138,29 @@ def test_a_predicate_per_prompt_would_select_on_the_cache():
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_engine_keeps_the_conditional_in_its_loop(count):
     model = BigCache()
-    request, carry, _ = begin(model, [CAPACITY] * count)
+    prompts, state, _ = begin(model, [CAPACITY] * count)
     text = (
         programs.decode_chunk.lower(
-            PARAMS, SHARED, request, carry, jnp.arange(1, 5, dtype=jnp.int32), model=model
+            PARAMS, SHARED, prompts, state, jnp.arange(1, 5, dtype=jnp.int32), model=model
         )
         .compile()
         .as_text()
     )
-    # One around the whole chunk (is anyone running?), one around the cache move.
+    # One around the whole chunk (is any prompt running?), one around the cache move.
     assert text.count(" conditional(") == 2
     assert " while(" in text and not selects_on_cache(text, count)
 
 
 def run_steps(model, caps, steps, **options):
-    """(request, carry after each step, observed of each step)."""
-    request, carry, seen = begin(model, caps, **options)
-    carries, observed = [carry], [seen]
+    """The prompts; their states and infos after each step."""
+    prompts, state, info = begin(model, caps, **options)
+    states, infos = [state], [info]
     step = jitted_step(model)
     for t in range(1, steps):
-        carry, seen = step(request, carry, jnp.int32(t - 1))
-        carries.append(carry)
-        observed.append(seen)
-    return request, carries, observed
+        state, info = step(prompts, state, jnp.int32(t - 1))
+        states.append(state)
+        infos.append(info)
+    return prompts, states, infos
 
 
 @functools.cache
@@ -169,11 +169,11 @@ def forked_run():
 
 
 def test_the_cache_follows_the_ancestors():
-    _, carries, observed = forked_run()
-    assert sum(int(seen.forks.sum()) for seen in observed) > 5
-    for t, carry in enumerate(carries[1:], start=1):
-        tokens = np.asarray(carry.tokens)
-        own, big = (np.asarray(leaf) for leaf in carry.cache)
+    _, states, infos = forked_run()
+    assert sum(int(info.forks.sum()) for info in infos) > 5
+    for t, state in enumerate(states[1:], start=1):
+        tokens = np.asarray(state.tokens)
+        own, big = (np.asarray(leaf) for leaf in state.cache)
         # Before step t the cache has read tokens 0 .. t-1 of the same particle.
         np.testing.assert_array_equal(own[:, :, :t], tokens[:, :, :t])
         np.testing.assert_array_equal(big[:, :, :t, 0], tokens[:, :, :t][:, :, : LEAF[0]])
@@ -184,7 +184,7 @@ def test_copying_dead_rows_is_taking_ancestors(count):
     rng = np.random.default_rng(0)
     cache = {"a": rng.normal(size=(count, 7, 3, 2)), "b": rng.integers(0, 99, (count, 7))}
     cache = jax.tree.map(jnp.asarray, cache)
-    # Rows 1, 3 and 4 have died; no row moves; one row takes over all.
+    # Particles 1, 3 and 4 have died; none moves; one takes over all.
     kinds = [[0, 0, 2, 6, 2, 5, 6], list(range(7)), [4] * 7]
     for first in range(3):
         ancestors = jnp.asarray([kinds[(first + i) % 3] for i in range(count)], jnp.int32)
@@ -196,31 +196,31 @@ def test_copying_dead_rows_is_taking_ancestors(count):
 
 
 def test_tokens_agree_with_the_recorded_genealogy():
-    _, carries, observed = forked_run()
-    final = np.asarray(carries[-1].tokens)
+    _, states, infos = forked_run()
+    final = np.asarray(states[-1].tokens)
     slots = np.broadcast_to(np.arange(NUM), (2, NUM))
     for t in range(CAPACITY - 1, -1, -1):
-        drawn = np.asarray(carries[t].token)
+        drawn = np.asarray(states[t].token)
         np.testing.assert_array_equal(np.take_along_axis(drawn, slots, axis=1), final[:, :, t])
-        parent = np.asarray(observed[t].parent)
+        parent = np.asarray(infos[t].parent)
         slots = np.take_along_axis(parent, slots, axis=1)
 
 
 def test_log_p_is_that_of_the_tokens():
-    _, carries, _ = forked_run()
+    _, states, _ = forked_run()
     table = np.asarray(jax.nn.log_softmax(PARAMS.logits[0], axis=-1))
     for i, prompt in enumerate([[0, 1], [2, 2]]):
         for n in range(NUM):
-            path = [4, *prompt, *np.asarray(carries[-1].tokens)[i, n].tolist()]
+            path = [4, *prompt, *np.asarray(states[-1].tokens)[i, n].tolist()]
             rows = [25 * a + 5 * b + c for a, b, c in zip(path, path[1:], path[2:], strict=False)]
             expected = sum(table[r, v] for r, v in zip(rows, path[3:], strict=False))
-            got = float(carries[-1].particles.log_prob[i, n])
+            got = float(states[-1].particles.log_prob[i, n])
             assert got == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_prompt_that_is_done_is_frozen():
-    _, carries, observed = run_steps(BigCache(), [3, CAPACITY], 7, eos_ids=())
-    still, later = carries[2], carries[6]
+def test_a_finished_prompt_is_frozen():
+    _, states, infos = run_steps(BigCache(), [3, CAPACITY], 7, eos_ids=())
+    still, later = states[2], states[6]
     for before, after in zip(
         jax.tree.leaves(still.particles), jax.tree.leaves(later.particles), strict=True
     ):
@@ -228,8 +228,8 @@ def test_a_prompt_that_is_done_is_frozen():
     np.testing.assert_array_equal(still.tokens[0], later.tokens[0])
     assert np.all(np.asarray(later.tokens)[0, :, 3:] == decode.PAD_ID)
     assert int(later.particles.length[1].max()) == 7
-    assert all(int(seen.forks[0]) == 0 for seen in observed[3:])
-    assert all(float(seen.ess[0]) == NUM for seen in observed[3:])
+    assert all(int(info.forks[0]) == 0 for info in infos[3:])
+    assert all(float(info.ess[0]) == NUM for info in infos[3:])
 
 
 def test_the_cap_of_a_neighbour_changes_nothing():
@@ -245,17 +245,17 @@ def test_the_cap_of_a_neighbour_changes_nothing():
 
 
 def test_a_model_moves_its_own_cache():
-    _, carries, observed = run_steps(MovesItself(), [CAPACITY] * 2, 5, eos_ids=())
-    moves = sum(bool((seen.forks > 0).any()) for seen in observed)
+    _, states, infos = run_steps(MovesItself(), [CAPACITY] * 2, 5, eos_ids=())
+    moves = sum(bool((info.forks > 0).any()) for info in infos)
     assert moves > 0
-    spare = np.asarray(carries[-1].cache[1])[:, :, LEAF[0] - 1, 0]
-    # Step 0 starts from equal weights and an empty cache; each later fork of anyone moves all.
+    spare = np.asarray(states[-1].cache[1])[:, :, LEAF[0] - 1, 0]
+    # Step 0 starts from equal weights and an empty cache; a later fork in any prompt moves all.
     np.testing.assert_allclose(spare, 100.0 * moves)
     _, default, _ = forked_run()
-    np.testing.assert_array_equal(carries[4].tokens, default[4].tokens)
+    np.testing.assert_array_equal(states[4].tokens, default[4].tokens)
 
 
-def test_default_move_takes_the_rows_of_the_ancestors():
+def test_default_move_takes_the_cache_rows_of_the_ancestors():
     cache = (jnp.arange(3, dtype=jnp.int32), jnp.arange(6, dtype=jnp.int32).reshape(3, 2))
     zero = jnp.int32(0)
     moved = move_cache(TABLE, cache, jnp.array([2, 1, 2], jnp.int32), zero, zero)

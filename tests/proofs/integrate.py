@@ -2,12 +2,12 @@
 
 The step is piecewise constant in its uniform numbers. For a tiny model we know where every piece
 can end (wherever a cumulative sum is crossed), so replacing each number by the midpoints of the
-pieces, weighted by their lengths, gives expectations without any noise. Listing too many end
-points costs time and changes nothing; missing one would show as a wrong expectation.
+pieces, weighted by their lengths, gives expectations without noise. Too many end points cost time
+and change nothing; a missing one would show as a wrong expectation.
 
-A cell is one box of uniform numbers of one step, out of one state of one case (sampler, target).
-All cells of all cases run through the same compiled step in batches of one size, and states that
-are equal to the last bit are merged after each step.
+A cell is one box of uniform numbers for one step from one state of one case (sampler, target). All
+cells of all cases run through the same compiled step in batches of one size, and states that are
+equal to the last bit are merged after each step.
 """
 
 import functools
@@ -54,17 +54,12 @@ def expectations(model, params, cases, capacity):
     Args:
       model, params: the language model.
       cases: list of ``Case``; those of the same structure, shapes and T are integrated together.
-      capacity: columns of the token buffer, at least every T. One value for all T spares
-        compilations.
+      capacity: columns of the token buffer, at least every T; one value saves compilations.
     """
     groups = {}
     for index, case in enumerate(cases):
-        table, states = stop_arrays.stop_arrays(
-            case.target.stop, case.pieces, model.vocab_size
-        ) or (
-            None,
-            None,
-        )
+        stop = stop_arrays.stop_arrays(case.target.stop, case.pieces, model.vocab_size)
+        table, states = stop or (None, None)
         target = case.target.arrays(model.vocab_size, case.horizon)
         prompt = PromptInputs(context=None, target=target, key=None, stop=states)
         inputs = SharedInputs(case.sampler.traced(), table), prompt
@@ -103,33 +98,33 @@ def _integrate(model, params, inputs, count, horizon, capacity):
         if isinstance(walk.sampler, WithoutReplacement)
         else (_smc_cells, _one_cell)
     )
-    # States: which case, its carry (None before step 0), and the chance of being there.
-    case, carry, chance = np.arange(count), None, np.ones(count)
+    # Of each state: its case, the decode state (None before step 0), and its probability.
+    case, state, chance = np.arange(count), None, np.ones(count)
     for t in range(horizon):
-        source, uniforms, volume = step_cells(walk, case, carry, t)
-        case, carry, chance = case[source], _rows(carry, source), chance[source] * volume
-        carry = walk.step(case, carry, uniforms)
-        case, carry, chance = _merge(case, carry, chance)
+        source, uniforms, volume = step_cells(walk, case, state, t)
+        case, state, chance = case[source], _take(state, source), chance[source] * volume
+        state = walk.step(case, state, uniforms)
+        case, state, chance = _merge(case, state, chance)
         np.testing.assert_allclose(np.bincount(case, chance, count), 1, rtol=0, atol=1e-12)
 
-    source, uniforms, volume = final_cells(walk, case, carry)
-    case, carry, chance = case[source], _rows(carry, source), chance[source] * volume
+    source, uniforms, volume = final_cells(walk, case, state)
+    case, state, chance = case[source], _take(state, source), chance[source] * volume
     np.testing.assert_allclose(np.bincount(case, chance, count), 1, rtol=0, atol=1e-12)
-    outcome = walk.finish(case, carry, uniforms)
-    weight = np.exp(outcome.log_weight + outcome.log_evidence[:, None])
-    weight = np.where(outcome.particle_index >= 0, weight, 0.0)
+    final = walk.finish(case, state, uniforms)
+    weight = np.exp(final.log_weight + final.log_evidence[:, None])
+    weight = np.where(final.particle_index >= 0, weight, 0.0)
     assert np.isfinite(weight).all()
 
     def returned(x):
-        rows = np.maximum(outcome.particle_index, 0).reshape(
-            *outcome.particle_index.shape, *(1,) * (x.ndim - 2)
+        rows = np.maximum(final.particle_index, 0).reshape(
+            *final.particle_index.shape, *(1,) * (x.ndim - 2)
         )
         return np.take_along_axis(x, rows, axis=1)
 
-    # A sequence as a number in base V+1; 0 stands for "nothing".
+    # A sequence as a number in base V+1; the digit 0 is "no token".
     vocab = model.vocab_size
-    inside = np.arange(capacity) < returned(carry.particles.length)[:, :, None]
-    digits = np.where(inside, returned(carry.tokens) + 1, 0)
+    inside = np.arange(capacity) < returned(state.particles.length)[:, :, None]
+    digits = np.where(inside, returned(state.tokens) + 1, 0)
     code = digits @ (vocab + 1) ** np.arange(capacity)
     codes, code = np.unique(code, return_inverse=True)
     table = np.zeros((count, len(codes)))
@@ -149,28 +144,28 @@ class _Walk:
 
     def __init__(self, model, params, inputs, count, capacity):
         self.model, self.params, self.inputs, self.count = model, params, inputs, count
-        self.sampler = inputs[0].sampler  # one for each case, stacked
+        self.sampler = inputs[0].sampler  # the samplers of all cases, stacked
         self._begin, self._step, self._finish = _production(model, capacity)
 
-    def step(self, case, carry, uniforms, *, resampling=True):
-        """One step of every cell; the resampling can be turned off to see its weights."""
-        inputs = _rows(self.inputs, case)
+    def step(self, case, state, uniforms, *, resampling=True):
+        """One step of every cell; without resampling, to see the weights it would act on."""
+        inputs = _take(self.inputs, case)
         if not resampling:
             sampler = inputs[0].sampler
             off = np.zeros_like(sampler.ess_threshold)
             object.__setattr__(sampler, "ess_threshold", off)
-        if carry is None:
+        if state is None:
             return _in_batches(functools.partial(self._begin, self.params), inputs, uniforms)
-        return _in_batches(functools.partial(self._step, self.params), inputs, carry, uniforms)
+        return _in_batches(functools.partial(self._step, self.params), inputs, state, uniforms)
 
-    def finish(self, case, carry, uniforms):
-        """The outcome of every cell."""
-        return _in_batches(self._finish, _rows(self.inputs, case), carry, uniforms)
+    def finish(self, case, state, uniforms):
+        """The final weights of every cell."""
+        return _in_batches(self._finish, _take(self.inputs, case), state, uniforms)
 
-    def before_step(self, case, carry):
-        """The carry, or one of the same shape whose particles are those before step 0."""
-        if carry is not None:
-            return carry
+    def before_step(self, case, state):
+        """The state, or for None one of its shape with the particles as they are before step 0."""
+        if state is not None:
+            return state
         size = self.sampler.population_size
         idle = StepUniforms(np.zeros((len(case), size)), np.zeros((len(case), size, 2)))
         like = self.step(case, None, idle)
@@ -182,12 +177,12 @@ class _Walk:
             step=np.zeros_like(like.step),
         )
 
-    def ask(self, function, case, carry, t):
-        """``function(params, inputs, carry, first)`` on every state."""
-        like = self.before_step(case, carry)
+    def ask(self, function, case, state, t):
+        """``function(params, inputs, state, first)`` on every state."""
+        like = self.before_step(case, state)
         first = np.full(len(case), t == 0)
         return _in_batches(
-            functools.partial(function, self.params), _rows(self.inputs, case), like, first
+            functools.partial(function, self.params), _take(self.inputs, case), like, first
         )
 
 
@@ -205,16 +200,16 @@ def _production(model, capacity):
             model, capacity, params, shared, prompt, logits, uniforms, decode.any_in_batch
         )[0]
 
-    def step(params, inputs, carry, uniforms):
+    def step(params, inputs, state, uniforms):
         _, context = _prefill(model, params)
         shared, prompt = inputs[0], inputs[1]._replace(context=context)
-        clock = jax.lax.pmax(carry.step - 1, "prompts")
+        clock = jax.lax.pmax(state.step - 1, "prompts")
         return decode.decode_step(
-            model, params, shared, prompt, carry, uniforms, clock, decode.any_in_batch
+            model, params, shared, prompt, state, uniforms, clock, decode.any_in_batch
         )[0]
 
-    def finish(inputs, carry, uniforms):
-        return decode.finish(*inputs, carry, uniforms)
+    def finish(inputs, state, uniforms):
+        return decode.finish(*inputs, state, uniforms)
 
     return (
         _over_cells(begin, (None, 0, 0)),
@@ -225,15 +220,15 @@ def _production(model, capacity):
 
 @functools.cache
 def _proposals(model, num):
-    """Mass [kinds, N, V] of each row's proposal at the step to come, the tempered one last."""
+    """Mass [kinds, N, V] of each particle's proposal at the next step, the tempered one last."""
 
-    def proposals(params, inputs, carry, first):
-        logits = Logits(_next_log_p(model, params, carry, first))
+    def proposals(params, inputs, state, first):
+        logits = Logits(_next_log_p(model, params, state, first))
         shared, prompt = inputs
         sampler, target, stop = shared.sampler, prompt.target, decode.stop_of(shared, prompt)
-        ends = stop_arrays.ending_tokens(target, stop, carry.stop_state[:num])
-        allowed = support(logits, target, ends, carry.step)
-        exponents = [exponent_at(carry.step, target.alpha, sampler.ramp_tokens)]
+        ends = stop_arrays.ending_tokens(target, stop, state.stop_state[:num])
+        allowed = support(logits, target, ends, state.step)
+        exponents = [exponent_at(state.step, target.alpha, sampler.ramp_tokens)]
         if sampler.proposal_temperature is not None:
             exponents.append(1 / sampler.proposal_temperature)
         masses = [power_proposal(logits, allowed, exponent).mass for exponent in exponents]
@@ -244,17 +239,17 @@ def _proposals(model, num):
 
 @functools.cache
 def _selections(model):
-    """What the selections of the step to come see: CDFs of the passes, and of the tails' tokens."""
+    """What the next step selects by: the CDF of each systematic pass, the mass of the tails."""
 
-    def selections(params, inputs, carry, first):
-        logits = Logits(_next_log_p(model, params, carry, first))
+    def selections(params, inputs, state, first):
+        logits = Logits(_next_log_p(model, params, state, first))
         shared, prompt = inputs
-        particles, sampler, target = carry.particles, shared.sampler, prompt.target
+        particles, sampler, target = state.particles, shared.sampler, prompt.target
         n, stop = sampler.num_particles, decode.stop_of(shared, prompt)
-        exponent = exponent_at(carry.step, target.alpha, sampler.ramp_tokens)
+        exponent = exponent_at(state.step, target.alpha, sampler.ramp_tokens)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
-        ends = stop_arrays.ending_tokens(target, stop, carry.stop_state[:n])
-        children = sampler.children(logits, normalise(logits), target, ends, exponent, carry.step)
+        ends = stop_arrays.ending_tokens(target, stop, state.stop_state[:n])
+        children = sampler.children(logits, normalise(logits), target, ends, exponent, state.step)
         candidates = sampler.candidates(log_weight, children)
         tails = (children.live_tail.mass, children.ending_tail.mass)
         return (
@@ -270,8 +265,8 @@ def _selections(model):
 def _reductions():
     """The CDF of the pass that reduces the population to N at the end."""
 
-    def reduction(inputs, carry):
-        particles, (shared, prompt) = carry.particles, inputs
+    def reduction(inputs, state):
+        particles, (shared, prompt) = state.particles, inputs
         log_weight = bridge(
             particles.log_weight, particles.log_prob, particles.exponent, prompt.target.alpha
         )
@@ -285,11 +280,11 @@ def _pass_cdf(log_mass, num_keep):
     return optimal_resampling.systematic_cdf(log_mass, log_c, num_keep)
 
 
-def _next_log_p(model, params, carry, first):
-    """Log p [N, V] of the step to come."""
+def _next_log_p(model, params, state, first):
+    """Log p [N, V] of the next step."""
     prompt_logits, context = _prefill(model, params)
-    clock = jax.lax.pmax(carry.step - 1, "prompts")
-    logits, _ = model.decode(params, context, carry.cache, carry.token, carry.step - 1, clock)
+    clock = jax.lax.pmax(state.step - 1, "prompts")
+    logits, _ = model.decode(params, context, state.cache, state.token, state.step - 1, clock)
     logits = jnp.where(first, jnp.broadcast_to(prompt_logits[None], logits.shape), logits)
     return jax.nn.log_softmax(logits, axis=-1)
 
@@ -299,7 +294,7 @@ def _prefill(model, params):
 
 
 def _over_cells(function, in_axes):
-    # These programs run for milliseconds: what counts is the time to compile them.
+    # These programs run for milliseconds, so what matters is their compile time.
     return jax.jit(
         jax.vmap(function, in_axes=in_axes, axis_name="prompts"),
         compiler_options={"xla_backend_optimization_level": 0},
@@ -324,41 +319,41 @@ def _in_batches(function, *trees):
 # --- States and cells -------------------------------------------------------------------------
 
 
-def _rows(tree, index):
+def _take(tree, index):
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def _merge(case, carry, chance):
-    """Merges states that agree in every bit, adding their chances."""
-    leaves = [case, *jax.tree.leaves(carry)]
+def _merge(case, state, chance):
+    """Merges states that agree in every bit, adding their probabilities."""
+    leaves = [case, *jax.tree.leaves(state)]
     rows = [np.ascontiguousarray(x).reshape(len(case), -1).view(np.uint8) for x in leaves]
     rows = np.ascontiguousarray(np.concatenate(rows, axis=1))
     rows = rows.view(np.dtype((np.void, rows.shape[1]))).reshape(-1)
     _, kept, group = np.unique(rows, return_index=True, return_inverse=True)
-    return case[kept], _rows(carry, kept), np.bincount(group.reshape(-1), chance)
+    return case[kept], _take(state, kept), np.bincount(group.reshape(-1), chance)
 
 
-def _smc_cells(walk, case, carry, t):
-    """Cells of one step of Power-SMC: its token draws, then the resampling of what they gave."""
+def _smc_cells(walk, case, state, t):
+    """Cells of one step of Power-SMC: its token draws, and the resampling of their results."""
     num = walk.sampler.num_particles
-    mass = walk.ask(_proposals(walk.model, num), case, carry, t)
+    mass = walk.ask(_proposals(walk.model, num), case, state, t)
     first, token, length = _token_cells(mass, num)
     middle = StepUniforms(np.full((len(first), num), 0.5), token)
-    before = walk.step(case[first], _rows(carry, first), middle, resampling=False)
+    before = walk.step(case[first], _take(state, first), middle, resampling=False)
     weights = np.exp(before.particles.log_weight)
     second, resample, volume = _resample_cells(weights, num, walk.sampler.resampling)
     return first[second], StepUniforms(resample, token[second]), length[second] * volume
 
 
-def _one_cell(walk, case, carry):
-    """Nothing random happens at the end but the choice."""
+def _one_cell(walk, case, state):
+    """At the end only the choice is random, which does not matter here."""
     return np.arange(len(case)), np.full((len(case), 2), 0.5), np.ones(len(case))
 
 
-def _selection_cells(walk, case, carry, t):
+def _selection_cells(walk, case, state, t):
     """Cells of one step of without-replacement SMC: its two passes and the tails' tokens."""
     num, size = walk.sampler.num_particles, walk.sampler.population_size
-    running, pool, tails = walk.ask(_selections(walk.model), case, carry, t)
+    running, pool, tails = walk.ask(_selections(walk.model), case, state, t)
     first, one, volume = _boxes(*_pieces(running - np.floor(running)), 1)
     second, two, more = _boxes(*_pieces((pool - np.floor(pool))[first]), 1)
     source, volume = first[second], volume[second] * more
@@ -373,22 +368,22 @@ def _selection_cells(walk, case, carry, t):
     return source, StepUniforms(resample, np.concatenate(kinds, axis=1)), volume
 
 
-def _reduction_cells(walk, case, carry):
-    """Cells of the final reduction to N; the number of the choice does not matter."""
-    cdf = _in_batches(_reductions(), _rows(walk.inputs, case), carry)
+def _reduction_cells(walk, case, state):
+    """Cells of the final reduction to N; the uniform number of the choice does not matter."""
+    cdf = _in_batches(_reductions(), _take(walk.inputs, case), state)
     source, numbers, volume = _boxes(*_pieces(cdf - np.floor(cdf)), 1)
     return source, np.concatenate([np.full_like(numbers, 0.5), numbers], axis=1), volume
 
 
 def _token_cells(mass, num):
-    """Cells of the token uniforms: mass [C, kinds, N, V]; any slot may draw from any row.
+    """Cells of the token uniforms: mass [C, kinds, N, V]; any particle may draw from any proposal.
 
     Returns:
       The state of each cell, its numbers [., N, 2], and its volume.
     """
     mass = mass.reshape(len(mass), -1, mass.shape[-1])
     source, numbers, volume = _boxes(*_pieces(_cumulative(mass).reshape(len(mass), -1)), num)
-    # One level matters (a single block, or blocks of one token); both get the same number.
+    # Only one level matters (a single block, or blocks of one token); both get the same number.
     return source, np.repeat(numbers[:, :, None], 2, axis=2), volume
 
 

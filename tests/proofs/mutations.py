@@ -1,15 +1,16 @@
-"""Known mistakes, put in on purpose: the proofs must catch each of them."""
+"""Known mistakes, made on purpose (docs/math.md, "Proofs"): the proofs must catch each of them."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
 from jax_power_smc import PowerSMC, WithoutReplacement
+from jax_power_smc.smc import optimal_resampling
 from jax_power_smc.smc.exponent_ramp import exponent_at
 
 
-class _EndsWhereTheRampIs:
-    """Ends with the exponent where the ramp happens to be."""
+class _WithoutCatchUp:
+    """Skips eq. 13: ends with the exponent that the ramp has reached."""
 
     def finish(self, target, particles, uniforms):
         wrong = target._replace(alpha=particles.exponent)
@@ -17,7 +18,7 @@ class _EndsWhereTheRampIs:
 
 
 class _BridgesOnlyTheRunning:
-    """Bridges only the sequences that are still running."""
+    """Applies eq. 11 only to sequences that are still running."""
 
     def step(self, target, particles, logits, ends, uniforms, step):
         exponent = exponent_at(step, target.alpha, self.ramp_tokens)
@@ -29,7 +30,7 @@ class _BridgesOnlyTheRunning:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsResetToOne(PowerSMC):
-    """Forgets the sum of the weights at a resample."""
+    """Loses the sum of the weights at a resample (eq. 16)."""
 
     def _resample(self, particles, uniforms, due):
         particles, ess, need, parent = super()._resample(particles, uniforms, due)
@@ -38,20 +39,26 @@ class WeightsResetToOne(PowerSMC):
 
 
 @dataclasses.dataclass(frozen=True)
-class NoCatchUp(_EndsWhereTheRampIs, PowerSMC):
-    """Of Power-SMC."""
+class NoCatchUp(_WithoutCatchUp, PowerSMC):
+    """In Power-SMC."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedNotBridged(_BridgesOnlyTheRunning, PowerSMC):
-    """Of Power-SMC."""
+    """In Power-SMC."""
 
 
 @dataclasses.dataclass(frozen=True)
-class NoCatchUpOfPool(_EndsWhereTheRampIs, WithoutReplacement):
-    """Of without-replacement SMC."""
+class NoCatchUpOfPool(_WithoutCatchUp, WithoutReplacement):
+    """In without-replacement SMC."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolNotBridged(_BridgesOnlyTheRunning, WithoutReplacement):
-    """Of without-replacement SMC."""
+    """In without-replacement SMC."""
+
+
+def keep_own_weight(log_mass, num_keep, uniform):
+    """In place of ``select``: survivors of the systematic pass keep their own weight, not c."""
+    kept = optimal_resampling.select(log_mass, num_keep, uniform) > -jnp.inf
+    return jnp.where(kept, log_mass, -jnp.inf)

@@ -1,9 +1,9 @@
-"""Proof 2: unbiased on models too large to integrate, by Monte Carlo through the decode functions.
+"""Proof 3 of docs/math.md: eq. 27 on models too large to integrate, by Monte Carlo.
 
-Many independent runs of the production step estimate ``E[sum_i W_i 1{y_i = y}]``, E[Z_hat] and a
-few sums of them; each is compared with enumeration. Seeds are fixed. Rare terminals have heavy
-tails (their few hits carry very different weights), for which a z-score means nothing; so
-terminals are pooled, by what enumeration says of them, until each group has its share of the mass.
+Many independent runs of the decode functions estimate ``E[sum_i W_i 1{y_i = y}]``, E[Z_hat] and a
+few sums, each compared with enumeration. Seeds are fixed. Estimates of rare terminal sequences are
+heavy-tailed (their few hits have very different weights), which makes a z-score meaningless; so
+terminals are pooled, by their enumerated mass, until each group has its share.
 """
 
 import collections
@@ -24,10 +24,9 @@ from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine import decode
 from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 from jax_power_smc.samplers import without_replacement
-from jax_power_smc.smc import optimal_resampling
 from jax_power_smc.targets.power import TargetArrays
 from jax_power_smc.theory import exact
-from tests.proofs.mutations import NoCatchUp, WeightsResetToOne
+from tests.proofs.mutations import NoCatchUp, WeightsResetToOne, keep_own_weight
 
 PROMPT = (1,)
 LEVEL = 1e-4  # of the Holm test over all statistics of one setting
@@ -40,7 +39,7 @@ ROUNDING = 3e-6  # relative, of float32: all the error of what is kept for certa
 class Statistics(NamedTuple):
     """Means over runs with their standard errors, and the true values.
 
-    ``resampled`` is the share of the steps that resampled, or had to leave candidates out.
+    ``resampled`` is the share of steps that resampled or had to leave candidates out.
     """
 
     names: list[str]
@@ -53,7 +52,7 @@ class Statistics(NamedTuple):
         return (self.mean - self.truth) / self.error
 
     def rejected(self):
-        """Names with z of what Holm's step-down procedure rejects at ``LEVEL``, two-sided."""
+        """Name and z of what Holm's step-down procedure rejects at ``LEVEL``, two-sided."""
         z = self.z()
         normal = NormalDist()
         out = []
@@ -73,22 +72,22 @@ def simulate(params, target, sampler, keys, *, model, horizon):
         logits, context = model.prefill(params, jnp.asarray(PROMPT, jnp.int32), jnp.int32(1))
         shared, prompt = SharedInputs(sampler), PromptInputs(context, target, key)
         uniforms = prng.step_uniforms(key, jnp.int32(0), sampler.population_size)
-        carry, start = decode.begin(
+        state, start = decode.begin(
             model, horizon, params, shared, prompt, logits, uniforms, decode.any_in_batch
         )
 
-        def body(carry, step):
+        def body(state, step):
             uniforms = prng.step_uniforms(key, step, sampler.population_size)
             return decode.decode_step(
-                model, params, shared, prompt, carry, uniforms, step - 1, decode.any_in_batch
+                model, params, shared, prompt, state, uniforms, step - 1, decode.any_in_batch
             )
 
-        carry, rest = jax.lax.scan(body, carry, jnp.arange(1, horizon, dtype=jnp.int32))
-        outcome = decode.finish(shared, prompt, carry, prng.final_uniforms(key))
-        weight = jnp.exp(outcome.log_weight + outcome.log_evidence)
-        index = jnp.maximum(outcome.particle_index, 0)  # an unused one has weight zero
+        state, rest = jax.lax.scan(body, state, jnp.arange(1, horizon, dtype=jnp.int32))
+        final = decode.finish(shared, prompt, state, prng.final_uniforms(key))
+        weight = jnp.exp(final.log_weight + final.log_evidence)
+        index = jnp.maximum(final.particle_index, 0)  # an unused one has weight zero
         resampled = jnp.concatenate([start.resampled[None], rest.resampled])
-        return carry.tokens[index], carry.particles.length[index], weight, resampled
+        return state.tokens[index], state.particles.length[index], weight, resampled
 
     return jax.vmap(one, axis_name="prompts")(keys)
 
@@ -127,7 +126,7 @@ def run(model, sampler, target, horizon, runs, seed):
     code = _codes(tokens, length, model.vocab_size)
     order = np.argsort(known)
     at = order[np.minimum(np.searchsorted(known[order], code), len(known) - 1)]
-    # Whatever has weight must be a terminal of the target.
+    # A particle of positive weight must be a sequence of the target.
     assert (known[at] == code)[weight > 0].all()
     return statistics(at, weight.astype(np.float64), listed, float(resampled.mean()))
 
@@ -162,7 +161,7 @@ def statistics(at, weight, listed, resampled):
 
 
 def _groups(prefixes, gamma):
-    """Distinct prefixes from the heaviest on, pooled to groups of ``SMALLEST_SHARE``."""
+    """Distinct prefixes in descending order of mass, pooled to groups of ``SMALLEST_SHARE``."""
     mass = collections.defaultdict(float)
     for prefix, value in zip(prefixes, gamma.tolist(), strict=True):
         mass[prefix] += value
@@ -191,7 +190,7 @@ def _padded(sequences, horizon):
 
 @dataclasses.dataclass(frozen=True)
 class LeastProbable(WithoutReplacement):
-    """No mistake: any explicit children will do, also the worst ones."""
+    """Not a mistake: any explicit children will do, even the worst."""
 
     def explicit(self, logits, allowed):
         return super().explicit(Logits(-logits.values), allowed)
@@ -199,14 +198,7 @@ class LeastProbable(WithoutReplacement):
 
 @dataclasses.dataclass(frozen=True)
 class Renamed(WithoutReplacement):
-    """The sampler under another name, so that it is compiled apart."""
-
-
-def keep_own_weight(log_mass, num_keep, uniform):
-    """A mistake: survivors of the systematic pass keep their own weight instead of c."""
-    return jnp.where(
-        optimal_resampling.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf
-    )
+    """The sampler under another name, so that it is compiled separately."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Proof 1: ``E[sum_i W_i 1{y_i = y}] = gamma(y)`` to 1e-10, without noise, for every option."""
+"""Proof 1: eq. 27, ``E[sum_i W_i 1{y_i = y}] = gamma(y)``, to 1e-10 without noise, every option."""
 
 import collections
 import dataclasses
@@ -15,7 +15,7 @@ from jax_power_smc.samplers import proposal as proposal_module
 from tests.proofs import integrate
 from tests.proofs.mutations import FinishedNotBridged, NoCatchUp, WeightsResetToOne
 
-# V = T = 2; one table and one token buffer serve the cases with T = 3, too.
+# V = T = 2; the cases with T = 3 use the same table and token buffer.
 HORIZON, LONGER = 2, 3
 MODEL = TableLM(vocab_size=2, order=LONGER)
 TOLERANCE = 1e-10
@@ -32,7 +32,7 @@ RAMPS = (0, 2)
 EOS = ((), (1,))
 LENGTHS = ("stopped", "forced_eos")
 MINIMA = (0, 1, 2)
-# "No restriction" as the loosest one, which shares its program with the others, and as None.
+# "No restriction" is both the loosest one, which shares its program with the others, and None.
 SUPPORTS = ((2, 1.0), (1, 1.0), (2, 0.6))
 SUPPORTS_WITH_NONE = ((None, None), (1, None), (None, 0.6))
 THRESHOLDS = ((1.0, 1), (0.8, 1), (0.0, 1), (1.0, 2))  # ess_threshold, check_every
@@ -44,7 +44,7 @@ Option = collections.namedtuple(
 
 
 def options(resampling, order, supports=SUPPORTS, thresholds=FULL):
-    """Every combination of the rest, valid or not."""
+    """Every combination of the other options, valid or not."""
     rest = itertools.product(RAMPS, EOS, LENGTHS, MINIMA, supports, thresholds)
     return [Option(resampling, order, *values) for values in rest]
 
@@ -89,7 +89,7 @@ def gamma_of(target, horizon):
 
 
 def gamma(target, horizon):
-    """By enumeration, with the loosest restriction written as None."""
+    """gamma by enumeration, with the loosest restriction written as None."""
     top_k = None if target.top_k == MODEL.vocab_size else target.top_k
     top_p = None if target.top_p == 1.0 else target.top_p
     return gamma_of(dataclasses.replace(target, top_k=top_k, top_p=top_p), horizon)
@@ -118,7 +118,7 @@ def test_every_valid_option_is_unbiased(x64, resampling, order):
     valid = [o for o in options(resampling, order, thresholds=THRESHOLDS) if is_valid(o)]
     assert len(valid) == len(RAMPS) * len(SUPPORTS) * len(THRESHOLDS) * (3 + 3 + 2)
     assert_unbiased(valid)
-    # In two steps the published order with the optimal proposal has nothing to resample.
+    # The published order with the optimal proposal needs three steps to have anything to resample.
     longer = options(resampling, order, SUPPORTS[:1], THRESHOLDS)
     assert_unbiased([o for o in longer if is_valid(o, LONGER)], horizon=LONGER)
 
@@ -138,7 +138,7 @@ def test_a_stop_rule_is_unbiased(x64, order):
         (sampler, dataclasses.replace(target, stop=rule))
         for sampler, target in (declare(o, horizon=LONGER) for o in valid)
     ]
-    # It also stands in for the end tokens that "forced_eos" asks for.
+    # It also takes the place of the end tokens that "forced_eos" requires.
     pairs.append((pairs[0][0], PowerTarget(2.5, (), "forced_eos", 0, 2, 1.0, rule)))
     assert max(errors_of(pairs, LONGER)) < TOLERANCE
     assert gamma(pairs[0][1], LONGER) != gamma(dataclasses.replace(pairs[0][1], stop=None), LONGER)
@@ -164,7 +164,7 @@ def test_one_particle_is_unbiased(x64, order):
 
 
 def test_two_level_draw_is_unbiased(x64, monkeypatch):
-    # Blocks of one token: now the first level makes the whole choice.
+    # With blocks of one token the first level makes the whole choice.
     monkeypatch.setattr(proposal_module.power_proposal, "__defaults__", (1,))
     valid = [o for o in options("systematic", ORDERS[0]) if is_valid(o)]
     pairs = [(renamed(_OneTokenBlocks, sampler), target) for sampler, target in map(declare, valid)]
@@ -176,7 +176,7 @@ def test_two_level_draw_is_unbiased(x64, monkeypatch):
 
 @dataclasses.dataclass(frozen=True)
 class _OneTokenBlocks(PowerSMC):
-    """The production sampler under another name, so that it is compiled apart."""
+    """The production sampler under another name, so that it is compiled separately."""
 
 
 def renamed(kind, sampler):
@@ -188,7 +188,7 @@ def renamed(kind, sampler):
 def test_mutations_are_caught(x64, order, mutation):
     sampler = PowerSMC(2, ess_threshold=1.0, order=order, ramp_tokens=3)
     target = PowerTarget(2.5, (1,), top_k=2, top_p=1.0)
-    # Three steps: the published order resamples at the second one for the first time.
+    # Three steps, because the published order first resamples at the second one.
     (right,) = errors_of([(sampler, target)], LONGER)
     (wrong,) = errors_of([(renamed(mutation, sampler), target)], LONGER)
     assert right < TOLERANCE

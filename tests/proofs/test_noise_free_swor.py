@@ -1,4 +1,4 @@
-"""Proof 1 for without-replacement SMC: unbiased to 1e-10 for every option, without noise."""
+"""Proof 1 for without-replacement SMC: eq. 27 to 1e-10 for every option, without noise."""
 
 import dataclasses
 import itertools
@@ -10,9 +10,8 @@ import pytest
 from jax_power_smc import PowerTarget, StopString, TableLM, WithoutReplacement
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.samplers import without_replacement
-from jax_power_smc.smc import optimal_resampling
 from tests.proofs import integrate
-from tests.proofs.mutations import NoCatchUpOfPool, PoolNotBridged
+from tests.proofs.mutations import NoCatchUpOfPool, PoolNotBridged, keep_own_weight
 
 TOLERANCE = 1e-10
 ALPHA = 2.5
@@ -29,7 +28,7 @@ def table(model):
 
 
 def targets(horizon, eos=EOS, supports=SUPPORTS):
-    """Every target that is allowed."""
+    """Every valid target."""
     for eos_ids, length, minimum, (top_k, top_p) in itertools.product(
         eos, LENGTHS, MINIMA, supports
     ):
@@ -69,7 +68,7 @@ def test_every_valid_target_is_unbiased(x64, num_particles, explicit_children):
 
 @pytest.mark.parametrize("num_particles", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_three_steps_are_unbiased(x64, num_particles):
-    # Now finished sequences meet in the pool, and more leaves compete than there are particles.
+    # Here finished sequences compete in the pool, and there are more leaves than particles.
     model = TableLM(2, order=3)
     listed = list(targets(3, eos=((1,),), supports=((2, 1.0),)))
     assert max(errors_of(model, exactly(num_particles, 1), listed, 3)) < TOLERANCE
@@ -80,14 +79,14 @@ def test_three_steps_are_unbiased(x64, num_particles):
 def test_a_stop_rule_is_unbiased(x64, num_particles):
     model, rule = TableLM(2, order=3), StopString("ab")
     listed = [dataclasses.replace(target, stop=rule) for target in targets(3, supports=((2, 1.0),))]
-    # It also stands in for the end tokens that "forced_eos" asks for.
+    # It also takes the place of the end tokens that "forced_eos" requires.
     listed.append(PowerTarget(ALPHA, (), "forced_eos", 0, 2, 1.0, rule))
     assert max(errors_of(model, exactly(num_particles, 1), listed, 3)) < TOLERANCE
 
 
 @dataclasses.dataclass(frozen=True)
 class WrongExplicit(WithoutReplacement):
-    """Takes the least probable tokens for its explicit children."""
+    """Makes the least probable tokens its explicit children."""
 
     def explicit(self, logits, allowed):
         return super().explicit(Logits(-logits.values), allowed)
@@ -110,13 +109,7 @@ def test_a_tail_of_several_tokens_is_unbiased(x64, kind, eos_ids):
 
 @dataclasses.dataclass(frozen=True)
 class SurvivorsKeepTheirWeight(WithoutReplacement):
-    """Survivors of the systematic pass keep their own weight instead of c."""
-
-
-def keep_own_weight(log_mass, num_keep, uniform):
-    return jnp.where(
-        optimal_resampling.select(log_mass, num_keep, uniform) > -jnp.inf, log_mass, -jnp.inf
-    )
+    """``keep_own_weight``, under another name so that it is compiled separately."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Proof 4: a tiny transformer, enumerated through its real prefill and cache."""
+"""Proof 5 of docs/math.md: a tiny transformer, enumerated through its real prefill and cache."""
 
 import jax
 import numpy as np

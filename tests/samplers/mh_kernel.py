@@ -60,16 +60,16 @@ class Kernel:
         self._list_draws(prompt, target)
         num = len(self.tokens)
         first = jax.tree.map(lambda x: np.asarray(x)[[0] * num], (empty.chains, empty.cache))
-        rows = self._run(first, self.tokens, np.zeros(num), 0, grow=True)
-        found, dead = _sequences(rows[0]), np.asarray(mh.is_impossible(rows[0])).tolist()
+        starts = self._run(first, self.tokens, np.zeros(num), 0, grow=True)
+        found, dead = _sequences(starts[0]), np.asarray(mh.is_impossible(starts[0])).tolist()
         self.sequences = sorted({y for y, out in zip(found, dead, strict=True) if not out})
         index = [found.index(y) for y in self.sequences]
-        self.rows = jax.tree.map(lambda x: x[index], rows)
+        self.starts = jax.tree.map(lambda x: x[index], starts)
 
     def __call__(self, cut):
         """K of the move with this cut."""
         count, num = len(self.sequences), len(self.tokens)
-        # Where each piece of the token numbers leads: seen by accepting everything.
+        # Where each piece of the token numbers leads, found by accepting everything.
         origin, piece = np.repeat(np.arange(count), num), np.tile(np.arange(num), count)
         drawn = _sequences(self._from(origin, piece, np.zeros(len(origin)), cut, grow=True)[0])
         pairs = {}
@@ -77,7 +77,7 @@ class Kernel:
             example = pairs.setdefault((y, proposal), [k, 0.0])
             example[1] += self.chance[k]
         # The points at which a decision may change.
-        log_s = np.sum(self.rows[0].log_s * (np.arange(self.cap) >= cut), axis=1)
+        log_s = np.sum(self.starts[0].log_s * (np.arange(self.cap) >= cut), axis=1)
         points, lengths = _pieces(np.exp(np.minimum(log_s[None, :] - log_s[:, None], 0)).ravel())
         origin = np.repeat([y for y, _ in pairs], len(points))
         piece = np.repeat([k for k, _ in pairs.values()], len(points))
@@ -114,11 +114,11 @@ class Kernel:
         self.chance = functools.reduce(np.multiply.outer, [x for _, x in parts]).ravel()
 
     def _from(self, origin, piece, accept, cut, *, grow):
-        rows = jax.tree.map(lambda x: x[origin], self.rows)
-        return self._run(rows, self.tokens[piece], accept, cut, grow=grow)
+        starts = jax.tree.map(lambda x: x[origin], self.starts)
+        return self._run(starts, self.tokens[piece], accept, cut, grow=grow)
 
-    def _run(self, rows, token, accept, cut, *, grow):
-        """The production move on n rows of (chains, cache), with token [n, T] and accept [n]."""
+    def _run(self, starts, token, accept, cut, *, grow):
+        """The production move on n of (chains, cache), with token [n, T] and accept [n]."""
         entry = Entry(np.int32(1), np.int32(cut), np.int32(self.horizon), np.bool_(grow))
         zero, done = jnp.int32(0), []
         for first in range(0, len(token), BATCH):
@@ -126,7 +126,7 @@ class Kernel:
                 lambda x, first=first: jnp.asarray(
                     np.resize(x[first : first + BATCH], (BATCH, *x.shape[1:]))
                 ),
-                (rows, token, accept),
+                (starts, token, accept),
             )
             state = mh_chains.State(*part[0], zero, zero, zero, jnp.zeros((), bool))
             state = _move(
@@ -137,14 +137,14 @@ class Kernel:
 
 
 def _pieces(ends):
-    """Midpoints and lengths of the intervals of [0, 1) between the points given."""
+    """Midpoints and lengths of the intervals into which points divide [0, 1)."""
     points = np.unique(np.concatenate([[0.0, 1.0], ends]))
     lengths = np.diff(points)
     keep = (lengths > SLIVER) & (points[:-1] < 1)
     return (points[:-1] + lengths / 2)[keep], lengths[keep]
 
 
-def _sequences(rows):
+def _sequences(starts):
     """The tokens of every chain."""
-    lengths = rows.length.tolist()
-    return [tuple(y[:n]) for y, n in zip(rows.tokens.tolist(), lengths, strict=True)]
+    lengths = starts.length.tolist()
+    return [tuple(y[:n]) for y, n in zip(starts.tokens.tolist(), lengths, strict=True)]

@@ -64,7 +64,7 @@ def enumerated(name, horizon=CAP):
 
 
 def run(sampler, target=END, *, prompts=(PROMPT,) * 4, seed=0, cap=CAP, **options):
-    """The batch runner, with few different sizes: they are what takes time to compile."""
+    """The batch runner, with few different sizes, because each takes time to compile."""
     result = mh_chains.run_chains(
         MODEL,
         params(),
@@ -143,7 +143,7 @@ def test_global_edits_converge_and_last_block_edits_do_given_the_earlier_blocks(
     per_cut = [kernel(cut) for cut in range(CAP)]
 
     def limit(edit):
-        """Where the moves of the last of two blocks lead from every sequence."""
+        """The distribution to which the last block's moves lead from every sequence."""
         *_, last = MetropolisHastings(2, 1, edit).schedule(CAP)
         assert last.horizon == CAP and last.first == (0 if edit == "global" else CAP // 2)
         return np.linalg.matrix_power(np.mean(per_cut[last.first :], axis=0), 2**11)
@@ -218,7 +218,7 @@ def test_many_coins_converge_at_five_eighths_per_move():
 
 
 def test_the_published_rule_fails_on_the_coin():
-    """Cuts within the current length, proposals no longer than it, the ratio cut to fit."""
+    """It limits cuts and proposals to the current length, and truncates the ratio to that."""
     half = Fraction(1, 2)
 
     def proposals(prefix, room):
@@ -267,7 +267,7 @@ def test_chains_converge_to_the_enumerated_target(name):
     assert np.all((rate > 0.2) & (rate < 1)) and np.isfinite(result.log_weights).all()
     if target.length == "forced_eos":
         assert np.all(result.finished) and not result.info.unfinished_mass.any()
-    # Without moves it is low-temperature sampling, and the test can tell.
+    # Without moves it is low-temperature sampling, which the test can distinguish.
     plain, rate = run(MetropolisHastings(2, 0, num_chains=MANY), target, seed=2)
     dead = np.isneginf(plain.log_weights)
     assert dead.any() or chi_square(plain, exact) < 1e-6
@@ -299,7 +299,7 @@ def test_a_sequence_ends_at_the_stop_rule_and_is_padded():
 
 
 def test_a_target_that_excludes_everything_is_a_failure():
-    # Top-1 after the prompt is one token; where it is the end token it comes too early.
+    # Top-1 after the prompt leaves one token; if that is the end token, it comes too early.
     best = np.argmax(params().logits[0], axis=1)[3 * 4 :][:3]  # after one token
     fine = next(v for v in range(3) if best[v] != best[0])
     target = PowerTarget(3.0, (int(best[0]),), top_k=1, min_new_tokens=1)
@@ -311,7 +311,7 @@ def test_a_target_that_excludes_everything_is_a_failure():
     assert not np.asarray(result.lengths)[0].any()
 
 
-def test_chains_of_density_zero_have_weight_zero_and_leave_it_for_good():
+def test_chains_of_density_zero_have_weight_zero_and_never_return():
     target = TARGETS["forced-top-2"]
     plain, _ = run(MetropolisHastings(1, 0, num_chains=MANY), target)
     dead = np.isneginf(plain.log_weights)
@@ -323,7 +323,7 @@ def test_chains_of_density_zero_have_weight_zero_and_leave_it_for_good():
 
 
 def test_acceptance_by_hand():
-    """Rows: less likely, more likely, out of density zero, into it, from it to it, a self-move."""
+    """Chains: less likely, more likely, out of density zero, into it, within it, a self-move."""
     zero = -np.inf
     old = [[-1, -2, 0], [-1, -2, -3], [-1, -2, zero], [-1, -2, -3], [-1, zero, 0], [-1, -2, 0]]
     new = [[-1, -2, -0.5], [-1, -1, 0], [-1, -9, -9], [-1, zero, 0], [-1, -9, zero], [-1, -2, 0]]
@@ -339,7 +339,7 @@ def test_acceptance_by_hand():
         assert np.asarray(got).tolist() == accepted
 
 
-def test_rows_without_a_prompt_draw_nothing(four):
+def test_idle_slots_draw_nothing(four):
     prompts, sampler, _, _ = four
     key, first = jax.random.key(0), next(sampler.schedule(10))
     batch = mh_chains._pad(MODEL, prompts[:2], [0, 1], key, END, 10, 4, 8)
@@ -356,7 +356,7 @@ def test_rows_without_a_prompt_draw_nothing(four):
 def four():
     prompts, sampler = [(0,), (2, 0), (2,), (0, 0, 2)], MetropolisHastings(3, 5, num_chains=4)
     result, rate = run(sampler, prompts=prompts, cap=10)
-    # What follows would prove little of a run in which nothing happens.
+    # The tests below would prove little about a run in which nothing happens.
     assert len(set(np.asarray(result.lengths).ravel())) > 3
     assert np.all((rate > 0) & (rate < 1)) and len(set(rate)) > 1
     return prompts, sampler, result, rate
@@ -408,7 +408,7 @@ def test_log_probs_are_those_of_the_model_at_temperature_one(four):
     ],
     ids=["order", "alone", "sizes", "idle rows", "neighbours"],
 )
-def test_a_prompt_gives_the_same_in_any_company(four, options):
+def test_a_prompt_gives_the_same_among_any_neighbours(four, options):
     prompts, sampler, expected, rates = four
     options = dict(options)
     rows, others = options.pop("rows"), options.pop("neighbours", [])
@@ -454,8 +454,8 @@ def prefilled(weights, prompts, tokens):
     return jax.nn.log_softmax(jax.vmap(jax.vmap(of_length, (0, None)), (0, None))(whole, lengths))
 
 
-def test_the_cache_serves_after_accepted_and_after_rejected_moves(tmp_path):
-    """All scores after every move, as they were drawn, against whole prefixes."""
+def test_the_cache_is_right_after_accepted_and_after_rejected_moves(tmp_path):
+    """All log p after every move, as drawn, against a prefill of the whole prefix."""
     _, weights = small.build(CONFIG, tmp_path)
     target, sampler = PowerTarget(1.5, (1, 3)), MetropolisHastings(3, 12, num_chains=4)
     prompts, key = [(4, 19, 0), (7, 2, 11), (5, 5, 5)], jax.random.key(1)
@@ -478,7 +478,7 @@ def test_the_cache_serves_after_accepted_and_after_rejected_moves(tmp_path):
         np.testing.assert_allclose(now.log_p, scores * inside, atol=1e-4)
         log_s = np.logaddexp.reduce(1.5 * log_p, axis=3)
         np.testing.assert_allclose(now.log_s, log_s * inside, atol=1e-4)
-        # Chains that show what this move drew from a cache that the one before had left.
+        # Chains in which this move drew from a cache that the previous one had left.
         moved = (now.tokens != before.tokens).any(axis=2) & (not entry.grow)
         after_moved += int((moved & moved_before).sum()) * (cut > 0)
         after_kept += int((moved & kept_before).sum()) * (cut > 0)
@@ -572,7 +572,7 @@ def test_the_counter_is_that_of_the_lemmas(edit):
         assert result.info.model_tokens.tolist() == [4 * spent[seed]] * 2
         assert (np.asarray(result.lengths) == cap).all() and not result.finished.any()
         assert ((rate > 0) & (rate <= 1)).all()
-    # Over the cuts: what the lemma says, exactly and in the mean.
+    # Over the cuts: the lemma, exactly and in the mean.
     mean = np.where(entries.grow, entries.first, (entries.first + entries.horizon - 1) / 2)
     assert (entries.horizon - mean).sum() == pytest.approx(lemma)
     assert abs(spent.mean() - lemma) / (spent.std() / np.sqrt(SEEDS)) < 4
@@ -588,7 +588,7 @@ def test_cuts_are_uniform_on_their_range(edit):
             assert counts[0] == SEEDS
         else:
             assert scipy.stats.chisquare(counts).pvalue > 1e-4
-    # Every entry has cuts of its own.
+    # No two entries share their cuts.
     moves = drawn[~entries.grow]
     assert len({tuple(row) for row in moves.tolist()}) == len(moves)
 

@@ -127,7 +127,7 @@ def test_one_particle_is_plain_temperature_sampling():
     for row in result.draw():
         counts[tuple(row)] = counts.get(tuple(row), 0) + 1
     assert chi_square(counts, chance) > 1e-6
-    # The target itself is another distribution, and the test can tell.
+    # The test can distinguish the target itself, another distribution.
     assert chi_square(counts, listed.probabilities()) < 1e-6
 
 
@@ -162,7 +162,7 @@ def test_threshold_one_resamples_wherever_weights_differ(order):
     differ = info.ess[:, : CAP - 1] < 3.99
     assert np.all(info.resampled[:, : CAP - 1][differ])
     moved = info.parent != np.arange(4)
-    if order == "published":  # the genealogy of a step that draws first is told a step later
+    if order == "published":  # a step that draws first has its parents recorded one step later
         assert not moved[:, 0].any()
         moved = np.roll(moved, -1, axis=1)
     np.testing.assert_array_equal(info.forks, moved.sum(axis=2))
@@ -181,7 +181,7 @@ def test_only_the_adapted_order_resamples_before_the_last_token():
 
 @pytest.mark.parametrize("order", ["adapted", "published"])
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
-def test_the_ess_is_checked_every_so_many_tokens(order, every):
+def test_the_ess_is_checked_only_when_due(order, every):
     result = sample(PowerSMC(4, ess_threshold=1.0, check_every=every, order=order), ON)
     due = (np.arange(CAP) + 1) % every == 0
     assert not result.info.resampled[:, ~due].any()
@@ -216,7 +216,7 @@ def test_final_draw_follows_the_weights():
     np.testing.assert_allclose(share, [0.1, 0.0, 0.5, 0.4], atol=1e-3)
 
 
-def test_finish_pays_the_rest_of_the_ramp():
+def test_finish_catches_up_with_the_ramp():
     particles = start(2, jnp.float32)._replace(
         log_prob=jnp.array([-1.0, -2.0]),
         exponent=jnp.float32(2.0),
@@ -254,7 +254,7 @@ def test_sequences_end_at_their_end_token_and_are_padded():
 
 @pytest.mark.parametrize("order", ["adapted", "published"])
 def test_a_target_that_excludes_everything_is_a_failure(order):
-    # Top-1 after token 0 is one token; where it is the end token it comes too early.
+    # Top-1 after token 0 leaves one token; if that is the end token, it comes too early.
     top = int(np.argmax(log_table()[0]))
     target = PowerTarget(3.0, (top,), top_k=1, min_new_tokens=1)
     other = next(v for v in range(4) if np.argmax(log_table()[v]) != top)

@@ -34,7 +34,7 @@ def pieces(points):
 
 
 def distribution_of_draw(proposal):
-    """[V'] the exact distribution of the draw from row 0, integrated over both numbers."""
+    """[V'] the exact distribution of the draw from proposal 0, integrated over both numbers."""
     block_mass, mass = np.asarray(proposal.block_mass[0]), np.asarray(proposal.mass[0])
     first = pieces((np.cumsum(block_mass) / block_mass.sum()).tolist())
     inner = [np.cumsum(m) / m.sum() for m in mass if m.sum() > 0]
@@ -130,7 +130,7 @@ def test_impossible_tokens_are_never_drawn(vocab):
     assert len(set(token.tolist())) > 10
 
 
-def test_rows_draw_independently_of_each_other():
+def test_particles_draw_independently_of_each_other():
     rng = np.random.default_rng(9)
     log_p = random_log_p(9, 4, 6)
     uniforms = rng.random((4, 2)).astype(np.float32)
@@ -149,7 +149,7 @@ def test_rows_draw_independently_of_each_other():
         assert after[row] == before[row] and other_sum[row] == log_sum[row]
 
 
-def test_drawing_through_rows_equals_moving_the_rows():
+def test_drawing_through_parents_equals_moving_the_logits():
     log_p = jnp.asarray(random_log_p(10, 5, 8), jnp.float32)
     rows = jnp.array([3, 3, 0, 4, 1], jnp.int32)
     uniforms = jnp.asarray(np.random.default_rng(1).random((5, 2)), jnp.float32)
@@ -193,7 +193,7 @@ def exact_log_p(logits):
 
 
 def supports(vocab, rows=3):
-    """One for all rows, and one of each row's own."""
+    """One support for all particles, and one for each."""
     rng = np.random.default_rng(1)
     return rng.random((1, vocab)) < 0.5, rng.random((rows, vocab)) < 0.5
 
@@ -217,7 +217,7 @@ def test_large_vocabulary_agrees_with_float64(vocab):
         proposal = power_proposal(Logits(jnp.asarray(logits)), jnp.asarray(allowed), jnp.float32(3))
         power = np.where(allowed, np.exp(3 * log_p), 0)
         np.testing.assert_allclose(proposal.log_sum, np.log(power.sum(axis=1)), atol=1e-4)
-        # Draws: as many tokens before each as its numbers say.
+        # Draws: each token's cumulative mass brackets its uniform numbers.
         uniforms = np.random.default_rng(2).random((999, 2)).astype(np.float32)
         rows = np.arange(999) % 3
         token = np.asarray(draw(proposal, jnp.asarray(rows), jnp.asarray(uniforms)))
@@ -251,7 +251,7 @@ def test_a_tiny_tail_survives(vocab):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("vocab", [40, *LARGE])
-def test_bad_logits_stay_in_their_row(vocab, bad):
+def test_bad_logits_affect_only_their_particle(vocab, bad):
     logits, own = large_logits(vocab), jnp.arange(3, dtype=jnp.int32)
     allowed, uniforms = jnp.ones((1, vocab), bool), jnp.full((3, 2), 0.7, jnp.float32)
 
@@ -292,6 +292,6 @@ def test_what_sampling_writes(vocab, arrays):
         jax.ShapeDtypeStruct((num, 2), jnp.float32),
     )
     compiled = jax.jit(step).lower(*shapes).compile()
-    # What else there is: two rows of bounds and the masses of the blocks.
+    # All that is left: two arrays [V] of bounds and the masses of the blocks.
     size = num * vocab * 4
     assert compiled.memory_analysis().temp_size_in_bytes < (arrays + 0.3) * size

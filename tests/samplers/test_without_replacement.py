@@ -1,4 +1,4 @@
-"""Without-replacement SMC: exact on small trees, never two equal, unbiased, and well reported."""
+"""Without-replacement SMC: exact on small trees, no duplicates, unbiased, and what it reports."""
 
 import collections
 import dataclasses
@@ -17,7 +17,6 @@ from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine import decode
 from jax_power_smc.engine import sample as sampling
 from jax_power_smc.engine.decode import PromptInputs, SharedInputs
-from jax_power_smc.samplers.proposal import normalise
 from tests.models.small import assert_one_sentence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -43,7 +42,7 @@ def short_chunks():
 
 @dataclasses.dataclass(frozen=True)
 class LeastProbable(WithoutReplacement):
-    """The worst explicit children: those of the least mass."""
+    """The worst explicit children: the least probable ones."""
 
     def explicit(self, logits, allowed):
         return super().explicit(Logits(-logits.values), allowed)
@@ -84,7 +83,7 @@ def alive(result):
 
 @functools.partial(jax.jit, static_argnames=("cap",))
 def walk(target, sampler, keys, *, cap=CAP):
-    """Carries and observations of every step of the prompt [2, 0], [R, T, ...], and outcomes."""
+    """States and infos of every step of the prompt [2, 0], [R, T, ...], and final weights."""
 
     def one(key):
         prompt = jnp.array([2, 0], jnp.int32)
@@ -95,17 +94,17 @@ def walk(target, sampler, keys, *, cap=CAP):
             MODEL, cap, PARAMS, shared, inputs, logits, uniforms, decode.any_in_batch
         )
 
-        def body(carry, step):
+        def body(state, step):
             uniforms = prng.step_uniforms(key, step, sampler.population_size)
-            seen = decode.decode_step(
-                MODEL, PARAMS, shared, inputs, carry, uniforms, step - 1, decode.any_in_batch
+            after = decode.decode_step(
+                MODEL, PARAMS, shared, inputs, state, uniforms, step - 1, decode.any_in_batch
             )
-            return seen[0], seen
+            return after[0], after
 
         last, rest = jax.lax.scan(body, first[0], jnp.arange(1, cap, dtype=jnp.int32))
-        outcome = decode.finish(shared, inputs, last, prng.final_uniforms(key))
-        seen = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
-        return *seen, outcome
+        final = decode.finish(shared, inputs, last, prng.final_uniforms(key))
+        after = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
+        return *after, final
 
     return jax.vmap(one, axis_name="prompts")(keys)
 
@@ -116,15 +115,15 @@ def walked(sampler, runs=16, target=END, seed=3):
     return jax.device_get(walk(arrays, sampler.traced(), keys))
 
 
-def prefixes(carry, run, step):
-    """(row, tokens, ended, weight) of every row of positive weight after a step."""
-    particles = carry.particles
+def prefixes(state, run, step):
+    """(index, tokens, ended, log weight) of every particle of positive weight after a step."""
+    particles = state.particles
     for row in np.nonzero(np.isfinite(particles.log_weight[run, step]))[0].tolist():
         length = int(particles.length[run, step, row])
         weight = particles.log_weight[run, step, row] + particles.log_evidence[run, step]
         yield (
             row,
-            tuple(carry.tokens[run, step, row, :length].tolist()),
+            tuple(state.tokens[run, step, row, :length].tolist()),
             bool(particles.ended[run, step, row]),
             float(weight),
         )
@@ -185,12 +184,12 @@ def test_fewer_particles_have_noise():
     ("num_particles", "explicit_children"),
     [(3, 1), pytest.param(5, None, marks=pytest.mark.slow)],
 )
-def test_no_two_rows_are_ever_equal(num_particles, explicit_children):
-    carry, seen, outcome = walked(exactly(num_particles, explicit_children))
+def test_no_two_particles_are_ever_equal(num_particles, explicit_children):
+    state, info, final = walked(exactly(num_particles, explicit_children))
     full = 0
     for run in range(16):
         for step in range(CAP):
-            rows = list(prefixes(carry, run, step))
+            rows = list(prefixes(state, run, step))
             sequences = [tokens for _, tokens, _, _ in rows]
             assert len(set(sequences)) == len(sequences)
             running = [tokens for _, tokens, ended, _ in rows if not ended]
@@ -199,8 +198,8 @@ def test_no_two_rows_are_ever_equal(num_particles, explicit_children):
             assert all(len(y) == step + 1 and EOS not in y for y in running)
             assert all(y[-1] == EOS and EOS not in y[:-1] for y in pool)
             full += len(running) == num_particles
-    assert full and seen.resampled.any()
-    assert ((outcome.particle_index >= 0).sum(axis=1) <= num_particles).all()
+    assert full and info.resampled.any()
+    assert ((final.particle_index >= 0).sum(axis=1) <= num_particles).all()
 
 
 @pytest.mark.parametrize(("num_particles", "explicit_children"), [(3, 1), (5, None)])
@@ -208,7 +207,7 @@ def test_no_two_rows_are_ever_equal(num_particles, explicit_children):
 def test_every_step_conserves_the_mass(num_particles, explicit_children, ramp_tokens):
     """The evidence after a step is the sum of the weights of all children, and of the pool."""
     sampler = exactly(num_particles, explicit_children, ramp_tokens)
-    carry, _, _ = walked(sampler)
+    state, _, _ = walked(sampler)
     # log p of every prefix that continues [2, 0], by the model itself.
     listed = enumerated((2, 0), PowerTarget(1.0))
     log_p = collections.defaultdict(lambda: -np.inf)
@@ -231,8 +230,8 @@ def test_every_step_conserves_the_mass(num_particles, explicit_children, ramp_to
                     children = [log_p[(*y, v)] - log_p[y] for v in range(VOCAB)]
                     total += [weight + new * child for child in children]
             expected = np.logaddexp.reduce(total)
-            assert carry.particles.log_evidence[run, step] == pytest.approx(expected, abs=2e-5)
-            before = [(y, e, w) for _, y, e, w in prefixes(carry, run, step)]
+            assert state.particles.log_evidence[run, step] == pytest.approx(expected, abs=2e-5)
+            before = [(y, e, w) for _, y, e, w in prefixes(state, run, step)]
             assert np.logaddexp.reduce([w for _, _, w in before]) == pytest.approx(
                 expected, abs=2e-5
             )
@@ -241,22 +240,22 @@ def test_every_step_conserves_the_mass(num_particles, explicit_children, ramp_to
 
 def test_following_the_parents_replays_the_tokens():
     result = sample(exactly(5), prompts=[[2, 0]] * 16, seed=3)
-    carry, seen, outcome = walked(exactly(5), seed=3)
-    np.testing.assert_array_equal(result.info.particle_index, outcome.particle_index)
-    np.testing.assert_array_equal(result.info.parent, seen.parent)
+    state, info, final = walked(exactly(5), seed=3)
+    np.testing.assert_array_equal(result.info.particle_index, final.particle_index)
+    np.testing.assert_array_equal(result.info.parent, info.parent)
     moved = 0
     for run in range(16):
-        for particle, row in enumerate(outcome.particle_index[run].tolist()):
+        for particle, row in enumerate(final.particle_index[run].tolist()):
             if row < 0:
                 continue
             written = []
             for step in reversed(range(CAP)):
                 parent = int(result.info.parent[run, step, row])
-                before = int(carry.particles.length[run, step - 1, parent]) if step else 0
-                after = int(carry.particles.length[run, step, row])
+                before = int(state.particles.length[run, step - 1, parent]) if step else 0
+                after = int(state.particles.length[run, step, row])
                 assert after - before in (0, 1)
                 if after > before:
-                    written.append(int(carry.tokens[run, step, row, after - 1]))
+                    written.append(int(state.tokens[run, step, row, after - 1]))
                 moved += parent != row
                 row = parent
             assert row == 0  # the root
@@ -266,7 +265,7 @@ def test_following_the_parents_replays_the_tokens():
 
 
 def test_coalescence_is_the_common_prefix():
-    # No two rows of a step are equal, so particles that share tokens share rows, too.
+    # No two particles of a step are equal, so those that share tokens share ancestors, too.
     result = sample(LEAST_PROBABLE, prompts=PROMPTS * 16)
     keep = alive(result)
     lengths = []
@@ -283,7 +282,7 @@ def test_coalescence_is_the_common_prefix():
 # --- What is reported -------------------------------------------------------------------------
 
 
-def test_unused_rows_are_nothing():
+def test_unused_particles_are_empty():
     result = sample(exactly(LEAVES), cap=2)
     keep = alive(result)
     assert (keep.sum(axis=1) == 1 + 2 * 3).all()
@@ -300,7 +299,7 @@ def test_unused_rows_are_nothing():
     ess = weights.sum(axis=1) ** 2 / (weights**2).sum(axis=1)
     np.testing.assert_allclose(result.info.ess[:, -1], ess, rtol=1e-4)
     assert (result.info.distinct_roots == VOCAB).all()
-    # An unused row would be the empty sequence, and answer to nothing.
+    # An unused particle would be the empty sequence and have no answer.
     answers = [[tuple(row) for row in rows] for rows in result.sequences()]
     heaviest = np.argmax(weights, axis=1)
     assert result.vote(answers) == [answers[i][k] for i, k in enumerate(heaviest)]
@@ -311,7 +310,7 @@ def test_unused_rows_are_nothing():
     assert () not in [tuple(row) for row in result.draw() + result.best()]
 
 
-def test_one_particle_has_one_row_at_the_end():
+def test_one_particle_returns_one_sequence():
     result = sample(exactly(1, 1), prompts=PROMPTS * 4)
     assert (np.asarray(result.log_weights) == 0).all()
     assert len({tuple(row) for row in result.draw()}) > 2
@@ -326,16 +325,16 @@ def test_alpha_one_has_evidence_one(num_particles, explicit_children):
 
 
 def test_model_tokens_count_what_was_drawn():
-    carry, seen, _ = walked(exactly(5))
-    running = np.isfinite(carry.particles.log_weight[:, :, :5]).sum(axis=2)
-    drawn = carry.particles.drawn[:, -1]
-    # Every running row of every step was drawn; those that ended come on top.
+    state, info, _ = walked(exactly(5))
+    running = np.isfinite(state.particles.log_weight[:, :, :5]).sum(axis=2)
+    drawn = state.particles.drawn[:, -1]
+    # Every running particle of every step was drawn, and so were those that ended.
     assert (drawn >= running.sum(axis=1)).all() and (drawn <= 2 * 5 * CAP).all()
     result = sample(exactly(5), prompts=[[2, 0]] * 16, seed=3)
     np.testing.assert_array_equal(result.info.model_tokens, drawn)
-    forks = (seen.parent[:, :, :5] != np.arange(5)).sum(axis=2)
+    forks = (info.parent[:, :, :5] != np.arange(5)).sum(axis=2)
     np.testing.assert_array_equal(result.info.forks, forks)
-    np.testing.assert_array_equal(result.info.resampled, seen.resampled)
+    np.testing.assert_array_equal(result.info.resampled, info.resampled)
 
 
 # --- Early stop -------------------------------------------------------------------------------
@@ -355,7 +354,7 @@ def test_what_an_early_stop_leaves_out_is_bounded(early_stop, num_particles):
     stops = dropped > 0
     assert stops.any() or early_stop < 1e-3
     lost = 1 - np.exp(np.asarray(stopped.log_evidence) - np.asarray(full.log_evidence))
-    # The same random numbers: up to the stop both runs are one.
+    # The random numbers are the same, so up to the stop both runs are, too.
     assert (lost <= dropped + 1e-5).all() and (lost >= -1e-5).all()
     np.testing.assert_array_equal(
         np.asarray(stopped.log_evidence)[~stops], np.asarray(full.log_evidence)[~stops]
@@ -381,7 +380,7 @@ def test_no_early_stop_while_a_ramp_runs():
     assert (ramped.info.dropped_mass == 0).all()
     np.testing.assert_array_equal(ramped.tokens, unstopped.tokens)
     np.testing.assert_array_equal(ramped.log_evidence, unstopped.log_evidence)
-    # A ramp that is over at the third token ends its protection there.
+    # A ramp that ends at the third token protects nothing after it.
     short = sample(WithoutReplacement(5, ramp_tokens=2, early_stop=1.0), target, **options)
     assert (short.info.dropped_mass > 0).any()
     assert (np.asarray(short.lengths).max(axis=1)[short.info.dropped_mass > 0] <= 3).all()
@@ -409,7 +408,7 @@ def test_the_draw_follows_the_target_where_nothing_is_left_out():
     counts = collections.Counter(tuple(row) for row in result.draw())
     chance = enumerated((2, 0), END).probabilities()
     assert chi_square(counts, chance) > 1e-5
-    # The test can tell another alpha.
+    # The test can distinguish another alpha.
     assert chi_square(counts, enumerated((2, 0), PowerTarget(2.2, (EOS,))).probabilities()) < 1e-5
 
 
@@ -440,72 +439,11 @@ def test_the_wrong_explicit_child_changes_no_expectation(ramp_tokens):
 
 def test_one_particle_with_one_explicit_child_is_unbiased():
     assert np.abs(z_scores(exactly(1, 1))).max() < 4.5
-    # The scores can tell a target that is nearly the same.
+    # The scores can distinguish a target that is nearly the same.
     assert np.abs(z_scores(exactly(1, 1), alpha=2.4)).max() > 4.5
 
 
-# --- A large vocabulary in float32 ------------------------------------------------------------
-
-
-def test_tail_masses_of_a_large_vocabulary():
-    vocab, rows, explicit = 152_000, 2, 8
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(rows, vocab))
-    logits[:, rng.permutation(vocab)[:explicit]] += 19 + rng.random(explicit)
-    log_p = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32)
-    ends = np.zeros((rows, vocab), bool)
-    ends[:, ::50] = True
-    target = PowerTarget(4.0, (0,)).arrays(vocab, 8)
-    logits = jnp.asarray(log_p)
-    children = jax.jit(WithoutReplacement(rows, explicit).children)(
-        Logits(jnp.asarray(log_p)),
-        normalise(Logits(jnp.asarray(log_p))),
-        target,
-        jnp.asarray(ends),
-        jnp.float32(4),
-        jnp.int32(0),
-    )
-    exact = 4 * log_p.astype(np.float64)
-    token = np.asarray(children.token)
-    rest = np.ones((rows, vocab), bool)
-    np.put_along_axis(rest, token, False, axis=1)
-    for found, inside in ((children.live, rest & ~ends), (children.ending, rest & ends)):
-        truth = np.array(
-            [np.logaddexp.reduce(row[keep]) for row, keep in zip(exact, inside, strict=True)]
-        )
-        assert (truth < -30).all()
-        np.testing.assert_allclose(np.asarray(found)[:, -1], truth, rtol=1e-6)
-        np.testing.assert_allclose(np.exp(np.asarray(found)[:, -1] - truth), 1, rtol=1e-4)
-    # The difference of the sums is zero or rounding: far from the truth either way.
-    mass = np.exp(4 * log_p)
-    difference = mass.sum(axis=1) - np.take_along_axis(mass, token, axis=1).sum(axis=1)
-    truth = np.where(rest, np.exp(exact), 0).sum(axis=1)
-    assert (np.abs(difference / truth - 1) > 0.99).all()
-    # The explicit children are the largest, and none is in both.
-    largest = np.argsort(-log_p, axis=1)[:, :explicit]
-    assert (np.sort(token, axis=1) == np.sort(largest, axis=1)).all()
-    both = np.concatenate([children.going, children.ending], axis=1)
-    assert np.isfinite(both).sum() == rows * (explicit + 2)
-
-
-@pytest.mark.parametrize("own_supports", [False, True])
-def test_explicit_children_of_a_large_vocabulary_are_the_largest(own_supports):
-    # 64 blocks of 64 tokens: enough to look for the 16 largest in a few blocks only.
-    rows, vocab, explicit = 3, 4096, 16
-    rng = np.random.default_rng(4)
-    logits = rng.normal(size=(rows, vocab)).astype(np.float32)
-    logits[0, 1000:1100] += 10  # many of them in one block
-    logits[1] = np.round(logits[1])  # ties
-    allowed = rng.random((rows if own_supports else 1, vocab)) < 0.5
-    sampler = WithoutReplacement(rows, explicit)
-    token = np.asarray(sampler.explicit(Logits(jnp.asarray(logits)), jnp.asarray(allowed)))
-    inside = np.where(allowed, logits, -np.inf)
-    found = np.take_along_axis(inside, token, axis=1)
-    np.testing.assert_array_equal(-np.sort(-found), -np.sort(-inside)[:, :explicit])
-    assert all(len(set(row)) == explicit for row in token.tolist())
-
-
-# --- Company, arguments -----------------------------------------------------------------------
+# --- Neighbours, arguments --------------------------------------------------------------------
 
 ARRAYS = ("tokens", "lengths", "finished", "log_probs", "log_weights", "log_evidence", "choice")
 INFO = ("ess", "resampled", "forks", "parent", "rows", "dropped_mass", "model_tokens")
@@ -522,11 +460,11 @@ def assert_same(one, two, rows, other_rows):
             )
 
 
-def test_company_and_order_change_no_bit():
+def test_neighbours_and_order_change_no_bit():
     sampler, everyone = WithoutReplacement(5, early_stop=0.05), [0, 1, 2, 3]
     together = sample(sampler)
     assert together.info.forks.sum() > 3 and (together.info.dropped_mass > 0).any()
-    # Within one executable: another order, alone among idle rows, other neighbours.
+    # Within one executable: another order, alone among idle slots, other neighbours.
     order = [2, 0, 3, 1]
     turned = sample(sampler, prompts=[PROMPTS[i] for i in order], prompt_ids=order)
     assert_same(together, turned, order, everyone)
@@ -537,7 +475,7 @@ def test_company_and_order_change_no_bit():
     assert_same(together, others, [1], [0])
     # The table's results are exact, so the width of the batch does not matter either.
     assert_same(together, sample(sampler, prompts_per_batch=1), everyone, everyone)
-    # And what does matter: the id of a prompt.
+    # What does matter is the id of a prompt.
     assert not np.array_equal(together.tokens, sample(sampler, prompt_ids=[4, 5, 6, 7]).tokens)
 
 
@@ -557,7 +495,7 @@ def test_company_and_order_change_no_bit():
         ({"early_stop": True}, "early_stop"),
     ],
 )
-def test_bad_values_are_refused(change, name):
+def test_invalid_values_are_refused(change, name):
     with pytest.raises(ValueError) as error:
         WithoutReplacement(**{"num_particles": 4, **change})
     assert str(error.value).startswith(f"{name} is ")

@@ -1,4 +1,4 @@
-"""The exponent ramp and its payback."""
+"""The exponent ramp, its bridge and its catch-up."""
 
 import itertools
 
@@ -57,7 +57,7 @@ def test_bridge_adds_the_difference_times_log_p():
 
 @pytest.mark.parametrize("ramp_tokens", [0, 1, 3, 50])
 @pytest.mark.parametrize("last_step", [0, 2, 9])
-def test_ramp_and_catch_up_pay_alpha_minus_one_in_total(x64, ramp_tokens, last_step):
+def test_ramp_and_catch_up_add_alpha_minus_one_in_total(x64, ramp_tokens, last_step):
     log_prob = jnp.array([-0.3, -7.0])
     alpha = jnp.asarray(4.0)
     log_weight, old = jnp.zeros(2), jnp.asarray(1.0)

@@ -79,19 +79,19 @@ def test_running_sum_is_monotone_and_flat_where_the_mass_is_zero():
     np.testing.assert_allclose(cdf, np.cumsum(mass.astype(np.float64)), rtol=1e-5)
 
 
-def test_rows_are_inverted_one_by_one():
+def test_each_distribution_is_inverted_separately():
     rng = np.random.default_rng(7)
     mass = rng.exponential(size=(20, 9)) * (rng.random((20, 9)) < 0.5)
     mass[:, 4] += 0.1
     uniforms = rng.random(20)
-    rows = inverse_cdf.invert_rows(
+    each = inverse_cdf.invert_each(
         jnp.asarray(mass, jnp.float32), jnp.asarray(uniforms, jnp.float32)
     )
     single = [int(invert(m, [u])[0]) for m, u in zip(mass, uniforms, strict=True)]
-    assert np.asarray(rows).tolist() == single
+    assert np.asarray(each).tolist() == single
     assert len(set(single)) > 3
 
 
-def test_last_positive_of_rows_and_of_nothing():
+def test_last_positive_along_the_last_axis_and_of_nothing():
     mass = jnp.array([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     assert np.asarray(inverse_cdf.last_positive(mass)).tolist() == [1, 0, 2]

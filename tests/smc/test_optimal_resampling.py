@@ -1,4 +1,4 @@
-"""Selection without replacement: its threshold, its counts, its mean, and no mode ever lost."""
+"""Optimal resampling: its threshold, its counts, its mean, and that no mode is ever lost."""
 
 import functools
 
@@ -30,7 +30,7 @@ def oracle_log_threshold(log_mass, num_keep):
     for _ in range(200):
         middle = (low + high) / 2
         below = finite < middle
-        # Only the small ones are added up: beside a 1 they would be rounded away.
+        # Only the small ones are summed: beside a 1 they would be rounded away.
         if np.exp(finite[below] - middle).sum() > num_keep - (~below).sum():
             low = middle
         else:
@@ -125,7 +125,7 @@ def test_the_example_of_the_docstring():
 
 @pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3, 1.0, 30.0])
 @pytest.mark.parametrize("num_keep", [1, 3, 4, 16, 199])
-def test_exactly_so_many_are_kept_for_every_uniform(num_keep, spread):
+def test_exactly_n_are_kept_for_every_uniform(num_keep, spread):
     for seed, size in ((0, num_keep + 1), (1, num_keep + 2), (2, 3 * num_keep), (3, 500)):
         log_mass = random_log_mass(seed, size, spread, impossible=0.0).astype(np.float32)
         new = kept(log_mass, num_keep, many_uniforms(seed))
@@ -137,9 +137,9 @@ def test_exactly_so_many_are_kept_for_every_uniform(num_keep, spread):
 
 
 @pytest.mark.parametrize("tiny", [-16.0, -12.0, -8.0])
-def test_exactly_so_many_among_equals_and_a_few_tiny_ones(tiny):
+def test_exactly_n_are_kept_of_equal_ones_and_a_few_tiny_ones(tiny):
     # Shares are 1 up to rounding, and a running sum in float32 has steps of 1e-4 near 2048: two
-    # points must not fall on one candidate, and none behind the last one.
+    # points must not fall on one candidate, nor any beyond the last one.
     num = 2048
     for order in (1, -1):
         log_mass = np.array([0.0] * num + [tiny] * 30, np.float32)[::order]
@@ -149,7 +149,7 @@ def test_exactly_so_many_among_equals_and_a_few_tiny_ones(tiny):
         np.testing.assert_allclose(mass, np.exp(log_mass.astype(np.float64)).sum(), rtol=1e-5)
 
 
-def test_exactly_so_many_of_nearly_equal_ones():
+def test_exactly_n_are_kept_of_nearly_equal_ones():
     num = 2048
     for seed, spread in enumerate((1e-7, 1e-5, 1e-3)):
         log_mass = spread * np.random.default_rng(seed).normal(size=num + 3)

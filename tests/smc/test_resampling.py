@@ -30,14 +30,14 @@ def random_weights(seed, num, alive=0.7):
     return weights / weights.sum()
 
 
-def test_all_schemes_of_the_paper_are_there():
+def test_the_schemes_are_those_of_the_paper():
     assert set(resampling.SCHEMES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", range(3))
 def test_expected_counts_are_n_times_the_weight(x64, name, seed):
-    # A mean of counts is a sum over slots, and each slot's number is uniform by itself, so one
+    # A mean of counts is a sum over slots, and each slot's number is uniform on its own, so one
     # grid for all slots at once integrates it.
     weights, num, size = random_weights(seed, 7), 7, 20000
     grid = jnp.asarray((np.arange(size) + 0.5) / size)
@@ -152,13 +152,13 @@ def test_in_place_keeps_the_multiset_and_the_slots_of_survivors(num, seed):
         assert moved[survivor] == survivor
 
 
-def test_in_place_leaves_the_identity_alone():
+def test_in_place_keeps_the_identity():
     moved = resampling.in_place(jnp.arange(6, dtype=jnp.int32)[::-1])
     assert np.asarray(moved).tolist() == list(range(6))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_schemes_give_the_same_under_jit_and_vmap(name):
+def test_schemes_are_the_same_under_jit_and_vmap(name):
     weights = np.stack([random_weights(s, 8) for s in range(3)]).astype(np.float32)
     uniforms = np.random.default_rng(9).random((3, 8)).astype(np.float32)
     scheme = resampling.SCHEMES[name]

@@ -1,8 +1,8 @@
-"""Resampling against other people's: ``blackjax`` and ``particles`` on the same numbers.
+"""Resampling against other libraries: ``blackjax`` and ``particles`` on the same numbers.
 
-Both read an inverse CDF by ``point <= cdf`` and ours by ``point < cdf``: at a point that lies on an
-edge theirs is the index that ends there (also one of weight zero, at point 0), ours the next one
-of positive weight. Everywhere else they must agree, slot by slot.
+Both invert a CDF by ``point <= cdf``, and this library by ``point < cdf``. At a point on an edge
+they draw the index that ends there (even one of weight zero, at point 0), and this library the next
+index of positive weight. Everywhere else all must agree, slot by slot.
 """
 
 import jax
@@ -61,8 +61,8 @@ class Numbers:
 
 
 def by_particles(name, weights, numbers, monkeypatch):
-    """What particles draws, and the uniform numbers that it drew with, slot by slot."""
-    # Its latest release, 0.4, asks for numpy < 2, so it is not among what the tests install.
+    """What ``particles`` draws, and the uniform numbers it used, slot by slot."""
+    # Its latest release, 0.4, requires numpy < 2, so it is not among the test dependencies.
     module = pytest.importorskip("particles.resampling")
     monkeypatch.setattr(module, "random", numbers)
     num = len(weights)
@@ -113,7 +113,7 @@ EDGES = [
 def test_points_on_the_edges(x64, name, weights, uniform, expected, monkeypatch):
     weights = np.array(weights)
     assert ours(name, weights, np.full(4, uniform)).tolist() == expected
-    # Theirs is the same just to the right of the edge, and on it something else somewhere.
+    # Just to the right of the edge blackjax agrees; on it, it differs somewhere.
     for nudge in (1e-9, 0.0):
         monkeypatch.setattr(
             jax.random, "uniform", lambda key, shape=(), at=uniform + nudge: jnp.full(shape, at)
