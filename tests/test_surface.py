@@ -109,12 +109,8 @@ def test_unknown_names_are_attribute_errors():
 def test_type_checkers_see_the_same_names():
     """The imports under TYPE_CHECKING, the table of homes and ``__all__`` agree."""
     source = (ROOT / "jax_power_smc" / "__init__.py").read_text()
-    seen = dict(
-        (name, module)
-        for module, name in re.findall(
-            r"^    from ([\w.]+) import \(?\s*(\w+) as \2", source, flags=re.MULTILINE
-        )
-    )
+    imports = r"^    from ([\w.]+) import \(?\s*(\w+) as \2"
+    seen = {name: module for module, name in re.findall(imports, source, flags=re.MULTILINE)}
     assert sorted(seen) == sorted(psmc.__all__) == psmc.__all__
     for name, module in seen.items():
         if name in MODULES:

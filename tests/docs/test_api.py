@@ -7,7 +7,6 @@ PAGE = (ROOT / "docs" / "api.md").read_text("utf-8")
 NAMES = re.findall(r"^::: ([\w.]+)$", PAGE, flags=re.MULTILINE)
 
 
-
 def test_the_reference_covers_the_public_surface():
     assert {f"jax_power_smc.{name}" for name in psmc.__all__} == set(NAMES)
 

@@ -100,7 +100,9 @@ def test_attributes_of_results_and_engines_exist(page):
     for span in inline_code(page.read_text("utf-8")):
         for owner, name in re.findall(r"\b(\w+)\.(\w+)", span):
             if owner in OWNERS and not hasattr(OWNERS[owner], name):
-                assert re.search(rf"\b(self\.)?{name}(:| =)", inspect.getsource(OWNERS[owner])), span
+                assert re.search(rf"\b(self\.)?{name}(:| =)", inspect.getsource(OWNERS[owner])), (
+                    span
+                )
 
 
 def test_identifiers_are_those_of_the_code(page):
