@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow test-cluster test-pods parity lint docs clean
+.PHONY: install demo test test-quick test-slow test-cluster test-pods parity lint docs clean
 
 install: .venv/installed
 
@@ -31,6 +31,16 @@ PYTEST := JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist l
 
 test: install
 	$(PYTEST) -m "not slow and not pods and not cluster"
+
+# Those that compile little, for every small change. New files join them if the whole stays under two
+# minutes on two cores.
+QUICK := tests/core tests/smc tests/results tests/tasks tests/report tests/docs \
+	tests/targets/test_power.py tests/targets/test_stop_rules.py tests/samplers/test_power_smc.py \
+	tests/models/test_base.py $(wildcard tests/test_*.py)
+
+test-quick: install
+	$(PYTEST) -m "not slow and not pods and not cluster" $(QUICK) \
+		--ignore=tests/smc/test_resampling_oracles.py
 
 # The long statistical proofs.
 test-slow: install

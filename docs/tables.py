@@ -400,7 +400,7 @@ def loading() -> str:
     titles = {
         "ours": "`psmc.load`",
         "safetensors.flax.load_file": "safetensors' own loader (does not transpose)",
-        "orbax": "`psmc.save`, then `psmc.load` (Orbax)",
+        "orbax": "an Orbax checkpoint (removed: it won nothing)",
     }
 
     def span(metric: str, method: str, dtype: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 import jax_power_smc as psmc
 from tests.paths import ROOT
+from tests.test_architecture import ORDER
 
 PACKAGE = ROOT / "jax_power_smc"
 PAGES = [
@@ -62,6 +63,25 @@ def file_names():
     return {path.name for folder in folders for path in folder.rglob("*")} | {
         path.name for path in ROOT.iterdir()
     }
+
+
+def test_the_makefile_names_files_that_exist():
+    """And CI, the packaging and the hooks."""
+    for file in ("Makefile", "setup.cfg", ".ci/run", ".pre-commit-config.yaml", "mkdocs.yml"):
+        text = re.sub(r"\.venv/\S*|\$\(BIN\)/\S*|runs/\S*", "", (ROOT / file).read_text("utf-8"))
+        # Pages that the build makes of notebooks.
+        text = re.sub(r"(notebooks/\w+)\.md", r"\1.py", text)
+        text = re.sub(r"exclude_docs:.*?\n\n", "", text, flags=re.DOTALL)
+        bases = {"mkdocs.yml": ROOT / "docs"}
+        for name in FILE.findall(text):
+            base = bases.get(file, ROOT)
+            assert (base / name).exists() or (ROOT / name).exists() or "*" in name, (file, name)
+
+
+def test_the_picture_has_every_folder():
+    picture = (ROOT / "docs/architecture.md").read_text("utf-8").split("```")[1]
+    for folder in ORDER:
+        assert re.search(rf"(^|\s){folder}/", picture), folder
 
 
 @pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
