@@ -1,11 +1,6 @@
 """How close each sampler comes to the power distribution, by its evidence."""
 
-import os
-
 import ml_collections
-
-# Models that are not in the repository, as for the tests.
-DATA = os.environ.get("PSMC_TEST_DATA", "../shared")
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -31,11 +26,11 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Language models, without exact log Z: first the embedded one on its own problems, then any
     # other on beginnings of texts, which it continues for exactly text_max_new_tokens tokens. A
-    # directory that is absent is left out, with a message.
+    # directory that is absent is left out, with a word.
     config.models = ("tiny-reasoner",)
     config.prompts = 16
     config.max_new_tokens = 384
-    config.text_models = (f"{DATA}/models/stories260K",)
+    config.text_models = ("../shared/models/stories260K",)
     config.texts = (
         "Once upon a time, there was a little girl named Lily.",
         "Tom and his dog went to the park.",
