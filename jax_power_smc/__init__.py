@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jax_power_smc.models.base import LanguageModel as LanguageModel
     from jax_power_smc.models.checkpoints.load import LoadedModel as LoadedModel
     from jax_power_smc.models.checkpoints.load import load as load
+    from jax_power_smc.models.checkpoints.saved import save as save
     from jax_power_smc.models.table_lm import TableLM as TableLM
     from jax_power_smc.models.transformer.config import CheckpointError as CheckpointError
     from jax_power_smc.models.transformer.config import TransformerConfig as TransformerConfig
@@ -77,6 +78,7 @@ _HOME = {
     "make_mesh": "core.mesh",
     "pool": "results.evidence",
     "sample": "engine.sample",
+    "save": "models.checkpoints.saved",
     "stream": "engine.engine",
 }
 _MODULES = {
@@ -118,6 +120,7 @@ __all__ = [
     "make_mesh",
     "pool",
     "sample",
+    "save",
     "stream",
     "theory",
 ]
