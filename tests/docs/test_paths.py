@@ -118,7 +118,7 @@ def resolve(module, parts):
 
 def test_attributes_of_results_and_engines_exist(page):
     for span in inline_code(page.read_text("utf-8")):
-        for owner, name in re.findall(r"\b(\w+)\.(\w+)", span):
+        for owner, name in re.findall(r"(?<!/)\b(\w+)\.(?!py\b)(\w+)", span):
             if owner in OWNERS and not hasattr(OWNERS[owner], name):
                 assert re.search(rf"\b(self\.)?{name}(:| =)", inspect.getsource(OWNERS[owner])), (
                     span
