@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow test-cluster test-pods parity lint docs clean
+.PHONY: install demo test test-quick test-slow test-cluster test-pods parity lint docs clean
 
 install: .venv/installed
 
@@ -14,7 +14,7 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[dev,test]'
 	@touch $@
 
-# An earlier demo's records would be gone on with, so they make room.
+# A job would resume the records of an earlier demo, so they are moved away.
 demo: install
 	@rm -rf runs/demo.before; [ ! -d runs/demo ] || mv runs/demo runs/demo.before
 	$(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/demo \
@@ -25,31 +25,42 @@ demo: install
 	@echo '  $(BIN)/python -m launch.generate --prompt="Mia packs 147 boxes with 23 pens each. Then Mia buys 38 more bags with 64 each. How many pens is that?"'
 	@echo '  $(BIN)/python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=runs/more --config.limit=100 --config.num_particles=16'
 
-# Most of its time goes into compiling programs that run for milliseconds, so they are compiled as
-# quickly as can be, and each by one process only.
+# Most of the time goes into compiling programs that run for milliseconds, so they are compiled with
+# few optimizations, and each in one process only.
+PYTEST := JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: install
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
-		-m "not slow and not pods and not cluster"
+	$(PYTEST) -m "not slow and not pods and not cluster"
+
+# Those that compile little, for every small change. New files join them if the whole stays under two
+# minutes on two cores.
+QUICK := tests/core tests/smc tests/results tests/tasks tests/report tests/docs \
+	tests/targets/test_power.py tests/targets/test_stop_rules.py tests/samplers/test_power_smc.py \
+	tests/models/test_base.py $(wildcard tests/test_*.py)
+
+test-quick: install
+	$(PYTEST) -m "not slow and not pods and not cluster" $(QUICK) \
+		--ignore=tests/smc/test_resampling_oracles.py
 
 # The long statistical proofs.
 test-slow: install
 	$(BIN)/python -m pytest -n 2 -m slow
 
-# Runs under a real mpirun and a real SLURM of this machine alone, those of them that are installed
-# (Debian: openmpi-bin, slurm-wlm, munge); no other target needs them.
+# Runs under a real mpirun and a real SLURM on this machine alone, where they are installed (Debian:
+# openmpi-bin, slurm-wlm, munge); no other target needs them.
 test-cluster: install
 	$(BIN)/python -m pytest -n 0 -rs -m "cluster and not pods" tests/cluster
 
-# More runs on many devices and by several processes than CI has time for.
+# Further runs on many devices and by several processes, for which CI has no time.
 test-pods: install
 	$(BIN)/python -m pytest -n 0 -rs -m pods
 
-# Compares with PyTorch, live: the reference implementation of every model family, and the peers of
-# the benchmark. (python -m tests.parity.make_golden writes anew what make test compares with.)
+# Compares with PyTorch, live: the reference implementation of every model family, and the baseline of
+# the speed benchmark. (python -m tests.parity.make_golden rewrites what make test compares with.)
 parity: install
 	$(BIN)/pip install --quiet --editable '.[dev,test,torch]'
 	$(BIN)/python -m tests.parity.make_golden --check
-	$(BIN)/python -m pytest -n 2 tests/parity tests/benchmarks/test_peers.py
+	$(BIN)/python -m pytest -n 2 tests/parity tests/benchmarks/test_torch_baseline.py
 
 lint: install
 	$(BIN)/ruff check .

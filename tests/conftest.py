@@ -7,8 +7,8 @@ from tests.paths import SHARED
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# make test asks for the first: most programs of tests run for milliseconds, and what counts is the
-# time to compile them, which the second halves once more. (A flag that XLA does not know ends it.)
+# make test sets the first: most programs of tests run for milliseconds, so what counts is the time
+# to compile them. The second halves that time again. (XLA aborts on a flag that it does not know.)
 if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1" and importlib.metadata.version(
     "jaxlib"
 ).startswith("0.10."):
@@ -19,8 +19,8 @@ import pytest
 
 from jax_power_smc.engine import executables
 
-# So many, for meshes; what is not on a mesh runs on the first of them. Programs that tests start
-# have one, unless they ask for more.
+# For tests of meshes; what is not on a mesh runs on the first device. Programs that tests start
+# have one device unless they ask for more.
 NUM_DEVICES = 8
 
 jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
@@ -36,7 +36,7 @@ needs_stories = pytest.mark.skipif(
 
 
 def pytest_configure(config):
-    """What a process has compiled, others and later runs need not compile (it is in .pytest_cache).
+    """Compiled programs are kept in .pytest_cache, for other processes and later runs.
 
     Launchers that tests start use the same directory.
     """
@@ -56,13 +56,13 @@ def x64():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Programs of a module that run for milliseconds: what counts is the time to compile them."""
+    """For modules whose programs run for milliseconds: what counts is the time to compile them."""
     yield from _optimizations(False)
 
 
 @pytest.fixture(scope="module")
 def full_optimization():
-    """For modules that look at compiled programs."""
+    """For modules that inspect compiled programs."""
     yield from _optimizations(True)
 
 
@@ -81,8 +81,8 @@ def stories():
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Compiled programs of a module go with it: the maps of memory that a process may hold (65530
-    on Linux) are used up by some thousand of them, and the compiler then aborts."""
+    """Drops a module's compiled programs after it: a process may have 65,530 memory maps on Linux,
+    a few hundred programs use them up, and the compiler then aborts."""
     yield
     jax.clear_caches()
     executables.forget()

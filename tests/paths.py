@@ -4,6 +4,6 @@ import os
 import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Data, models and tokenizers that the project does not ship. Tests that need them are skipped, and
-# say so, where the folder is absent.
+# Data, models and tokenizers that the project does not ship. Tests that need them are skipped, with
+# a reason, where the folder is absent.
 SHARED = pathlib.Path(os.environ.get("PSMC_TEST_DATA", ROOT.parent / "shared"))
