@@ -20,7 +20,7 @@ from jax_power_smc.benchmarks import timing
 from jax_power_smc.benchmarks.ablations import AlteredModel, ForcedResampling, step_bytes
 from jax_power_smc.benchmarks.records import Write
 from jax_power_smc.benchmarks.timing import Decoded, Report, in_turn
-from jax_power_smc.engine.scheduler import ActiveRequest
+from jax_power_smc.engine.request import ActiveRequest
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement

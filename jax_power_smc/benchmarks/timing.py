@@ -12,8 +12,9 @@ import numpy as np
 from jax_power_smc.core import prng
 from jax_power_smc.engine import executables
 from jax_power_smc.engine.buckets import Sizes
-from jax_power_smc.engine.sample import CHUNK, GROUPS
-from jax_power_smc.engine.scheduler import ActiveRequest, Scheduler
+from jax_power_smc.engine.request import ActiveRequest
+from jax_power_smc.engine.scheduler import Scheduler
+from jax_power_smc.engine.slot_plan import CHUNK, GROUPS
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Kernel
 
@@ -103,13 +104,14 @@ class Decoded(NamedTuple):
 
     @property
     def _rows(self) -> int:
-        (left,) = {work.left.final.particle_index.shape[-1] for work in self.works if work.left}
+        outcomes = [work.outcome for work in self.works if work.outcome]
+        (left,) = {outcome.final.particle_index.shape[-1] for outcome in outcomes}
         return left
 
     def _seen(self, name: str) -> np.ndarray:
         """What was observed at the steps of all prompts; the last chunk may go beyond the cap."""
         return np.concatenate(
-            [np.asarray(getattr(work.seen, name))[0, : work.cap] for work in self.works]
+            [np.asarray(getattr(work.steps, name))[0, : work.cap] for work in self.works]
         )
 
 

@@ -12,7 +12,8 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
-from jax_power_smc.engine import executables, sample
+from jax_power_smc.engine import executables, slot_plan
+from jax_power_smc.engine.scheduler import Scheduler
 from jax_power_smc.engine.target_batch import TargetBatch
 from jax_power_smc.engine.timing import ReadyTimes
 
@@ -39,8 +40,22 @@ ARRAYS = ("tokens", "lengths", "finished", "log_probs", "log_weights", "log_evid
 def short_chunks():
     """Many rounds within few steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "CHUNK", 3)
+        patch.setattr(slot_plan, "CHUNK", 3)
         yield
+
+
+@pytest.fixture(autouse=True)
+def integrity(monkeypatch):
+    """The scheduler's bookkeeping is checked after every round."""
+    original = Scheduler._round
+
+    def checked(self, arrivals):
+        done = original(self, arrivals)
+        self.check_integrity()
+        assert all(request not in self._occupants for request in done)
+        return done
+
+    monkeypatch.setattr(Scheduler, "_round", checked)
 
 
 def request(i, **changes):

@@ -9,9 +9,8 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc import Ancestral, PowerSMC, PowerTarget, TableLM
-from jax_power_smc.engine import buckets, executables, programs
-from jax_power_smc.engine import sample as sampling
-from jax_power_smc.engine.scheduler import Scheduler
+from jax_power_smc.engine import buckets, executables, programs, slot_plan
+from jax_power_smc.engine.device_slots import DeviceSlots
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -124,7 +123,7 @@ def test_equal_prompts_differ_by_their_ids_only():
 
 
 def test_the_length_of_chunks_does_not_matter(four, monkeypatch):
-    monkeypatch.setattr(sampling, "CHUNK", 3)
+    monkeypatch.setattr(slot_plan, "CHUNK", 3)
     assert_same(four, sample())
 
 
@@ -146,15 +145,15 @@ def test_prompts_of_several_buckets_come_back_in_order(four):
 
 def test_an_early_end_stops_the_chunks_and_fills_in_idle_steps(monkeypatch):
     calls = []
-    original = Scheduler._call
+    original = DeviceSlots._call
 
     def counted(self, function, static, *args):
         calls.append(function)
         return original(self, function, static, *args)
 
     sure = PARAMS._replace(logits=PARAMS.logits.at[..., 1].add(30.0))
-    monkeypatch.setattr(sampling, "CHUNK", 3)
-    monkeypatch.setattr(Scheduler, "_call", counted)
+    monkeypatch.setattr(slot_plan, "CHUNK", 3)
+    monkeypatch.setattr(DeviceSlots, "_call", counted)
     result = sample(params=sure, max_new_tokens=30)
     assert calls.count(programs.decode_chunk) <= 2
     assert np.asarray(result.lengths).tolist() == [[1] * 4] * 4
@@ -244,7 +243,7 @@ def test_a_program_is_compiled_once_for_each_bucket():
 
     def compiled(prompt_tokens, new_tokens, **target):
         """How many programs of each kind requests of these lengths make necessary."""
-        names = ("enter", "run_chunk", "grow", "harvest", "insert")
+        names = ("prefill", "decode_chunk", "resize_cache", "finalize", "insert")
         before = {name: executables.compiled_count(getattr(programs, name)) for name in names}
         target = PowerTarget(**{"alpha": 2.0, **target})
         requests = [psmc.StreamRequest([3] * prompt_tokens, target, new_tokens)]

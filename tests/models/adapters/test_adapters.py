@@ -218,7 +218,7 @@ every_case = pytest.mark.parametrize("name", CASES)
 def short_chunks():
     """Prompts enter at clocks that the capacity of 9, which is CAP rounded up, does not divide."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "CHUNK", 3)
+        patch.setattr("jax_power_smc.engine.slot_plan.CHUNK", 3)
         patch.setattr(buckets, "SMALLEST_PROMPT_BUCKET", 8)  # one for all prompts
         yield
 
