@@ -269,14 +269,16 @@ class Scheduler:
     ) -> list[ActiveRequest]:
         """The requests that are lost with the program that failed: all in slots or leaving them.
 
-        Those that are waiting are not lost: the next ones enter empty slots.
+        Those that are waiting are not lost: they enter empty slots.
         """
         occupants = filter(None, self._occupants)
         leaving = (request for group, _ in self._leaving for request in group.values())
-        lost = [r for r in dict.fromkeys([*occupants, *leaving, *entering]) if r not in done]
+        safe, held = {*done, *self._held}, self._held
+        lost = [r for r in dict.fromkeys([*occupants, *leaving, *entering]) if r not in safe]
         for request in lost:
             request.error = error
         self._clear()
+        self._held = held
         return lost
 
     # --- For tests ---

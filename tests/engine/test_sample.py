@@ -1,4 +1,4 @@
-"""The engine: reproducible, indifferent to company and padding, compiled once, checked first."""
+"""``sample``: reproducible, independent of neighbours and padding, compiled once, checked first."""
 
 import dataclasses
 
@@ -104,7 +104,7 @@ def test_the_size_of_batches_does_not_matter(four, width):
     assert_same(four, sample(prompts_per_batch=width))
 
 
-def test_rows_without_a_prompt_change_nothing_and_are_dropped(four):
+def test_idle_slots_change_nothing_and_are_dropped(four):
     three = sample(PROMPTS[:3])
     assert three.tokens.shape[0] == 3
     assert_same(three, four, range(3))
@@ -262,7 +262,7 @@ def test_a_program_is_compiled_once_for_each_bucket():
     assert compiled(100, 290, alpha=1.5) == [0, 0, 0, 0, 0]
 
 
-# --- The door -------------------------------------------------------------------------------
+# --- Checks of the arguments ---
 
 
 @dataclasses.dataclass(frozen=True)
@@ -429,7 +429,7 @@ def test_logits_that_are_no_numbers_are_reported_for_their_prompt(sampler, bad):
     ids=["smc", "mh"],
 )
 @pytest.mark.parametrize("asked", [0, 2])
-def test_a_call_is_given_up_when_it_is_told_to(sampler, asked):
+def test_a_call_is_given_up_when_until_says_so(sampler, asked):
     looks = []
 
     def until():
