@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from jax_power_smc import theory as theory
     from jax_power_smc.core.mesh import make_mesh as make_mesh
     from jax_power_smc.engine.engine import Engine as Engine
-    from jax_power_smc.engine.engine import Finished as Finished
-    from jax_power_smc.engine.engine import Stream as Stream
-    from jax_power_smc.engine.engine import StreamRequest as StreamRequest
     from jax_power_smc.engine.engine import stream as stream
-    from jax_power_smc.engine.mh_chains import Stopped as Stopped
+    from jax_power_smc.engine.sample import Stopped as Stopped
     from jax_power_smc.engine.sample import sample as sample
+    from jax_power_smc.engine.stream import Finished as Finished
+    from jax_power_smc.engine.stream import Stream as Stream
+    from jax_power_smc.engine.stream import StreamRequest as StreamRequest
     from jax_power_smc.models import adapters as adapters
     from jax_power_smc.models.base import LanguageModel as LanguageModel
     from jax_power_smc.models.checkpoints.load import load as load
@@ -54,7 +54,7 @@ _HOME = {
     "Ancestral": "samplers.ancestral",
     "CheckpointError": "models.transformer.config",
     "Engine": "engine.engine",
-    "Finished": "engine.engine",
+    "Finished": "engine.stream",
     "LanguageModel": "models.base",
     "LoadedModel": "models.checkpoints.loaded_model",
     "MetropolisHastings": "samplers.metropolis_hastings",
@@ -65,9 +65,9 @@ _HOME = {
     "StopBoxed": "targets.stop_rules",
     "StopRegex": "targets.stop_rules",
     "StopString": "targets.stop_rules",
-    "Stopped": "engine.mh_chains",
-    "Stream": "engine.engine",
-    "StreamRequest": "engine.engine",
+    "Stopped": "engine.sample",
+    "Stream": "engine.stream",
+    "StreamRequest": "engine.stream",
     "TableLM": "models.table_lm",
     "TransformerConfig": "models.transformer.config",
     "TransformerLM": "models.transformer.transformer",

@@ -137,12 +137,12 @@ def lower_chunk(
     )
     make = functools.partial(programs.empty_cache, layout.model, params)
     sizes = sampler.num_particles, capacity
-    cache = jax.eval_shape(lambda: make(prompts * layout.group, *sizes))
+    cache = jax.eval_shape(lambda: make(prompts * layout.model_shards, *sizes))
     clocks = jax.ShapeDtypeStruct((num_steps,), jnp.int32)
     args = params, shared, inputs, state._replace(cache=cache), clocks
     specs = programs.SPECS[programs.decode_chunk](layout, args)
     lowered = layout.lower(programs.decode_chunk, static, args, specs)
-    return lowered, jax.eval_shape(lambda: make(prompts // layout.rows, *sizes))
+    return lowered, jax.eval_shape(lambda: make(prompts // layout.data_shards, *sizes))
 
 
 def per_step(model: TransformerLM, mesh: Mesh, load: Load) -> Counter[Collective]:

@@ -20,7 +20,7 @@ from jax_power_smc.benchmarks.ablations import AblatedModel, ForcedResampling, s
 from jax_power_smc.benchmarks.records import Write
 from jax_power_smc.benchmarks.timing import Decoded, Progress, interleaved
 from jax_power_smc.core.types import Params
-from jax_power_smc.engine.scheduler import ActiveRequest
+from jax_power_smc.engine.request import ActiveRequest
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement

@@ -13,8 +13,9 @@ from jax_power_smc.core import prng
 from jax_power_smc.core.types import Params
 from jax_power_smc.engine import executables
 from jax_power_smc.engine.buckets import Sizes
-from jax_power_smc.engine.sample import CHUNK, GROUPS
-from jax_power_smc.engine.scheduler import ActiveRequest, Scheduler
+from jax_power_smc.engine.request import ActiveRequest
+from jax_power_smc.engine.scheduler import Scheduler
+from jax_power_smc.engine.slot_plan import CHUNK, GROUPS
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Kernel
 
@@ -103,15 +104,17 @@ class Decoded(NamedTuple):
 
     @property
     def _num_particles(self) -> int:
-        (left,) = {
-            request.left.final.particle_index.shape[-1] for request in self.requests if request.left
-        }
+        outcomes = [request.outcome for request in self.requests if request.outcome]
+        (left,) = {outcome.final.particle_index.shape[-1] for outcome in outcomes}
         return left
 
     def _seen(self, name: str) -> np.ndarray:
         """What was recorded at the steps of all prompts; the last chunk may go beyond the cap."""
         return np.concatenate(
-            [np.asarray(getattr(request.seen, name))[0, : request.cap] for request in self.requests]
+            [
+                np.asarray(getattr(request.steps, name))[0, : request.cap]
+                for request in self.requests
+            ]
         )
 
 

@@ -38,7 +38,7 @@ def _per_prompt(function: Callable[[jax.Array], Any], args: Any, axes: Any) -> A
 
 
 def idle(entered: Any, slots: int) -> jax.Array:
-    """[P, ...] that nobody is in: all zero, so that no token may be drawn (cap 0)."""
+    """Empty slots [P, ...]: all zero, so that no token is drawn (cap 0)."""
     if jnp.issubdtype(entered.dtype, jax.dtypes.prng_key):
         data = idle(jax.eval_shape(jax.random.key_data, entered), slots)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(entered))
@@ -46,7 +46,7 @@ def idle(entered: Any, slots: int) -> jax.Array:
 
 
 def fit(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """x [rows, ...] with zeros appended up to [rows, *shape]."""
+    """x [P, ...] padded with zeros to [P, *shape]."""
     if x.shape[1:] == shape:
         return x
     missing = [(0, 0), *((0, want - have) for want, have in zip(shape, x.shape[1:], strict=True))]

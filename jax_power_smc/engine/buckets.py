@@ -1,20 +1,18 @@
-"""The shapes that are compiled: lengths rounded up to buckets, so that there are few."""
+"""The shapes that are compiled: lengths are rounded up to buckets, so that there are few."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-# Token ids.
-TokenIds = Sequence[int] | np.ndarray | jax.Array
+from jax_power_smc.core.types import TokenIds
 
 SMALLEST_PROMPT_BUCKET = 64
-# Shorter caches are not grown: each size is another program to compile.
+# There are no smaller caches: each size is another program to compile.
 SMALLEST_CACHE_BUCKET = 256
-# States of the stop rules of all slots together; they are counted in int16.
-LARGEST_TABLE = 2**15 - 1
+# Of all slots together; states are numbered in int16.
+MOST_STOP_STATES = 2**15 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +22,12 @@ class Sizes:
     Attributes:
       slots: P.
       group: R, prompts that enter or leave together, at most P.
-      prompt_tokens: S, of the longest prompt that may come.
+      prompt_tokens: S, the length of the longest prompt that may come.
       new_tokens: T, the largest cap that may come.
-      chunk: steps between two looks of the host.
-      most_positions: no prompt is padded beyond them, if the model has a limit.
-      grows: whether caches begin small; else they have the capacity of the longest at once.
-      stop_states: the most states that the stop rules of all slots together may have.
+      chunk: decode steps per call of the device.
+      most_positions: the model's limit, beyond which no prompt is padded; None for no limit.
+      grows: whether caches start small and grow; otherwise they have their full capacity at once.
+      stop_states: the largest number of states of the stop rules of all slots together.
     """
 
     slots: int
@@ -39,7 +37,7 @@ class Sizes:
     chunk: int
     most_positions: int | None = None
     grows: bool = True
-    stop_states: int = LARGEST_TABLE
+    stop_states: int = MOST_STOP_STATES
 
     @property
     def token_capacity(self) -> int:
@@ -74,24 +72,24 @@ class Sizes:
 
 
 def pad_prompts(
-    prompts: Sequence[TokenIds], rows: int, columns: int
+    prompts: Sequence[TokenIds], count: int, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [rows, columns] and lengths [rows], both int32; missing prompts have one token 0."""
-    tokens = np.zeros((rows, columns), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=False):
-        own: Any = prompt
-        row[: len(prompt)] = own
-    lengths = [len(prompt) for prompt in prompts] + [1] * (rows - len(prompts))
+    """Tokens [count, columns], lengths [count], both int32; missing prompts have one token, 0."""
+    tokens = np.zeros((count, columns), np.int32)
+    for padded, prompt in zip(tokens, prompts, strict=False):
+        ids: Any = prompt
+        padded[: len(prompt)] = ids
+    lengths = [len(prompt) for prompt in prompts] + [1] * (count - len(prompts))
     return tokens, np.array(lengths, np.int32)
 
 
 def power_of_two(value: int) -> int:
-    """The smallest one that is not below ``value``."""
+    """The smallest power of two that is at least ``value``."""
     return 1 << (value - 1).bit_length()
 
 
 def _doubling(first: int, last: int) -> list[int]:
-    """first, 2 first, ... up to last, which is always there."""
+    """first, 2 first, ..., last; the last one need not be a double."""
     steps = [first]
     while steps[-1] < last:
         steps.append(min(2 * steps[-1], last))

@@ -1,4 +1,4 @@
-"""From what one prompt left on the device to its ``SampleResult``. On the host, in numpy."""
+"""From the outcome of finished prompts to their ``SampleResult``. On the host, in numpy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,61 +8,50 @@ import numpy as np
 
 from jax_power_smc.engine import decode
 from jax_power_smc.engine.decode import StepInfo
-from jax_power_smc.engine.programs import FinishedPrompts
+from jax_power_smc.engine.request import ActiveRequest
 from jax_power_smc.results.diagnostics import diagnose
 from jax_power_smc.results.result import SampleInfo, SampleResult
-from jax_power_smc.samplers import Kernel
-from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.samplers import Sampler
 
 
 def collect(
-    sampler: Kernel,
-    target: PowerTarget,
-    cap: int,
-    lefts: Sequence[FinishedPrompts],
-    seens: Sequence[StepInfo],
-    seconds: dict[str, float],
+    sampler: Sampler, requests: Sequence[ActiveRequest], seconds: dict[str, float]
 ) -> SampleResult:
-    """The result of P prompts with the same target and cap, in host memory.
+    """The result of P finished prompts with the same target and cap T, in host memory.
 
-    Args:
-      sampler: how the particles took their steps.
-      target: the declared target.
-      cap: T.
-      lefts: what each left behind, [1, ...], in host memory.
-      seens: the first steps of each, [1, steps, ...]; those beyond T are dropped, and missing ones
-        count as steps that did not run.
-      seconds: by phase.
+    Steps beyond T are dropped, and missing ones count as steps that did not run.
     """
-    left: Any = jax.tree.map(lambda *xs: np.concatenate(xs), *lefts)
-    seen = _observed(sampler, seens, cap)
-    final, particles = left.final, left.particles
+    target, cap = requests[0].target, requests[0].cap
+    outcomes = [request.outcome for request in requests]
+    outcome: Any = jax.tree.map(lambda *xs: np.concatenate(xs), *outcomes)
+    final, particles = outcome.final, outcome.particles
+    steps = _steps(sampler, requests, cap, population_size=particles.length.shape[1])
     index = np.asarray(final.particle_index)
 
-    def returned(x: np.ndarray, nothing: Any) -> np.ndarray:
+    def returned(x: np.ndarray, unused: Any) -> np.ndarray:
         """[P, N, ...] of the returned particles, out of the population's [P, M, ...]."""
-        there = index.reshape(*index.shape, *(1,) * (x.ndim - 2))
-        taken = np.take_along_axis(np.asarray(x), np.maximum(there, 0), axis=1)
-        return np.where(there >= 0, taken, np.asarray(nothing, x.dtype))
+        exists = index.reshape(*index.shape, *(1,) * (x.ndim - 2))
+        taken = np.take_along_axis(np.asarray(x), np.maximum(exists, 0), axis=1)
+        return np.where(exists >= 0, taken, np.asarray(unused, x.dtype))
 
     sequences = {
-        "tokens": returned(np.asarray(left.tokens)[:, :, :cap], decode.PAD_ID),
+        "tokens": returned(np.asarray(outcome.tokens)[:, :, :cap], decode.PAD_ID),
         "lengths": returned(particles.length, 0),
         "finished": returned(particles.finished, False),
     }
     log_weights, evidence = np.asarray(final.log_weight), np.asarray(final.log_evidence)
     info = SampleInfo(
-        ess=seen.ess,
-        resampled=seen.resampled,
-        forks=seen.forks,
-        parent=seen.parent,
+        ess=steps.ess,
+        resampled=steps.resampled,
+        forks=steps.forks,
+        parent=steps.parent,
         particle_index=index,
         **diagnose(
-            **sequences, log_weights=log_weights, parent=seen.parent, particle_index=index
+            **sequences, log_weights=log_weights, parent=steps.parent, particle_index=index
         )._asdict(),
-        bad_logits=np.any(seen.bad_logits, axis=1),
+        bad_logits=np.any(steps.bad_logits, axis=1),
         dropped_mass=np.asarray(particles.dropped),
-        acceptance_rate=np.full((len(index),), np.nan),
+        acceptance_rate=np.array([request.acceptance_rate for request in requests]),
         model_tokens=np.asarray(particles.drawn),
         seconds=dict(seconds),
     )
@@ -77,24 +66,27 @@ def collect(
     )
 
 
-def _observed(sampler: Kernel, seens: Sequence[Any], cap: int) -> Any:
-    """``StepInfo`` [P, T, ...] in numpy: what every prompt's steps were seen to do."""
-    count, own = len(seens), np.arange(sampler.population_size, dtype=np.int32)
+def _steps(
+    sampler: Sampler, requests: Sequence[ActiveRequest], cap: int, population_size: int
+) -> Any:
+    """``StepInfo`` [P, T, ...] in numpy: what was observed at each step of every prompt."""
+    observed: list[Any] = [request.steps for request in requests]
+    count, unmoved = len(observed), np.arange(population_size, dtype=np.int32)
     fields: dict[str, Any] = {
-        "ess": np.full((count, cap), sampler.num_particles, seens[0].ess.dtype),
+        "ess": np.full((count, cap), sampler.num_particles, observed[0].ess.dtype),
         "resampled": np.zeros((count, cap), bool),
         "forks": np.zeros((count, cap), np.int32),
-        "parent": np.tile(own, (count, cap, 1)),
+        "parent": np.tile(unmoved, (count, cap, 1)),
         "bad_logits": np.zeros((count, cap), bool),
     }
-    seen: Any = StepInfo(**fields)
-    for row, one in enumerate(seens):
-        for whole, part in zip(seen, one, strict=True):
-            steps = min(cap, part.shape[1])
-            whole[row, :steps] = part[0, :steps]
-    if sampler.draws_first:
-        # The parents of step t were chosen after its token: they say whose tokens 0..t a slot
+    steps: Any = StepInfo(**fields)
+    for number, one in enumerate(observed):
+        for whole, part in zip(steps, one, strict=True):
+            length = min(cap, part.shape[1])
+            whole[number, :length] = part[0, :length]
+    if getattr(sampler, "draws_first", False):
+        # The parents of step t were chosen after its token: they say whose tokens 0..t a particle
         # holds, which in the genealogy is the parent at t + 1.
-        seen.parent[:, 1:] = seen.parent[:, :-1].copy()
-        seen.parent[:, 0] = own
-    return seen
+        steps.parent[:, 1:] = steps.parent[:, :-1].copy()
+        steps.parent[:, 0] = unmoved
+    return steps

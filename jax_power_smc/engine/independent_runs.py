@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from jax_power_smc.core import checks
+from jax_power_smc.core.types import Params, TokenIds
 from jax_power_smc.engine import sample
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.results.result import SampleResult
@@ -16,8 +17,8 @@ LARGEST_RUN = 2**31 - 1
 
 def independent_runs(
     model: LanguageModel,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
+    params: Params,
+    prompts: Sequence[TokenIds],
     *,
     key: jax.Array,
     num_runs: int,
@@ -26,15 +27,15 @@ def independent_runs(
 ) -> list[SampleResult]:
     """Samples every prompt ``num_runs`` times, independently.
 
-    Run r is ``sample.sample`` with ``jax.random.fold_in(key, r)``, whatever ``num_runs`` is; it is
-    not the result of ``sample`` with ``key`` itself.
+    Run r is ``sample`` with ``jax.random.fold_in(key, r)``, whatever ``num_runs`` is. It differs
+    from ``sample`` with ``key`` itself.
 
     Args:
-      model, params, prompts: as in ``sample.sample``.
-      key: one key for all runs; it may be used again for ``pool`` and ``pimh``.
+      model, params, prompts: as in ``sample``.
+      key: one key for all runs; it may be reused for ``pool`` and ``pimh``.
       num_runs: R.
       first_run: index of the first run; more runs can be added to earlier ones.
-      **options: what else ``sample.sample`` takes.
+      **options: the other arguments of ``sample``.
 
     Returns:
       R results.

@@ -1,23 +1,22 @@
 """The engine's programs on a mesh of devices, axes "data" (prompts) and "model" (tensors).
 
-Every program is written for the prompts of one device. On a mesh it runs inside ``shard_map``: each
-"data" row of devices has prompt slots of its own and never hears of the others; what the devices of
-a "model" group exchange is in the model (``models.parallel``) and in what the samplers ask of the
-vocabulary (``vocabulary``). Nothing is ever said about caches: they stay where they are.
+Every program is written for the prompts of one device. On a mesh it runs inside ``shard_map``. Each
+data shard (the devices at one index of "data") has its own prompt slots and never communicates with
+the others. What its devices exchange is in the model (``models.transformer.tensor_parallel``) and
+in what samplers ask of the vocabulary (``core.vocab_sharding``). Caches are never resharded.
 
-How arrays [P, ...] lie:
+How arrays [P, ...] are sharded:
 
-    each     cut over "data", the same on all devices of a group
-    group    contexts and caches: every device has its own, [P * m, ...] in all
-    tokens   [P, V]: cut over "data", and over "model" if the vocabulary is
-    same     the same everywhere
+    DATA_SHARDED   over "data"; the same on all devices of a data shard
+    PER_DEVICE     contexts and caches: every device has its own, [P m, ...] in total
+    [P, V]         over "data", and over "model" if the vocabulary is
+    REPLICATED     the same everywhere
 
-Letters: P prompts, V vocabulary, m devices of a "model" group.
+Letters: P prompts, V vocabulary, m devices of a data shard.
 """
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,38 +32,40 @@ from jax_power_smc.targets.power import TargetArrays
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a model's programs lie on a mesh, or on the one default device.
+    """How a model's programs are laid out on a mesh, or on the one default device.
 
     Attributes:
       mesh: None for one device.
       model: the language model as one device runs it.
+      source: the language model that the caller passed, of which ``model`` is one shard.
     """
 
     mesh: Mesh | None
     model: Any
+    source: Any = None
 
     @property
-    def rows(self) -> int:
-        """Size of the axis "data": parts into which the prompts are cut."""
+    def data_shards(self) -> int:
+        """Size of the axis "data"."""
         return 1 if self.mesh is None else self.mesh.shape[DATA]
 
     @property
-    def group(self) -> int:
+    def model_shards(self) -> int:
         """m, size of the axis "model"."""
         return 1 if self.mesh is None else self.mesh.shape[MODEL]
 
     @property
     def vocabulary(self) -> VocabSharding:
-        """How the model's logits lie on the devices of a group."""
+        """How the last axis of the model's logits is sharded."""
         return UNSHARDED if self.mesh is None else getattr(self.model, "vocabulary", UNSHARDED)
 
     def params(self, params: Any) -> Any:
-        """Where the parameters lie: a pytree of specs, or one for all."""
+        """How the parameters are sharded: a pytree of specs, or one for all."""
         specs = getattr(self.model, "param_specs", None)
         return REPLICATED if specs is None else specs(params)
 
     def local(self, params: Any) -> Any:
-        """The shapes of the parameters that one device has."""
+        """The shapes of one device's part of the parameters."""
         if self.mesh is None:
             return params
         return jax.tree.map(
@@ -77,19 +78,19 @@ class Layout:
         )
 
     def prompts(self) -> PromptInputs:
-        """Of ``PromptInputs``."""
+        """How ``PromptInputs`` are sharded."""
         ends = PartitionSpec(DATA, MODEL) if self.vocabulary.axis else DATA_SHARDED
         target = TargetArrays(*[DATA_SHARDED] * len(TargetArrays._fields))._replace(ends=ends)  # type: ignore[arg-type]
         return PromptInputs(PER_DEVICE, target, DATA_SHARDED, DATA_SHARDED)  # type: ignore[arg-type]
 
     def state(self) -> DecodeState:
-        """Of ``DecodeState``."""
+        """How a ``DecodeState`` is sharded."""
         return DecodeState(*[DATA_SHARDED] * len(DecodeState._fields))._replace(cache=PER_DEVICE)  # type: ignore[arg-type]
 
     def put(self, tree: Any, specs: Any) -> Any:
-        """The arrays where they belong; those that lie there stay as they are.
+        """The arrays placed according to their specs; those that are already are not copied.
 
-        Without a mesh they stay where they are, be it on a mesh of which nothing here knows.
+        Without a mesh they stay where they are, even if that is some other mesh.
         """
         if self.mesh is None:
             return jax.tree.map(_without_axis_types, tree)
@@ -109,7 +110,7 @@ class Layout:
         return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
     def zeros(self, make: Callable[[], Any], specs: Any) -> Any:
-        """What ``make`` makes, each part of it on its own device from the beginning."""
+        """What ``make`` returns, each part of it created on its own device."""
         if self.mesh is None:
             return make()
         shapes = jax.eval_shape(make)
@@ -120,16 +121,18 @@ class Layout:
         return jax.jit(make, out_shardings=where)()
 
     def lower(self, function: Any, static: dict[str, Any], args: Any, specs: "Specs") -> Any:
-        """Lowers a jitted program of one device, or on a mesh of all of them.
+        """Lowers a program for one device, or for all devices of the mesh.
 
         Args:
-          function: what ``jax.jit`` made of a function of arrays and static keyword arguments.
+          function: of arrays and static keyword arguments.
           static: the latter.
-          args: the arrays, or their shapes, as they lie on the mesh.
-          specs: how they lie.
+          args: the arrays, or their shapes, of the whole mesh.
+          specs: how they are sharded.
         """
+        # A function object of its own: what JAX caches for it goes when the executable does.
+        body = functools.partial(function, **static)
         if self.mesh is None:
-            return function.lower(*args, **static)
+            return jax.jit(body, donate_argnums=specs.donated).lower(*args)
         shapes = jax.tree.map(
             lambda x, spec: jax.ShapeDtypeStruct(
                 x.shape,
@@ -140,35 +143,35 @@ class Layout:
             _to_leaves(specs.inputs, args),
         )
         mapped = jax.shard_map(
-            functools.partial(inspect.unwrap(function), **static),
+            body,
             mesh=self.mesh,
             in_specs=specs.inputs,
             out_specs=specs.outputs,
-            # It cannot see that the devices of a group, given the same numbers, draw the same.
+            # It cannot know that the devices of a data shard, given equal numbers, draw the same.
             check_vma=False,
         )
         options: dict[str, Any] = {"donate_argnums": specs.donated}
         if self.mesh.is_multi_process:
-            # No process can look at what only others have.
+            # No process can read what only others have.
             everywhere = NamedSharding(self.mesh, REPLICATED)
             options["out_shardings"] = jax.tree.map(
-                lambda seen: everywhere if seen else None, specs.seen
+                lambda read: everywhere if read else None, specs.host_reads
             )
         return jax.jit(mapped, **options).lower(*shapes)
 
 
 class Specs(NamedTuple):
-    """How the arguments and results of a program lie.
+    """How the arguments and results of a program are sharded.
 
     Attributes:
-      inputs, outputs: prefixes of them with a spec for each leaf.
-      seen: bool, or a prefix of the results with bools: what the host looks at.
-      donated: the arguments whose memory the results take over.
+      inputs, outputs: pytree prefixes of specs.
+      host_reads: bool, or a pytree prefix of bools: the results that the host reads.
+      donated: indices of the arguments whose memory the results reuse.
     """
 
     inputs: Any
     outputs: Any
-    seen: Any
+    host_reads: Any
     donated: tuple[int, ...] = ()
 
 
@@ -176,30 +179,30 @@ ONE_DEVICE = Layout(None, None)
 
 
 def layout_of(model: Any, mesh: Mesh | None) -> Layout:
-    """How a language model's programs lie on a mesh.
+    """How a language model's programs are laid out on a mesh.
 
     Raises:
-      ValueError: if it is no such mesh, or its axis "model" does not suit the model.
+      ValueError: for a mesh with other axes, or a size of "model" that does not suit the model.
     """
     if mesh is None:
-        return Layout(None, model)
+        return Layout(None, model, model)
     check_mesh(mesh)
     # As in ``_without_axis_types``.
     mesh = Mesh(mesh.devices, mesh.axis_names)
     size = mesh.shape[MODEL]
     if size == 1:
-        return Layout(mesh, model)
+        return Layout(mesh, model, model)
     on = getattr(model, "on", None)
     if on is None:
         raise ValueError(
-            f"the mesh has {size} devices on its axis {MODEL!r}, over which a "
-            f"{type(model).__name__} cannot be cut; use a mesh with 1 there."
+            f"the mesh has {size} devices on its axis {MODEL!r}, but a {type(model).__name__} "
+            "cannot be sharded; use a mesh with 1 there."
         )
-    return Layout(mesh, on(size))
+    return Layout(mesh, on(size), model)
 
 
 def _without_axis_types(x: Any) -> Any:
-    """An array whose type says nothing of how it lies, as programs of one device want it."""
+    """The array without its sharding in its type, as programs for one device need it."""
     where = getattr(x, "sharding", None)
     if not isinstance(where, NamedSharding) or not where.mesh.explicit_axes:
         return x
@@ -212,5 +215,5 @@ def _is_on(x: jax.Array, mesh: Mesh) -> bool:
 
 
 def _to_leaves(specs: Any, tree: Any) -> Any:
-    """A prefix of specs as a tree with a spec for every leaf."""
+    """A pytree prefix of specs as a tree with a spec for every leaf."""
     return jax.tree.broadcast(specs, tree, is_leaf=lambda x: isinstance(x, PartitionSpec))

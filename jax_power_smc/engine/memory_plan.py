@@ -1,4 +1,4 @@
-"""How many prompts a device has room for, found from shapes alone: nothing is allocated.
+"""How many prompts a device has room for, computed from shapes alone: nothing is allocated.
 
 A slot has the context of its prompt, the cache of its N particles and, while a step runs,
 temporary arrays. Letters: P slots, N particles, S prompt length, T capacity. Sizes are bytes.
@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core import checks
+from jax_power_smc.core.types import Params
 from jax_power_smc.engine.layout import ONE_DEVICE, Layout
+from jax_power_smc.engine.model_cache import ModelCache
 from jax_power_smc.models.base import LanguageModel
 
-# The share of a device that the engine may use. An accelerator also holds compiled programs and
-# loses some to fragments; a CPU's memory is shared with other processes.
+# The share of a device's memory that the engine may use. An accelerator also holds compiled
+# programs and loses some to fragmentation; a CPU's memory is shared with other processes.
 ACCELERATOR_SHARE = 0.9
 CPU_SHARE = 0.7
 CGROUP_ROOT = pathlib.Path("/sys/fs/cgroup")
@@ -33,7 +35,7 @@ OWN_CGROUPS = pathlib.Path("/proc/self/cgroup")
 LOGITS_COPIES = 5
 SCORES_COPIES = 3
 MLP_COPIES = 3
-# Two rows of int32 tokens per particle (running and finished), and a copy while they are moved.
+# Two int32 sequences per particle (running and finished), and a copy while they are moved.
 TOKEN_BYTES = 16
 
 
@@ -42,10 +44,10 @@ class MemoryPlan:
     """What P prompt slots need.
 
     Attributes:
-      device, limit: its name and what the engine may use of it.
+      device, limit: its name, and how much of it the engine may use.
       params: the model's parameters; on a CPU with the float32 copies of 16-bit ones.
       context: of one slot, what its particles share.
-      cache: of one slot, what they do not.
+      cache: of one slot, what its particles do not share.
       working: of one slot, the temporary arrays of a step.
       prefill: of a group of prompts, temporary arrays, and contexts that are not yet in slots.
       slots, num_particles, prompt_tokens, capacity: P, N, S, T.
@@ -67,7 +69,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """All of it; a prefill counts beside a step, since both may be under way."""
+        """Everything; prefill and step both count, since both may be running."""
         of_slots = self.slots * (self.context + self.cache + self.working)
         return self.params + of_slots + self.prefill + self.stop_rules
 
@@ -84,13 +86,13 @@ class MemoryPlan:
             f"weights {_size(self.params)}, prompts {_size(self.slots * self.context)}, "
             f"caches {_size(self.slots * self.cache)}, "
             f"working {_size(self.slots * self.working)}, prefill {_size(self.prefill)}, "
-            f"{rules}in all {_size(self.total)} of {_size(self.limit)} on {self.device}"
+            f"{rules}total {_size(self.total)} of {_size(self.limit)} on {self.device}"
         )
 
 
 def plan(
     model: LanguageModel,
-    params: Any,
+    params: Params,
     num_particles: int,
     prompt_tokens: int,
     capacity: int,
@@ -107,14 +109,14 @@ def plan(
     Args:
       model, params: a language model and its parameters, or their shapes.
       num_particles, prompt_tokens, capacity: N, S (padded) and T.
-      wanted_slots: the most that are of use.
+      wanted_slots: the largest useful number.
       group: prompts prefilled together; never more than there are slots.
-      limit: bytes that the engine may use, all of them; default ``device_memory(device)``.
+      limit: bytes that the engine may use in total; default ``device_memory(device)``.
       device: a JAX device; default the first one, of the mesh if there is one.
-      chunk: capacities are multiples of it, and so is the one that an error advises.
-      layout: how the model lies on a mesh. The plan is for one of its devices: so many slots are
-        those of a "data" row.
-      stop_states: states of stop rules for which there must be room.
+      chunk: capacities are multiples of it, also the one that an error suggests.
+      layout: how the model is laid out on a mesh. The plan is for one of its devices: the slots are
+        those of one data shard.
+      stop_states: the states of stop rules that must fit.
 
     Raises:
       ValueError: if not even one slot fits, saying what would.
@@ -126,16 +128,16 @@ def plan(
     # Shapes alone: arrays on a mesh of explicit axes have these in their types.
     whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     params = layout.local(params)
-    parts = layout.group  # of keys and values; what else there is in a step is not divided
+    parts = layout.model_shards  # of keys and values; nothing else of a step is divided
     weights = tree_bytes(params) + (_converted(params, model.vocab_size) if on_cpu else 0)
     tokens, length = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in [(prompt_tokens,), ()])
-    context = tree_bytes(_prefill.eval_shape(whole, tokens, length, model=model)[1]) // parts
+    context = tree_bytes(_shapes(model, "prefill", whole, tokens, length)[1]) // parts
     prefill = context + _temporaries(model, num_particles, prompt_tokens, capacity)[0]
 
     rules = stop_states * state_bytes(model.vocab_size)
 
     def one_slot(num: int, new: int) -> MemoryPlan:
-        cache = _cache.eval_shape(whole, model=model, num=num, capacity=new)
+        cache = _shapes(model, "init_cache", whole, num_particles=num, capacity=new)
         working = num * (LOGITS_COPIES * 4 * model.vocab_size + TOKEN_BYTES * new)
         working += _temporaries(model, num, prompt_tokens, new)[1]
         if on_cpu:
@@ -175,7 +177,7 @@ def device_memory(device: Any = None) -> int:
 
 
 def state_bytes(vocab_size: int) -> int:
-    """Bytes of one state of a stop rule: a row of int16, and half as much while the table grows."""
+    """Bytes of one state of a stop rule: int16 [V], and half of it again while the table grows."""
     return 3 * vocab_size
 
 
@@ -187,12 +189,12 @@ def _first_device(layout: Layout) -> Any:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays, or shapes of arrays, of a pytree; a sharded array counts whole."""
+    """Bytes of all arrays, or shapes of arrays, in a pytree; a sharded array counts in full."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _cgroup_limits() -> Iterator[int]:
-    """Limits of the process's control groups, versions 1 and 2, and of the groups above them."""
+    """Limits of the process's control groups, versions 1 and 2, and of their ancestors."""
     # Not on every system; lines read "4:memory:/path", or "0::/path" in version 2.
     lines = OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.is_file() else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
@@ -201,28 +203,30 @@ def _cgroup_limits() -> Iterator[int]:
         name = "memory.limit_in_bytes" if controllers else "memory.max"
         root = CGROUP_ROOT / "memory" if controllers else CGROUP_ROOT
         own = root / path.strip("/")
-        # In a container the path may be the host's, and only the root is there to be read.
+        # In a container the path may be the host's, and only the root can be read.
         for directory in [own, *(above for above in own.parents if above >= root)]:
             file = directory / name
             if file.is_file() and (text := file.read_text().strip()).isdigit():  # and not "max"
                 yield int(text)
 
 
-# ``jit`` keeps what it traced: the same sizes again cost the comparison of arguments.
-@functools.partial(jax.jit, static_argnames="model")
-def _prefill(params: Any, prompt: jax.Array, length: jax.Array, *, model: LanguageModel) -> Any:
-    return model.prefill(params, prompt, length)
+# A plan is made for every call of ``sample``, and tracing a large model takes long.
+_SHAPES: ModelCache[Any] = ModelCache(lambda: 256)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num", "capacity"))
-def _cache(params: Any, *, model: LanguageModel, num: int, capacity: int) -> Any:
-    return model.init_cache(params, num, capacity)
+def _shapes(model: LanguageModel, function: str, *args: Any, **sizes: int) -> Any:
+    """The shapes of what a function of the model returns, from those of its arguments."""
+    traced = functools.partial(getattr(model, function), **sizes)
+    leaves, structure = jax.tree.flatten(args)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    key = (function, tuple(sizes.items()), structure, shapes, jax.config.read("jax_enable_x64"))
+    return _SHAPES.get(model, key, lambda: jax.eval_shape(traced, *args))
 
 
 def _temporaries(
     model: LanguageModel, num: int, prompt_tokens: int, capacity: int
 ) -> tuple[int, int]:
-    """Temporary bytes of a prefill and of a step: as the model says, else those of a layer."""
+    """Temporary bytes of a prefill and of a step: what the model says, else those of a layer."""
     own = getattr(model, "temporaries", None)
     if own is not None:
         return own(num, prompt_tokens, capacity)
@@ -231,7 +235,7 @@ def _temporaries(
 
 
 def _layer(model: LanguageModel, tokens: int, keys: int) -> int:
-    """Temporary bytes of a layer for tokens that see so many keys; 0 for a model without config."""
+    """Temporary bytes of a layer for tokens that attend to keys; 0 for a model without config."""
     config = getattr(model, "config", None)
     scores = SCORES_COPIES * getattr(config, "num_heads", 0) * keys
     return 4 * tokens * max(scores, MLP_COPIES * getattr(config, "mlp_size", 0))
@@ -245,13 +249,13 @@ def _converted(params: Any, vocab_size: int) -> int:
 
 
 def _largest(fits: Callable[[int], bool], top: int) -> int:
-    """The largest integer in [1, top] that fits, 0 for none; whatever is smaller fits too."""
+    """The largest integer in [1, top] that fits, 0 for none; smaller ones then fit too."""
     return bisect.bisect_left(range(1, top + 1), True, key=lambda value: not fits(value))
 
 
 def _refusal(one: MemoryPlan, one_slot: Callable[[int, int], MemoryPlan], chunk: int) -> str:
-    """Why one slot does not fit, and which N and T would."""
-    # Needs are rounded up and the limit down, or the figures could seem to fit.
+    """Why one slot does not fit, and which N and T would fit."""
+    # Needs are rounded up and the limit down; otherwise the figures might seem to fit.
     weights, has = _size(one.params, math.ceil), _size(one.limit, math.floor)
     where = f"the engine may use {has} of {one.device}"
     if one.params > one.limit:
@@ -265,10 +269,10 @@ def _refusal(one: MemoryPlan, one_slot: Callable[[int, int], MemoryPlan], chunk:
     if not ways and (both := chunk * _largest(lambda k: one_slot(1, k * chunk).fits, most)):
         advice = f"lower num_particles to 1 and max_new_tokens to at most {both:,}"
     elif not ways:
-        advice = "beside such a prompt no smaller num_particles or max_new_tokens would fit"
+        advice = "with such a prompt no smaller num_particles or max_new_tokens would fit"
     return (
         f"num_particles={num} with prompt {one.prompt_tokens:,} and {_count(new, 'new token')} "
-        f"needs {_size(one.total - one.params, math.ceil)} beside {weights} of weights, but "
+        f"needs {_size(one.total - one.params, math.ceil)} besides {weights} of weights, but "
         f"{where}; {advice}."
     )
 
@@ -278,7 +282,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _size(size: int, rounded: Callable[[float], int] = round) -> str:
-    """A number of bytes in the largest unit of which there is one."""
+    """A number of bytes in the largest unit that fits."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size >= 1024**power:
             return f"{rounded(size / 1024**power * 10) / 10:,.1f} {unit}"

@@ -1,26 +1,28 @@
-"""The engine's programs on its prompt slots, and the cache of their compiled forms.
+"""The engine's programs on its prompt slots.
 
-    prefill     prefill and step 0 of a group of prompts
-    insert      puts them into free slots
-    write_rows  puts the states of a stop rule into the table
+    prefill       prefill and step 0 of a group of prompts
+    insert        puts them into free slots
     decode_chunk  a number of decode steps of all slots, or nothing if all are done
-    finalize    final weights and choices of a group of slots
-    cancel      ends prompts that are not wanted any more
+    finalize      final weights and choices of a group of slots
+    cancel        ends prompts that are no longer wanted
+    resize_cache  gives the caches another capacity
+    write_states  writes the states of a stop rule into the table
 
-Each is written for the prompts of one device; on a mesh every "data" row runs it for its own.
+Each is written for the prompts of one device; on a mesh every data shard runs it for its own.
 
 Letters: P slots, R prompts that enter or leave together, S padded prompt length.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core import prng
 from jax_power_smc.core.mesh import DATA_SHARDED, PER_DEVICE, REPLICATED
+from jax_power_smc.core.types import Cache, Params
 from jax_power_smc.engine import decode
 from jax_power_smc.engine.batching import over_prompts
 from jax_power_smc.engine.decode import DecodeState, PromptInputs, SharedInputs, StepInfo
@@ -29,9 +31,14 @@ from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import FinalWeights, Kernel, Particles
 from jax_power_smc.smc import weights
 
+# A function of arrays, and of static keyword arguments such as the model. ``executables`` compiles
+# it anew for every executable: ``jax.jit`` of the function itself would keep models and what was
+# compiled for them as long as the process runs.
+Program: TypeAlias = Callable[..., Any]
+
 
 class FinishedPrompts(NamedTuple):
-    """What R finished prompts leave behind.
+    """The outcome of R finished prompts.
 
     Attributes:
       final: final weights and choices, [R, N].
@@ -44,9 +51,8 @@ class FinishedPrompts(NamedTuple):
     tokens: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "capacity"))
 def prefill(
-    params: Any,
+    params: Params,
     shared: SharedInputs,
     prompts: PromptInputs,
     tokens: jax.Array,
@@ -57,7 +63,7 @@ def prefill(
 ) -> tuple[PromptInputs, DecodeState, StepInfo]:
     """Prefill and step 0: tokens [R, S], lengths [R]; no prompt has a context yet.
 
-    ``capacity`` is that of the token buffers. The states that come back have no cache yet.
+    ``capacity`` is that of the token buffers. The states that are returned have no cache yet.
     """
 
     def one(any_prompt, params, shared, prompt, tokens, length):  # type: ignore[no-untyped-def]
@@ -77,8 +83,8 @@ def prefill(
 
 
 def empty_cache(
-    model: LanguageModel, params: Any, num_prompts: int, num_particles: int, capacity: int
-) -> Any:
+    model: LanguageModel, params: Params, num_prompts: int, num_particles: int, capacity: int
+) -> Cache:
     """The caches of P prompts before the first token, leaves [P, N, ...]."""
     shapes = jax.eval_shape(
         functools.partial(model.init_cache, num_particles=num_particles, capacity=capacity), params
@@ -86,15 +92,13 @@ def empty_cache(
     return jax.tree.map(lambda x: jnp.zeros((num_prompts, *x.shape), x.dtype), shapes)
 
 
-@functools.partial(jax.jit, donate_argnames=("slots",))
 def insert(slots: Any, entered: Any, index: jax.Array) -> Any:
-    """The slots [P, ...] with those of ``index`` [R] int32 replaced; P and beyond is nobody."""
+    """The slots [P, ...] with those of ``index`` [R] int32 replaced; P and beyond means none."""
     return jax.tree.map(lambda x, y: x.at[index].set(y, mode="drop"), slots, entered)
 
 
-@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("state",))
 def decode_chunk(
-    params: Any,
+    params: Params,
     shared: SharedInputs,
     prompts: PromptInputs,
     state: DecodeState,
@@ -142,13 +146,11 @@ def decode_chunk(
     return state, info, running(state)
 
 
-@functools.partial(jax.jit, donate_argnames=("table",))
-def write_rows(table: jax.Array, rows: jax.Array, first: jax.Array) -> jax.Array:
-    """A table [states, V] with ``rows`` [n, V] from row ``first`` [] on, in its own memory."""
-    return jax.lax.dynamic_update_slice_in_dim(table, rows, first, axis=0)
+def write_states(table: jax.Array, states: jax.Array, first: jax.Array) -> jax.Array:
+    """A table [S, V] with ``states`` [n, V] written from ``first`` [] on, in place."""
+    return jax.lax.dynamic_update_slice_in_dim(table, states, first, axis=0)
 
 
-@jax.jit
 def finalize(
     shared: SharedInputs, prompts: PromptInputs, state: DecodeState, index: jax.Array
 ) -> FinishedPrompts:
@@ -164,15 +166,13 @@ def finalize(
     return FinishedPrompts(final, state.particles, state.tokens)
 
 
-@jax.jit
 def cancel(cap: jax.Array, unwanted: jax.Array) -> jax.Array:
-    """The caps [P] with those of unwanted prompts [P] bool at 0: they take no further step."""
+    """The caps [P], 0 for unwanted prompts [P] bool, which then take no further step."""
     return jnp.where(unwanted, jnp.zeros_like(cap), cap)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "capacity"))
-def resize_cache(cache: Any, clock: jax.Array, *, model: Any, capacity: int) -> Any:
-    """The caches of P prompts with another capacity; ``clock`` [] is that of the last step."""
+def resize_cache(cache: Cache, clock: jax.Array, *, model: Any, capacity: int) -> Cache:
+    """The caches of P prompts with another capacity; ``clock`` [] is the entry written last."""
     return jax.vmap(lambda cache: model.grow(cache, capacity, clock))(cache)
 
 
@@ -201,18 +201,15 @@ def _finalize_specs(layout: Layout, args: Any) -> Specs:
     return Specs((REPLICATED, layout.prompts(), layout.state(), DATA_SHARDED), DATA_SHARDED, True)
 
 
-# How arguments and results of each program lie; ``chains`` adds its own.
-SPECS: dict[Any, Callable[[Layout, Any], Specs]] = {
+# How the arguments and results of each program are sharded; ``mh_chains`` adds its own.
+SPECS: dict[Program, Callable[[Layout, Any], Specs]] = {
     prefill: _prefill_specs,
     insert: _insert_specs,
     decode_chunk: _decode_chunk_specs,
-    write_rows: lambda layout, args: Specs(
+    write_states: lambda layout, args: Specs(
         (REPLICATED, REPLICATED, REPLICATED), REPLICATED, False, (0,)
     ),
     finalize: _finalize_specs,
     cancel: lambda layout, args: Specs((DATA_SHARDED, DATA_SHARDED), DATA_SHARDED, False),
     resize_cache: lambda layout, args: Specs((PER_DEVICE, REPLICATED), PER_DEVICE, False),
 }
-
-
-# --- Compilation ------------------------------------------------------------------------------

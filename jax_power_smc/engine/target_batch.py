@@ -9,41 +9,41 @@ import numpy as np
 
 from jax_power_smc.core.mesh import REPLICATED
 from jax_power_smc.engine import executables, programs
-from jax_power_smc.engine.buckets import LARGEST_TABLE, power_of_two
+from jax_power_smc.engine.buckets import MOST_STOP_STATES, power_of_two
 from jax_power_smc.engine.decode import PromptInputs
 from jax_power_smc.engine.layout import ONE_DEVICE, Layout
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.targets.stop_arrays import StopStates
 from jax_power_smc.targets.stop_rules import StopRule, checked_token_bytes, token_table
 
-# Rules get a power of two of states, so that few programs write them.
+# Blocks are powers of two, so that few programs write them.
 _SMALLEST_BLOCK = 8
 
 
 def block_states(rule: StopRule) -> int:
-    """Rows of the table that a rule takes."""
+    """States of the table that are reserved for a rule."""
     return max(_SMALLEST_BLOCK, power_of_two(len(rule.automaton().table)))
 
 
 class TargetBatch:
-    """The targets of all prompts of a set of slots.
+    """The targets of all prompts in a set of slots.
 
-    Stop rules share one table on the device, in which each has a block of states of its own for as
-    long as a prompt has it. A new rule is written into the table's own memory. The table doubles
-    when it is full of rules that are in use, up to ``most_states``.
+    Stop rules share one table on the device. Each has its own block of states there while any
+    prompt uses it; a new rule is written in place. When the table is full of rules that are in
+    use, it doubles, up to ``most_states``.
 
-    Truncations and stop rules cost time, so their arrays exist only from the first prompt on that
-    has one; for the others they then allow everything.
+    Truncations and stop rules cost time, so their arrays exist only once some prompt has one; for
+    prompts without one they then allow everything.
 
     Attributes:
-      table: [states, V] int16, or None before the first rule. Writing a rule gives up its memory.
+      table: [states, V] int16, or None before the first rule. Writing a rule donates it.
     """
 
     def __init__(
         self,
         vocab_size: int,
         tokenizer: Any,
-        most_states: int = LARGEST_TABLE,
+        most_states: int = MOST_STOP_STATES,
         layout: Layout = ONE_DEVICE,
     ) -> None:
         self._vocab_size, self._tokenizer = vocab_size, tokenizer
@@ -57,8 +57,8 @@ class TargetBatch:
     def check(self, target: PowerTarget) -> None:
         """Raises ValueError for a target that can never be served.
 
-        That is one with a stop rule, but without a tokenizer that says what tokens spell, or with
-        more states than there may be.
+        That is one whose stop rule has too many states, or with a stop rule but no tokenizer to
+        say what tokens spell.
         """
         if target.stop is None:
             return
@@ -66,14 +66,14 @@ class TargetBatch:
         states = len(target.stop.automaton().table)
         if states > self._most:
             raise ValueError(
-                f"stop={target.stop!r} has {states} states, and the memory has room for those of "
-                f"stop rules with {self._most} in all; use fewer slots or a shorter rule."
+                f"stop={target.stop!r} has {states} states, and the memory has room for stop rules "
+                f"with {self._most} states in total; use fewer slots or a shorter rule."
             )
 
     def place(self, target: PowerTarget, in_use: Collection[StopRule | None]) -> bool:
-        """Makes room for a target that was checked, and says whether there is any for now.
+        """Makes room for a target that was checked; returns whether there is any at the moment.
 
-        ``in_use`` are the rules that prompts still have; the others may have to go.
+        ``in_use`` are the rules that prompts still need; the others may be evicted.
         """
         rule = target.stop
         if rule is not None and rule not in self._blocks and not self._place(rule, in_use):
@@ -83,13 +83,16 @@ class TargetBatch:
         return True
 
     def arrays(
-        self, asked: Sequence[tuple[PowerTarget, int]], rows: int
+        self, placed: Sequence[tuple[PowerTarget, int]], count: int
     ) -> tuple[Any, StopStates | None]:
-        """Targets that were placed, with their caps, [rows, ...]; missing rows have cap 0: they
-        are done. And where the stop rules are in ``table``; None if there is no table."""
-        filled = [*asked, *[(asked[0][0], 0)] * (rows - len(asked))]
-        # In host memory, like all that is handed to a program: an operation here would wait for
-        # what the device is doing.
+        """Targets that were placed, with their caps, as arrays [count, ...].
+
+        Missing ones have cap 0 and draw nothing. Also returns where the stop rules are in
+        ``table``; None if there is no table.
+        """
+        filled = [*placed, *[(placed[0][0], 0)] * (count - len(placed))]
+        # In host memory, like everything that is handed to a program: an operation on the device
+        # would wait for the work that it has.
         one_each = {target: self._completed(target, cap) for target, cap in filled}
         stacked: Any = jax.tree.map(
             lambda *xs: np.stack(xs), *[one_each[target] for target, _ in filled]
@@ -105,18 +108,22 @@ class TargetBatch:
         return stacked._replace(cap=caps), stop
 
     def widen(self, prompts: PromptInputs) -> PromptInputs:
-        """Prompts [P, ...] made before the last call of ``arrays``, in the structure of now."""
-        target, rows = prompts.target, prompts.target.cap.shape[0]
+        """Prompts [P, ...] made before the last call of ``arrays``, in the present structure."""
+        target, count = prompts.target, prompts.target.cap.shape[0]
         widened = {}
         if target.top_k is None and self._has_top_k:
-            widened["top_k"] = jnp.full((rows,), self._vocab_size, jnp.int32)
+            widened["top_k"] = jnp.full((count,), self._vocab_size, jnp.int32)
         if target.top_p is None and self._has_top_p:
-            widened["top_p"] = jnp.ones((rows,), target.alpha.dtype)
+            widened["top_p"] = jnp.ones((count,), target.alpha.dtype)
         stop = prompts.stop
         if stop is None and self.table is not None:
-            nowhere = jnp.full((rows,), -1, jnp.int16)
-            stop = StopStates(jnp.zeros((rows,), jnp.int32), nowhere)
+            nowhere = jnp.full((count,), -1, jnp.int16)
+            stop = StopStates(jnp.zeros((count,), jnp.int32), nowhere)
         return prompts._replace(target=target._replace(**widened), stop=stop)
+
+    def has(self, target: PowerTarget) -> bool:
+        """Whether the target is placed."""
+        return target.stop is None or target.stop in self._blocks
 
     def _spelled(self, rule: StopRule) -> list[bytes | None]:
         if self._pieces is None:
@@ -127,17 +134,17 @@ class TargetBatch:
         automaton = rule.automaton()
         states = len(automaton.table)
         size = min(block_states(rule), self._most)
-        rows = 0 if self.table is None else self.table.shape[0]
-        first = self._gap(size, rows)
+        total = 0 if self.table is None else self.table.shape[0]
+        first = self._gap(size, total)
         if first is None:
             self._blocks = {r: block for r, block in self._blocks.items() if r in in_use}
-            first = self._gap(size, rows)
-        while first is None and rows < self._most:
-            rows = min(max(2 * rows, size), self._most)
-            first = self._gap(size, rows)
+            first = self._gap(size, total)
+        while first is None and total < self._most:
+            total = min(max(2 * total, size), self._most)
+            first = self._gap(size, total)
         if first is None:
             return False
-        table = self._with_rows(rows)
+        table = self._with_states(total)
         compiled = token_table(automaton, self._spelled(rule))
         own = np.zeros((size, self._vocab_size), np.int16)
         own[:states] = compiled.next_state + np.int16(first)
@@ -146,31 +153,31 @@ class TargetBatch:
         self._blocks[rule] = first, size, first + final
         return True
 
-    def _gap(self, size: int, rows: int) -> int | None:
-        """Where so many of the table's rows belong to no rule, None if nowhere."""
+    def _gap(self, size: int, total: int) -> int | None:
+        """The first of ``size`` free states in a table of ``total``; None without such a gap."""
         end = 0
         for first, length, _ in sorted(self._blocks.values()):
             if first - end >= size:
                 break
             end = first + length
-        return end if end + size <= rows else None
+        return end if end + size <= total else None
 
-    def _with_rows(self, rows: int) -> jax.Array:
-        """The table, enlarged if it has fewer rows."""
+    def _with_states(self, total: int) -> jax.Array:
+        """The table, enlarged if it has fewer states."""
         old = self.table
-        if old is not None and old.shape[0] == rows:
+        if old is not None and old.shape[0] == total:
             return old
-        shape = rows, self._vocab_size
+        shape = total, self._vocab_size
         new = self._layout.zeros(lambda: jnp.zeros(shape, jnp.int16), REPLICATED)
         return new if old is None else self._write(new, old, 0)
 
-    def _write(self, table: jax.Array, rows: Any, first: int) -> jax.Array:
-        args = table, rows, np.int32(first)
-        return executables.call(programs.write_rows, {}, args, self._layout)
+    def _write(self, table: jax.Array, states: Any, first: int) -> jax.Array:
+        args = table, states, np.int32(first)
+        return executables.call(programs.write_states, {}, args, self._layout)
 
     def _completed(self, target: PowerTarget, cap: int) -> Any:
-        """One target with the truncations that others have, allowing everything."""
-        arrays = target.host_arrays(self._vocab_size, cap)
+        """One target, with truncations that allow everything where others have some."""
+        arrays: Any = target.host_arrays(self._vocab_size, cap)
         if arrays.top_k is None and self._has_top_k:
             arrays = arrays._replace(top_k=np.asarray(self._vocab_size, np.int32))
         if arrays.top_p is None and self._has_top_p:

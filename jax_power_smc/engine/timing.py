@@ -1,11 +1,12 @@
-"""Where the seconds of a run go: each phase without the compiling that falls into it.
+"""Where the seconds of a run go: each phase without the compiling during it.
 
-JAX compiles not only the engine's programs: every small array operation is compiled where it is met
-first. Whoever decodes first in a process pays for those, so they must not count as decoding: the
-costs of samplers are compared.
+JAX compiles not only the engine's programs but also every small array operation when it is first
+used. The first run in a process pays for those, so they must not count as decoding: the costs of
+samplers are compared.
 """
 
 import contextlib
+import functools
 import math
 import threading
 import time
@@ -32,21 +33,21 @@ class PhaseTimer:
         self.start()
 
     def start(self) -> None:
-        """The time until now belongs to no phase."""
+        """Discards the time until now."""
         self._began, self._compiled = time.perf_counter(), compile_seconds()
 
     def resume(self, phase: str, until: float) -> None:
-        """The time until now is the caller's, but the phase went on beside it.
+        """Counts the time until now, which was the caller's, for a phase that ran meanwhile.
 
         Args:
-          phase: what went on.
-          until: when it ended, by ``time.perf_counter``; what the caller compiled is no part of it.
+          phase: what was running.
+          until: when it ended, by ``time.perf_counter``. What the caller compiled does not count.
         """
         self.seconds[phase] += max(min(time.perf_counter(), until) - self._began, 0.0)
         self.start()
 
     def book(self, phase: str) -> None:
-        """The time since the last call belongs to a phase, but for what was compiled."""
+        """Counts the time since the last call for a phase, except what was compiled."""
         now, compiled = time.perf_counter(), compile_seconds()
         compiling = compiled - self._compiled
         self.seconds["compile"] += compiling
@@ -55,14 +56,14 @@ class PhaseTimer:
 
 
 class ReadyTimes:
-    """When arrays became ready, while the host did something else."""
+    """When arrays became ready while the host did something else."""
 
     def __init__(self) -> None:
         self._pool = futures.ThreadPoolExecutor(1)
         self._last: futures.Future[float] | None = None
 
     def watch(self, x: jax.Array) -> None:
-        """The next array; they become ready in this order."""
+        """Watches the next array; they become ready in this order."""
         self._last = self._pool.submit(_ready_time, x)
 
     def last(self) -> float:
@@ -73,21 +74,23 @@ class ReadyTimes:
 
 
 def _ready_time(x: jax.Array) -> float:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # whoever looks at it finds out
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # raised again where it is read
         jax.block_until_ready(x)
     return time.perf_counter()
 
 
 def compile_seconds() -> float:
-    """Seconds that this thread has compiled, since this module was imported."""
+    """Seconds that this thread has compiled, since the first call in the process."""
+    _listen()
     return _thread.seconds
 
 
 @contextlib.contextmanager
 def preparing() -> Iterator[None]:
-    """What happens inside counts as compiling, all of it, if anything is compiled there.
+    """Counts everything inside as compiling if anything is compiled there.
 
-    For what only hands out work: its first time is longer than what JAX itself calls compiling.
+    For code that only hands out work: the first time takes longer than what JAX itself reports as
+    compiling.
     """
     began, compiled = time.perf_counter(), compile_seconds()
     try:
@@ -109,7 +112,7 @@ _thread = _Thread()
 
 
 def _add(began: float) -> None:
-    """A span from ``began`` until now, with those that it encloses, as tracing does tracing."""
+    """Adds the span from ``began`` until now, which replaces those inside it: tracing can nest."""
     spans, now = _thread.spans, time.perf_counter()
     while spans and spans[-1][0] >= began:
         begin, end = spans.pop()
@@ -120,10 +123,17 @@ def _add(began: float) -> None:
     _thread.seconds += now - began
 
 
-def _listen(event: str, duration_secs: float, **kwargs: Any) -> None:
+@functools.cache
+def _listen() -> None:
+    """Has JAX report what it compiles, from the first use on.
+
+    There is one listener for the process, and it stays: it costs next to nothing, and it serves all
+    engines and threads, of which none knows whether it is the last.
+    """
+    jax.monitoring.register_event_duration_secs_listener(_on_event)
+
+
+def _on_event(event: str, duration_secs: float, **kwargs: Any) -> None:
     del kwargs
     if event.startswith(_COMPILING):
         _add(time.perf_counter() - duration_secs)
-
-
-jax.monitoring.register_event_duration_secs_listener(_listen)

@@ -1,4 +1,4 @@
-"""What is refused at the door of the engine: one sentence with the value and what is allowed."""
+"""Checks of the engine's arguments: one sentence with the value and what is allowed."""
 
 from collections.abc import Sequence, Sized
 from typing import Any, NamedTuple
@@ -7,21 +7,21 @@ import jax
 import numpy as np
 
 from jax_power_smc.core import checks
-from jax_power_smc.engine.buckets import TokenIds
+from jax_power_smc.core.types import TokenIds
 from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.samplers import MetropolisHastings, Sampler
+from jax_power_smc.samplers import Sampler
 from jax_power_smc.targets.power import PowerTarget
 
 
-class Asked(NamedTuple):
-    """What ``check_request`` let in, as data of its own.
+class CheckedArguments(NamedTuple):
+    """The arguments that ``check_request`` accepted, copied.
 
     Attributes:
       prompts: int32 arrays [S].
-      prompt_ids: one integer each.
-      key: for all.
+      prompt_ids: one integer per prompt.
+      key: the key of the run.
       max_new_tokens: T.
-      prompts_per_batch: as asked for, or None.
+      prompts_per_batch: as given, or None.
     """
 
     prompts: list[np.ndarray]
@@ -40,8 +40,8 @@ def check_request(
     sampler: Any,
     max_new_tokens: int,
     prompts_per_batch: int | None,
-) -> Asked:
-    """Raises ValueError for what cannot be, and returns copies of what can."""
+) -> CheckedArguments:
+    """The arguments of ``sample``, copied; ValueError for an invalid one."""
     check_target(target)
     check_sampler(sampler)
     cap = checks.integer("max_new_tokens", max_new_tokens, at_least=1)
@@ -53,25 +53,25 @@ def check_request(
     if len(prompts) == 0:
         raise ValueError("prompts is empty; at least one prompt is needed.")
     target.check(model.vocab_size, cap)
-    if isinstance(sampler, MetropolisHastings):
-        sampler.check(cap)
-        if not getattr(model, "can_go_back", True):
-            raise ValueError(
-                "sampler is MetropolisHastings, which goes back to earlier steps, and the model's "
-                "cache cannot; allowed are WithoutReplacement, PowerSMC and Ancestral."
-            )
-    own = [check_prompt(index, prompt, model, cap) for index, prompt in enumerate(prompts)]
-    return Asked(own, checks.prompt_ids(prompt_ids, len(own)), key, cap, prompts_per_batch)
+    sampler.check(cap)
+    if sampler.runs_as_chains and not getattr(model, "can_go_back", True):
+        raise ValueError(
+            f"sampler is {type(sampler).__name__}, which goes back to earlier steps, and the "
+            "model's cache cannot; allowed are WithoutReplacement, PowerSMC and Ancestral."
+        )
+    copies = [check_prompt(index, prompt, model, cap) for index, prompt in enumerate(prompts)]
+    ids = checks.prompt_ids(prompt_ids, len(copies))
+    return CheckedArguments(copies, ids, key, cap, prompts_per_batch)
 
 
 def check_target(target: Any) -> None:
-    """Raises ValueError unless it is a target."""
+    """Raises ValueError unless the value is a target."""
     if not isinstance(target, PowerTarget):
         raise ValueError(f"target is {target!r}; it must be a PowerTarget.")
 
 
 def check_sampler(sampler: Any) -> None:
-    """Raises ValueError unless it is a sampler."""
+    """Raises ValueError unless the value is a sampler."""
     if not isinstance(sampler, Sampler):
         raise ValueError(
             f"sampler is {sampler!r}; allowed are WithoutReplacement, PowerSMC, "
@@ -80,7 +80,7 @@ def check_sampler(sampler: Any) -> None:
 
 
 def check_prompt(index: int, prompt: Any, model: LanguageModel, max_new_tokens: int) -> np.ndarray:
-    """The prompt as an int32 array of its own, if the model has room for it and more."""
+    """The prompt as a new int32 array, if the model has room for it and its continuation."""
     ids = checks.prompt(index, prompt, model.vocab_size)
     limit = getattr(model, "max_positions", None)
     if limit is not None and len(ids) + max_new_tokens > limit:

@@ -17,8 +17,10 @@ from jax.sharding import Mesh
 from jax_power_smc.core.prng import prompt_id, seed_key
 from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup
 from jax_power_smc.engine import sample
-from jax_power_smc.engine.engine import Engine, StreamRequest
-from jax_power_smc.engine.mh_chains import Stopped
+from jax_power_smc.engine.engine import Engine
+from jax_power_smc.engine.sample import Stopped
+from jax_power_smc.engine.slot_plan import plan_slots
+from jax_power_smc.engine.stream import StreamRequest
 from jax_power_smc.engine.validation import check_request
 from jax_power_smc.evaluation import records
 from jax_power_smc.evaluation.conditions import Conditions, digest
@@ -262,7 +264,7 @@ def _chains(
         return
     count = len(job.task.problems)
     prompts = job.prompts
-    fitting, _ = sample.plan_slots(
+    fitting, _ = plan_slots(
         job.lm.model,
         job.lm.params,
         run.sampler,

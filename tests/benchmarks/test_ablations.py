@@ -8,7 +8,7 @@ import pytest
 import jax_power_smc as psmc
 from jax_power_smc.benchmarks import timing
 from jax_power_smc.benchmarks.ablations import AblatedModel, ForcedResampling, step_bytes
-from jax_power_smc.engine.scheduler import ActiveRequest
+from jax_power_smc.engine.request import ActiveRequest
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -32,7 +32,7 @@ def tokens(model, params, sampler=None, scale=None):
     requests = [ActiveRequest(PROMPT.tolist(), 0, psmc.PowerTarget(4.0), 24)]
     done = timing.decode(model, params, sampler, requests)
     assert done.fork_share > 0
-    return done.requests[0].left.tokens
+    return done.requests[0].outcome.tokens
 
 
 def test_with_all_parts_it_is_the_model():
@@ -59,7 +59,7 @@ def test_forced_rules_resample_when_they_are_told_to(period):
     (request,) = done.requests
     steps = np.arange(41) + 1
     expected = np.zeros(41, bool) if period is None else steps % period == 0
-    np.testing.assert_array_equal(request.seen.resampled[0, :41], expected)
+    np.testing.assert_array_equal(request.steps.resampled[0, :41], expected)
     if period is None:
         assert np.isnan(done.ess_share) and done.fork_share == 0
     else:

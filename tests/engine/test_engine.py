@@ -1,4 +1,4 @@
-"""Streams: every request is answered, with what ``sample`` gives, whoever its neighbours are."""
+"""Streams: every request gets what ``sample`` gives, whatever its neighbours are."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,8 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
-from jax_power_smc.engine import executables, sample
+from jax_power_smc.engine import executables, slot_plan
+from jax_power_smc.engine.scheduler import Scheduler
 from jax_power_smc.engine.target_batch import TargetBatch
 from jax_power_smc.engine.timing import ReadyTimes
 
@@ -39,8 +40,22 @@ ARRAYS = ("tokens", "lengths", "finished", "log_probs", "log_weights", "log_evid
 def short_chunks():
     """Many rounds within few steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "CHUNK", 3)
+        patch.setattr(slot_plan, "CHUNK", 3)
         yield
+
+
+@pytest.fixture(autouse=True)
+def integrity(monkeypatch):
+    """The scheduler's bookkeeping is checked after every round."""
+    original = Scheduler._round
+
+    def checked(self, arrivals):
+        done = original(self, arrivals)
+        self.check_integrity()
+        assert all(request not in self._occupants for request in done)
+        return done
+
+    monkeypatch.setattr(Scheduler, "_round", checked)
 
 
 def request(i, **changes):
@@ -83,7 +98,7 @@ def assert_as_alone(done):
     assert done.result.target == done.request.target
 
 
-def test_prompts_of_different_targets_get_what_they_get_alone():
+def test_prompts_with_different_targets_get_what_they_get_alone():
     asked = [request(i) for i in range(14)]
     done = list(make().stream(iter(asked), key=KEY))
     assert sorted(one.index for one in done) == list(range(14))
@@ -96,7 +111,7 @@ def test_prompts_of_different_targets_get_what_they_get_alone():
             assert_as_alone(one)
 
 
-def test_what_cannot_be_served_is_refused_one_by_one():
+def test_invalid_requests_are_refused_one_by_one():
     asked = [
         request(0),
         request(1, prompt=[9]),
@@ -155,7 +170,7 @@ def test_requests_may_have_keys_of_their_own():
     assert len(drawn) > 1, "equal outputs would show no mix-up of keys"
 
 
-def test_what_is_odd_about_one_request_fails_it_alone():
+def test_a_faulty_request_fails_alone():
     class Odd:
         def __len__(self):
             raise RuntimeError("no length")
@@ -305,13 +320,13 @@ def test_the_time_that_until_takes_is_decoding():
     assert stream.seconds["decode"] >= 0.05 * len(asked)
 
 
-def test_slots_are_no_more_than_the_requests():
+def test_there_are_no_more_slots_than_requests():
     assert make(slots=None, num_requests=3).plan.slots == 4
     assert make(slots=None).plan.slots > 4
     assert make(slots=3, num_requests=1).plan.slots == 3
 
 
-def test_a_cancelled_request_stops_no_other():
+def test_a_cancelled_request_does_not_stop_the_others():
     stream = make(slots=2).stream([request(0, max_new_tokens=12) for _ in range(6)], key=KEY)
     stream.cancel(4)
     done = [next(stream)]
@@ -359,7 +374,7 @@ def test_one_stream_at_a_time_until_it_is_closed():
     assert_as_alone(next(made.stream([request(0)], key=KEY)))
 
 
-def test_an_engine_is_free_when_nobody_holds_its_stream():
+def test_an_engine_is_free_when_its_stream_is_dropped():
     made = make()
     for _ in made.stream((request(i) for i in range(9)), key=KEY):
         break
@@ -468,6 +483,26 @@ def test_a_failure_of_the_device_is_reported_and_the_next_ones_are_served():
     assert done[2].error is None and jnp.isfinite(done[2].result.log_evidence).all()
 
 
+def test_requests_that_wait_for_the_table_survive_a_failure_of_the_device():
+    made = psmc.Engine(
+        Failing(5, 2),
+        PARAMS,
+        sampler=SAMPLER,
+        max_prompt_tokens=4,
+        max_new_tokens=12,
+        slots=2,
+        tokenizer=PIECES,
+    )
+    made._sizes = dataclasses.replace(made._sizes, stop_states=9)  # room for one rule at a time
+    targets = [PowerTarget(2.0, stop=psmc.StopString(text)) for text in ("ab", "ba")]
+    asked = [request(i, target=target, max_new_tokens=12) for i, target in enumerate(targets)]
+    Failing.broken, done = True, {}
+    for one in made.stream(asked, key=KEY):
+        Failing.broken = False
+        done[one.index] = one
+    assert "the device has failed" in done[0].error and done[1].error is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -479,7 +514,7 @@ def test_a_failure_of_the_device_is_reported_and_the_next_ones_are_served():
         ({"memory_limit": 200_000, "slots": 512}, "512 prompts at a time are too many"),
     ],
 )
-def test_an_engine_that_cannot_be_is_refused(options, message):
+def test_invalid_engines_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
 
@@ -499,7 +534,7 @@ def test_metropolis_hastings_and_wrong_keys_are_refused():
         psmc.stream(iter([]), MODEL, PARAMS, key=KEY, sampler=SAMPLER)
 
 
-def test_warmup_compiles_all_that_plain_targets_need():
+def test_warmup_compiles_everything_for_plain_targets():
     made = make(slots=5)  # as no other test
     assert made.warmup() > 0
     compiled = executables.compiled_count()

@@ -15,9 +15,8 @@ from jax_power_smc import Ancestral, PowerSMC, PowerTarget, StreamRequest, Table
 from jax_power_smc import MetropolisHastings as Chains
 from jax_power_smc import WithoutReplacement as Swor
 from jax_power_smc.core import mesh
-from jax_power_smc.engine import executables, programs
+from jax_power_smc.engine import executables, slot_plan
 from jax_power_smc.engine import layout as mesh_layout
-from jax_power_smc.engine import sample as sampling
 from tests.models import small
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "x64")
@@ -180,7 +179,7 @@ def request(i, **changes):
 @pytest.fixture
 def short_chunks(monkeypatch):
     """Many rounds within few steps."""
-    monkeypatch.setattr(sampling, "CHUNK", 3)
+    monkeypatch.setattr(slot_plan, "CHUNK", 3)
 
 
 def make(size, **options):
@@ -262,7 +261,7 @@ def test_warmup_compiles_all_that_a_stream_on_a_mesh_needs():
         assert_same(one.result, expected[index].result)
 
 
-def test_a_plan_is_for_one_device_and_slots_are_of_all_rows():
+def test_a_plan_is_for_one_device_and_slots_are_of_all_shards():
     made = make(2, slots=6)  # 4 rows
     assert made.plan.slots == 2 and made._sizes.slots == 8 and made._sizes.group == 4
     # Logits are what the plan counts most of here; a limit lets in fewer slots of every row.
@@ -279,7 +278,7 @@ def test_a_plan_is_for_one_device_and_slots_are_of_all_rows():
 
 
 @pytest.mark.parametrize("model", [0, 3, 16, -1, True, 2.0, None])
-def test_a_mesh_that_cannot_be(model):
+def test_an_invalid_mesh_size_is_refused(model):
     with pytest.raises(ValueError) as error:
         mesh.make_mesh(model)
     small.assert_one_sentence(error, f"model is {model!r}", "number of devices, 8")
@@ -303,7 +302,7 @@ def test_a_mesh_with_other_axes_is_refused(axes):
 
 
 @pytest.mark.parametrize("other", [8, "data", PartitionSpec("data")])
-def test_what_is_no_mesh_is_refused(other):
+def test_anything_but_a_mesh_is_refused(other):
     with pytest.raises(ValueError) as error:
         make(None).__class__(
             MODEL, params(), sampler=SMC, max_prompt_tokens=4, max_new_tokens=4, mesh=other
@@ -321,7 +320,7 @@ def test_a_mesh_made_by_jax_will_do():
 
 
 class Uncut:
-    """A model that says nothing of meshes."""
+    """A model that does not support meshes."""
 
     vocab_size = V
 
@@ -335,15 +334,15 @@ class Uncut:
         return MODEL.decode(params, context, cache, token, step, clock)
 
 
-def test_a_model_that_cannot_be_cut():
+def test_a_model_that_cannot_be_sharded():
     assert_same(sample(SMC, PLAIN, model=Uncut(), mesh=mesh.make_mesh(1)), on_one_device("smc"))
     for sampler in (SMC, Chains(2, 1)):
         with pytest.raises(ValueError) as error:
             sample(sampler, PLAIN, model=Uncut(), mesh=mesh.make_mesh(4))
-        small.assert_one_sentence(error, "4 devices on its axis 'model'", "a Uncut cannot be cut")
+        small.assert_one_sentence(error, "4 devices on its axis 'model'", "a Uncut cannot be")
 
 
-def test_a_table_whose_vocabulary_cannot_be_cut():
+def test_a_table_whose_vocabulary_cannot_be_sharded():
     model = TableLM(10)
     with pytest.raises(ValueError) as error:
         sample(
@@ -357,7 +356,7 @@ def test_a_table_whose_vocabulary_cannot_be_cut():
     small.assert_one_sentence(error, "4 devices on its axis 'model'", "vocabulary of 10 cannot")
 
 
-# --- where arrays lie ---
+# --- where arrays are ---
 
 
 def test_parameters_on_a_mesh_bring_their_mesh_along(monkeypatch):
@@ -367,7 +366,7 @@ def test_parameters_on_a_mesh_bring_their_mesh_along(monkeypatch):
     assert mesh.mesh_of(placed) == where and mesh.mesh_of(params()) is None
     (leaf,) = jax.tree.leaves(placed)
     assert {shard.data.shape for shard in leaf.addressable_shards} == {(1, V + 1, V // 2)}
-    # What lies there already is not moved.
+    # What is there already is not moved.
     assert layout.put(placed, layout.params(placed)).logits is leaf
     seen = []
     original = executables.executable
@@ -377,13 +376,13 @@ def test_parameters_on_a_mesh_bring_their_mesh_along(monkeypatch):
         return original(function, static, args, layout)
 
     expected = {case: on_one_device(case) for case in ("greedy", "mh")}
-    monkeypatch.setattr(programs, "executable", noted)
+    monkeypatch.setattr(executables, "executable", noted)
     for case, one in expected.items():
         assert_same(sample(*CASES[case], params=placed), one)
     assert set(seen) == {where}
 
 
-def test_no_parameter_lies_on_another_mesh():
+def test_parameters_on_another_mesh_are_moved():
     other = Mesh(np.array(jax.devices()).reshape(2, 4), ("x", "y"))
     placed = jax.device_put(params(), NamedSharding(other, PartitionSpec()))
     assert mesh.mesh_of(placed) is None
@@ -396,7 +395,7 @@ def test_no_parameter_lies_on_another_mesh():
         assert_same(found, on_one_device("greedy"))
 
 
-def test_zeros_are_made_where_they_belong():
+def test_zeros_are_created_on_their_devices():
     layout = mesh_layout.layout_of(MODEL, mesh.make_mesh(4))
     made = layout.zeros(lambda: jnp.zeros((16, 3)), mesh.PER_DEVICE)
     assert {shard.data.shape for shard in made.addressable_shards} == {(2, 3)}

@@ -173,7 +173,7 @@ class TestSlots:
     def test_the_sentence(self, qwen):
         assert str(of_7b(qwen)) == (
             "7 slots of 64 particles (prompt 512, up to 2,048 new tokens): weights 14.2 GiB, "
-            "prompts 196.0 MiB, caches 49.0 GiB, working 1.6 GiB, prefill 556.0 MiB, in all "
+            "prompts 196.0 MiB, caches 49.0 GiB, working 1.6 GiB, prefill 556.0 MiB, total "
             "65.6 GiB of 70.2 GiB on cuda:0"
         )
 
@@ -204,8 +204,8 @@ class TestRefusals:
 
     def test_the_sentence(self, qwen):
         assert self.refusal(qwen, limit=16 * GIB) == (
-            "num_particles=64 with prompt 512 and 2,048 new tokens needs 7.4 GiB beside 14.2 GiB "
-            "of weights, but the engine may use 16.0 GiB of cuda:0; lower num_particles to at "
+            "num_particles=64 with prompt 512 and 2,048 new tokens needs 7.4 GiB besides 14.2 "
+            "GiB of weights, but the engine may use 16.0 GiB of cuda:0; lower num_particles to at "
             "most 14 or max_new_tokens to at most 424."
         )
 

@@ -17,7 +17,8 @@ from jax_power_smc.benchmarks.collectives import collectives
 from jax_power_smc.benchmarks.pods import lower_chunk
 from jax_power_smc.core import prng
 from jax_power_smc.core.mesh import make_mesh
-from jax_power_smc.engine import decode, executables, programs
+from jax_power_smc.engine import decode, programs
+from jax_power_smc.engine.layout import ONE_DEVICE
 from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
 
 pytestmark = pytest.mark.usefixtures("full_optimization")
@@ -63,7 +64,9 @@ def compiled_chunk(sampler, num_prompts, num_kv_heads):
         )
     )
     clocks = jax.ShapeDtypeStruct((4,), jnp.int32)
-    lowered = programs.decode_chunk.lower(params, shared, prompts, state, clocks, model=model)
+    args = params, shared, prompts, state, clocks
+    specs = programs.SPECS[programs.decode_chunk](ONE_DEVICE, args)
+    lowered = ONE_DEVICE.lower(programs.decode_chunk, {"model": model}, args, specs)
     cache = jax.tree.leaves(state.cache)
     return lowered.compile(), cache[0].size, sum(leaf.size * 4 for leaf in cache)
 
@@ -193,86 +196,3 @@ def test_no_step_on_a_mesh_copies_the_cache(size, slots_per_row, num_kv_heads, s
     assert compiled.memory_analysis().temp_size_in_bytes < sum(4 * leaf.size for leaf in caches)
     # As on one device: whether anyone of the own row runs, and whether anyone moves.
     assert len(re.findall(r" conditional\(", text)) == 2
-
-
-@pytest.mark.slow
-def test_a_cpu_process_does_not_keep_more_programs_than_it_may_map(monkeypatch):
-    monkeypatch.setattr(programs, "MOST_ON_CPU", 3)
-    executables.forget()
-    model = psmc.TableLM(vocab_size=3)
-    params = model.init(jax.random.key(0))
-
-    def draw(num):
-        result = psmc.sample(
-            model,
-            params,
-            [[1]],
-            key=jax.random.key(0),
-            target=psmc.PowerTarget(2.0),
-            sampler=Ancestral(1.0, num),
-            max_new_tokens=2,
-        )
-        assert executables.compiled_count() <= 3
-        return np.asarray(result.tokens)
-
-    first = draw(2)
-    for num in (3, 4, 5):
-        draw(num)
-    np.testing.assert_array_equal(draw(2), first)
-
-
-# --- wherever parameters lie, and whatever JAX is set to ---
-
-TABLE = psmc.TableLM(vocab_size=5, order=2)
-LOGITS = TABLE.init(jax.random.key(4))
-
-
-def draw_from(params, sampler=MESH_SAMPLERS["smc"]):
-    """The result of ``sample`` as arrays, and how many programs it compiled."""
-    before = executables.compiled_count()
-    result = psmc.sample(
-        TABLE,
-        params,
-        [[1, 2], [3]],
-        key=jax.random.key(1),
-        target=psmc.PowerTarget(2.0, (1,)),
-        sampler=sampler,
-        max_new_tokens=6,
-    )
-    return np.asarray(result.tokens), executables.compiled_count() - before
-
-
-@pytest.mark.parametrize("sampler", [PowerSMC(4), psmc.MetropolisHastings(2, 2, num_chains=2)])
-def test_parameters_may_move_to_another_device_between_calls(sampler):
-    first, _ = draw_from(LOGITS, sampler)
-    for device, compiles in zip(jax.devices()[:3], (False, True, True), strict=True):
-        tokens, compiled = draw_from(jax.device_put(LOGITS, device), sampler)
-        np.testing.assert_array_equal(tokens, first)
-        assert (compiled > 0) == compiles
-    assert draw_from(jax.device_put(LOGITS, jax.devices()[1]), sampler)[1] == 0
-
-
-def test_settings_that_change_a_program_compile_another():
-    first, _ = draw_from(LOGITS)
-    for setting in (
-        jax.default_matmul_precision("highest"),
-        jax.default_device(jax.devices()[1]),
-        jax.threefry_partitionable(False),
-    ):
-        with setting:
-            assert draw_from(LOGITS)[1] > 0
-    tokens, compiled = draw_from(LOGITS)
-    np.testing.assert_array_equal(tokens, first)
-    assert compiled == 0
-
-
-def test_an_ambient_mesh_changes_nothing():
-    first, _ = draw_from(LOGITS)
-    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
-    with jax.set_mesh(mesh):
-        tokens, compiled = draw_from(LOGITS)
-        on_it = TABLE.init(jax.random.key(4))
-        there, _ = draw_from(on_it)
-    np.testing.assert_array_equal(tokens, first)
-    assert compiled == 0
-    np.testing.assert_array_equal(there, first)

@@ -1,4 +1,4 @@
-"""The engine: reproducible, indifferent to company and padding, compiled once, checked first."""
+"""``sample``: reproducible, independent of neighbours and padding, compiled once, checked first."""
 
 import dataclasses
 
@@ -9,9 +9,8 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc import Ancestral, PowerSMC, PowerTarget, TableLM
-from jax_power_smc.engine import buckets, executables, programs
-from jax_power_smc.engine import sample as sampling
-from jax_power_smc.engine.scheduler import Scheduler
+from jax_power_smc.engine import buckets, executables, programs, slot_plan
+from jax_power_smc.engine.device_slots import DeviceSlots
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -105,7 +104,7 @@ def test_the_size_of_batches_does_not_matter(four, width):
     assert_same(four, sample(prompts_per_batch=width))
 
 
-def test_rows_without_a_prompt_change_nothing_and_are_dropped(four):
+def test_idle_slots_change_nothing_and_are_dropped(four):
     three = sample(PROMPTS[:3])
     assert three.tokens.shape[0] == 3
     assert_same(three, four, range(3))
@@ -124,7 +123,7 @@ def test_equal_prompts_differ_by_their_ids_only():
 
 
 def test_the_length_of_chunks_does_not_matter(four, monkeypatch):
-    monkeypatch.setattr(sampling, "CHUNK", 3)
+    monkeypatch.setattr(slot_plan, "CHUNK", 3)
     assert_same(four, sample())
 
 
@@ -146,15 +145,15 @@ def test_prompts_of_several_buckets_come_back_in_order(four):
 
 def test_an_early_end_stops_the_chunks_and_fills_in_idle_steps(monkeypatch):
     calls = []
-    original = Scheduler._call
+    original = DeviceSlots._call
 
     def counted(self, function, static, *args):
         calls.append(function)
         return original(self, function, static, *args)
 
     sure = PARAMS._replace(logits=PARAMS.logits.at[..., 1].add(30.0))
-    monkeypatch.setattr(sampling, "CHUNK", 3)
-    monkeypatch.setattr(Scheduler, "_call", counted)
+    monkeypatch.setattr(slot_plan, "CHUNK", 3)
+    monkeypatch.setattr(DeviceSlots, "_call", counted)
     result = sample(params=sure, max_new_tokens=30)
     assert calls.count(programs.decode_chunk) <= 2
     assert np.asarray(result.lengths).tolist() == [[1] * 4] * 4
@@ -244,7 +243,7 @@ def test_a_program_is_compiled_once_for_each_bucket():
 
     def compiled(prompt_tokens, new_tokens, **target):
         """How many programs of each kind requests of these lengths make necessary."""
-        names = ("enter", "run_chunk", "grow", "harvest", "insert")
+        names = ("prefill", "decode_chunk", "resize_cache", "finalize", "insert")
         before = {name: executables.compiled_count(getattr(programs, name)) for name in names}
         target = PowerTarget(**{"alpha": 2.0, **target})
         requests = [psmc.StreamRequest([3] * prompt_tokens, target, new_tokens)]
@@ -263,7 +262,7 @@ def test_a_program_is_compiled_once_for_each_bucket():
     assert compiled(100, 290, alpha=1.5) == [0, 0, 0, 0, 0]
 
 
-# --- The door -------------------------------------------------------------------------------
+# --- Checks of the arguments ---
 
 
 @dataclasses.dataclass(frozen=True)
@@ -430,7 +429,7 @@ def test_logits_that_are_no_numbers_are_reported_for_their_prompt(sampler, bad):
     ids=["smc", "mh"],
 )
 @pytest.mark.parametrize("asked", [0, 2])
-def test_a_call_is_given_up_when_it_is_told_to(sampler, asked):
+def test_a_call_is_given_up_when_until_says_so(sampler, asked):
     looks = []
 
     def until():

@@ -10,7 +10,6 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc import PowerSMC, PowerTarget, StreamRequest
-from jax_power_smc.engine import sample
 from jax_power_smc.models.base import OptionalMembers
 from tests.models import small
 
@@ -72,7 +71,7 @@ def teacher_forced(params, prompt, tokens):
 @pytest.mark.parametrize(("model", "cap"), [(AsDocumented(), CAP), (Growing(), 20)])
 def test_a_model_written_from_the_docstring_is_right_in_refilled_slots(monkeypatch, model, cap):
     # Capacity 6 (and 8, 16, 21): two slots are used by many prompts, whose lengths differ.
-    monkeypatch.setattr(sample, "CHUNK", 3)
+    monkeypatch.setattr("jax_power_smc.engine.slot_plan.CHUNK", 3)
     monkeypatch.setattr("jax_power_smc.engine.buckets.SMALLEST_CACHE_BUCKET", 8)
     params = model.init(3)
     asked = [

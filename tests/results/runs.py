@@ -23,7 +23,6 @@ from jax_power_smc import (
     TableLM,
     WithoutReplacement,
 )
-from jax_power_smc.engine import sample as sampling
 from jax_power_smc.engine.independent_runs import independent_runs
 from jax_power_smc.models.table_lm import TableParams
 
@@ -73,7 +72,7 @@ def target_probabilities():
 def run_copies(function, sampler, **options):
     """``sample`` or ``independent_runs`` on COPIES copies of the prompt."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "CHUNK", CAP - 1)  # no idle steps
+        patch.setattr("jax_power_smc.engine.slot_plan.CHUNK", CAP - 1)  # no idle steps
         return function(
             MODEL,
             PARAMS,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.engine import decode, mh_chains
+from jax_power_smc.engine import decode, mh_step
 from jax_power_smc.samplers import metropolis_hastings as mh
 from jax_power_smc.samplers.metropolis_hastings import Entry
 from jax_power_smc.targets import stop_arrays
@@ -26,15 +26,15 @@ SLIVER = 1e-14
 @functools.partial(jax.jit, static_argnames=("model", "capacity"))
 def _begin(model, params, target, prompt, capacity):
     logits, context = model.prefill(params, prompt, jnp.int32(prompt.shape[0]))
-    state = mh_chains.begin(model, params, logits, BATCH, capacity)
-    return mh_chains.Prompt(context, logits, target, jax.random.key(0)), state
+    state = mh_step.begin(model, params, logits, BATCH, capacity)
+    return mh_step.ChainPrompt(context, logits, target, jax.random.key(0)), state
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def _move(model, params, stop, prompt, state, entry, token, accept):
     """The production move with the uniform numbers token [T, N] and accept [N]."""
-    uniforms = mh_chains.MoveUniforms(lambda t: jnp.stack([token[t]] * 2, axis=1), accept)
-    return mh_chains.move(
+    uniforms = mh_step.MoveUniforms(lambda t: jnp.stack([token[t]] * 2, axis=1), accept)
+    return mh_step.move(
         model, params, stop, prompt, state, entry, entry.first, uniforms, decode.this_prompt
     )
 
@@ -128,7 +128,7 @@ class Kernel:
                 ),
                 (starts, token, accept),
             )
-            state = mh_chains.State(*part[0], zero, zero, zero, jnp.zeros((), bool))
+            state = mh_step.MoveState(*part[0], zero, zero, zero, jnp.zeros((), bool))
             state = _move(
                 self.model, self.params, self.stop, self.prompt, state, entry, part[1].T, part[2]
             )

@@ -13,11 +13,14 @@ import scipy.stats
 import jax_power_smc as psmc
 from jax_power_smc import PowerTarget, StopString, TableLM, TransformerLM
 from jax_power_smc.core import prng
-from jax_power_smc.engine import decode, executables, mh_chains
+from jax_power_smc.engine import decode, executables, mh_chains, mh_step
+from jax_power_smc.engine.buckets import Sizes
+from jax_power_smc.engine.collect import collect
+from jax_power_smc.engine.mh_chains import ChainScheduler
+from jax_power_smc.engine.request import ActiveRequest
 from jax_power_smc.models.table_lm import TableParams
 from jax_power_smc.samplers import metropolis_hastings as mh
 from jax_power_smc.samplers.metropolis_hastings import Entry, MetropolisHastings
-from jax_power_smc.targets import stop_arrays
 from jax_power_smc.theory import cost_model
 from tests.models import small
 from tests.samplers.mh_kernel import Kernel
@@ -65,26 +68,23 @@ def enumerated(name, horizon=CAP):
 
 def run(sampler, target=END, *, prompts=(PROMPT,) * 4, seed=0, cap=CAP, **options):
     """The batch runner, with few different sizes, because each takes time to compile."""
-    result = mh_chains.run_chains(
-        MODEL,
-        params(),
-        prompts,
-        options.get("prompt_ids", list(range(len(prompts)))),
-        jax.random.key(seed),
-        target,
-        sampler,
-        cap,
-        options.get("width", 4),
-        options.get("bucket", 8),
-        options.get("capacity", 16),
-        stop_arrays.stop_arrays(target.stop, tokenizer(target), MODEL.vocab_size),
-    )
+    requests = requested(prompts, target, cap, options.pop("prompt_ids", None))
+    scheduler = make(sampler, target, seed=seed, **options)
+    assert list(scheduler.run(requests)) == requests
+    result = collect(sampler, requests, scheduler.seconds)
     return result, result.info.acceptance_rate
 
 
-def call(function, static, *args):
-    """One of the runner's programs, compiled once for the runner and the test."""
-    return executables.executable(function, static, args)(*args)
+def make(sampler, target=END, *, model=MODEL, weights=None, seed=0, width=4, bucket=8, capacity=16):
+    """A batch runner of one width, one prompt length and one capacity."""
+    sizes = Sizes(width, width, bucket, capacity, chunk=capacity, most_positions=bucket)
+    weights = params() if weights is None else weights
+    return ChainScheduler(model, weights, sampler, jax.random.key(seed), sizes, tokenizer(target))
+
+
+def requested(prompts, target, cap, ids=None):
+    ids = range(len(prompts)) if ids is None else ids
+    return [ActiveRequest(p, i, target, cap) for p, i in zip(prompts, ids, strict=True)]
 
 
 def total_variation(one, other):
@@ -181,16 +181,16 @@ def test_the_coin_converges_at_five_eighths_per_move(x64):
 def test_many_coins_converge_at_five_eighths_per_move():
     count, target = 20_000, HALF.arrays(2, 2)
     logits, context = COIN.prefill(coin(), jnp.asarray(PROMPT, jnp.int32), jnp.int32(1))
-    empty = mh_chains.begin(COIN, coin(), logits, 1, 2)
+    empty = mh_step.begin(COIN, coin(), logits, 1, 2)
 
     def one(key, second):
         """Whether the chain is at (EOS,) after each move, started at (0, second)."""
-        prompt = mh_chains.Prompt(context, logits, target, key)
+        prompt = mh_step.ChainPrompt(context, logits, target, key)
 
         def step(state, entry):
-            uniforms = mh_chains.move_uniforms(key, entry, 1, jnp.float32)
+            uniforms = mh_step.move_uniforms(key, entry, 1, jnp.float32)
             cut = mh.draw_cut(jax.random.fold_in(key, 1), entry)
-            state = mh_chains.move(
+            state = mh_step.move(
                 COIN, coin(), None, prompt, state, entry, cut, uniforms, decode.this_prompt
             )
             return state, state.chains.tokens[0, 0] == EOS
@@ -341,11 +341,9 @@ def test_acceptance_by_hand():
 
 def test_idle_slots_draw_nothing(four):
     prompts, sampler, _, _ = four
-    key, first = jax.random.key(0), next(sampler.schedule(10))
-    batch = mh_chains._pad(MODEL, prompts[:2], [0, 1], key, END, 10, 4, 8)
-    sizes = {"num_chains": 4, "capacity": 16}
-    prompt, state = call(mh_chains.start_batch, {"model": MODEL, **sizes}, params(), *batch)
-    state = call(mh_chains.move_batch, {"model": MODEL}, params(), key, None, prompt, state, first)
+    first, scheduler = next(sampler.schedule(10)), make(sampler)
+    prompt, state = scheduler.start(requested(prompts[:2], END, 10), 8)
+    state = scheduler.move(None, prompt, state, first)
     assert np.all(state.drawn[:2] > 0) and not np.any(state.drawn[2:])
 
 
@@ -459,18 +457,17 @@ def test_the_cache_is_right_after_accepted_and_after_rejected_moves(tmp_path):
     _, weights = small.build(CONFIG, tmp_path)
     target, sampler = PowerTarget(1.5, (1, 3)), MetropolisHastings(3, 12, num_chains=4)
     prompts, key = [(4, 19, 0), (7, 2, 11), (5, 5, 5)], jax.random.key(1)
-    result = mh_chains.run_chains(
-        TINY, weights, prompts, [0, 1, 2], key, target, sampler, HORIZON, 3, 3, HORIZON, None
-    )
-    batch = mh_chains._pad(TINY, prompts, [0, 1, 2], key, target, HORIZON, 3, 3)
-    sizes = {"num_chains": 4, "capacity": HORIZON}
-    prompt, state = call(mh_chains.start_batch, {"model": TINY, **sizes}, weights, *batch)
+    sizes = {"width": 3, "bucket": 3, "capacity": HORIZON}
+    scheduler = make(sampler, target, model=TINY, weights=weights, seed=1, **sizes)
+    requests = requested(prompts, target, HORIZON)
+    assert len(list(scheduler.run(requests))) == 3
+    result = collect(sampler, requests, scheduler.seconds)
+    prompt, state = scheduler.start(requests, 3)
     moved_before = kept_before = np.zeros((3, 4), bool)
     after_moved = after_kept = 0
     for entry in sampler.schedule(HORIZON):
         before, cut = jax.device_get(state.chains), int(mh.draw_cut(key, entry))
-        args = (weights, key, None, prompt, state, entry)
-        state = call(mh_chains.move_batch, {"model": TINY}, *args)
+        state = scheduler.move(None, prompt, state, entry)
         now = jax.device_get(state.chains)
         log_p = np.asarray(prefilled(weights, jnp.asarray(prompts, jnp.int32), now.tokens))
         inside = np.arange(HORIZON) < now.length[:, :, None]
@@ -515,12 +512,14 @@ class BigCache:
 
 def selects_on_the_cache():
     """Selects on the big leaf in the compiled move of two prompts."""
-    key, prompts = jax.random.key(0), [PROMPT] * 2
-    batch = mh_chains._pad(BigCache(), prompts, range(2), key, END, CAP, 2, 8)
+    key, sampler = jax.random.key(0), MetropolisHastings(1, 1, num_chains=5)
+    scheduler = make(sampler, model=BigCache(), width=2)
+    batch = scheduler.arrays(requested([PROMPT] * 2, END, CAP), 8)
     start = functools.partial(mh_chains.start_batch, model=BigCache(), num_chains=5, capacity=16)
     prompt, state = jax.eval_shape(start, params(), *batch)
-    *_, entry = MetropolisHastings(1, 1).schedule(CAP)
-    move = mh_chains.move_batch.lower(params(), key, None, prompt, state, entry, model=BigCache())
+    *_, entry = sampler.schedule(CAP)
+    move = jax.jit(functools.partial(mh_chains.move_batch, model=BigCache()))
+    move = move.lower(params(), key, None, prompt, state, entry)
     shape = ",".join(str(n) for n in (2, 5, *LEAF))
     lines = move.compile().as_text().splitlines()
     return sum(f"= f32[{shape}]" in line and " select(" in line for line in lines)
@@ -532,11 +531,7 @@ def test_the_only_select_on_the_cache_is_accepting_or_not():
 
 def test_a_loop_per_prompt_would_select_on_the_cache_at_every_step(monkeypatch):
     monkeypatch.setattr(decode, "any_in_batch", decode.this_prompt)
-    mh_chains.move_batch.clear_cache()
-    try:
-        assert selects_on_the_cache() > 1
-    finally:
-        mh_chains.move_batch.clear_cache()
+    assert selects_on_the_cache() > 1
 
 
 # --- what it costs ---

@@ -15,7 +15,6 @@ from jax_power_smc import PowerTarget, TableLM, WithoutReplacement
 from jax_power_smc.core import prng
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine import decode
-from jax_power_smc.engine import sample as sampling
 from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 from tests.models.small import assert_one_sentence
 
@@ -36,7 +35,7 @@ WIDTH = 64  # prompts of every batch: few programs are compiled
 def short_chunks():
     """No more steps than are needed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "CHUNK", CAP)
+        patch.setattr("jax_power_smc.engine.slot_plan.CHUNK", CAP)
         yield
 
 

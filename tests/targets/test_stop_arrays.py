@@ -22,7 +22,6 @@ from jax_power_smc import (
     TableLM,
     WithoutReplacement,
 )
-from jax_power_smc.engine import sample as sampling
 from jax_power_smc.models.table_lm import TableParams
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -60,7 +59,7 @@ VARIANTS = {
 def short_chunks():
     """No more steps than are needed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "CHUNK", CAP)
+        patch.setattr("jax_power_smc.engine.slot_plan.CHUNK", CAP)
         yield
 
 

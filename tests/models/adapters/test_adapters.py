@@ -13,7 +13,6 @@ from flax import nnx
 import jax_power_smc as psmc
 from jax_power_smc import MetropolisHastings, PowerSMC, PowerTarget, WithoutReplacement
 from jax_power_smc.engine import buckets, executables, memory_plan
-from jax_power_smc.engine import sample as sampling
 from jax_power_smc.models import adapters
 from tests.models.small import assert_equal_trees, assert_one_sentence
 
@@ -218,7 +217,7 @@ every_case = pytest.mark.parametrize("name", CASES)
 def short_chunks():
     """Prompts enter at clocks that the capacity of 9, which is CAP rounded up, does not divide."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "CHUNK", 3)
+        patch.setattr("jax_power_smc.engine.slot_plan.CHUNK", 3)
         patch.setattr(buckets, "SMALLEST_PROMPT_BUCKET", 8)  # one for all prompts
         yield
 
