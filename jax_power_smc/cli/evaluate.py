@@ -264,7 +264,7 @@ def _conclude(
     if summary["rows"]:
         table.show(summary)
     if len(done) < total:
-        print(f"Stopped with {len(done)} of {total} items finished; the same command goes on.")
+        print(f"Stopped with {len(done)} of {total} items finished; the same command resumes it.")
     lines = "records/*.jsonl" if store.is_remote(root) else "records*.jsonl"
     print(f"Every answer: {root / lines}   the table: {root / 'summary.json'}")
     print(f"Plots and a page: python -m launch.report --workdir={root}")

@@ -20,7 +20,6 @@ from safetensors.numpy import load_file, save_file
 
 import jax_power_smc as psmc
 from jax_power_smc.cli import evaluate, evaluate_progress
-from jax_power_smc.core import process_group as library
 from jax_power_smc.core.process_group import ProcessGroup
 from jax_power_smc.evaluation import claim, conditions, records
 from jax_power_smc.evaluation.job import State
@@ -276,7 +275,7 @@ def test_a_job_that_was_asked_to_stop_goes_on(model, easy, finished, tmp_path, c
     config, before = small_config(model), (finished.workdir / "records.jsonl").read_text()
     stopped = evaluate.evaluate(config, str(tmp_path), until=lambda: True)
     assert not stopped["complete"] and stopped["rows"] == []
-    assert "0 of 64 items finished; the same command goes on" in capsys.readouterr().out
+    assert "0 of 64 items finished; the same command resumes it" in capsys.readouterr().out
     kept = before.splitlines(keepends=True)[:61]
     (tmp_path / "records.jsonl").write_text("".join(kept) + '{"torn')
     rest = evaluate.evaluate(config, str(tmp_path))
@@ -499,11 +498,9 @@ def test_a_template_with_the_date_of_today_keeps_that_of_the_first_start(
 def waits(monkeypatch):
     """Names of the waits for other processes, none of which is there."""
     noted = []
-    monkeypatch.setattr(ProcessGroup, "wait", lambda self, name, *more: noted.append(name))
-    monkeypatch.setattr(ProcessGroup, "told", lambda self, name, value: value, raising=False)
+    monkeypatch.setattr(ProcessGroup, "barrier", lambda self, name, *more: noted.append(name))
+    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, name, value: value)
     monkeypatch.setattr(ProcessGroup, "gather", lambda self, name, value: [value] * self.count)
-    nobody = types.SimpleNamespace(key_value_dir_get=lambda key: [])
-    monkeypatch.setattr(library.distributed.global_state, "client", nobody)
     return noted
 
 
@@ -520,11 +517,11 @@ def test_a_workdir_is_locked_until_all_processes_have_done_their_share(
 
     file, locked = tmp_path / "records-00000.jsonl", []
 
-    def wait(self, name, *more):
+    def barrier(self, name, *more):
         if file.exists() and file.stat().st_size:
             locked.append(is_locked())
 
-    monkeypatch.setattr(ProcessGroup, "wait", wait)
+    monkeypatch.setattr(ProcessGroup, "barrier", barrier)
     evaluate.evaluate(small_config(model), str(tmp_path), processes=ProcessGroup(0, 2))
     assert len(file.read_text().splitlines()) == 32
     assert locked[0]
@@ -541,7 +538,7 @@ def test_all_processes_go_on_or_not_as_the_first_one_says(
     def broadcast(self, name, value):
         return answer if value in ("True", "False") else value
 
-    monkeypatch.setattr(ProcessGroup, "told", broadcast, raising=False)
+    monkeypatch.setattr(ProcessGroup, "broadcast", broadcast)
     assert evaluate.evaluate(small_config(model), str(tmp_path), processes=ProcessGroup(1, 2)) == {}
     assert ("the workdir is claimed" in waits) == (answer == "False")
 
@@ -551,7 +548,7 @@ def test_a_process_that_finds_other_records_than_the_first_one_is_refused(
 ):
     shutil.copy(finished.workdir / "config.json", tmp_path)
     said = {"whether all is finished": "False", "what is finished": "other"}
-    monkeypatch.setattr(ProcessGroup, "told", lambda self, name, value: said.get(name, value))
+    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, name, value: said.get(name, value))
     with pytest.raises(ValueError, match=r"process 1 does not find in .* what process 0 does"):
         evaluate.evaluate(small_config(model), str(tmp_path), processes=ProcessGroup(1, 2))
 
