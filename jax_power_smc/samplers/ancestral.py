@@ -31,6 +31,7 @@ class Ancestral(Kernel):
     """
 
     STATIC = ("num_samples",)
+    has_evidence = False
 
     temperature: float = 1.0
     num_samples: int = 1
@@ -47,10 +48,10 @@ class Ancestral(Kernel):
         """N."""
         return self.num_samples
 
-    @property
-    def has_evidence(self) -> bool:
-        """False: a decoder estimates no normaliser."""
-        return False
+    def token_temperature(self, alpha: float) -> float:
+        """Its own temperature, whatever alpha is."""
+        del alpha
+        return self.temperature
 
     def step(
         self,

@@ -1,8 +1,7 @@
-"""What every sampler shares: the particles of one prompt, and the shape of one step.
+"""What samplers share: their settings, the particles of one prompt, and the interface of a step.
 
-A sampler is one frozen dataclass: what a user declares, the algorithm of the decode step, and a
-pytree. Its numbers are traced leaves (``Kernel.traced``), so changing one compiles nothing; what
-fixes shapes or the algorithm itself is static.
+``Sampler`` is what every sampler tells the rest of the package about itself. ``Kernel`` is a
+sampler that advances N particles one token at a time, which is all the decode step knows of it.
 """
 
 import abc
@@ -83,16 +82,39 @@ class FinalWeights(NamedTuple):
     particle_index: jax.Array
 
 
-class Kernel(abc.ABC):
-    """The algorithm of a sampler, one step at a time.
+class Sampler(abc.ABC):
+    """A method with its settings, checked when it is made: the base of all samplers.
+
+    Attributes:
+      runs_as_chains: True if it revises whole sequences on a schedule. The model must then be able
+        to return to earlier steps, and prompts cannot be streamed. False for a ``Kernel``.
+      has_evidence: whether it estimates the target's normaliser, and so returns weighted particles.
+        Without evidence, particles have equal weights and ``log_evidence`` is NaN in results.
+    """
+
+    runs_as_chains: ClassVar[bool] = False
+    has_evidence: ClassVar[bool] = True
+    num_particles: (
+        int  # N: how many sequences the model decodes per prompt, and how many it returns
+    )
+
+    def check(self, max_new_tokens: int) -> None:  # noqa: B027
+        """Raises ValueError if the settings do not suit a cap of T = ``max_new_tokens``."""
+
+    def token_temperature(self, alpha: float) -> float:
+        """The temperature at which tokens are drawn, after any ramp; 1/alpha unless set."""
+        return 1 / alpha
+
+
+class Kernel(Sampler):
+    """A sampler that advances N particles one token at a time.
 
     A subclass is a frozen dataclass that names its static fields in ``STATIC``; all others are
     numbers. It is a pytree of those numbers: as declared they are Python numbers, and inside a
-    compiled program (after ``traced``) they are arrays.
+    compiled program (after ``traced``) they are arrays, so changing one recompiles nothing.
     """
 
     STATIC: ClassVar[tuple[str, ...]] = ()
-    num_particles: int  # N: how many particles the model runs, and how many are returned
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -107,11 +129,6 @@ class Kernel(abc.ABC):
     def draws_first(self) -> bool:
         """Whether a step draws its tokens before it resamples, so that they are copied too."""
         return False
-
-    @property
-    def has_evidence(self) -> bool:
-        """Whether it estimates the target's normaliser; else results have NaN for log Z_hat."""
-        return True
 
     def traced(self) -> Self:
         """The same sampler with its numbers as arrays []: int32, or the default real dtype."""

@@ -30,7 +30,7 @@ import numpy as np
 
 from jax_power_smc.core import checks
 from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.samplers.base import FinalWeights
+from jax_power_smc.samplers.base import FinalWeights, Sampler
 from jax_power_smc.samplers.proposal import draw, log_prob, normalise, power_proposal
 from jax_power_smc.smc import inverse_cdf, weights
 from jax_power_smc.targets.power import TargetArrays, support
@@ -44,7 +44,7 @@ _CUTS = 0xFFFFFFFF
 
 
 @dataclasses.dataclass(frozen=True)
-class MetropolisHastings:
+class MetropolisHastings(Sampler):
     """Chains of sequences that are cut and redrawn.
 
     Attributes:
@@ -57,6 +57,9 @@ class MetropolisHastings:
     Raises:
       ValueError: for a value outside its range.
     """
+
+    runs_as_chains = True
+    has_evidence = False
 
     num_blocks: int = 16
     moves_per_block: int = 10
@@ -77,7 +80,7 @@ class MetropolisHastings:
         checks.one_of("edit", self.edit, EDITS)
 
     @property
-    def num_particles(self) -> int:
+    def num_particles(self) -> int:  # type: ignore[override]
         """N."""
         return self.num_chains
 

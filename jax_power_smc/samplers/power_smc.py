@@ -85,6 +85,11 @@ class PowerSMC(Kernel):
         """True for the published order."""
         return self.order == "published"
 
+    def token_temperature(self, alpha: float) -> float:
+        """The proposal's own temperature if it has one, else 1/alpha."""
+        own = self.proposal_temperature
+        return super().token_temperature(alpha) if own is None else own
+
     def step(
         self,
         target: TargetArrays,
