@@ -1,7 +1,7 @@
-"""Checks of what callers pass: integers, numbers, names, keys, prompts and their ids.
+"""Checks of arguments: integers, numbers, names, keys, prompts and their ids.
 
-Each returns the value as plain Python (or host) data of its own, whatever kind of number or array
-it came as, and each failure is a ValueError of one sentence with the value and what is allowed.
+Each returns a copy of the value as plain Python or host data, whatever kind of number or array was
+passed; each failure is a ValueError, one sentence with the value and what is allowed.
 """
 
 import math
@@ -20,7 +20,7 @@ LARGEST_INTEGER = 2**31 - 1
 
 
 def as_integer(value: Any) -> int | None:
-    """The value as an int, None if it is no integer: of Python, numpy or JAX, and no bool."""
+    """The value as an int if it is an integer of Python, NumPy or JAX and not a bool; else None."""
     if isinstance(value, bool) or getattr(value, "shape", ()) != ():
         return None
     try:
@@ -30,7 +30,7 @@ def as_integer(value: Any) -> int | None:
 
 
 def as_number(value: Any) -> int | float | None:
-    """The value as an int or a float, None if it is no real number or not finite."""
+    """The value as an int or a float if it is a finite real number; else None."""
     whole = as_integer(value)
     if whole is not None:
         return whole
@@ -48,7 +48,7 @@ def as_number(value: Any) -> int | float | None:
 
 
 def integer(name: str, value: Any, *, at_least: int, at_most: int = LARGEST_INTEGER) -> int:
-    """The value, if it is an integer from ``at_least`` to ``at_most``."""
+    """The value if it is an integer in [at_least, at_most]."""
     whole = as_integer(value)
     if whole is None or whole < at_least:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
@@ -59,7 +59,7 @@ def integer(name: str, value: Any, *, at_least: int, at_most: int = LARGEST_INTE
 
 
 def index(name: str, value: Any, size: int) -> int:
-    """The value as an int that counts from 0; IndexError unless it lies in [0, size)."""
+    """The value as an int; IndexError unless it lies in [0, size)."""
     whole = as_integer(value)
     if whole is None:
         raise ValueError(f"{name} is {value!r}; it must be an integer.")
@@ -77,7 +77,7 @@ def number(
     above: float | None = None,
     below: float | None = None,
 ) -> int | float:
-    """The value, if it is a finite number within the bounds given."""
+    """The value if it is a finite number within the given bounds."""
     bounds: list[tuple[str, float, Callable[[float, float], bool]]] = [
         (words, bound, holds)
         for words, bound, holds in (
@@ -90,27 +90,28 @@ def number(
     ]
     real = as_number(value)
     if real is None or not all(holds(real, bound) for _, bound, holds in bounds):
-        words = " and ".join(f"{words} {bound}" for words, bound, _ in bounds)
-        allowed = " ".join(["a finite number", words]).strip()
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}.")
+        allowed = " and ".join(f"{words} {bound}" for words, bound, _ in bounds)
+        of = "of " if allowed.startswith("at ") else ""
+        wanted = f"a finite number {of}{allowed}".rstrip()
+        raise ValueError(f"{name} is {value!r}; it must be {wanted}.")
     return real
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raises ValueError unless value is one of the allowed names."""
+    """Raises ValueError unless the value is one of the allowed names."""
     names = list(allowed)
     if value not in names:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(names)}.")
 
 
 def seeds(name: str, values: Any) -> None:
-    """Raises ValueError unless there are seeds, all different and within 31 bits."""
+    """Raises ValueError unless the values are distinct seeds of at most 31 bits, at least one."""
     if not isinstance(values, list | tuple):
         raise ValueError(f"{name} is {values!r}; it must be a tuple of integers.")
     if not values:
         raise ValueError(f"{name} is {values!r}; at least one seed is needed.")
     for index, seed in enumerate(values):
-        # JAX drops the upper bits of a larger one without a word.
+        # JAX silently drops the upper bits of a larger one.
         integer(f"{name}[{index}]", seed, at_least=0)
     if len(set(values)) < len(values):
         raise ValueError(
@@ -119,7 +120,7 @@ def seeds(name: str, values: Any) -> None:
 
 
 def key(value: Any) -> jax.Array:
-    """The value, if it is one key of ``jax.random.key`` with the implementation ``KEY_IMPL``."""
+    """The value if it is a single key of implementation ``KEY_IMPL``."""
     is_array = isinstance(value, jax.Array)
     if not is_array or not jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.shape != ():
         got = f"an array {value.dtype}{list(value.shape)}" if is_array else repr(value)
@@ -127,20 +128,20 @@ def key(value: Any) -> jax.Array:
     implementation = str(jax.random.key_impl(value))
     if implementation != KEY_IMPL:
         raise ValueError(
-            f"key is of the implementation {implementation}, with which prompts are not "
-            f'independent; make it by jax.random.key(seed, impl="{KEY_IMPL}").'
+            f"key has the implementation {implementation}, with which prompts are not "
+            f'independent; make it with jax.random.key(seed, impl="{KEY_IMPL}").'
         )
     if value.is_deleted():
-        raise ValueError("key is an array that has been deleted or donated; pass a living one.")
+        raise ValueError("key has been deleted or donated; pass one that has not.")
     if not value.committed:
         return value
-    # One that is bound to a device could not be put beside others.
+    # A key committed to a device could not be combined with others.
     data: Any = np.asarray(jax.random.key_data(value))
     return jax.random.wrap_key_data(data, impl=KEY_IMPL)
 
 
 def prompt(index: int, value: Any, vocab_size: int) -> np.ndarray:
-    """The prompt as an int32 array [S] of its own, if it is a non-empty list of token ids."""
+    """A copy of the prompt as int32 [S] if it is a non-empty list of token ids."""
     if isinstance(value, str):
         raise ValueError(f"prompt {index} is a string; prompts are lists of token ids.")
     ids = _array(value)
@@ -155,23 +156,23 @@ def prompt(index: int, value: Any, vocab_size: int) -> np.ndarray:
 
 
 def length(prompt: Any) -> int:
-    """S of a prompt that was not checked yet; 0 if it has none."""
+    """S of a prompt that has not been checked; 0 if it has no length."""
     ids = None if isinstance(prompt, str) else _array(prompt)
     return 0 if ids is None or ids.ndim == 0 else len(ids)
 
 
 def _array(value: Any) -> np.ndarray | None:
-    """What numpy makes of a sequence, None if it makes no array of it."""
+    """The value as a NumPy array; None if it cannot be one."""
     if not isinstance(value, Sized):
         return None
     try:
         return np.asarray(value)
-    except Exception:  # rows of unequal length; arrays that are deleted; whatever else it may hold
+    except Exception:  # ragged lists, deleted arrays, and whatever else it may hold
         return None
 
 
 def prompt_ids(values: Any, num_prompts: int) -> list[int]:
-    """An id for every prompt: those given, or the list indices for None."""
+    """One id per prompt: those given, or the list indices for None."""
     if values is None:
         return list(range(num_prompts))
     if isinstance(values, str) or not isinstance(values, Iterable):
@@ -179,7 +180,7 @@ def prompt_ids(values: Any, num_prompts: int) -> list[int]:
     given = list(values)
     if len(given) != num_prompts:
         raise ValueError(
-            f"prompt_ids has {len(given)} entries for {num_prompts} prompts; give one each."
+            f"prompt_ids has {len(given)} entries for {num_prompts} prompts; give one for each."
         )
     ids = []
     for value in given:
@@ -191,6 +192,6 @@ def prompt_ids(values: Any, num_prompts: int) -> list[int]:
 
 
 def settle(instance: Any, **values: Any) -> None:
-    """Sets fields of a frozen dataclass to what its checks made of them."""
+    """Sets fields of a frozen dataclass to their checked values."""
     for name, value in values.items():
         object.__setattr__(instance, name, value)

@@ -1,4 +1,4 @@
-"""Files of results: nothing that was written is lost, and JSON is what others read as JSON."""
+"""Files of results: an existing file is never overwritten, and JSON is strict JSON."""
 
 import json
 import math
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def json_line(value: Any) -> str:
-    """The value in strict JSON, with null for a number that is not finite: JSON has none such."""
+    """The value as a line of strict JSON, with null for numbers that are not finite."""
     return json.dumps(_without_infinities(value), allow_nan=False) + "\n"
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a file of strict JSON for people to read, whole or not at all.
+    """Writes strict JSON, indented, in one atomic step.
 
     Raises:
       ValueError: for a number that is not finite.
@@ -24,7 +24,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def keep_older(path: pathlib.Path) -> None:
-    """Moves an existing file to the first free name of records.1.jsonl, records.2.jsonl, ..."""
+    """Renames an existing file, say records.jsonl, to the first free of records.1.jsonl, ..."""
     if not path.exists():
         return
     number = 1

@@ -1,52 +1,54 @@
-"""The mesh of devices, its axes "data" (prompts) and "model" (tensors), and how arrays lie."""
+"""The device mesh with its axes "data" (prompts) and "model" (tensors), and arrays' shardings."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jax_power_smc.core import checks
+from jax_power_smc.core.types import Params
+
 DATA, MODEL = "data", "model"
 
-
-DATA_SHARDED, PER_DEVICE, REPLICATED = (
-    PartitionSpec(DATA),
-    PartitionSpec((DATA, MODEL)),
-    PartitionSpec(),
-)
+# By prompt, one copy per "model" group; by prompt, a part on every device; whole on every device.
+DATA_SHARDED = PartitionSpec(DATA)
+PER_DEVICE = PartitionSpec((DATA, MODEL))
+REPLICATED = PartitionSpec()
 
 
-def make_mesh(model: int = 1, devices: Any = None) -> Mesh:
-    """A mesh of devices, of which ``model`` together hold one copy of the parameters.
+def make_mesh(model: int = 1, devices: Sequence[jax.Device] | np.ndarray | None = None) -> Mesh:
+    """A mesh of devices in which groups of ``model`` devices each hold the parameters once.
 
     Args:
-      model: size of the axis "model"; the rest is "data".
-      devices: default all of them, of all processes.
+      model: size of the axis "model"; the axis "data" takes the rest.
+      devices: by default all devices of all processes.
 
     Raises:
-      ValueError: if ``model`` does not divide their number.
+      ValueError: if ``model`` does not divide the number of devices.
     """
     devices = np.asarray(jax.devices() if devices is None else devices).reshape(-1)
-    if isinstance(model, bool) or not isinstance(model, int) or model < 1 or devices.size % model:
+    size = checks.as_integer(model)
+    if size is None or size < 1 or devices.size % size:
         raise ValueError(
             f"model is {model!r}; it must be a divisor of the number of devices, {devices.size}."
         )
-    return Mesh(devices.reshape(-1, model), (DATA, MODEL))
+    return Mesh(devices.reshape(-1, size), (DATA, MODEL))
 
 
 def check_mesh(mesh: Any) -> None:
-    """Raises ValueError unless it is a mesh with the axes that this package uses."""
+    """Raises ValueError unless it is a mesh with this package's axes."""
     if not isinstance(mesh, Mesh) or mesh.axis_names != (DATA, MODEL):
         got = mesh.axis_names if isinstance(mesh, Mesh) else mesh
         raise ValueError(f"mesh is {got!r}; it must be a Mesh with axes {DATA!r} and {MODEL!r}.")
 
 
-def mesh_of(params: Any) -> Mesh | None:
-    """The mesh on which parameters lie: one with these axes, or a device that is not the default.
+def mesh_of(params: Params) -> Mesh | None:
+    """The mesh that holds the parameters: their own, or one of a single non-default device.
 
-    None for parameters on the default device, in host memory, or on a mesh of other axes.
+    None for parameters on the default device, in host memory, or on a mesh with other axes.
     """
     devices: set[Any] = set()
     for leaf in jax.tree.leaves(params):
@@ -60,12 +62,12 @@ def mesh_of(params: Any) -> Mesh | None:
 
 
 def default_place() -> jax.sharding.Sharding:
-    """Where arrays lie of which nothing is said."""
+    """The sharding of arrays that are placed nowhere in particular."""
     return jax.device_put(0).sharding
 
 
 @contextlib.contextmanager
 def no_ambient_mesh() -> Iterator[None]:
-    """Whatever mesh the caller has set (``jax.set_mesh``), programs run where ``Layout`` says."""
+    """Ignores the mesh that a caller may have set (``jax.set_mesh``): ``Layout`` decides."""
     with jax.set_mesh(Mesh(np.empty((), object), ())):
         yield

@@ -1,29 +1,30 @@
-"""Names for what passes between the parts: a model's pytrees, and what is asked of a tokenizer.
+"""Names for what passes between modules: a model's pytrees, token ids, and a tokenizer.
 
-What a model keeps in its parameters, cache and context is its own business, so these are pytrees of
-arrays and nothing more is known of them here.
+A model decides what its parameters, cache and context hold, so these are pytrees of arrays, about
+which nothing more is assumed here.
 """
 
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 
 # A model's parameters.
 Params: TypeAlias = Any
-# What a model remembers of the generated tokens of N particles; leaves lead with N.
+# What a model keeps about the generated tokens of N particles; leaves lead with N.
 Cache: TypeAlias = Any
-# What a model keeps of one prompt, shared by its particles.
+# What a model keeps about one prompt; all its particles share it.
 Context: TypeAlias = Any
 # One prompt.
-TokenIds: TypeAlias = Sequence[int] | np.ndarray
+TokenIds: TypeAlias = Sequence[int] | np.ndarray | jax.Array
 # Real scalars that may be traced.
 Real: TypeAlias = ArrayLike
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer; those of ``transformers`` have it."""
+    """The part of a ``transformers`` tokenizer that this package uses."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""

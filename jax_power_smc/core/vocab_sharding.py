@@ -1,9 +1,9 @@
 """The vocabulary axis, whole on one device or sharded over several.
 
 With tensor parallelism every device of a "model" group holds the logits of V/m tokens, in device
-order. What the samplers need of a row of logits is a maximum, a sum, or the value of one token: a
-few numbers per particle that the group exchanges, never the logits themselves. Every device of the
-group ends up with the same values.
+order. From a particle's logits the samplers need a maximum, a sum, or the value of one token: the
+group exchanges a few numbers per particle, never the logits. All its devices end up with the same
+values.
 
 Letters: N particles, V vocabulary, m shards.
 """
@@ -21,45 +21,45 @@ class VocabSharding:
     """How the last axis of arrays [..., V] is sharded.
 
     Attributes:
-      axis: name of the mesh axis over which it is sharded, inside ``shard_map``; None if unsharded.
-      parts: m, the size of that axis.
+      axis: the mesh axis over which it is sharded, inside ``shard_map``; None if unsharded.
+      num_shards: m, the size of that axis.
     """
 
     axis: str | None = None
-    parts: int = 1
+    num_shards: int = 1
 
     def max(self, x: jax.Array) -> jax.Array:
-        """The largest value over all parts, of each part's own largest."""
+        """The largest over all shards, given each shard's own largest value."""
         return x if self.axis is None else jax.lax.pmax(x, self.axis)
 
     def sum(self, x: jax.Array) -> jax.Array:
-        """The sum over all parts, of each part's own sum."""
+        """The sum over all shards, given each shard's own sum."""
         return x if self.axis is None else jax.lax.psum(x, self.axis)
 
     def all_gather(self, x: jax.Array) -> jax.Array:
-        """All parts side by side: [..., B/m] -> [..., B]."""
+        """All shards side by side: [..., B/m] -> [..., B]."""
         if self.axis is None:
             return x
         return jax.lax.all_gather(x, self.axis, axis=x.ndim - 1, tiled=True)
 
     def local_slice(self, x: jax.Array) -> jax.Array:
-        """This device's part of what all have: [..., V] -> [..., V/m]."""
+        """This device's shard of a replicated array: [..., V] -> [..., V/m]."""
         if self.axis is None:
             return x
-        size = x.shape[-1] // self.parts
+        size = x.shape[-1] // self.num_shards
         return jax.lax.dynamic_slice_in_dim(x, self.first(size), size, axis=x.ndim - 1)
 
     def first(self, size: int) -> jax.Array:
-        """[] int32, where this device's part begins if each has this size."""
+        """[] int32, where this device's shard begins if each has this size."""
         if self.axis is None:
             return jnp.zeros((), jnp.int32)
         return jax.lax.axis_index(self.axis).astype(jnp.int32) * jnp.int32(size)
 
     def to_local(self, index: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        """Where each index lies in this device's part of this size, and whether it does at all.
+        """Local indices within this device's shard of this size, and whether each lies in it.
 
         Returns:
-          Local indices, within bounds in any case; and bools of the same shape.
+          Indices clipped to the shard's bounds; and bools of the same shape.
         """
         if self.axis is None:
             return index, jnp.ones(index.shape, bool)
@@ -68,7 +68,7 @@ class VocabSharding:
         return jnp.clip(local, 0, size - 1), mine
 
     def from_owner(self, value: jax.Array, mine: jax.Array) -> jax.Array:
-        """Each value as the one device has it whose it is; bools and numbers, -inf too."""
+        """Each value as its owner has it, which must be one device; bools or numbers, -inf too."""
         if self.axis is None:
             return value
         if value.dtype == jnp.bool_:
@@ -76,22 +76,22 @@ class VocabSharding:
         mine = mine.reshape(*mine.shape, *(1,) * (value.ndim - mine.ndim))
         return jax.lax.psum(jnp.where(mine, value, jnp.zeros_like(value)), self.axis)
 
-    def lookup(self, table: jax.Array, rows: jax.Array, tokens: jax.Array) -> jax.Array:
-        """``table[rows, tokens]`` of a table [N, V], or of [1, V] that holds for every row.
+    def lookup(self, x: jax.Array, particles: jax.Array, tokens: jax.Array) -> jax.Array:
+        """``x[particles, tokens]`` of x [N, V], or of [1, V] that holds for every particle.
 
-        ``rows`` and ``tokens`` have one shape, and so has what comes back.
+        ``particles`` and ``tokens`` have the same shape, which is that of the result.
         """
-        local, mine = self.to_local(tokens, table.shape[1])
-        rows = rows if table.shape[0] > 1 else jnp.zeros_like(rows)
-        return self.from_owner(table[rows, local], mine)
+        local, mine = self.to_local(tokens, x.shape[1])
+        particles = particles if x.shape[0] > 1 else jnp.zeros_like(particles)
+        return self.from_owner(x[particles, local], mine)
 
     def argmax(self, x: jax.Array) -> jax.Array:
-        """[N] int32, the first of the largest values of each row of x [N, V]."""
+        """[N] int32, the index of each particle's largest value in x [N, V], the first if tied."""
         best = jnp.argmax(x, axis=-1).astype(jnp.int32)
         if self.axis is None:
             return best
         value = jnp.max(x, axis=-1)
-        beyond = jnp.int32(x.shape[-1] * self.parts)
+        beyond = jnp.int32(x.shape[-1] * self.num_shards)
         index = jnp.where(value == self.max(value), best + self.first(x.shape[-1]), beyond)
         return jax.lax.pmin(index, self.axis)
 
@@ -107,8 +107,8 @@ class Logits:
     """Logits of the next token at temperature 1, together with how their last axis is sharded.
 
     Attributes:
-      values: [N, V]; of a sharded vocabulary, this device's [N, V/m].
-      sharding: of the last axis.
+      values: [N, V]; this device's [N, V/m] if the vocabulary is sharded.
+      sharding: that of the last axis.
     """
 
     values: jax.Array
@@ -117,38 +117,36 @@ class Logits:
     @property
     def vocab_size(self) -> int:
         """V, over all shards."""
-        return self.values.shape[1] * self.sharding.parts
+        return self.values.shape[1] * self.sharding.num_shards
 
 
-# The largest block. Smaller ones cost nothing, but see ``block_of``.
+# --- Blocks, the upper level of the two-level token draw (``samplers.proposal``) ---
+
+# The largest block.
 BLOCK_SIZE = 512
-
-
 _SMALLEST_BLOCK = 32
-
-
-# Devices over which a vocabulary may be cut without changing its blocks, where V allows it: what is
-# drawn then does not depend on the mesh.
-_PARTS = 16
+# A vocabulary may be sharded over up to this many devices without changing its blocks, where V
+# allows it: draws then do not depend on the mesh.
+_MAX_SHARDS = 16
 
 
 def block_of(vocab: int) -> int:
-    """b for a vocabulary of V tokens.
+    """The block size b for a vocabulary of V tokens.
 
-    A divisor of V, the one nearest to its square root: padding would copy the logits. If V allows
-    it, one of V/16, so that each of 16 devices has whole blocks. A small vocabulary that does not
-    is one block; a large one without a divisor of a suitable size has the largest blocks.
+    The divisor of V that is nearest to its square root, since padding would copy the logits. Where
+    possible it divides V/16, so that each of 16 devices has whole blocks. A small vocabulary for
+    which this fails is one block; a large one without a suitable divisor has the largest blocks.
     """
     smallest = 1 if vocab <= BLOCK_SIZE else _SMALLEST_BLOCK
-    for parts in (_PARTS, _PARTS // 2, _PARTS // 4, _PARTS // 8, 1):
-        if vocab % parts or (vocab <= BLOCK_SIZE and parts == 1):
+    for shards in (_MAX_SHARDS, _MAX_SHARDS // 2, _MAX_SHARDS // 4, _MAX_SHARDS // 8, 1):
+        if vocab % shards or (vocab <= BLOCK_SIZE and shards == 1):
             continue
-        divisors = [b for b in range(smallest, BLOCK_SIZE + 1) if vocab // parts % b == 0]
+        divisors = [b for b in range(smallest, BLOCK_SIZE + 1) if vocab // shards % b == 0]
         if divisors:
             return min(divisors, key=lambda b: abs(b - math.sqrt(vocab)))
     return min(vocab, BLOCK_SIZE)
 
 
-def can_shard(vocab: int, parts: int) -> bool:
-    """Whether a vocabulary of V tokens can lie on so many devices, whole blocks on each."""
-    return vocab % (parts * block_of(vocab)) == 0
+def can_shard(vocab: int, num_shards: int) -> bool:
+    """Whether V tokens can be sharded over that many devices with whole blocks on each."""
+    return vocab % (num_shards * block_of(vocab)) == 0

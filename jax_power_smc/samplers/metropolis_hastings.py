@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.core import checks
+from jax_power_smc.core import checks, prng
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.samplers.base import FinalWeights, Sampler
 from jax_power_smc.samplers.proposal import draw, log_prob, normalise, power_proposal
@@ -38,9 +38,6 @@ from jax_power_smc.targets.power import TargetArrays, support
 EDITS = ("global", "last_block")
 # Horizons of more blocks would overflow int32.
 LARGEST_NUM_BLOCKS = 2**15
-# Folded into the key of the run before the index of a move. The key of a prompt folds in the high
-# half of its id first, which is below 2^31.
-_CUTS = 0xFFFFFFFF
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +128,7 @@ def draw_cut(key: jax.Array, entry: Entry) -> jax.Array:
         prompts of a batch decode the same step at the same time.
       entry: the entry.
     """
-    key = jax.random.fold_in(jax.random.fold_in(key, jnp.uint32(_CUTS)), entry.index)
+    key = jax.random.fold_in(jax.random.fold_in(key, jnp.uint32(prng.FOLD_CUTS)), entry.index)
     cut = jax.random.randint(key, (), entry.first, entry.horizon, jnp.int32)
     return jnp.where(entry.grow, jnp.asarray(entry.first, jnp.int32), cut)
 

@@ -83,3 +83,21 @@ def test_a_name_gives_one_id_that_is_allowed():
     assert all(0 <= i <= prng.LARGEST_PROMPT_ID for i in ids)
     # A published record can be made again only if this never changes.
     assert prng.prompt_id("147*23+38*64") == 4176377511624629692
+
+
+def test_constants_that_are_folded_into_one_key_differ():
+    of_callers_key = [prng.FOLD_CUTS, prng.FOLD_POOL, prng.FOLD_PIMH]
+    assert len(set(of_callers_key)) == len(of_callers_key)
+    assert prng.FOLD_FINAL >= 2**31 and prng.FOLD_CUTS >= 2**31  # no step and no half of an id
+
+
+def test_host_uniforms_depend_on_key_purpose_id_and_run_alone():
+    def numbers(seed=0, purpose=prng.FOLD_POOL, ids=(3, 7), runs=(0, 1)):
+        return prng.host_uniforms(jax.random.key(seed), purpose, ids, runs)
+
+    found = numbers()
+    assert found.shape == (2, 2) and found.dtype == np.float64
+    assert found.min() >= 0 and found.max() < 1
+    np.testing.assert_array_equal(numbers(ids=(7, 9), runs=(1,))[0], found[1, 1:])
+    values = [found, numbers(seed=1), numbers(purpose=prng.FOLD_PIMH), numbers(runs=(2, 3))]
+    assert len(np.unique(values)) == 16
