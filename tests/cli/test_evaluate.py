@@ -10,8 +10,6 @@ import pathlib
 import re
 import runpy
 import shutil
-import sys
-import types
 
 import jax
 import pytest
@@ -19,10 +17,9 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 import jax_power_smc as psmc
-from jax_power_smc.cli import evaluate, evaluate_progress
+from jax_power_smc.cli import evaluate
 from jax_power_smc.core.process_group import ProcessGroup
 from jax_power_smc.evaluation import claim, conditions, records
-from jax_power_smc.evaluation.job import State
 from jax_power_smc.evaluation.scores import read
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.report.job_status import state_of
@@ -228,39 +225,6 @@ def test_the_table_and_where_the_files_are(finished):
     assert f"launch.report --workdir={finished.workdir}" in finished.out
 
 
-def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch, capsys):
-    clock = [100.0]
-    monkeypatch.setattr(evaluate_progress.time, "monotonic", lambda: clock[0])
-    with evaluate_progress.Progress() as progress:
-        for done, left in ((1, float("nan")), (2, 70.0), (3, 65.0), (4, 0.0)):
-            clock[0] += 6
-            progress.report(State("greedy", done, 4, 0.5, left))
-    # The first, the one after more than ten seconds, and the last.
-    assert capsys.readouterr().out.splitlines() == [
-        "greedy: 1/4 items, accuracy so far 0.500",
-        "greedy: 3/4 items, accuracy so far 0.500, 0:01:05 left",
-        "greedy: 4/4 items, accuracy so far 0.500, 0:00:00 left",
-    ]
-
-
-def test_progress_on_a_terminal_is_a_live_line_for_each_run(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    out = Terminal()
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    with evaluate_progress.Progress() as progress:
-        progress.report(State("greedy", 1, 4, 0.5, 9.0))
-        progress.report(State("greedy", 4, 4, 0.25, 0.0))
-        progress.report(State("a [bold] vote", 2, 4, 0.75, 3.0))
-    last = out.getvalue().split("greedy")[-1]
-    assert "4/4" in last and "accuracy so far 0.250, 0:00:00 left" in last
-    assert "a [bold] vote" in last and "2/4" in last and "accuracy so far 0.750" in last
-
-
 # --- Restarts ---------------------------------------------------------------------------------
 
 
@@ -324,7 +288,7 @@ def test_records_of_other_conditions_are_refused_and_named(model, easy, finished
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in listed))
     run, seed, name = records.item_of(listed[5])
     named = re.escape(
-        f"holds 1 record(s) that were made under other conditions than its job has "
+        f"holds 1 record(s) made under other conditions than those of its job "
         f"({run}, seed {seed}, {name!r}: {part})"
     )
     for read_again in (
