@@ -1,4 +1,4 @@
-"""The embedded model on word problems that it has never seen; every field is in settings.py."""
+"""The embedded model on word problems that it has never seen; see evaluation/config_fields.py."""
 
 from typing import Any
 

@@ -61,12 +61,12 @@ def test_a_shared_value_reaches_all_samplers():
 def test_a_value_of_one_sampler_reaches_no_other(tmp_path):
     both = tmp_path / "both.py"
     both.write_text(
-        "from jax_power_smc.evaluation import settings\n"
+        "from jax_power_smc.evaluation import job_config\n"
         "def get_config():\n"
-        "    config = settings.default()\n"
+        "    config = job_config.default()\n"
         "    for name, kind in (('a', 'smc'), ('b', 'swor'), ('c', 'smc')):\n"
-        "        shared = settings.shared(config, 'num_particles')\n"
-        "        config.samplers[name] = settings.entry(kind, **shared)\n"
+        "        shared = job_config.shared(config, 'num_particles')\n"
+        "        config.samplers[name] = job_config.entry(kind, **shared)\n"
         "    return config\n"
     )
     one = parsed("samplers.a.num_particles=32", config=both)
