@@ -74,10 +74,9 @@ class ProgressDisplay:
             if stage not in self._bars:
                 self._bars[stage] = self._live.add_task(stage, total=total, text=text)
             self._live.update(self._bars[stage], completed=done, total=total, text=text)
-        elif self._show and self._seconds is not None:
-            if self._is_due() or done == total:
-                line = line or f"{stage}: {done}/{total}" + (f", {text}" if text else "")
-                print(line, file=self._stream, flush=True)
+        elif self._show and self._seconds is not None and (self._is_due() or done == total):
+            line = line or f"{stage}: {done}/{total}" + (f", {text}" if text else "")
+            print(line, file=self._stream, flush=True)
 
     def _is_due(self) -> bool:
         if not self._seconds:
