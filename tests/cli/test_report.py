@@ -21,7 +21,7 @@ BAD = {
     "damaged records": "line 1 of damaged/records.jsonl is not a record",
     "damaged config": "odd/config.json is not what a job wrote",
     "other records": "the records in other are not as this version of the package writes them",
-    "mixed records": "those of its job (plain, seed 0, 'algebra/1': model); they cannot share one table",
+    "mixed records": "those of its job (plain, seed 0, 'algebra/1': model); they cannot share one",
     "earlier version": "earlier was written by an earlier version of this package, whose records",
     "close problem": "problem is 'algebra/7'; finished ones are 'algebra/2', 'algebra/1' and 2",
     "unknown problem": "problem is '?'; finished ones are 'algebra/1', 'algebra/2', 'number/3' and",
