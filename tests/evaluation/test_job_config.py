@@ -27,12 +27,6 @@ def parsed(*arguments, config=CONFIG):
     return values.config
 
 
-def paper(**changes):
-    config = job_config.paper("owner/name", "qwen2", "math500")
-    config.update(changes)
-    return config
-
-
 # --- Samplers ---------------------------------------------------------------------------------
 
 
