@@ -27,6 +27,7 @@ class ProgressDisplay:
       in_bytes: whether the amounts are bytes; otherwise they are shown as they are.
       stream: where to show it; None for stdout.
       show: False shows nothing.
+      transient: whether bars vanish at the end.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ProgressDisplay:
         in_bytes: bool = False,
         stream: TextIO | None = None,
         show: bool = True,
+        transient: bool = False,
     ) -> None:
         self._stream = stream or sys.stdout
         self._seconds, self._last = seconds_between_lines, -float("inf")
@@ -50,6 +52,7 @@ class ProgressDisplay:
                 *(amounts if in_bytes else (MofNCompleteColumn(),)),
                 TextColumn("{task.fields[text]}", markup=False),
                 console=Console(file=self._stream),
+                transient=transient,
             )
 
     def __enter__(self) -> "ProgressDisplay":

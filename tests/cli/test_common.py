@@ -22,7 +22,7 @@ from jax_power_smc.cli.common import (
 PROGRAM = """
 import json, os, sys
 from absl import flags, logging
-from jax_power_smc.launchers.common import launch
+from jax_power_smc.cli.common import launch
 
 flags.DEFINE_integer("size", 1, "A number.")
 

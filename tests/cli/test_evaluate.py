@@ -167,9 +167,9 @@ def test_records_hold_the_problems_that_the_config_names(finished):
 def test_the_summary_is_that_of_the_records(finished):
     summary = finished.summary()
     assert summary == strictly(json.dumps(finished.returned))
-    samplers = evaluate.settings.samplers(small_config("m"))
+    samplers = evaluate.job_config.samplers(small_config("m"))
     runs = [
-        Run(name, evaluate.settings.labels(small_config("m"))[name], sampler)
+        Run(name, evaluate.job_config.labels(small_config("m"))[name], sampler)
         for name, sampler in samplers.items()
     ]
     ids = [problem.key for problem in finished.listed]

@@ -85,9 +85,9 @@ def run(made, workdir, report=lambda state: None, until=lambda: False, grader=No
     workdir.mkdir(parents=True, exist_ok=True)
     done = [read(record) for record in store.read_records(workdir)]
     with store.open_writer(workdir) as writer, grader or Later() as grader:
-        readings = job.evaluate(made, done, writer, grader, report, until)
+        scores = job.evaluate(made, done, writer, grader, report, until)
     everything = list(store.read_records(workdir))
-    assert [read(r) for r in everything[len(done) :]] == readings
+    assert [read(r) for r in everything[len(done) :]] == scores
     return everything
 
 
