@@ -1,8 +1,8 @@
 """A key-value store shared by the processes of one job, over TCP.
 
-Process 0 serves it, and every process holds a copy of all of it. A value that one process sets goes
-to process 0, which sends it on to the others. So looking costs nothing, and waiting for a value is
-local and may take hours. (JAX's runtime has a store of its own, which is not public.)
+Process 0 serves it, and every process holds a full copy. A value set by one process goes to process
+0, which sends it to the others. So reading is free, and waiting for a value is local and may take
+hours. (JAX's runtime has a store of its own, but it is not public.)
 
 The messages are lines of JSON: first the client's token, which the server repeats, then
 ``[key, value]`` in both directions.
@@ -16,6 +16,8 @@ import time
 from collections.abc import Collection, Sequence
 from typing import IO
 
+# Networks of clouds forget connections that are silent for some minutes.
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20}
 # Seconds for one attempt to connect, and between two of them.
 _CONNECT_SECONDS, _RETRY_SECONDS = 5.0, 0.2
 
@@ -29,7 +31,7 @@ class KeyValueStore:
         self._is_lost = False
 
     def set(self, key: str, value: str) -> None:
-        """Sets a value, in this copy at once and soon in those of all other processes."""
+        """Sets a value: here at once, and soon in all other processes."""
         with self._changed:
             self._values[key] = value
             self._changed.notify_all()
@@ -100,7 +102,7 @@ class StoreServer(KeyValueStore):
                     client.sendall(_line([key, value]))
 
     def close(self) -> None:
-        """Lets go of the port and of all clients."""
+        """Closes the port and the connections."""
         _hang_up(self._listener)  # which also wakes the thread that accepts
         with self._changed:
             for client in self._clients:
@@ -118,6 +120,7 @@ class StoreServer(KeyValueStore):
         with client, ignored, client.makefile("rb") as lines:
             if json.loads(lines.readline()) != self.token:
                 return
+            _keep_alive(client)
             with self._changed:
                 client.sendall(_line(self.token))
                 for pair in self._values.items():
@@ -160,16 +163,17 @@ class StoreClient(KeyValueStore):
             if json.loads(lines.readline()) != token:
                 raise ValueError("another server")
             server.settimeout(None)
+            _keep_alive(server)
         except BaseException:
             server.close()
             raise
-        self._server = server
+        self._server, self._sending = server, threading.Lock()
         threading.Thread(target=self._listen, args=(lines,), daemon=True).start()
 
     def set(self, key: str, value: str) -> None:
         """Sets a value here, and asks the server to set it everywhere."""
         super().set(key, value)
-        with self._changed, contextlib.suppress(OSError):  # whoever waits will hear of it
+        with self._sending, contextlib.suppress(OSError):  # whoever waits will hear of it
             self._server.sendall(_line([key, value]))
 
     def close(self) -> None:
@@ -201,6 +205,13 @@ def addresses() -> list[str]:
 
 def _line(value: object) -> bytes:
     return json.dumps(value).encode() + b"\n"
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, seconds in _KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
 
 
 def _hang_up(connection: socket.socket) -> None:

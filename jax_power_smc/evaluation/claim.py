@@ -106,7 +106,7 @@ def check_same(workdir: epath.Path, wanted: Mapping[str, Any], held: Mapping[str
     if changed:
         named = "; ".join(f"{name} is {own}, there it is {other}" for name, own, other in changed)
         raise ValueError(
-            f"{place} holds the records of another config: {named}; go on with that config, or "
+            f"{place} holds the records of another config: {named}; use that config, or "
             "choose another workdir."
         )
     if held["hash"] != hash_of(held):

@@ -1,7 +1,9 @@
 """Whether there are several processes, how they join, and what is said when one is missing."""
 
+import os
 import re
 import signal
+import subprocess
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ import pytest
 
 from jax_power_smc.cli import distributed
 from jax_power_smc.cli.distributed import are_several, explain
+from tests.cli.command import ROOT
 
 # --- Are there several? -----------------------------------------------------------------------
 
@@ -245,3 +248,45 @@ def test_without_process_0_the_others_say_so(join, capsys):
         r"error: process 0 is missing: nothing answers at localhost, port \d+\.\n",
         capsys.readouterr().err,
     )
+
+
+# --- Real processes -----------------------------------------------------------------------------
+
+PROGRAM = """
+from absl import flags
+from jax_power_smc.cli import distributed
+
+distributed.define_flags()
+flags.FLAGS(["program", "--join_seconds=120", "--lost_seconds=60"])
+with distributed.joined(flags.FLAGS) as group:
+    said = group.gather("all", f"{group.index} of {group.count}")
+    print(*said, group.broadcast("one", f"from {group.index}"), sep=", ")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with a parent")
+def test_processes_that_a_cluster_manager_starts_join_and_share_a_store():
+    port = distributed._free_port()  # what JAX makes of the id is another one, and likely free
+    manager = {
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_MCA_orte_hnp_uri": f"{port * 2**12}.0;tcp://127.0.0.1:{port}",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            env=os.environ
+            | manager
+            | {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
+            | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+        )
+        for rank in ("0", "1")
+    ]
+    printed = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    for out in printed:
+        assert "0 of 2, 1 of 2, from 0\n" in out
