@@ -214,10 +214,10 @@ def _item(run: Run, seed: int, problem: Problem) -> Item:
 
 
 def _streamed(
-    job: Job, run: Run, left: Sequence[tuple[int, Problem]], until: Callable[[], bool]
+    job: Job, run: Run, items: Sequence[tuple[int, Problem]], until: Callable[[], bool]
 ) -> Iterator[Record]:
     """Records without verdicts, as the engine finishes their prompts."""
-    if not left:
+    if not items:
         return
     prompts = job.prompts
     keys = {seed: seed_key(seed) for seed in job.seeds}
@@ -237,14 +237,14 @@ def _streamed(
         StreamRequest(
             prompts[problem.id], job.target, job.max_new_tokens, prompt_id(problem.id), keys[seed]
         )
-        for seed, problem in left
+        for seed, problem in items
     ]
     recorded = dict.fromkeys(PHASES, 0.0)
     stream = engine.stream(requests, key=keys[job.seeds[0]], until=until)
     for finished in stream:
         if finished.result is None:
             raise RuntimeError(f"the engine failed: {finished.error}")
-        seed, problem = left[finished.index]
+        seed, problem = items[finished.index]
         record = _record(job, run, seed, problem, finished.result)
         seconds = stream.seconds
         record["seconds"] = {name: seconds[name] - recorded[name] for name in PHASES}
@@ -253,10 +253,10 @@ def _streamed(
 
 
 def _chains(
-    job: Job, run: Run, left: Sequence[tuple[int, Problem]], until: Callable[[], bool]
+    job: Job, run: Run, items: Sequence[tuple[int, Problem]], until: Callable[[], bool]
 ) -> Iterator[Record]:
     """Records without verdicts, batch by batch: all chains of a batch follow one schedule."""
-    if not left:
+    if not items:
         return
     count = len(job.task.problems)
     prompts = job.prompts
@@ -274,7 +274,7 @@ def _chains(
     # Batches of equal size: every prompt of a batch takes the time of the longest.
     width = job.slots or math.ceil(count / math.ceil(count / fitting.slots))
     for seed in job.seeds:
-        problems = [problem for own, problem in left if own == seed]
+        problems = [problem for own, problem in items if own == seed]
         for first in range(0, len(problems), width):
             batch = problems[first : first + width]
             try:
