@@ -180,9 +180,16 @@ def _join_by_cluster(values: Any) -> ProcessGroup:
     return ProcessGroup(index, count, StoreClient(hosts, port, token, values.join_seconds))
 
 
-def _initialize(values: Any, *where: Any) -> None:
+def _initialize(
+    values: Any,
+    coordinator: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+) -> None:
     jax.distributed.initialize(
-        *where,
+        coordinator,
+        count,
+        index,
         initialization_timeout=values.join_seconds,
         heartbeat_timeout_seconds=values.lost_seconds,
     )

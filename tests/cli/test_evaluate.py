@@ -635,7 +635,7 @@ BAD = {
     "split": "config.split is 'dev'; allowed are train, valid, test",
     "no seeds": "at least one seed is needed",
     "seed": "config.seeds[0] is 0.5; it must be an integer",
-    "lacking field": "the config lacks num_particles, seeds",
+    "lacking field": "the config lacks seeds, num_particles",
     "wrong type": "config.limit is '3'; it must be an integer",
     "wrong type of a flag": "--config.limit=many: invalid literal",
     "unknown field": "bogus",
