@@ -70,8 +70,8 @@ def agree_on_start(processes: ProcessGroup, config: ConfigDict) -> None:
 def agree_on_work(processes: ProcessGroup, made: Conditions, scope: Scope) -> None:
     """The same for what they have loaded: the model, the problems and their prompts."""
     data = {"problems": made.problems, "prompts": made.renderings}
-    facts = {name: conditions.digest(value) for name, value in data.items()}
-    facts = {**made.common, "data": facts, "items": len(scope)}
+    digests = {name: conditions.digest(value) for name, value in data.items()}
+    facts = {**made.common, "data": digests, "items": len(scope)}
     agree(processes, "what each process has loaded", facts)
 
 
