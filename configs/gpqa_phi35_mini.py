@@ -1,11 +1,11 @@
 """GPQA Diamond with Phi-3.5-mini-instruct, as in Table 1 of Power-SMC (arXiv 2602.10273).
 
-The settings are those of the table, which is of MATH-500 only.
+The settings are those of the table, which covers only MATH-500.
 
-The data set is on the hub for those who accepted its terms and set HF_TOKEN.
+The data set is gated: accept its terms on the hub and set HF_TOKEN.
 
 GPU memory: parameters 3.8e9 * 2 bytes = 7.1 GiB; keys and values of one prompt, 2 * 32 layers *
-32 heads * 96 * 2 bytes * 64 particles * 2048 tokens = 48 GiB, because no two of its heads share
+32 heads * 96 * 2 bytes * 64 particles * 2048 tokens = 48 GiB, because its heads do not share
 them. With logits and the prompt that is about 56 GiB for one prompt at a time: an 80 GB GPU.
 """
 

@@ -1,8 +1,8 @@
 """GPQA Diamond with Qwen2.5-Math-7B, as in Table 1 of Power-SMC (arXiv 2602.10273).
 
-The settings are those of the table, which is of MATH-500 only.
+The settings are those of the table, which covers only MATH-500.
 
-The data set is on the hub for those who accepted its terms and set HF_TOKEN.
+The data set is gated: accept its terms on the hub and set HF_TOKEN.
 
 GPU memory: parameters 7.6e9 * 2 bytes = 14.2 GiB; keys and values of one prompt, 2 * 28 layers *
 4 heads * 128 * 2 bytes * 64 particles * 2048 tokens = 7.0 GiB. With logits and the prompt that is

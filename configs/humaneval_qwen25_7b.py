@@ -1,6 +1,6 @@
 """HumanEval with Qwen2.5-7B, as in Table 1 of Power-SMC (arXiv 2602.10273).
 
-The settings are those of the table, which is of MATH-500 only.
+The settings are those of the table, which covers only MATH-500.
 
 The answers are programs, which run on this machine only with --config.allow_code_execution.
 

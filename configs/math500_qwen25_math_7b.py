@@ -1,6 +1,6 @@
 """MATH-500 with Qwen2.5-Math-7B: its rows of Table 1 of Power-SMC (arXiv 2602.10273).
 
-Beside them without-replacement SMC, with a quarter of the particles.
+In addition, without-replacement SMC with a quarter of the particles.
 
 GPU memory: parameters 7.6e9 * 2 bytes = 14.2 GiB; keys and values of one prompt, 2 * 28 layers *
 4 heads * 128 * 2 bytes * 64 particles * 2048 tokens = 7.0 GiB. With logits and the prompt that is

@@ -1,4 +1,4 @@
-"""The embedded model on word problems that it has never seen; every field is in settings.py."""
+"""The embedded model on word problems it has never seen; see evaluation/config_fields.py."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from jax_power_smc.evaluation import job_config
 def get_config() -> ml_collections.ConfigDict:
     """Every value can be overridden: --config.limit=20 --config.num_particles=64."""
     config = job_config.default()
-    config.limit = 400  # of the held-out split, which nothing was tuned on
+    config.limit = 400  # of the held-out split, on which nothing was tuned
     config.alpha = 4.0
     config.max_new_tokens = 384
-    config.num_particles = 16  # of every sampler with particles, and of best-of-N and the vote
+    config.num_particles = 16  # of every sampler with particles, best-of-N and the vote included
     config.ramp_tokens = 64
 
     def entry(kind: str, *shared: str, **values: Any) -> ml_collections.ConfigDict:
@@ -24,7 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.samplers.low_temperature = entry("ancestral", temperature=1.0 / config.get_ref("alpha"))
     config.samplers.greedy = entry("ancestral", temperature=0.0)
     config.samplers.samples = entry("ancestral", num_samples=config.get_oneway_ref("num_particles"))
-    # The moves that N particles cost, 4 (N - 1) / (B + 1), rounded: see ``cost_model``.
+    # As many moves as cost the tokens of N particles, 4 (N - 1) / (B + 1), rounded; see
+    # docs/math.md, eq. 38.
     config.samplers.mh = entry("mh", num_blocks=16, moves_per_block=(4 * (n - 1) + 8) // 17)
     config.samplers.smc = entry("smc", "num_particles")
     config.samplers.smc_ramp = entry("smc", "num_particles", "ramp_tokens")

@@ -1,11 +1,10 @@
 #!/bin/bash
-# As many processes as the hosts of an Open MPI hostfile have GPUs (lines such as "node1 slots=8"),
-# from the root of the repository:
+# One process per GPU on the hosts of an Open MPI hostfile (lines such as "node1 slots=8"), from the
+# root of the repository:
 #
 #   launch/mpi.sh hosts.txt 16 --config=configs/math500_qwen25_7b.py --workdir=/shared/runs/math500
 #
-# MPI only starts the processes, with MPIRUN_FLAGS if there are any; they talk to each other by
-# JAX's own runtime.
+# MPI only starts the processes, with MPIRUN_FLAGS if set; they communicate through JAX's runtime.
 set -euo pipefail
 
 hostfile=${1:?the hostfile}

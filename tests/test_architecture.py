@@ -125,6 +125,7 @@ UNTESTED: dict[str, str] = {
     "jax_power_smc.benchmarks.scoring": "tests/benchmarks/test_theorem.py",
     "jax_power_smc.benchmarks.speed": "tests/cli/test_benchmark_speed.py",
     "jax_power_smc.cli.benchmark_io": "tests/cli/test_benchmark.py",
+    "jax_power_smc.cli.evaluate_start": "tests/cli/test_evaluate.py",
     "jax_power_smc.core.types": "only names of types",
     "jax_power_smc.engine.batching": "tests/engine/test_sample.py",
     "jax_power_smc.engine.collect": "tests/engine/test_sample.py",

@@ -1,4 +1,4 @@
-"""Whether all processes of a run were started alike: asked before any of them does any work."""
+"""Whether all processes of a job were started alike; checked before any of them does any work."""
 
 import json
 from collections.abc import Mapping
@@ -7,20 +7,20 @@ from typing import Any
 from jax_power_smc.core.process_group import ProcessGroup
 from jax_power_smc.evaluation.conditions import differences
 
-# Fields of a process that are named.
+# How many differing fields of a process an error names.
 _NAMED = 8
 
 
 def agree(processes: ProcessGroup, name: str, facts: Mapping[str, Any]) -> None:
-    """Compares what processes are about to go by with what process 0 does.
+    """Compares the facts of every process with those of process 0.
 
     Args:
-      processes: of the run; each of them calls this at the same point.
+      processes: of the job; each of them calls this at the same point.
       name: of the point.
-      facts: nested names and values; what JSON cannot hold counts by how it is shown.
+      facts: nested names and values; values that JSON cannot express are compared by their repr.
 
     Raises:
-      ValueError: in all of them, if any two differ, with the processes and the fields.
+      ValueError: in all processes, if any two differ; names the processes and the fields.
     """
     said = processes.gather(name, json.dumps(facts, default=repr))
     first, *others = [json.loads(each) for each in said]

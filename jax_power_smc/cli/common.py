@@ -1,4 +1,4 @@
-"""What the launchers share: errors as one sentence, compiled programs, stopping when asked to."""
+"""What the launchers share: one-sentence errors, the compilation cache, stopping on signals."""
 
 import contextlib
 import os
@@ -14,17 +14,17 @@ from absl import app, flags, logging
 from etils import epath
 
 BAD_INPUT = 2
-# Of the compiled programs that are kept from run to run. JAX has a limit too, which it keeps by
-# reading the whole directory for every program that it writes.
+# Limit for the cache of compiled programs. JAX has a limit of its own, but to enforce it reads the
+# whole directory for every program that it writes.
 COMPILATION_CACHE_BYTES = 2**31
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def launch(main: Callable[[Sequence[str]], Any]) -> None:
-    """Parses the flags and runs ``main``; what is refused is one sentence and exit code 2.
+    """Parses the flags and runs ``main``; bad input ends in one sentence and exit code 2.
 
-    Only warnings are logged, unless ``--verbosity`` asks for more. Compiled programs are kept, see
-    ``keep_compiled_programs``.
+    Only warnings are logged, unless ``--verbosity`` asks for more. Compiled programs are cached:
+    see ``keep_compiled_programs``.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ def launch(main: Callable[[Sequence[str]], Any]) -> None:
     flags.DEFINE_string(
         "compilation_cache",
         None,
-        "Directory for compiled programs, which the next run then need not compile; 'off' for "
+        "Directory in which compiled programs are cached for later runs; 'off' for "
         f"none. Default: {_CACHE_VARIABLE}, or jax_power_smc in the user's cache directory.",
     )
     app.run(guarded, flags_parser=_parse_flags)
@@ -58,7 +58,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, on one line, for a reader who does not know the code."""
+    """The error message on one line, for readers who do not know the code."""
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror}."
@@ -66,14 +66,14 @@ def sentence(error: Exception) -> str:
 
 
 def keep_compiled_programs(directory: str | None) -> None:
-    """Lets JAX find compiled programs of earlier runs, however small, and keep those of this one.
+    """Turns on JAX's compilation cache for all programs, however small.
 
     Args:
-      directory: where, local or remote (gs://); "off" for nowhere; None for the environment's
-        ``JAX_COMPILATION_CACHE_DIR`` or else the user's cache directory.
+      directory: of the cache, local or remote (gs://); "off" for no cache; None for that of the
+        environment variable ``JAX_COMPILATION_CACHE_DIR``, or else the user's cache directory.
 
     Raises:
-      OSError: if the named directory cannot be made. Without a name there is then no cache.
+      OSError: if a directory that was named cannot be made; the default one is then done without.
     """
     if directory == "off":
         jax.config.update("jax_enable_compilation_cache", False)
@@ -89,19 +89,16 @@ def keep_compiled_programs(directory: str | None) -> None:
         logging.info("No compilation cache: %s", sentence(error))
         return
     jax.config.update("jax_compilation_cache_dir", os.fspath(path))
-    # By default JAX keeps only what took a second to compile, and small models never do.
+    # By default JAX caches only programs that took a second to compile; small models never do.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if "://" not in os.fspath(path):
-        with contextlib.suppress(OSError):  # another run may do the same
+        with contextlib.suppress(OSError):  # another run may be doing the same
             drop_oldest(pathlib.Path(path), COMPILATION_CACHE_BYTES)
 
 
 def drop_oldest(directory: pathlib.Path, limit: int) -> None:
-    """Removes the oldest files of a directory until those that stay have half of ``limit`` bytes.
-
-    Does nothing if all together have no more than ``limit``.
-    """
+    """Removes the oldest files of a directory above ``limit`` bytes until half of that is left."""
     files = sorted(
         (entry.stat().st_mtime, entry.stat().st_size, entry.path)
         for entry in os.scandir(directory)
@@ -118,7 +115,7 @@ def drop_oldest(directory: pathlib.Path, limit: int) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """The arguments that are not flags; the flags are then in ``flags.FLAGS``."""
+    """Parses the flags into ``flags.FLAGS``; returns the arguments that are not flags."""
     with plain_errors():
         try:
             rest = flags.FLAGS(argv)
@@ -129,13 +126,13 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
                 f"a flag or the config file cannot be used ({type(error).__name__}: {error})."
             ) from error
     if flags.FLAGS["verbosity"].using_default_value:
-        # Otherwise absl raises it to INFO, and the checkpoint library is talkative there.
+        # Otherwise absl raises it to INFO, at which the checkpoint library is verbose.
         logging.set_verbosity(logging.WARNING)
     return rest
 
 
 class StopRequest:
-    """Whether somebody asked the program to stop.
+    """Whether the program was asked to stop.
 
     Attributes:
       name: the signal that asked, such as "SIGTERM", or ``None``.
@@ -149,9 +146,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, SIGTERM and the first Ctrl-C only set the request, to be looked at between steps.
+    """Inside, SIGTERM and the first Ctrl-C only set the request, which is polled between steps.
 
-    A second Ctrl-C interrupts at once. Must be entered from the main thread.
+    A second Ctrl-C interrupts at once. Must be entered in the main thread.
     """
     request = StopRequest()
 

@@ -2,13 +2,12 @@
 
     python -m launch.evaluate --config=configs/tiny_reasoner.py --workdir=DIR
 
-DIR holds config.json, records.jsonl with all there is to know about every answer, a line each,
-and summary.json, which the printed table is made of. The same command goes on with a job that was
-stopped or killed; ``launch.report`` makes plots and a page.
+DIR then holds config.json, records.jsonl with everything about every answer, one line each, and
+summary.json, from which the table is printed. The same command resumes a job that was stopped or
+killed; ``launch.report`` makes plots and a page.
 """
 
 import contextlib
-import datetime
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,8 @@ from ml_collections import ConfigDict, config_flags
 from jax_power_smc.cli import evaluate_start as start
 from jax_power_smc.cli.common import launch, stop_on_signals
 from jax_power_smc.cli.distributed import define_flags, joined
-from jax_power_smc.cli.evaluate_progress import Progress
+from jax_power_smc.cli.evaluate_start import Plan
+from jax_power_smc.cli.progress import EvaluationProgress
 from jax_power_smc.core.mesh import make_mesh
 from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup, Stop
 from jax_power_smc.evaluation import claim, conditions, job, job_config, store
@@ -33,7 +33,6 @@ from jax_power_smc.models.checkpoints.load import load
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.models.checkpoints.tiny_random import tiny_model
 from jax_power_smc.report import summary_tables
-from jax_power_smc.tasks.base import Task
 from jax_power_smc.tasks.load import load_task
 
 
@@ -43,81 +42,76 @@ def evaluate(
     until: Callable[[], bool] = lambda: False,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Runs, or goes on with, the evaluation that ``config`` describes; see evaluation/settings.py.
+    """Runs or resumes the evaluation that ``config`` describes.
 
     Args:
-      config: see configs/.
+      config: see ``evaluation.config_fields``.
       workdir: a directory, local or remote (gs://).
-      until: asked now and then; once it says True, the job stops and can be gone on with.
-      processes: those that run this job together; all of them see the same workdir.
+      until: called now and then; once it returns True, the job stops and can be resumed later.
+      processes: those that share this job; all of them see the same workdir.
 
     Returns:
-      What is in summary.json; nothing if another process writes it.
+      The content of summary.json; nothing if another process writes it.
 
     Raises:
-      ValueError: for a field that is missing or has a value that cannot be, or if the workdir
-        holds the records of another config.
+      ValueError: for a field that is missing or invalid, or if the workdir holds the records of
+        another config.
       OSError: if the workdir cannot be written.
     """
     start.agree_on_start(processes, config)
     job_config.check(config)
     if config.dry_run:
         job_config.shrink(config)
-    labels = job_config.labels(config)
-    runs = [
-        Run(name, labels[name], sampler) for name, sampler in job_config.samplers(config).items()
-    ]
+    plan, lm = _plan(config, workdir, processes)
+    done = [] if plan.held is None else start.finished(plan, start.expected(plan))
+    if processes.is_first:
+        print(start.headline(plan, lm), flush=True)
+        if done:
+            total = len(plan.scope)
+            print(f"{len(done)} of {total} items were finished by an earlier start.", flush=True)
+    processes.barrier("all have read what is finished")  # before anyone writes
+    # Another job may have ended after some of them had looked; all must decide alike.
+    is_finished = str(len(done) == len(plan.scope))
+    if processes.broadcast("whether all is finished", is_finished) == str(False):
+        done = _work(plan, lm or _load(config), done, until, processes)
+    elif plan.held is not None:
+        start.check_files(plan)
+        if processes.is_first:
+            start.narrow(plan)
+    processes.barrier("all are done")
+    return _conclude(plan, done, processes) if processes.is_first else {}
+
+
+def _plan(
+    config: ConfigDict, workdir: str, processes: ProcessGroup
+) -> tuple[Plan, LoadedModel | None]:
+    """What there is to do; and the model, if this had to ask it.
+
+    Whether prompts are for a chat model is for the model to say. The workdir knows the answer of
+    the first start, so a job that is resumed reads its model only if there is work left.
+    """
     root = _directory(workdir)
+    labels = job_config.labels(config)
+    runs = [Run(name, labels[name], made) for name, made in job_config.samplers(config).items()]
     sizes, held, lm = store.sizes(root), start.read_held(root, config), None
     date = start.fixed_date(held, processes)
-    # Whether prompts are for a chat model is for the model to say, and is asked once.
     task = load_task(config, chat=held is not None and held["chat"])
     if held is None:
-        lm = _model(config)
+        lm = _load(config)
         if lm.is_chat:
             task = load_task(config, chat=True)
     scope = Scope(list(labels), config.seeds, [problem.id for problem in task.problems])
-    done: list[ItemScores] = []
-    if lm is not None:
-        said = lm.describe(config.chat)
-    else:
-        assert held is not None
-        said = held["decided"]
-        done = start.finished(root, start.expected(held, config, task), scope)
-    if processes.is_first:
-        print(start.headline(config, task, runs, said, date), flush=True)
-        if done:
-            print(
-                f"{len(done)} of {len(scope)} items were finished by an earlier start.", flush=True
-            )
-    processes.barrier("all have read what is finished")  # before anyone writes
-    # Another job may have ended between two of their looks; all must do the same.
-    is_finished = str(len(done) == len(scope))
-    if processes.broadcast("whether all is finished", is_finished) == str(False):
-        lm = lm or _model(config)
-        done = _work(config, lm, task, runs, date, root, held, done, sizes, until, processes)
-    elif held is not None:
-        start.check_files(root, config, held)
-        if processes.is_first:
-            start.narrow(root, config, task, runs, held)
-    processes.barrier("all are done")
-    if not processes.is_first:
-        return {}
-    if processes.count > 1:
-        now = claim.read_config(root)
-        assert now is not None
-        done = start.finished(root, conditions.conditions_of(now), scope)
-    return _conclude(config, task, runs, root, done, len(scope))
+    return Plan(config, root, task, runs, scope, date, held, sizes), lm
 
 
 def _directory(workdir: str) -> epath.Path:
-    """The workdir as a path; ValueError for none, or one that nothing here can write to."""
+    """The workdir as a path; ValueError if it is empty, or nothing installed can write there."""
     if not workdir:
         raise ValueError("workdir is empty; it must be a directory.")
     try:
         root = epath.Path(workdir).expanduser()
         root.exists()
-    except (ImportError, KeyError) as error:  # no library for such places, or none is known
+    except (ImportError, KeyError) as error:  # there is no library for such paths
         raise ValueError(
             f"workdir is {workdir!r}, and nothing that is installed can write there ({error}); "
             "for gs:// pip install 'jax-power-smc[gcs]'."
@@ -126,75 +120,58 @@ def _directory(workdir: str) -> epath.Path:
 
 
 def _work(
-    config: ConfigDict,
+    plan: Plan,
     lm: LoadedModel,
-    task: Task,
-    runs: Sequence[Run],
-    date: datetime.date,
-    root: epath.Path,
-    held: dict[str, Any] | None,
     done: Sequence[ItemScores],
-    sizes: dict[str, int],
     until: Callable[[], bool],
     processes: ProcessGroup,
 ) -> list[ItemScores]:
-    """Does what is left, or as much of it as ``until`` allows; of several processes a share.
+    """Does what is left, or as much of it as ``until`` allows; of several processes, each a share.
 
     Args:
-      config, lm, task, runs, date, root: the job.
-      held: what config.json held when this start began.
-      done: what was finished when the files of records had these ``sizes``.
-      sizes: see ``store.sizes``.
+      plan: of this start.
+      lm: the model.
+      done: what was finished when the plan was made.
       until: see ``job.evaluate``.
       processes: of the job.
 
     Returns:
-      Readings of what was finished, and of what this process has done.
+      The scores of what was finished, and of what this process has done.
     """
-    todo = _job(config, lm, task, runs, date, processes)
-    made = todo.conditions
-    scope = Scope([run.name for run in runs], todo.seeds, list(made.problems))
-    start.agree_on_work(processes, made.common, made, scope)
-    if held is not None:
-        wanted = {"config": config.to_dict(), "conditions": made.common, "commit": lm.commit}
-        claim.check_same(root, wanted, held)
-        start.check_renderings(root, done, made, held)
+    config, root = plan.config, plan.root
+    todo = _job(plan, lm, processes)
+    start.agree_on_work(processes, todo.conditions, plan.scope)
+    start.check_unchanged(plan, lm, todo.conditions, done)
     job.check(todo)
     grader = open_grader(
-        task.kind,
+        plan.task.kind,
         processes=config.grading_processes,
         seconds=config.grading_seconds,
         allow_code_execution=config.allow_code_execution,
     )
     with grader, claim.locked(root) if processes.is_first else contextlib.nullcontext():
         if processes.is_first:
-            claim.claim(root, start.about(config, lm, task, runs, made, date, processes))
+            claim.claim(root, start.about(plan, lm, todo.conditions, processes))
         processes.barrier("the workdir is claimed")
-        writer = store.open_writer(root, processes.index, processes.count)
-        stop = Stop(processes, until, in_step=todo.decodes_together)
-        with writer as file, Progress(processes) as progress:
-            if file.torn:
-                print(f"A torn last line of {file.torn} bytes was removed.", flush=True)
+        opened = store.open_writer(root, processes.index, processes.count)
+        with opened as writer, EvaluationProgress(processes) as progress:
+            if writer.torn:
+                print(f"A torn last line of {writer.torn} bytes was removed.", flush=True)
             processes.barrier("all have opened their files")
-            if store.sizes(root) != sizes:  # another job was writing when they were read
-                done = start.finished(root, made, scope)
+            if store.sizes(root) != plan.sizes:  # another job was writing when they were read
+                done = start.finished(plan, todo.conditions)
             _check_shared(root, done, processes)
             processes.barrier("all know what is finished")
-            done = [*done, *job.evaluate(todo, done, file, grader, progress.report, stop)]
-            # Whoever has done its share can still be asked to stop, and passes it on.
+            stop = Stop(processes, until, in_step=todo.decodes_together)
+            new = job.evaluate(todo, done, writer, grader, progress.report, stop)
+            # A process that has done its share can still be asked to stop, and passes it on.
             processes.barrier("all have done their share", stop.pass_on)
-            return done
+            return [*done, *new]
 
 
-def _job(
-    config: ConfigDict,
-    lm: LoadedModel,
-    task: Task,
-    runs: Sequence[Run],
-    date: datetime.date,
-    processes: ProcessGroup,
-) -> job.Job:
-    prompts = job.render(lm, task, config.chat, date)
+def _job(plan: Plan, lm: LoadedModel, processes: ProcessGroup) -> job.Job:
+    config, task = plan.config, plan.task
+    prompts = job.tokenize(lm, task, config.chat, plan.date)
     made = Conditions(
         start.common_conditions(config, lm, task),
         conditions.of_config(config.to_dict())["samplers"],
@@ -204,7 +181,7 @@ def _job(
     return job.Job(
         lm,
         task,
-        runs,
+        plan.runs,
         job_config.target(config, lm.eos_ids),
         config.max_new_tokens,
         tuple(config.seeds),
@@ -217,8 +194,8 @@ def _job(
 
 
 def _check_shared(root: epath.Path, done: Sequence[ItemScores], processes: ProcessGroup) -> None:
-    """Raises ValueError unless this process finds in the workdir what process 0 does."""
-    items = sorted(list(reading.item) for reading in done)
+    """Raises ValueError unless this process finds the same in the workdir as process 0."""
+    items = sorted(list(scores.item) for scores in done)
     own = conditions.digest([claim.read_config(root), items])
     if processes.broadcast("what is finished", own) != own:
         raise ValueError(
@@ -227,7 +204,7 @@ def _check_shared(root: epath.Path, done: Sequence[ItemScores], processes: Proce
         )
 
 
-def _model(config: ConfigDict) -> LoadedModel:
+def _load(config: ConfigDict) -> LoadedModel:
     if config.dry_run:
         return tiny_model(config)
     return load(
@@ -240,7 +217,7 @@ def _model(config: ConfigDict) -> LoadedModel:
 
 
 def _mesh(config: ConfigDict) -> Mesh | None:
-    """The devices that decode together; None if that is one."""
+    """The devices that decode together; None if there is only one."""
     of_all = config.mesh.scope == "global"
     devices = jax.devices() if of_all else jax.local_devices()
     if len(devices) == 1 and config.mesh.model == 1:
@@ -248,24 +225,20 @@ def _mesh(config: ConfigDict) -> Mesh | None:
     return make_mesh(config.mesh.model, devices)
 
 
-def _conclude(
-    config: ConfigDict,
-    task: Task,
-    runs: Sequence[Run],
-    root: epath.Path,
-    done: Sequence[ItemScores],
-    total: int,
-) -> dict[str, Any]:
+def _conclude(plan: Plan, done: Sequence[ItemScores], processes: ProcessGroup) -> dict[str, Any]:
     """Writes the summary and prints the table."""
+    config, root, scope = plan.config, plan.root, plan.scope
     held = claim.read_config(root)
     assert held is not None
-    ids = [problem.id for problem in task.problems]
-    summary = summarize(done, runs, ids, list(config.seeds), config.alpha, held["device"])
+    if processes.count > 1:  # the others have written records too
+        done = start.finished(plan, conditions.conditions_of(held))
+    seeds, total = list(config.seeds), len(scope)
+    summary = summarize(done, plan.runs, scope.problems, seeds, config.alpha, held["device"])
     store.write_json(root / "summary.json", summary)
     if summary["rows"]:
         summary_tables.show(summary)
     if len(done) < total:
-        print(f"Stopped with {len(done)} of {total} items finished; the same command goes on.")
+        print(f"Stopped with {len(done)} of {total} items finished; the same command resumes it.")
     lines = "records/*.jsonl" if store.is_remote(root) else "records*.jsonl"
     print(f"Every answer: {root / lines}   the table: {root / 'summary.json'}")
     print(f"Plots and a page: python -m launch.report --workdir={root}")
@@ -273,7 +246,7 @@ def _conclude(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the launcher with the flags that ``run`` defined."""
+    """Runs the evaluation that the flags name."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     values = flags.FLAGS
@@ -294,8 +267,8 @@ def run() -> None:
     flags.DEFINE_integer(
         "stopped_exit_code",
         0,
-        "What a job ends with that was asked to stop and has more to do; of several processes, the "
-        "first one. For systems that start again only what has failed.",
+        "The exit code of a job that was asked to stop before it was finished; with several "
+        "processes, that of process 0. For systems that restart only what has failed.",
         lower_bound=0,
         upper_bound=125,
     )

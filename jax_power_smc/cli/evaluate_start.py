@@ -1,10 +1,14 @@
-"""What is settled when an evaluation starts, before any work: what it goes by, and who agrees."""
+"""The start of an evaluation, before any work: what it does, and whether that is consistent.
+
+All processes must have been started alike, and the workdir must not hold records of another job.
+"""
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -26,12 +30,37 @@ from jax_power_smc.tasks.base import Task
 
 _PACKAGES = ("jax_power_smc", "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
 _GRADING = ("math-verify", "latex2sympy2_extended")
-# What config.json holds beside the config.
+# What config.json must hold beside the config.
 _HELD = ("chat", "device", "date", "decided", "labels", "num_problems", "commit", "starts")
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a start has to do, as far as it is known without the model.
+
+    Attributes:
+      config: checked, and shrunk if it is a dry run.
+      root: the workdir.
+      task: the problems.
+      runs: the samplers, in the order of the table.
+      scope: the items.
+      date: what prompts take as today's date.
+      held: the content of config.json when this start began; None if the workdir was unclaimed.
+      sizes: of the files of records at that time, see ``store.sizes``.
+    """
+
+    config: ConfigDict
+    root: epath.Path
+    task: Task
+    runs: Sequence[Run]
+    scope: Scope
+    date: datetime.date
+    held: Mapping[str, Any] | None
+    sizes: Mapping[str, int]
+
+
 def agree_on_start(processes: ProcessGroup, config: ConfigDict) -> None:
-    """Raises ValueError in all processes if any was started in another way; before all else."""
+    """Raises ValueError in all processes if any two were started in different ways."""
     if processes.count == 1:
         return
     own = {name: x for name, x in config.to_dict().items() if name != "grading_processes"}
@@ -39,20 +68,19 @@ def agree_on_start(processes: ProcessGroup, config: ConfigDict) -> None:
     agree(processes, "what each process was started with", facts)
 
 
-def agree_on_work(
-    processes: ProcessGroup, common: Mapping[str, Any], made: Conditions, scope: Scope
-) -> None:
+def agree_on_work(processes: ProcessGroup, made: Conditions, scope: Scope) -> None:
     """The same for what they have loaded: the model, the problems and their prompts."""
     data = {"problems": made.problems, "prompts": made.renderings}
-    facts = {name: conditions.digest(x) for name, x in data.items()}
-    agree(processes, "what each process has loaded", {**common, "data": facts, "items": len(scope)})
+    digests = {name: conditions.digest(value) for name, value in data.items()}
+    facts = {**made.common, "data": digests, "items": len(scope)}
+    agree(processes, "what each process has loaded", facts)
 
 
 def read_held(root: epath.Path, config: ConfigDict) -> dict[str, Any] | None:
-    """What config.json of the workdir holds; None if nobody has claimed it.
+    """The content of the workdir's config.json; None if it has not been claimed.
 
     Raises:
-      ValueError: if it is damaged, or of another config.
+      ValueError: if it is damaged, or belongs to another config.
     """
     held = claim.read_config(root)
     if held is None:
@@ -67,18 +95,18 @@ def read_held(root: epath.Path, config: ConfigDict) -> dict[str, Any] | None:
 
 
 def fixed_date(held: Mapping[str, Any] | None, processes: ProcessGroup) -> datetime.date:
-    """The date that prompts tell: that of the first start in the workdir."""
+    """The date that prompts state: that of the first start in the workdir."""
     own = today().isoformat() if held is None else str(held["date"])
     return datetime.date.fromisoformat(processes.broadcast("the date", own))
 
 
 def today() -> datetime.date:
-    """By this machine's clock and time zone, as the templates' own function tells it."""
+    """Today's date by this machine's clock and time zone, as chat templates have it."""
     return datetime.date.today()
 
 
 def common_conditions(config: ConfigDict, lm: LoadedModel, task: Task) -> dict[str, Any]:
-    """What every item of the job follows from, by part."""
+    """What all items of the job depend on, by part."""
     model = {
         "files": lm.file_digests,
         "dtype": config.dtype or "float32",
@@ -95,105 +123,89 @@ def common_conditions(config: ConfigDict, lm: LoadedModel, task: Task) -> dict[s
     }
 
 
-def expected(held: Mapping[str, Any], config: ConfigDict, task: Task) -> Conditions:
+def expected(plan: Plan) -> Conditions:
     """The conditions of the items, as far as they are known without the model."""
-    samplers = conditions.of_config(config.to_dict())["samplers"]
-    problems = job.problem_digests(task)
-    return Conditions(held["conditions"], samplers, problems, held["renderings"])
+    assert plan.held is not None
+    samplers = conditions.of_config(plan.config.to_dict())["samplers"]
+    problems = job.problem_digests(plan.task)
+    return Conditions(plan.held["conditions"], samplers, problems, plan.held["renderings"])
 
 
-def finished(root: epath.Path, made: Conditions, scope: Scope) -> list[ItemScores]:
-    """The readings of what earlier starts have done; ValueError for records of other conditions."""
-    listed = store.read_records(root)
-    return [
-        _reading(root, record)
-        for record in conditions.checked(listed, made, scope, os.fspath(root))
-    ]
+def finished(plan: Plan, made: Conditions) -> list[ItemScores]:
+    """The scores of the records in the workdir; ValueError for records of other conditions."""
+    place = os.fspath(plan.root)
+    listed = conditions.checked(store.read_records(plan.root), made, plan.scope, place)
+    return [_scores(record, place) for record in listed]
 
 
-def _reading(root: epath.Path, record: Record) -> ItemScores:
+def _scores(record: Record, place: str) -> ItemScores:
     try:
         return read(record)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         item = ", ".join(map(str, item_of(record)))
         raise ValueError(
-            f"the record of {item} in {root} is damaged ({type(error).__name__}: {error})."
+            f"the record of {item} in {place} is damaged ({type(error).__name__}: {error})."
         ) from error
 
 
-def check_files(root: epath.Path, config: ConfigDict, held: Mapping[str, Any]) -> None:
-    """For a job that needs no model any more: ValueError if the model's files have changed.
+def check_files(plan: Plan) -> None:
+    """For a job with no work left, which reads no model: ValueError if the model's files changed.
 
-    Nothing is asked of a hub, and files that are no longer there have not changed.
+    Asks nothing of a hub; files that are no longer there have not changed.
     """
+    config, held = plan.config, plan.held
+    assert held is not None
     directory = None if config.dry_run else local_directory(config.model)
     if directory is not None:
         model = held["conditions"]["model"] | {"files": file_digests(directory)}
-        claim.check_same(
-            root,
-            {
-                "config": config.to_dict(),
-                "conditions": held["conditions"] | {"model": model},
-                "commit": held["commit"],
-            },
-            held,
-        )
+        _check_same(plan, held["conditions"] | {"model": model}, held["commit"])
 
 
-def narrow(
-    root: epath.Path,
-    config: ConfigDict,
-    task: Task,
-    runs: Sequence[Run],
-    held: Mapping[str, Any],
+def check_unchanged(
+    plan: Plan, lm: LoadedModel, made: Conditions, done: Sequence[ItemScores]
 ) -> None:
-    """For a job that has nothing to do because its scope shrank: config.json gets the scope."""
-    scope = {"config": config.to_dict(), **_scope(task, runs)}
-    if any(conditions.as_json(value) != held[name] for name, value in scope.items()):
-        with claim.locked(root):
-            claim.claim(root, {**held, **scope, "problems": job.problem_digests(task)})
-
-
-def _scope(task: Task, runs: Sequence[Run]) -> dict[str, Any]:
-    return {
-        "num_problems": len(task.problems),
-        "labels": {run.name: run.label for run in runs},
-    }
-
-
-def check_renderings(
-    root: epath.Path, done: Iterable[ItemScores], made: Conditions, held: Mapping[str, Any]
-) -> None:
-    """Raises ValueError if a prompt of a finished item is rendered in another way now."""
-    ids = dict.fromkeys(reading.item[2] for reading in done)
-    changed = [name for name in ids if made.renderings[name] != held["renderings"].get(name)]
+    """Raises ValueError if model, config or prompts of finished items differ from the workdir's."""
+    if plan.held is None:
+        return
+    _check_same(plan, made.common, lm.commit)
+    before = plan.held["renderings"]
+    ids = dict.fromkeys(scores.item[2] for scores in done)
+    changed = [name for name in ids if made.renderings[name] != before.get(name)]
     if changed:
         raise ValueError(
-            f"{root} holds records of problem {changed[0]!r}, whose prompt now becomes other tokens"
-            f" ({len(changed)} such problem(s)), as another version of the tokenizers library may "
-            "do; go on with that version, or choose another workdir."
+            f"{plan.root} holds records of problem {changed[0]!r}, whose prompt now becomes other "
+            f"tokens ({len(changed)} such problem(s)), perhaps because of another version of the "
+            "tokenizers library; use the earlier version, or choose another workdir."
         )
 
 
-def about(
-    config: ConfigDict,
-    lm: LoadedModel,
-    task: Task,
-    runs: Sequence[Run],
-    made: Conditions,
-    date: datetime.date,
-    processes: ProcessGroup,
-) -> dict[str, Any]:
-    """What config.json is to hold, see ``claim.claim``."""
+def _check_same(plan: Plan, common: Mapping[str, Any], commit: str | None) -> None:
+    assert plan.held is not None
+    wanted = {"config": plan.config.to_dict(), "conditions": common, "commit": commit}
+    claim.check_same(plan.root, wanted, plan.held)
+
+
+def narrow(plan: Plan) -> None:
+    """For a job with no work left because its scope shrank: writes the scope to config.json."""
+    assert plan.held is not None
+    changes = {"config": plan.config.to_dict(), **_scope(plan)}
+    if any(conditions.as_json(value) != plan.held[name] for name, value in changes.items()):
+        problems = job.problem_digests(plan.task)
+        with claim.locked(plan.root):
+            claim.claim(plan.root, {**plan.held, **changes, "problems": problems})
+
+
+def about(plan: Plan, lm: LoadedModel, made: Conditions, processes: ProcessGroup) -> dict[str, Any]:
+    """The content of config.json, see ``claim.claim``."""
     started = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     now = {"started": started, "device": device(), "versions": versions()}
     return {
-        "config": config.to_dict(),
+        "config": plan.config.to_dict(),
         "conditions": made.common,
-        **_scope(task, runs),
+        **_scope(plan),
         "chat": lm.is_chat,
-        "decided": lm.describe(config.chat),
-        "date": date.isoformat(),
+        "decided": lm.describe(plan.config.chat),
+        "date": plan.date.isoformat(),
         "commit": lm.commit,
         "fingerprint": lm.fingerprint,
         **now,
@@ -203,20 +215,31 @@ def about(
     }
 
 
-def headline(
-    config: ConfigDict, task: Task, runs: Sequence[Run], said: str, date: datetime.date
-) -> str:
-    """The first line that a job prints."""
+def _scope(plan: Plan) -> dict[str, Any]:
+    return {
+        "num_problems": len(plan.task.problems),
+        "labels": {run.name: run.label for run in plan.runs},
+    }
+
+
+def headline(plan: Plan, lm: LoadedModel | None) -> str:
+    """The first line that a job prints; without the model, config.json describes it."""
+    config, task = plan.config, plan.task
+    if lm is not None:
+        described = lm.describe(config.chat)
+    else:
+        assert plan.held is not None
+        described = plan.held["decided"]
     dry = "DRY RUN with random weights, the figures mean nothing. " if config.dry_run else ""
     return (
         f"{dry}{config.model} on {len(task.problems)} problems of {task.name}, "
-        f"{len(runs)} samplers, alpha {config.alpha:g}, at most {config.max_new_tokens} tokens, "
-        f"seeds {', '.join(map(str, config.seeds))}; {said}, date {date}"
+        f"{len(plan.runs)} samplers, alpha {config.alpha:g}, at most {config.max_new_tokens} "
+        f"tokens, seeds {', '.join(map(str, config.seeds))}; {described}, date {plan.date}"
     )
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a result may depend on."""
+    """Package -> version, of those that a result may depend on."""
     found = {}
     for name in (*_PACKAGES, *_GRADING):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -225,12 +248,12 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """The kind of the devices."""
+    """The kind of device that JAX uses."""
     return jax.devices()[0].device_kind
 
 
 def _keys() -> dict[str, Any]:
-    """What the numbers that a seed stands for depend on."""
+    """What the random numbers of a seed depend on."""
     return {
         "implementation": str(jax.random.key_impl(jax.random.key(0))),
         "partitionable": bool(jax.config.values["jax_threefry_partitionable"]),

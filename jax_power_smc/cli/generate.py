@@ -25,13 +25,13 @@ from jax_power_smc.samplers import (
 from jax_power_smc.targets.power import PowerTarget
 
 SAMPLERS = ("swor", "smc", "mh", "ancestral")
-# Of Metropolis-Hastings, as in the paper; a short answer has fewer blocks.
+# Blocks of Metropolis-Hastings, as in the paper; short answers have fewer.
 NUM_BLOCKS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the flags say; see ``run`` for their meaning."""
+    """The values of the flags; see ``run`` for their meaning."""
 
     model: str
     prompt: str
@@ -49,13 +49,13 @@ def generate(options: Options) -> dict[str, Any]:
     """The answer with its weight, log Z_hat and timing.
 
     Raises:
-      ValueError: for a value that cannot be, or a model that cannot be loaded.
+      ValueError: for an invalid value, or a model that cannot be loaded.
     """
     if options.sampler not in SAMPLERS:
         raise ValueError(f"sampler is {options.sampler!r}; allowed are {', '.join(SAMPLERS)}.")
     PowerTarget(alpha=options.alpha)  # before the model is read
     checks.integer("max_new_tokens", options.max_new_tokens, at_least=1)
-    # All are made, so that a value that cannot be is refused whichever of them runs.
+    # All are made, so that an invalid value is refused whichever of them runs.
     samplers: dict[str, Sampler] = {
         "swor": WithoutReplacement(options.num_particles, ramp_tokens=options.ramp_tokens),
         "smc": PowerSMC(options.num_particles, ramp_tokens=options.ramp_tokens),
@@ -64,7 +64,7 @@ def generate(options: Options) -> dict[str, Any]:
         ),
         "ancestral": Ancestral(options.temperature, options.num_particles),
     }
-    # Within 31 bits: JAX drops the upper bits of a seed without a word.
+    # Within 31 bits: JAX silently drops the upper bits of a seed.
     checks.integer("seed", options.seed, at_least=0)
     if not _is_unicode(options.prompt):
         raise ValueError("the prompt is not valid UTF-8 text.")
@@ -97,7 +97,7 @@ def generate(options: Options) -> dict[str, Any]:
 
 
 def _is_unicode(text: str) -> bool:
-    """False for the surrogates by which Python passes on bytes of a command line that are not."""
+    """False if it has surrogates, by which Python represents bytes that are not valid UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -106,7 +106,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the launcher with the flags that ``run`` defined."""
+    """Answers the prompt that the flags name."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     values = flags.FLAGS
@@ -139,17 +139,17 @@ def run() -> None:
     )
     flags.DEFINE_string("prompt", None, "The text to continue.")
     flags.DEFINE_bool(
-        "chat", None, "Whether the prompt goes through the chat template; default as the model is."
+        "chat", None, "Whether the prompt goes through the chat template; default: if there is one."
     )
     flags.DEFINE_string("sampler", "smc", f"One of {', '.join(SAMPLERS)}.")
     flags.DEFINE_integer(
-        "num_particles", 16, "N; for mh the number of chains, for ancestral of samples."
+        "num_particles", 16, "N; for mh the number of chains, for ancestral that of samples."
     )
     flags.DEFINE_float("alpha", 4.0, "Exponent of the power distribution, at least 1.")
     flags.DEFINE_float("temperature", 1.0, "For ancestral: 0 is greedy.")
     flags.DEFINE_integer("ramp_tokens", 0, "For smc, swor: tokens over which the exponent rises.")
     flags.DEFINE_integer("max_new_tokens", 512, "Longest answer, in tokens.")
-    flags.DEFINE_integer("seed", 0, "Of all randomness.")
+    flags.DEFINE_integer("seed", 0, "Seed of all random numbers.")
     flags.DEFINE_bool("json", False, "Print one JSON object instead.")
     flags.mark_flags_as_required(["prompt"])
     launch(main)

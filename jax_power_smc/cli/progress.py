@@ -1,16 +1,36 @@
-"""Progress of a training run: a live line on a terminal, plain lines elsewhere."""
+"""What the launchers show of their progress: of an evaluation, and of a training run."""
 
-import sys
+import math
 import time
-from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as LiveProgress
+from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup
+from jax_power_smc.core.progress import ProgressDisplay, clock
+from jax_power_smc.evaluation.job import Progress
 
 
-class Progress:
-    """Shows step, loss, tokens per second and the time left; a context manager.
+class EvaluationProgress(ProgressDisplay):
+    """Progress of an evaluation: a bar for each run.
+
+    Args:
+      processes: of several, the first one shows its own share, and the others show nothing.
+    """
+
+    def __init__(self, processes: ProcessGroup = SINGLE_PROCESS) -> None:
+        super().__init__(show=processes.is_first)
+        self._share = "" if processes.count == 1 else f" (process 0 of {processes.count})"
+
+    def report(self, progress: Progress) -> None:
+        """Shows the progress of a run."""
+        text = f"accuracy so far {progress.accuracy:.3f}"
+        if not math.isnan(progress.seconds_left):
+            text += f", {clock(progress.seconds_left)} left"
+        label, done, total = progress.label, progress.done, progress.total
+        line = f"{label}: {done}/{total} items{self._share}, {text}"
+        self.update(label, done, total, text, line)
+
+
+class TrainingProgress(ProgressDisplay):
+    """Progress of a training run: step, loss, tokens per second and the time left.
 
     Args:
       steps: of the whole run.
@@ -18,38 +38,15 @@ class Progress:
     """
 
     def __init__(self, steps: int, first_step: int = 0) -> None:
+        super().__init__(seconds_between_lines=0.0)
         self._steps = steps
-        self._last: tuple[float, int, int | None] = (time.monotonic(), first_step, None)
-        self._live: LiveProgress | None = None
-        if sys.stdout.isatty():
-            self._live = LiveProgress(
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("{task.fields[text]}"),
-                console=Console(file=sys.stdout),
-            )
-            self._task = self._live.add_task("", total=steps, completed=first_step, text="")
+        self._previous: tuple[float, int, int | None] = (time.monotonic(), first_step, None)
 
-    def __enter__(self) -> "Progress":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live:
-            self._live.stop()
-
-    def update(self, step: int, tokens: int, loss: float, valid_loss: float | None) -> None:
+    def report(self, step: int, tokens: int, loss: float, valid_loss: float | None) -> None:
         """Shows the state after ``step``, with ``tokens`` seen so far."""
         now = time.monotonic()
-        then, last_step, last_tokens = self._last
-        self._last = (now, step, tokens)
+        then, last_step, last_tokens = self._previous
+        self._previous = (now, step, tokens)
         elapsed = max(now - then, 1e-9)
         parts = [f"loss {loss:.4f}"]
         if valid_loss is not None:
@@ -59,14 +56,4 @@ class Progress:
         left = (self._steps - step) * elapsed / max(step - last_step, 1)
         parts.append(f"{clock(left)} left")
         text = "  ".join(parts)
-        if self._live:
-            self._live.update(self._task, completed=step, text=text)
-        else:
-            print(f"step {step}/{self._steps}  {text}", flush=True)
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds, as 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+        self.update("step", step, self._steps, text, f"step {step}/{self._steps}  {text}")

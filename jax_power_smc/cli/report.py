@@ -2,8 +2,8 @@
 
     python -m launch.report --workdir=DIR
 
-DIR is the workdir of launch.evaluate, of a job that is finished or not. The page opens without a
-network, and can be sent to somebody as it is.
+DIR is the workdir of launch.evaluate, whether its job is finished or not. The page is one file and
+needs no network.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ def report(workdir: str, problems: Sequence[str] = (), output: str | None = None
 
     Args:
       workdir: of an evaluation, local or remote (gs://).
-      problems: ids of those that are shown in full; if empty, the ones that samplers disagree
-        about most.
+      problems: ids of the problems to show in full; if empty, those that samplers disagree about
+        most.
       output: directory for the page and its plots; None for "report" in the workdir.
 
     Returns:
@@ -121,7 +121,7 @@ def run() -> None:
     flags.DEFINE_multi_string(
         "problem",
         [],
-        "Id of a problem that is shown in full; give it several times for several. Default: those "
+        "Id of a problem to show in full; may be repeated. Default: those "
         "that the samplers disagree about most.",
     )
     flags.DEFINE_string("output", None, "Directory for page and plots. Default: WORKDIR/report.")

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 from tokenizers import Tokenizer
 
 from jax_power_smc.cli.common import StopRequest, launch, stop_on_signals
-from jax_power_smc.cli.progress import Progress
+from jax_power_smc.cli.progress import TrainingProgress
 from jax_power_smc.core import checks
 from jax_power_smc.core.files import json_line, write_json
 from jax_power_smc.core.types import Params
@@ -233,7 +233,7 @@ class _TrainingLoop:
         losses: list[jax.Array] = []
         clock = time.monotonic()
         stopping = False
-        with contextlib.closing(stream), Progress(config.steps, totals.step) as progress:
+        with contextlib.closing(stream), TrainingProgress(config.steps, totals.step) as progress:
             while totals.step < config.steps and not stopping:
                 batch = next(stream)
                 state, loss = self._step(state, batch)
@@ -266,7 +266,7 @@ class _TrainingLoop:
                     totals.seconds += now - clock
                     clock = now
                     self._work.log(totals)
-                    progress.update(totals.step, totals.tokens, totals.loss, totals.valid_loss)
+                    progress.report(totals.step, totals.tokens, totals.loss, totals.valid_loss)
                 if save:
                     self._work.save(state, totals)
                     self._export(self._work.export, state, totals)

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from etils import epath
 
 
 def json_line(value: Any) -> str:
@@ -12,15 +15,42 @@ def json_line(value: Any) -> str:
     return json.dumps(_without_infinities(value), allow_nan=False) + "\n"
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def is_remote(path: epath.Path | pathlib.Path) -> bool:
+    """Whether files there, such as those of gs://, can only be written whole."""
+    return "://" in os.fspath(path)
+
+
+def write_json(path: epath.Path | pathlib.Path, value: Any) -> None:
     """Writes strict JSON, indented, in one atomic step.
 
     Raises:
       ValueError: for a number that is not finite.
     """
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_bytes_whole(path, text.encode())
+
+
+def write_bytes_whole(path: epath.Path | pathlib.Path, content: bytes) -> None:
+    """Writes a file in one atomic step, and waits until it is on the disk."""
+    if is_remote(path):  # an object appears when it has been written
+        path.write_bytes(content)
+        return
+    partial = f"{os.fspath(path)}.tmp"
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: epath.Path | pathlib.Path) -> None:
+    """Waits until new names in a local directory are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def keep_older(path: pathlib.Path) -> None:

@@ -1,136 +1,123 @@
-"""The processes of one job, joined by JAX's distributed runtime.
+"""The processes of one job: which one this is, and what they tell each other.
 
-``cli.processes`` joins them; here is what the job does with them.
+``cli.distributed`` forms the group; this is what a job does with it.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from concurrent import futures
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
-import jax
 import numpy as np
-from jax._src import distributed
 from jax.experimental import multihost_utils
 
+from jax_power_smc.core.key_value_store import KeyValueStore
+
 _T = TypeVar("_T")
-# Processes wait for each other as long as the slowest one works; one that is lost ends the wait.
-_FOREVER_MS = 7 * 24 * 3600 * 1000
-# Within which the runtime ends a process, when another one is lost.
+# How soon JAX's runtime ends a process after it has found another one lost.
 _SECONDS_TO_BE_ENDED = 10.0
+# Seconds between two calls of ``meanwhile`` at a barrier.
+_POLL_SECONDS = 1.0
 _STOP, _FAILED = "stop", "failed"
-# Seconds between two looks whether another process was asked to stop.
-_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessGroup:
-    """Which of how many processes this one is.
+    """One process and its place among those of the job.
 
     Attributes:
-      index: from 0; process 0 speaks for all.
-      count: of them.
+      index: from 0; process 0 is the primary one, which speaks for all.
+      count: how many processes there are.
+      store: what they share; unused if there is only one.
     """
 
     index: int = 0
     count: int = 1
+    store: KeyValueStore = dataclasses.field(default_factory=KeyValueStore, compare=False)
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that speaks for all."""
+        """Whether this is the primary process."""
         return self.index == 0
 
     def shard(self, items: Sequence[_T]) -> list[_T]:
-        """This process's part of a list that all of them have, every item in one part."""
+        """This process's share of a list that all processes have; the shares are disjoint."""
         return list(items[self.index :: self.count])
 
-    def all_fail(self, seconds: float) -> bool:
-        """Says that this process has failed; whether all others do so within these seconds."""
-        client: Any = distributed.global_state.client
-        deadline = time.monotonic() + seconds
-        try:
-            client.key_value_set(f"{_FAILED}/{self.index}", "yes")
-            while len(client.key_value_dir_get(_FAILED)) < self.count:
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-        except jax.errors.JaxRuntimeError:
-            time.sleep(_SECONDS_TO_BE_ENDED)  # see ``barrier``
-            return False
-        return True
-
     def broadcast(self, name: str, value: str) -> str:
-        """The value that process 0 has for this name, whatever that of this process is."""
-        if self.count == 1:
-            return value
-        client: Any = distributed.global_state.client
+        """The value that process 0 has under this name, whatever this process has."""
         if self.is_first:
-            client.key_value_set(name, value)
-            return value
-        return client.blocking_key_value_get(name, _FOREVER_MS)
+            self.store.set(name, value)
+        self._wait([name])
+        return self.store.get(name)
 
     def gather(self, name: str, value: str) -> list[str]:
-        """What each process has for this name, in their order, the same list for all of them."""
-        if self.count == 1:
-            return [value]
-        client: Any = distributed.global_state.client
-        client.key_value_set(f"{name}/{self.index}", value)
-        self.barrier(f"all have said: {name}")
-        return [
-            client.blocking_key_value_get(f"{name}/{index}", _FOREVER_MS)
-            for index in range(self.count)
-        ]
+        """The values of all processes under this name, in the order of the processes."""
+        keys = self._keys(name)
+        self.store.set(keys[self.index], value)
+        self._wait(keys)
+        return [self.store.get(key) for key in keys]
 
     def barrier(self, name: str, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Waits until all processes have come to the point of this name.
+        """Waits until all processes have reached the point of this name, if need be for hours.
 
-        By the runtime's own barrier: a collective on the devices would time out.
+        A collective on the devices would time out. If a process is lost, JAX's runtime ends the
+        wait together with this process.
 
-        ``meanwhile`` is called now and then. (The barrier is for a thread: no signal would be
-        heard of before it ends.)
+        Args:
+          name: used at one point only.
+          meanwhile: called about once a second.
         """
-        if self.count > 1:
-            client: Any = distributed.global_state.client
-            pool = futures.ThreadPoolExecutor(1)
-            try:
-                waiting = pool.submit(client.wait_at_barrier, name, _FOREVER_MS)
-                while futures.wait([waiting], _SECONDS_BETWEEN_LOOKS).not_done:
-                    meanwhile()
-                waiting.result()
-            except jax.errors.JaxRuntimeError:
-                # Another one is lost. The runtime is about to end this process too and says why; it
-                # crashes if the process falls apart meanwhile.
-                time.sleep(_SECONDS_TO_BE_ENDED)
-                raise
-            finally:
-                pool.shutdown(wait=False)
+        keys = self._keys(f"barrier/{name}")
+        self.store.set(keys[self.index], "reached")
+        while not self._wait(keys, _POLL_SECONDS):
+            meanwhile()
+
+    def all_fail(self, seconds: float) -> bool:
+        """Tells the others that this process has failed; whether all of them do so in time."""
+        keys = self._keys(_FAILED)
+        self.store.set(keys[self.index], "yes")
+        try:
+            return self._wait(keys, seconds)
+        except ConnectionError:
+            return False
+
+    def _keys(self, name: str) -> list[str]:
+        return [f"{name}/{index}" for index in range(self.count)]
+
+    def _wait(self, keys: Collection[str], seconds: float | None = None) -> bool:
+        try:
+            return self.store.wait(keys, seconds)
+        except ConnectionError:
+            # JAX's runtime is about to end this process, and says why.
+            time.sleep(_SECONDS_TO_BE_ENDED)
+            raise
 
 
 SINGLE_PROCESS = ProcessGroup()
 
 
 class Stop:
-    """Whether the job is to stop, because any of its processes was asked to.
+    """Whether the job should stop, because any of its processes was asked to.
 
     Args:
       processes: of the job.
       asked: whether this process was.
-      in_step: whether all processes look at the same moments of one program, and must decide alike.
+      in_step: whether all processes run one program together, look at the same points of it, and
+        must decide alike.
     """
 
     def __init__(self, processes: ProcessGroup, asked: Callable[[], bool], in_step: bool) -> None:
         self._processes, self._asked, self._in_step = processes, asked, in_step
-        self._stopping, self._looked = False, 0.0
+        self._stopping = False
 
     def __call__(self) -> bool:
-        """True from the moment on when it is known."""
-        if not self._stopping:
-            self._stopping = self._look()
+        """Once True, always True."""
+        self._stopping = self._stopping or self._look()
         return self._stopping
 
     def pass_on(self) -> None:
-        """For a process that has nothing more to do: tells the others if it is asked to stop."""
+        """For a process that has nothing left to do: tells the others if it is asked to stop."""
         if not self._in_step:
             self()
 
@@ -139,11 +126,7 @@ class Stop:
             return self._asked()
         if self._in_step:
             return bool(multihost_utils.process_allgather(np.array(self._asked())).any())
-        client: Any = distributed.global_state.client
         if self._asked():
-            client.key_value_set(f"{_STOP}/{self._processes.index}", "yes", allow_overwrite=True)
+            self._processes.store.set(f"{_STOP}/{self._processes.index}", "yes")
             return True
-        if time.monotonic() - self._looked < _SECONDS_BETWEEN_LOOKS:
-            return False
-        self._looked = time.monotonic()
-        return bool(client.key_value_dir_get(_STOP))
+        return bool(self._processes.store.keys(f"{_STOP}/"))

@@ -1,4 +1,4 @@
-"""What the fields of a config declare: samplers, their names in the table, and the target."""
+"""What is built from the fields of a config: samplers, their labels in the table, the target."""
 
 import collections
 from typing import Any
@@ -15,39 +15,39 @@ from jax_power_smc.samplers import (
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.targets.stop_rules import StopBoxed, StopRule, StopString
 
-# kind of a sampler in a config -> what is built of its fields
+# Kind of a sampler in a config -> its class.
 KINDS: dict[str, type[Any]] = {
     "ancestral": Ancestral,
     "mh": MetropolisHastings,
     "smc": PowerSMC,
     "swor": WithoutReplacement,
 }
-# What an entry of config.samplers has besides the fields of its class.
+# The fields of an entry of config.samplers beside those of its class.
 OF_ENTRY = ("kind", "label")
 BOXED = "boxed"
 
 
 def samplers(config: ConfigDict) -> dict[str, Sampler]:
-    """What the entries of ``config.samplers`` declare, by name, in the order of the table.
+    """The samplers of a config, by name, in the order of the table.
 
-    A ConfigDict does not keep the order in which it was filled, so the table has one of its own:
-    plain decoding from the highest temperature on, then the samplers as in ``KINDS``.
+    A ConfigDict does not keep the order in which it was filled, so the table has its own: plain
+    decoding by falling temperature, then the samplers as in ``KINDS``.
 
     Raises:
       ValueError: for a value outside its range, naming the entry.
     """
     made: dict[str, Sampler] = {}
-    for name, settings in config.samplers.items():
-        values = {k: v for k, v in settings.to_dict().items() if k not in OF_ENTRY}
+    for name, entry in config.samplers.items():
+        values = {k: v for k, v in entry.to_dict().items() if k not in OF_ENTRY}
         try:
-            made[name] = KINDS[settings.kind](**values)
+            made[name] = KINDS[entry.kind](**values)
         except ValueError as error:
             raise ValueError(f"config.samplers.{name}: {error}") from error
     return dict(sorted(made.items(), key=lambda item: _place(*item)))
 
 
 def _place(name: str, sampler: Sampler) -> tuple[Any, ...]:
-    """What the table is ordered by."""
+    """The sort key of the table."""
     kind = list(KINDS.values()).index(type(sampler))
     temperature = getattr(sampler, "temperature", 0.0)
     ramp = getattr(sampler, "ramp_tokens", 0)
@@ -75,9 +75,9 @@ def target(config: ConfigDict, eos_ids: tuple[int, ...]) -> PowerTarget:
 
 
 def labels(config: ConfigDict) -> dict[str, str]:
-    """What the table calls the entries of ``config.samplers``: by their label, or what they do.
+    """The labels of samplers in the table: as given, or else derived from what they do.
 
-    Entries that do the same, as all do what plain decoding does for N = 1, are told apart by name.
+    Derived labels that are equal get the name of the entry appended.
     """
     own = {name: entry.get("label") for name, entry in config.samplers.items()}
     made = {name: own[name] or _derived_label(config, name) for name in own}
@@ -89,12 +89,12 @@ def labels(config: ConfigDict) -> dict[str, str]:
 
 
 def _derived_label(config: ConfigDict, name: str) -> str:
-    settings = config.samplers[name]
-    if settings.kind == "ancestral":
-        return _ancestral_label(settings.get("temperature", 1.0), settings.get("num_samples", 1))
+    entry = config.samplers[name]
+    if entry.kind == "ancestral":
+        return _ancestral_label(entry.get("temperature", 1.0), entry.get("num_samples", 1))
     titles = {"mh": "Metropolis-Hastings", "smc": "Power-SMC", "swor": "without replacement"}
-    ramp = settings.get("ramp_tokens", 0)
-    return titles.get(settings.kind, name) + (f", ramp {ramp}" if ramp else "")
+    ramp = entry.get("ramp_tokens", 0)
+    return titles.get(entry.kind, name) + (f", ramp {ramp}" if ramp else "")
 
 
 def _ancestral_label(temperature: float, samples: int) -> str:

@@ -1,7 +1,7 @@
-"""Whose a workdir is: config.json, which says what its records were made with.
+"""Which job a workdir belongs to: config.json, which says what its records were made with.
 
-It is written by the first start, under a lock, before any work. A later start under other
-conditions is refused; one with another scope goes on, and the file then has the new scope.
+The first start writes it, under a lock, before any work. A later start under other conditions is
+refused; one with another scope is accepted, and the file then has the new scope.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ from jax_power_smc.evaluation.conditions import digest
 CONFIG = "config.json"
 _LOCK = ".lock"
 _CLAIMS = "claims"
-# What the first start decides for all later ones; the rest is as the latest start has it.
+# What the first start decides for all later ones; the rest is that of the latest start.
 _FIRST = ("date", "started", "device", "versions", "commit")
-# Where conditions have the digests of the model's files.
+# Under which the conditions hold the digests of the model's files.
 _FILES = "model.files."
 
 
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
-    """Inside, no other job may work in this workdir; it is made if it does not exist.
+    """Inside, no other job may work in this workdir, which is made if it does not exist.
 
-    A remote one cannot be locked, see ``claim``.
+    A remote workdir cannot be locked; see ``claim``.
 
     Raises:
-      ValueError: if another job is at work there.
+      ValueError: if another job is running there.
       OSError: if it cannot be written.
     """
     if store.is_remote(workdir):
@@ -44,18 +44,18 @@ def locked(workdir: epath.Path) -> Iterator[None]:
 
 
 def claim(workdir: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes the workdir that of a job, unless it is already, and returns what config.json holds.
+    """Claims the workdir for a job, unless it has it already; returns the content of config.json.
 
-    Call it within ``locked``. In a remote workdir, of several jobs that start at the same time
-    with different conditions at most one is let through.
+    To be called within ``locked``. If several jobs with different conditions start in a remote
+    workdir at the same time, at most one of them is accepted.
 
     Args:
       workdir: local or remote.
-      wanted: what config.json is to hold, see ``cli.evaluate``; "start" goes to the list
-        of "starts".
+      wanted: the content of config.json, see ``cli.evaluate_start.about``; its "start" is added to
+        the list of "starts".
 
     Raises:
-      ValueError: if the workdir is that of other conditions; with the fields that differ.
+      ValueError: if the workdir belongs to other conditions; names the fields that differ.
       OSError: if it cannot be written.
     """
     made: dict[str, Any] = conditions.as_json(dict(wanted))
@@ -71,10 +71,10 @@ def claim(workdir: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         check_same(workdir, wanted, held)
         made |= {name: held[name] for name in _FIRST if name in held}
         for name in ("problems", "renderings"):
-            # Those of this start first: ``conditions.scope_of`` counts them.
+            # Those of this start come first: ``conditions.scope_of`` counts them.
             made[name] |= {x: v for x, v in held[name].items() if x not in made[name]}
         started = [*held["starts"], *started]
-    # The hash and the config first, where people look.
+    # The hash and the config come first, where people look.
     made = {"hash": own, "config": made["config"]} | made | {"hash": own, "starts": started}
     if made != held:
         store.write_json(workdir / CONFIG, made)
@@ -82,12 +82,12 @@ def claim(workdir: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(workdir: epath.Path, wanted: Mapping[str, Any], held: Mapping[str, Any]) -> None:
-    """Raises ValueError unless the workdir is of the conditions that a start has.
+    """Raises ValueError if the conditions of a start differ from those of the workdir.
 
     Args:
-      workdir: for the sentence.
+      workdir: for the error message.
       wanted: of the start: "config", and "conditions" and "commit" if the model is known already.
-      held: what config.json holds.
+      held: the content of config.json.
     """
     place = os.fspath(workdir)
     conditions.check_version(held, place)
@@ -106,7 +106,7 @@ def check_same(workdir: epath.Path, wanted: Mapping[str, Any], held: Mapping[str
     if changed:
         named = "; ".join(f"{name} is {own}, there it is {other}" for name, own, other in changed)
         raise ValueError(
-            f"{place} holds the records of another config: {named}; go on with that config, or "
+            f"{place} holds the records of another config: {named}; use that config, or "
             "choose another workdir."
         )
     if held["hash"] != hash_of(held):
@@ -117,12 +117,12 @@ def check_same(workdir: epath.Path, wanted: Mapping[str, Any], held: Mapping[str
 
 
 def hash_of(held: Mapping[str, Any]) -> str:
-    """The hash of a config and of the conditions that are not in it."""
+    """The hash of a config and of the conditions outside it."""
     return digest([conditions.as_json(held["config"]), held["conditions"]])
 
 
 def read_config(workdir: epath.Path) -> dict[str, Any] | None:
-    """What ``claim`` wrote, or None if nobody has claimed the workdir.
+    """What ``claim`` wrote, or None if the workdir has not been claimed.
 
     Raises:
       ValueError: if the file is damaged.
@@ -139,7 +139,7 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def _refuse_strays(workdir: epath.Path) -> None:
-    stray = [os.fspath(path) for path in store.files(workdir)]
+    stray = [os.fspath(path) for path in store.record_files(workdir)]
     if stray:
         raise ValueError(
             f"{os.fspath(workdir)} holds {stray[0]} and no {CONFIG} that says what it is; choose "
@@ -148,9 +148,9 @@ def _refuse_strays(workdir: epath.Path) -> None:
 
 
 def _claim_remote(workdir: epath.Path, own: str) -> None:
-    """Writes down first who comes, and then looks who else is there: never do both go on.
+    """Registers this job first and then looks for others, so that two are never both accepted.
 
-    Of two that come at the same moment both may be refused.
+    If two start at the same moment, both may be refused.
     """
     claims = workdir / _CLAIMS
     claims.mkdir(parents=True, exist_ok=True)

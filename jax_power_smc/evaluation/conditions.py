@@ -1,15 +1,15 @@
-"""What the result of an item follows from, and the digests of it that its record carries.
+"""What the result of an item depends on, and the digests of it that its record carries.
 
 The fields of a config are of three kinds:
 
-* the **scope** says which items there are: ``limit``, ``seeds`` and which samplers are listed. It
+* the **scope** says which items there are: ``limit``, ``seeds``, and which samplers are listed. It
   may grow or shrink between two starts in one workdir;
-* some say only how the work is done (``FREE``), and change no result;
+* **free** fields (``FREE``) only affect how the work is done, and change no result;
 * all others are **conditions**, together with what is not in the config: the model's files, the
-  prompts as they were rendered, the keys, the algorithm. An item is kept only where all of its
-  conditions agree.
+  prompts as rendered, the key implementation, the algorithm. An item is kept only if all of its
+  conditions are unchanged.
 
-Every record holds a digest for each part of its conditions, so that one that does not belong is
+Every record holds a digest of each part of its conditions, so a record that does not belong is
 recognized wherever it is read, and the part that differs can be named.
 """
 
@@ -22,47 +22,43 @@ from typing import Any
 
 from jax_power_smc.evaluation.records import Item, Record, item_of
 
-# Raise it with every change after which an item's record may come out differently under the same
-# config: draws, weights and their order, how keys are derived, how answers are read and graded.
+# Increase this with every change that may alter the record of an item under the same config: draws,
+# weights and their order, the derivation of keys, how answers are parsed and graded.
 ALGORITHM = 1
 SCOPE = ("limit", "seeds")
-# The shared values of samplers count where a sampler has them.
+# Values shared by samplers count as part of each sampler that has them.
 FREE = ("grading_processes", "mesh", "num_particles", "ramp_tokens", "ess_threshold")
 TARGET = ("alpha", "length", "min_new_tokens", "top_k", "top_p", "stop", "max_new_tokens")
 _ABSENT = "absent"
 _DIGEST_BYTES = 6
-# Records that a refusal names.
+# How many records an error names.
 _NAMED = 3
 
 
 def digest(value: Any) -> str:
-    """A hash of a value that JSON can hold, in 12 hexadecimal digits."""
+    """A hash of a JSON value, as 12 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def as_json(value: Any) -> Any:
-    """The value as it comes back from a JSON file: tuples are lists there."""
+    """The value as a JSON file returns it, with lists for tuples."""
     return json.loads(json.dumps(value, allow_nan=False))
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(field, our value, their value) wherever two nested mappings are not the same."""
+    """(field, our value, their value) wherever two nested mappings differ."""
     ours, theirs = _flat(ours), _flat(theirs)
     pairs = (
         (name, _shown(ours.get(name, _ABSENT)), _shown(theirs.get(name, _ABSENT)))
         for name in sorted({*ours, *theirs})
     )
-    # Compared as they are shown: to Python 2 is 2.0, and True is 1.
+    # Compared as shown, because to Python 2 equals 2.0 and True equals 1.
     return [(name, own, other) for name, own, other in pairs if own != other]
 
 
 def of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config that are conditions.
-
-    Of samplers, which the table may call something else from one start to the next, all but the
-    label.
-    """
+    """The fields of a config that are conditions; those of samplers without their labels."""
     fields = {name: config[name] for name in config if name not in (*SCOPE, *FREE)}
     return fields | {"samplers": {name: _unlabelled(x) for name, x in config["samplers"].items()}}
 
@@ -70,7 +66,7 @@ def of_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def config_differences(
     ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> list[tuple[str, str, str]]:
-    """As ``differences``, in the conditions of two configs; samplers that both of them list."""
+    """``differences`` in the conditions of two configs, in samplers that both of them list."""
     ours, theirs = of_config(ours), of_config(theirs)
     shared = ours["samplers"].keys() & theirs["samplers"].keys()
     return differences(*(c | {"samplers": _only(c["samplers"], shared)} for c in (ours, theirs)))
@@ -78,13 +74,13 @@ def config_differences(
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """Those of every item of a job.
+    """The conditions of every item of a job.
 
     Attributes:
       common: part -> its values, for all items.
       samplers: run -> settings.
-      problems: problem id -> digest of its text and its right answer.
-      renderings: problem id -> digest of the tokens that the model is given.
+      problems: problem id -> digest of its text and reference answer.
+      renderings: problem id -> digest of its prompt's tokens.
     """
 
     common: Mapping[str, Any]
@@ -93,33 +89,33 @@ class Conditions:
     renderings: Mapping[str, str]
 
     @functools.cached_property
-    def _of_all(self) -> dict[str, str]:
+    def _common_digests(self) -> dict[str, str]:
         return {part: digest(values) for part, values in self.common.items()}
 
     @functools.cached_property
-    def _of_samplers(self) -> dict[str, str]:
+    def _sampler_digests(self) -> dict[str, str]:
         return {run: digest(settings) for run, settings in self.samplers.items()}
 
     def digests(self, item: Item) -> dict[str, str]:
-        """Part -> digest, of one item; a part that is not known is left out."""
+        """Part -> digest, of one item; unknown parts are left out."""
         run, seed, problem = item
         own = {
-            "sampler": self._of_samplers.get(run),
+            "sampler": self._sampler_digests.get(run),
             "problem": self.problems.get(problem),
             "rendering": self.renderings.get(problem),
         }
         known = {part: value for part, value in own.items() if value is not None}
-        return {**self._of_all, **known, "seed": digest([seed, problem])}
+        return {**self._common_digests, **known, "seed": digest([seed, problem])}
 
     def differing(self, record: Record) -> list[str]:
-        """The parts in which a record is of other conditions, as far as they are known here."""
+        """The parts in which a record's conditions differ from these, as far as these are known."""
         held = record["digest"]
         return [p for p, value in self.digests(item_of(record)).items() if held.get(p) != value]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """Which items a job consists of."""
+    """The items of a job: all combinations of these."""
 
     runs: Sequence[str]
     seeds: Sequence[int]
@@ -139,10 +135,10 @@ class Scope:
 def checked(
     records: Iterable[Record], conditions: Conditions, scope: Scope, place: str
 ) -> Iterator[Record]:
-    """The records within a scope; those outside it are checked too.
+    """The records within a scope; all records are checked.
 
     Raises:
-      ValueError: at the end, if any record is of other conditions, with some of them by name and
+      ValueError: at the end, if any record was made under other conditions; names some of them and
         the parts that differ.
     """
     refused: list[str] = []
@@ -158,26 +154,26 @@ def checked(
         named = "; ".join(refused[:_NAMED])
         rest = len(refused) - _NAMED
         raise ValueError(
-            f"{place} holds {len(refused)} record(s) that were made under other conditions than "
-            f"its job has ({named}{f'; and {rest} more' if rest > 0 else ''}); records of two "
-            "kinds make no table, so start in a new workdir."
+            f"{place} holds {len(refused)} record(s) made under other conditions than those of its "
+            f"job ({named}{f'; and {rest} more' if rest > 0 else ''}); they cannot share one "
+            "table, so start in a new workdir."
         )
 
 
 def conditions_of(held: Mapping[str, Any]) -> Conditions:
-    """Those that a workdir's config.json declares."""
+    """The conditions in a workdir's config.json."""
     samplers = of_config(held["config"])["samplers"]
     return Conditions(held["conditions"], samplers, held["problems"], held["renderings"])
 
 
 def scope_of(held: Mapping[str, Any]) -> Scope:
-    """The one that a workdir's config.json declares: that of the latest start."""
+    """The scope in a workdir's config.json, which is that of the latest start."""
     problems = list(held["problems"])[: held.get("num_problems")]
     return Scope(list(held["labels"]), held["config"]["seeds"], problems)
 
 
 def check_version(held: Mapping[str, Any], place: str) -> None:
-    """Raises ValueError for the config.json of a version whose records carry no digests."""
+    """Raises ValueError for the config.json of an early version, whose records have no digests."""
     if not {"conditions", "problems", "renderings"} <= held.keys():
         raise ValueError(_of_earlier_version(place))
 

@@ -1,8 +1,8 @@
 """Bootstrap intervals over problems and seeds.
 
-Problems differ, and so do the seeds of one problem. Both are drawn anew, with replacement: first
-problems, then seeds within each drawn one. Every statistic of one table uses the same resamples, so
-differences are paired.
+Scores vary between problems, and between the seeds of one problem. Both are resampled with
+replacement: first problems, then seeds within each drawn problem. All statistics of a table use the
+same resamples, so differences are paired.
 """
 
 import functools
@@ -13,11 +13,11 @@ import numpy as np
 NUM_RESAMPLES = 4000
 # 97.5% quantile of the normal distribution.
 _Z = 1.959963984540054
-# Of the ends of an interval: what is beyond them is rounding.
+# Digits of the ends of an interval; further ones are rounding errors.
 _DIGITS = 6
-# What is so near to 0 or 1 is meant to be: weights do not add up to 1 exactly.
+# Scores may differ by so much through rounding: weights do not sum to 1 exactly.
 _ROUNDING = 1e-6
-# Entries of the resamples that are held at a time.
+# Entries of the resamples that are held in memory at a time.
 _BLOCK = 2**22
 
 
@@ -25,13 +25,13 @@ def mean_and_interval(scores: np.ndarray) -> tuple[float, float, float]:
     """The mean of scores over problems and seeds, with its 95% percentile interval.
 
     Args:
-      scores: [problems, seeds]: of a method, or differences of two.
+      scores: [problems, seeds], of a method, or differences of two methods.
 
     Returns:
       (mean, lower end, upper end).
 
     Raises:
-      ValueError: if there is no score, or the shape is another one.
+      ValueError: if there is no score, or the shape is wrong.
     """
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"scores has shape {scores.shape}; it must be [problems, seeds].")
@@ -43,8 +43,8 @@ def mean_and_interval(scores: np.ndarray) -> tuple[float, float, float]:
 def accuracy_interval(scores: np.ndarray) -> tuple[float, float, float]:
     """Like ``mean_and_interval``, for scores in [0, 1].
 
-    Where all scores are equal the bootstrap has nothing to vary and would claim certainty; then it
-    is the Wilson interval over problems.
+    If all scores are equal, the bootstrap interval has width 0; then this is the Wilson interval
+    over problems.
     """
     mean, low, high = mean_and_interval(scores)
     if np.ptp(scores) < _ROUNDING:
@@ -55,8 +55,8 @@ def accuracy_interval(scores: np.ndarray) -> tuple[float, float, float]:
 def difference_interval(scores: np.ndarray) -> tuple[float, float, float]:
     """Like ``mean_and_interval``, for differences of scores in [-1, 1].
 
-    Where all differences are equal the bootstrap would claim certainty here too; then the interval
-    reaches as far as the Wilson interval of a share of which none was seen.
+    If all differences are equal, the bootstrap interval has width 0; then this is the mean plus or
+    minus the width of the Wilson interval of 0 successes.
     """
     mean, low, high = mean_and_interval(scores)
     if np.ptp(scores) < _ROUNDING:
@@ -66,11 +66,11 @@ def difference_interval(scores: np.ndarray) -> tuple[float, float, float]:
 
 
 def wilson(accuracy: float, num_problems: int) -> tuple[float, float]:
-    """The 95% Wilson interval of an accuracy over so many problems.
+    """The 95% Wilson interval of an accuracy.
 
     Args:
       accuracy: in [0, 1].
-      num_problems: at least 1.
+      num_problems: over how many problems, at least 1.
 
     Returns:
       Its ends, in [0, 1].

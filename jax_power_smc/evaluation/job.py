@@ -1,9 +1,9 @@
-"""The job: every sampler on every problem with every seed, each finished item recorded at once.
+"""The job: every sampler on every problem with every seed; each finished item is recorded at once.
 
 An item is one problem, sampled by one run with one seed. Items that the workdir already holds are
-left out, so a job that was stopped or killed goes on where it was. What comes of an item depends on
-its seed, its problem's id and its sampler alone, so it does not matter in which order or company,
-or after how many restarts, it is done.
+skipped, so a job that was stopped or killed resumes where it was. The result of an item depends
+only on its seed, its problem's id and its sampler, and so neither on the order of the items, nor on
+which of them are decoded together, nor on restarts.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jax_power_smc.engine.engine import Engine
 from jax_power_smc.engine.sample import Stopped
 from jax_power_smc.engine.slot_plan import plan_slots
 from jax_power_smc.engine.stream import StreamRequest
-from jax_power_smc.engine.validation import check_request
+from jax_power_smc.engine.validation import check_prompt, check_request
 from jax_power_smc.evaluation import records
 from jax_power_smc.evaluation.conditions import Conditions, digest
 from jax_power_smc.evaluation.records import Item, Record
@@ -32,22 +32,21 @@ from jax_power_smc.grading.base import Grader
 from jax_power_smc.grading.references import parse_reference
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.results.result import PHASES, SampleResult
-from jax_power_smc.samplers import MetropolisHastings
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.targets.stop_arrays import stop_arrays
 from jax_power_smc.tasks.base import Problem, Task
 
-# Prompts whose chains run together at most, so that records are written between calls.
+# At most this many prompts run their chains together, so that records are written in between.
 CHAINS_BATCH = 128
-# Items that must be finished before the rest of a run is guessed from them.
+# Items that must be finished before the time left is estimated from them.
 ENOUGH = 8
-# Submissions that may wait for their verdicts before decoding waits for them.
-MOST_PENDING = 256
+# How many submissions may wait for their verdicts; then decoding waits for the grader.
+MAX_PENDING = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is to be done, the same for every run but for the sampler.
+    """What there is to do.
 
     Attributes:
       lm: model and tokenizer.
@@ -56,13 +55,12 @@ class Job:
       target: what all of them sample from.
       max_new_tokens: T, the cap.
       seeds: each gives one independent result per problem and run.
-      prompts: problem id -> token ids, see ``render``.
-      conditions: what the items follow from, for the records.
-      slots: prompts decoded together; None for as many as the engine thinks good.
-      mesh: devices that decode together; None for one.
-      processes: which of how many this process is. Each does a share of the items; or, if the mesh
-        is that of all of them (``decodes_together``), all decode every item and each records a
-        share.
+      prompts: problem id -> token ids, see ``tokenize``.
+      conditions: what the items depend on, for the records.
+      slots: how many prompts are decoded together; None lets the engine choose.
+      mesh: the devices that decode together; None for one.
+      processes: this process and the others. Each does a share of the items; or, if the mesh spans
+        them all (``decodes_together``), all decode every item and each records a share.
     """
 
     lm: LoadedModel
@@ -79,19 +77,19 @@ class Job:
 
     @property
     def decodes_together(self) -> bool:
-        """Whether the mesh is one of several processes."""
+        """Whether the mesh spans several processes."""
         return self.mesh is not None and self.mesh.is_multi_process
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
-    """How far a run is.
+class Progress:
+    """The progress of a run.
 
     Attributes:
       label: of the run.
-      done, total: items.
+      done, total: numbers of items.
       accuracy: of the draws so far.
-      seconds_left: for the rest of the run at the present pace, NaN while that is unknown.
+      seconds_left: for the rest of the run at the present pace; NaN as long as it is unknown.
     """
 
     label: str
@@ -101,10 +99,10 @@ class State:
     seconds_left: float
 
 
-Report = Callable[[State], None]
+Report = Callable[[Progress], None]
 
 
-def render(
+def tokenize(
     lm: LoadedModel, task: Task, chat: bool | None = None, date: datetime.date | None = None
 ) -> dict[str, list[int]]:
     """The token ids of every problem's prompt, by problem id.
@@ -112,27 +110,27 @@ def render(
     Args:
       lm: the model.
       task: the problems.
-      chat: whether prompts go through the chat template; None for models that have learnt it.
-      date: what a template takes for today.
+      chat: whether prompts go through the chat template; None if the model is a chat model.
+      date: what a template takes as today's date.
 
     Raises:
-      ValueError: for a prompt that cannot be, see ``LoadedModel.encode``.
+      ValueError: for an invalid prompt, see ``LoadedModel.encode``.
     """
     return {p.id: lm.encode(p.prompt, chat=chat, date=date) for p in task.problems}
 
 
 def problem_digests(task: Task) -> dict[str, str]:
-    """What makes two problems of one id the same: the text, and the right answer."""
+    """Problem id -> digest of its text and reference answer."""
     return {p.id: digest([p.prompt, p.gold]) for p in task.problems}
 
 
 def rendering_digests(prompts: Mapping[str, list[int]]) -> dict[str, str]:
-    """The same of prompts as the model reads them."""
+    """Problem id -> digest of the prompt's tokens."""
     return {name: digest(ids) for name, ids in prompts.items()}
 
 
 def check(job: Job) -> None:
-    """Raises ValueError for whatever would stop the job later on, before any work starts."""
+    """Raises ValueError for anything that would stop the job later; before any work starts."""
     for problem in job.task.problems:
         try:
             parse_reference(job.task.kind, problem.gold)
@@ -148,9 +146,11 @@ def check(job: Job) -> None:
             f"max_new_tokens is {job.max_new_tokens}; together they must not exceed the model's "
             f"{limit} positions."
         )
+    model, key, cap = job.lm.model, seed_key(0), job.max_new_tokens
+    for index, prompt in enumerate(prompts):
+        check_prompt(index, prompt, model, cap)
     for run in job.runs:
-        key, cap = seed_key(0), job.max_new_tokens
-        check_request(job.lm.model, prompts, None, key, job.target, run.sampler, cap, job.slots)
+        check_request(model, prompts[:1], None, key, job.target, run.sampler, cap, job.slots)
     stop_arrays(job.target.stop, job.lm.tokenizer, job.lm.model.vocab_size)
 
 
@@ -162,44 +162,46 @@ def evaluate(
     report: Report,
     until: Callable[[], bool] = lambda: False,
 ) -> list[ItemScores]:
-    """Does what is left, and returns what it has done.
+    """Does the items that are left, and returns their scores.
 
     Args:
       job: see ``check``.
-      done: the readings of the items that are finished already.
+      done: the scores of the items that are finished already.
       writer: for the records.
-      grader: of the task's kind.
+      grader: for the task's kind of answer.
       report: called after every item.
-      until: asked between chunks of work. Once it says True, what is finished is recorded and the
-        rest is left for another time.
+      until: called between chunks of work. Once it returns True, what is finished is recorded and
+        the rest is left for another time.
 
     Raises:
       OSError: if a record cannot be written.
     """
-    readings: list[ItemScores] = []
+    scores: list[ItemScores] = []
     for run in job.runs:
-        own = [reading for reading in done if reading.item[0] == run.name]
-        left = _left(job, run, {reading.item for reading in own})
-        mine = {_item(run, *each) for each in job.processes.shard(left)}
+        before = [each for each in done if each.item[0] == run.name]
+        remaining = _remaining(job, run, {each.item for each in before})
+        share = {_item(run, *each) for each in job.processes.shard(remaining)}
         if not job.decodes_together:
-            left = job.processes.shard(left)
-        progress = _Progress(run, own, len(own) + len(mine), report)
-        desk = _Desk(writer, grader, progress, mine)
-        decode = _chains if _runs_chains(run) else _slots
-        # They ask ``until`` themselves: what has come out together is all recorded.
-        for record in decode(job, run, left, until):
-            desk.take(record)
-        desk.finish()
-        readings += progress.readings[len(own) :]
+            remaining = job.processes.shard(remaining)
+        tracker = _Tracker(run, before, len(before) + len(share), report)
+        grading = _GradingQueue(writer, grader, tracker, share)
+        decode = _chains if run.sampler.runs_as_chains else _streamed
+        # These call ``until`` themselves: whatever has been decoded together is all recorded.
+        for record in decode(job, run, remaining, until):
+            grading.submit(record)
+        grading.finish()
+        scores += tracker.scores[len(before) :]
         if until():
             break
     writer.flush()
-    return readings
+    return scores
 
 
-def _left(job: Job, run: Run, done: set[Item]) -> list[tuple[int, Problem]]:
-    """(seed, problem) of the items to do, short prompts first: the prompt half of the slots then
-    grows no earlier than it must."""
+def _remaining(job: Job, run: Run, done: set[Item]) -> list[tuple[int, Problem]]:
+    """(seed, problem) of the items to do.
+
+    Short prompts come first, so that the engine's prompt cache grows no earlier than it must.
+    """
     problems = sorted(job.task.problems, key=lambda problem: len(problem.prompt))
     return [
         (seed, problem)
@@ -213,23 +215,19 @@ def _item(run: Run, seed: int, problem: Problem) -> Item:
     return run.name, seed, problem.id
 
 
-def _runs_chains(run: Run) -> bool:
-    return isinstance(run.sampler, MetropolisHastings)
-
-
-def _slots(
-    job: Job, run: Run, left: Sequence[tuple[int, Problem]], until: Callable[[], bool]
+def _streamed(
+    job: Job, run: Run, items: Sequence[tuple[int, Problem]], until: Callable[[], bool]
 ) -> Iterator[Record]:
-    """Records without verdicts, as the engine's slots give up their prompts."""
-    if not left:
+    """Records without verdicts, as the engine finishes their prompts."""
+    if not items:
         return
     prompts = job.prompts
     keys = {seed: seed_key(seed) for seed in job.seeds}
-    slots = Engine(
+    engine = Engine(
         job.lm.model,
         job.lm.params,
         sampler=run.sampler,
-        # As for the whole run: after a restart the same programs do the rest.
+        # Those of the whole run, so that a restart needs no other programs.
         max_prompt_tokens=max(map(len, prompts.values())),
         num_requests=len(prompts) * len(keys),
         max_new_tokens=job.max_new_tokens,
@@ -241,26 +239,26 @@ def _slots(
         StreamRequest(
             prompts[problem.id], job.target, job.max_new_tokens, prompt_id(problem.id), keys[seed]
         )
-        for seed, problem in left
+        for seed, problem in items
     ]
-    booked = dict.fromkeys(PHASES, 0.0)
-    stream = slots.stream(requests, key=keys[job.seeds[0]], until=until)
+    recorded = dict.fromkeys(PHASES, 0.0)
+    stream = engine.stream(requests, key=keys[job.seeds[0]], until=until)
     for finished in stream:
         if finished.result is None:
             raise RuntimeError(f"the engine failed: {finished.error}")
-        seed, problem = left[finished.index]
+        seed, problem = items[finished.index]
         record = _record(job, run, seed, problem, finished.result)
         seconds = stream.seconds
-        record["seconds"] = {name: seconds[name] - booked[name] for name in PHASES}
-        booked = seconds
+        record["seconds"] = {name: seconds[name] - recorded[name] for name in PHASES}
+        recorded = seconds
         yield record
 
 
 def _chains(
-    job: Job, run: Run, left: Sequence[tuple[int, Problem]], until: Callable[[], bool]
+    job: Job, run: Run, items: Sequence[tuple[int, Problem]], until: Callable[[], bool]
 ) -> Iterator[Record]:
-    """Records without verdicts, batch by batch: all chains follow one schedule."""
-    if not left:
+    """Records without verdicts, batch by batch: all chains of a batch follow one schedule."""
+    if not items:
         return
     count = len(job.task.problems)
     prompts = job.prompts
@@ -275,10 +273,10 @@ def _chains(
         memory_limit=None,
         mesh=job.mesh,
     )
-    # Batches of one size: all rows of a batch take the time of the longest.
+    # Batches of equal size: every prompt of a batch takes the time of the longest.
     width = job.slots or math.ceil(count / math.ceil(count / fitting.slots))
     for seed in job.seeds:
-        problems = [problem for own, problem in left if own == seed]
+        problems = [problem for own, problem in items if own == seed]
         for first in range(0, len(problems), width):
             batch = problems[first : first + width]
             try:
@@ -306,7 +304,7 @@ def _chains(
 
 def _record(job: Job, run: Run, seed: int, problem: Problem, result: SampleResult) -> Record:
     tokenizer = job.lm.tokenizer
-    return records.unjudged(
+    return records.ungraded_record(
         job.conditions.digests(_item(run, seed, problem)),
         run.name,
         seed,
@@ -318,57 +316,57 @@ def _record(job: Job, run: Run, seed: int, problem: Problem, result: SampleResul
     )
 
 
-class _Desk:
-    """Records on their way through the grader into the file, those that are this process's."""
+class _GradingQueue:
+    """Passes this process's records through the grader and on to the file."""
 
     def __init__(
-        self, writer: Writer, grader: Grader, progress: "_Progress", mine: set[Item]
+        self, writer: Writer, grader: Grader, tracker: "_Tracker", share: set[Item]
     ) -> None:
-        self._writer, self._grader, self._progress = writer, grader, progress
-        self._mine = mine
-        self._waiting: dict[Item, Record] = {}
+        self._writer, self._grader, self._tracker = writer, grader, tracker
+        self._share = share
+        self._pending: dict[Item, Record] = {}
 
-    def take(self, record: Record) -> None:
-        """Submits a record to the grader, and writes those that it is through with."""
+    def submit(self, record: Record) -> None:
+        """Submits a record to the grader, and writes those that have been graded."""
         item = records.item_of(record)
-        if item not in self._mine:
+        if item not in self._share:
             return
-        self._waiting[item] = record
+        self._pending[item] = record
         self._grader.submit(item, record["gold"], records.texts(record))
-        self._write()
-        while len(self._waiting) > MOST_PENDING:
-            self._write(wait=True)
+        self._write_graded()
+        while len(self._pending) > MAX_PENDING:
+            self._write_graded(wait=True)
 
     def finish(self) -> None:
-        """Writes all the rest."""
-        while self._waiting:
-            self._write(wait=True)
+        """Waits for all verdicts and writes the rest."""
+        while self._pending:
+            self._write_graded(wait=True)
 
-    def _write(self, wait: bool = False) -> None:
+    def _write_graded(self, wait: bool = False) -> None:
         for item, verdicts in self._grader.finished(wait):
-            record = self._waiting.pop(item)  # type: ignore[call-overload]
-            records.judge(record, verdicts)
+            record = self._pending.pop(item)  # type: ignore[call-overload]
+            records.add_verdicts(record, verdicts)
             self._writer.add(record)
-            self._progress.add(read(record))
+            self._tracker.add(read(record))
 
 
-class _Progress:
-    """Counts the items of a run, those of earlier starts too."""
+class _Tracker:
+    """Counts the items of a run, those of earlier starts included, and reports its progress."""
 
-    def __init__(self, run: Run, done: Sequence[ItemScores], total: int, report: Report) -> None:
+    def __init__(self, run: Run, before: Sequence[ItemScores], total: int, report: Report) -> None:
         self._label, self._total, self._report = run.label, total, report
-        self.readings = list(done)
-        self._right = sum(reading.answers["draw"].correct for reading in done)
-        self._before, self._began = len(done), time.monotonic()
+        self.scores = list(before)
+        self._correct = sum(each.answers["draw"].correct for each in before)
+        self._before, self._began = len(before), time.monotonic()
         self._compiling = 0.0
 
-    def add(self, reading: ItemScores) -> None:
-        """One more item is finished."""
-        self.readings.append(reading)
-        self._right += reading.answers["draw"].correct
-        self._compiling += reading.seconds["compile"]
-        done = len(self.readings)
+    def add(self, scores: ItemScores) -> None:
+        """Adds a finished item."""
+        self.scores.append(scores)
+        self._correct += scores.answers["draw"].correct
+        self._compiling += scores.seconds["compile"]
+        done = len(self.scores)
         worked = time.monotonic() - self._began - self._compiling
-        own, left = done - self._before, self._total - done
-        seconds = worked / own * left if own >= ENOUGH or not left else math.nan
-        self._report(State(self._label, done, self._total, self._right / done, seconds))
+        new, left = done - self._before, self._total - done
+        seconds = worked / new * left if new >= ENOUGH or not left else math.nan
+        self._report(Progress(self._label, done, self._total, self._correct / done, seconds))

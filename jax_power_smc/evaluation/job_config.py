@@ -1,6 +1,7 @@
-"""The fields of an evaluation with their defaults; every config in configs/ starts from here.
+"""Configs of evaluations: made here, and checked here; every config in configs/ starts from it.
 
-Values that several samplers share are references, so a flag may change all or one:
+The fields themselves, with defaults and checks, are in ``config_fields``. Values that several
+samplers share are references, so a flag may change all of them or one:
 
     --config.num_particles=8                    every sampler with particles
     --config.samplers.smc.num_particles=32      that one
@@ -9,11 +10,12 @@ Values that several samplers share are references, so a flag may change all or o
 import dataclasses
 from typing import Any
 
-import ml_collections
-from ml_collections import config_dict
+from ml_collections import ConfigDict, config_dict
 
-from jax_power_smc.evaluation import job_config_checks
+from jax_power_smc.evaluation import build
 from jax_power_smc.evaluation.build import KINDS, labels, samplers, target
+from jax_power_smc.evaluation.config_fields import FIELDS, check_fields
+from jax_power_smc.tasks.load import check_task, kind_of
 
 __all__ = [
     "KINDS",
@@ -29,9 +31,9 @@ __all__ = [
     "target",
 ]
 
-# Types of sampler fields that may be None.
+# The types of samplers' fields that may be None.
 _OPTIONAL = {"proposal_temperature": float, "explicit_children": int}
-# A dry run's sizes at most.
+# The largest sizes of a dry run.
 _DRY = {"limit": 2, "max_new_tokens": 16, "num_particles": 4, "ramp_tokens": 4}
 _DRY_SAMPLER = {
     "num_particles": 4,
@@ -44,80 +46,31 @@ _DRY_SAMPLER = {
 }
 
 
-def default() -> ml_collections.ConfigDict:
-    """Every field of an evaluation; fields that are None here may be set to the type named."""
-    none = config_dict.placeholder
-    config = ml_collections.ConfigDict()
+def default() -> ConfigDict:
+    """A config with the defaults of all fields; it lacks only samplers."""
+    return _defaults(FIELDS)
 
-    # The model.
-    config.model = "tiny-reasoner"  # embedded, a directory, or owner/name on the hub
-    config.architecture = none(str)  # family of a dry run's model, if config.json is not there
-    config.dtype = none(str)  # float32, bfloat16 or float16; None is float32
-    config.revision = none(str)  # branch, tag or commit on the hub
-    config.max_positions = none(int)  # longest sequence; None for what the model says
-    config.chat = none(bool)  # whether prompts go through the chat template; None if it has one
 
-    # The problems.
-    config.task = "tiny_reasoner"  # a key of tasks.load.TASKS
-    config.data = none(str)  # file, or data set on the hub; None for the benchmark's own
-    config.data_name = none(str)  # which configuration of a data set on the hub
-    config.split = "test"
-    config.limit = none(int)  # the first so many; None for all
-    config.problem_seed = 0  # of problems that are made as they are asked for
-    config.few_shot = 0  # worked examples before each question
-    config.few_shot_data = none(str)  # file with them, in the benchmark's layout
-    config.prompt_format = none(str)  # text with {question} in it; None for the benchmark's own
-
-    # The user's own problems, task = "jsonl": the names of their fields, and how to judge them.
-    config.fields = ml_collections.ConfigDict()
-    config.fields.id = config_dict.FieldReference("id", field_type=str)  # None: by the question
-    config.fields.question = "question"
-    config.fields.answer = "answer"
-    config.fields.solution = config_dict.FieldReference("solution", field_type=str)
-    config.grader = none(str)  # math, choice, code, string or reasoner
-
-    # Grading.
-    config.allow_code_execution = False  # whether code that a model wrote may run here
-    config.grading_seconds = 10.0  # for one answer
-    config.grading_processes = none(int)  # None for as many as there are cores to spare
-
-    # The target p^alpha, see ``PowerTarget``.
-    config.alpha = 4.0
-    config.length = "stopped"
-    config.min_new_tokens = 0
-    config.top_k = none(int)
-    config.top_p = none(float)
-    config.stop = none(str)  # "boxed", or a text after which an answer ends
-    config.max_new_tokens = 2048
-
-    config.seeds = (0,)  # scores are averaged over them within each problem
-
-    # The samplers, and values that entries of them share by reference.
-    config.num_particles = 64
-    config.ramp_tokens = 100
-    config.ess_threshold = 0.5
-    config.samplers = ml_collections.ConfigDict()  # name -> entry, see ``entry``
-    config.slots = none(int)  # prompts decoded together; None for the engine's choice
-
-    # Several devices. "process": each process decodes prompts of its own, on its own devices;
-    # "global": all processes decode together, for a model that one of them cannot hold.
-    config.mesh = ml_collections.ConfigDict()
-    config.mesh.scope = "process"
-    config.mesh.model = 1  # devices that hold one copy of the parameters
-
-    # A tiny random model of the same family, two problems, a few tokens.
-    config.dry_run = False
+def _defaults(fields: Any) -> ConfigDict:
+    config = ConfigDict()
+    for name, field in fields.items():
+        if isinstance(field, dict):
+            config[name] = _defaults(field)
+        elif field.kind is not None:
+            config[name] = config_dict.FieldReference(field.default, field_type=field.kind)
+        else:
+            config[name] = field.default
     return config
 
 
-def entry(kind: str, **values: Any) -> ml_collections.ConfigDict:
-    """An entry of ``config.samplers`` with every field that its kind has.
+def entry(kind: str, **values: Any) -> ConfigDict:
+    """An entry of ``config.samplers`` with all fields of its kind.
 
     Args:
       kind: a key of ``KINDS``.
-      **values: of fields, or ``label``, its name in the table; others have their defaults.
+      **values: of fields, or ``label``, its name in the table; the others get their defaults.
     """
-    made = ml_collections.ConfigDict()
+    made = ConfigDict()
     made.kind = kind
     made.label = config_dict.placeholder(str)
     for field in dataclasses.fields(KINDS[kind]):
@@ -130,15 +83,15 @@ def entry(kind: str, **values: Any) -> ml_collections.ConfigDict:
     return made
 
 
-def shared(config: ml_collections.ConfigDict, *names: str) -> dict[str, Any]:
-    """References to fields of the config: what changes there changes here, but not back."""
+def shared(config: ConfigDict, *names: str) -> dict[str, Any]:
+    """References to fields of the config: changes there take effect here, but not vice versa."""
     return {name: config.get_oneway_ref(name) for name in names}
 
 
-def paper_samplers(config: ml_collections.ConfigDict) -> None:
-    """Sets ``config.samplers`` to the rows of the paper, and without-replacement SMC at N = 16."""
+def paper_samplers(config: ConfigDict) -> None:
+    """Sets ``config.samplers`` to those of the paper, and without-replacement SMC at N = 16."""
     ramped = shared(config, "num_particles", "ramp_tokens", "ess_threshold")
-    config.samplers = ml_collections.ConfigDict(
+    config.samplers = ConfigDict(
         {
             "temperature_1": entry("ancestral", temperature=1.0),
             "low_temperature": entry("ancestral", temperature=1.0 / config.get_ref("alpha")),
@@ -149,7 +102,7 @@ def paper_samplers(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def paper(model: str, architecture: str, task: str) -> ml_collections.ConfigDict:
+def paper(model: str, architecture: str, task: str) -> ConfigDict:
     """An evaluation as in the paper: alpha 4, N = 64, kappa 0.5, ramp 100, at most 2048 tokens.
 
     Args:
@@ -166,18 +119,18 @@ def paper(model: str, architecture: str, task: str) -> ml_collections.ConfigDict
     return config
 
 
-def shrink(config: ml_collections.ConfigDict) -> None:
-    """Makes a config that of a dry run: two problems, one seed, at most 16 tokens, 4 particles.
+def shrink(config: ConfigDict) -> None:
+    """Turns a config into that of a dry run: 2 problems, 1 seed, at most 16 tokens, 4 particles.
 
     Args:
-      config: one that has been checked; it is changed.
+      config: a checked config; it is modified.
     """
     with config.unlocked():
         config.dry_run = True
         config.limit = min(config.limit or _DRY["limit"], _DRY["limit"])
         for name in ("max_new_tokens", "num_particles", "ramp_tokens"):
             config[name] = min(config[name], _DRY[name])
-        # Below the cap, so that there is a step at which a sequence may end.
+        # Below the cap, so that a sequence may end at some step.
         config.min_new_tokens = min(config.min_new_tokens, config.max_new_tokens - 1)
         config.seeds = tuple(config.seeds[:1])
         for sampler in config.samplers.values():
@@ -188,16 +141,75 @@ def shrink(config: ml_collections.ConfigDict) -> None:
                 sampler.num_blocks = min(sampler.num_blocks, config.max_new_tokens)
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ConfigDict) -> None:
     """Raises ValueError, one sentence that names the field, for a config that cannot be run.
 
-    Neither a model nor a file is read.
+    Reads neither a model nor a file.
     """
-    fields = default()
-    missing = [name for name in fields if name not in config]
+    missing = [name for name in FIELDS if name not in config]
     if missing:
         raise ValueError(f"the config lacks {', '.join(missing)}.")
-    unknown = [name for name in config if name not in fields]
+    unknown = [name for name in config if name not in FIELDS]
     if unknown:
-        raise ValueError(f"the config has {', '.join(unknown)}; allowed are {', '.join(fields)}.")
-    job_config_checks.check_values(config)
+        raise ValueError(f"the config has {', '.join(unknown)}; allowed are {', '.join(FIELDS)}.")
+    check_fields(config)
+    check_task(config)
+    if kind_of(config) == "code" and not config.allow_code_execution:
+        raise ValueError(
+            f"config.allow_code_execution is False; the {config.task} task runs code that a model "
+            "wrote, so it must be True."
+        )
+    # Before the samplers: their temperatures may be computed from alpha.
+    _check_target(config)
+    _check_samplers(config)
+
+
+def _check_target(config: ConfigDict) -> None:
+    try:
+        # The tokens that end a sequence are not known yet; any will do here.
+        build.target(config, (0,)).check(1, config.max_new_tokens)
+    except ValueError as error:
+        raise ValueError(f"config.{error}") from error
+
+
+def _check_samplers(config: ConfigDict) -> None:
+    if not isinstance(config.samplers, ConfigDict) or not config.samplers:
+        raise ValueError(
+            f"config.samplers is {str(config.samplers).strip()}; it must be a ConfigDict with at "
+            "least one entry."
+        )
+    for name in config.samplers:
+        _check_entry(f"config.samplers.{name}", config.samplers[name])
+    taken: dict[str, str] = {}
+    for name, label in build.labels(config).items():
+        if label in taken:
+            raise ValueError(
+                f"config.samplers.{taken[label]} and config.samplers.{name} are both called "
+                f"{label!r} in the table; give one of them another label."
+            )
+        taken[label] = name
+    for name, sampler in build.samplers(config).items():
+        try:
+            sampler.check(config.max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"config.samplers.{name}: {error}") from error
+
+
+def _check_entry(place: str, entry: Any) -> None:
+    """Checks the names in an entry, and its label; its values are checked by its class."""
+    if not isinstance(entry, ConfigDict) or "kind" not in entry:
+        raise ValueError(f"{place} must be a ConfigDict with a kind; see job_config.entry.")
+    if entry.kind not in KINDS:
+        raise ValueError(f"{place}.kind is {entry.kind!r}; allowed are {', '.join(KINDS)}.")
+    fields = dataclasses.fields(KINDS[entry.kind])
+    allowed = [*build.OF_ENTRY, *(field.name for field in fields)]
+    unknown = [name for name in entry if name not in allowed]
+    if unknown:
+        raise ValueError(f"{place} has {', '.join(unknown)}; allowed are {', '.join(allowed)}.")
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+    missing = [name for name in needed if name not in entry]
+    if missing:
+        raise ValueError(f"{place} lacks {', '.join(missing)}.")
+    label = entry.get("label")
+    if label is not None and (not isinstance(label, str) or not label):
+        raise ValueError(f"{place}.label is {label!r}; it must be None or a text.")

@@ -1,32 +1,32 @@
-"""A record: all there is to know about one finished item, as one line of JSON.
+"""A record: everything known about one finished item, as one line of JSON.
 
 An item is one problem, sampled by one run of a config with one seed. Its record holds
 
-    digest          part -> digest of what the result follows from, see ``conditions``
+    digest          part -> digest of what the result depends on, see ``conditions``
     run             name of the sampler in the config, such as "smc"
-    seed, id        of the problem; the three name the item
-    prompt_id       what its randomness follows from
-    prompt, gold    of the problem
-    rendered        the prompt as the model read it: its tokens as text, special ones too
-    failure         why the result means nothing, or null
-    log_evidence    log Z_hat, or null where the sampler has none
-    choice          index of the drawn particle in the list that follows, or null if it is empty
-    particles       one object for each particle that is in use (swor may have fewer than N):
+    seed, id        the seed and the problem's id; run, seed and id identify the item
+    prompt_id       the integer that its random numbers are derived from
+    prompt, gold    the problem's text and reference answer
+    rendered        the prompt as the model read it: its tokens as text, special ones included
+    failure         why the result is meaningless, or null
+    log_evidence    log Z_hat, or null if the sampler does not estimate it
+    choice          index of the drawn particle in ``particles``, or null if there are none
+    particles       one object for each particle in use (swor may have fewer than N):
         tokens, text, finished, log_prob
         log_weight  normalised; null for weight zero
-        loop        the output ends in a block that repeats over and over
+        loop        the output ends in a block that repeats again and again
         very_short  it ended after a token or two
-        parsed, correct, correct_string, note     see ``grading.verdict.Verdict``
-        row         its place in the genealogy at the last step
+        parsed, correct, correct_string, note     see ``grading.base.Verdict``
+        row         its index in the genealogy at the last step
     info
-        ess, forks  of every step, up to the longest particle's last one
-        moves       the genealogy: [step, row, parent] for each row that at this step went on from
-                    the past of another row; all other rows went on from their own. Of all steps,
-                    also those behind the end of the longest particle that is left
+        ess, forks  per step, up to the last step of the longest particle
+        moves       the genealogy: [step, row, parent] wherever a row continues another row's past;
+                    all other rows continue their own. Of all steps, even those after the end of
+                    the longest particle that is left
         distinct_roots, coalescence, unfinished_mass, dropped_mass, acceptance_rate, model_tokens
                     see ``SampleInfo``
-    seconds         by phase, of the run since its previous record: many items share a device, so
-                    only their sum means something
+    seconds         by phase, spent by the run since its previous record: many items share a device,
+                    so only sums over items are meaningful
 
 Numbers that are not finite are null.
 """
@@ -37,22 +37,23 @@ from typing import Any
 
 import numpy as np
 
+from jax_power_smc.core.types import Tokenizer
 from jax_power_smc.grading.base import Verdict
 from jax_power_smc.results.result import SampleResult
 from jax_power_smc.tasks.base import Problem
 
 Record = dict[str, Any]
 Item = tuple[str, int, str]
-# Digits of the effective sample size that are kept.
+# Digits kept of the effective sample size.
 _ESS_DIGITS = 2
 
 
 def item_of(record: Record) -> Item:
-    """Which item a record is about: (run, seed, problem id)."""
+    """The item of a record: (run, seed, problem id)."""
     return record["run"], record["seed"], record["id"]
 
 
-def unjudged(
+def ungraded_record(
     digests: Mapping[str, str],
     run: str,
     seed: int,
@@ -60,18 +61,18 @@ def unjudged(
     prompt_id: int,
     rendered: str,
     result: SampleResult,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
 ) -> Record:
-    """The record of a result of one prompt, but for the verdicts and the seconds.
+    """The record of one prompt's result, without verdicts and seconds.
 
     Args:
       digests: of the item's conditions.
       run: name of the sampler in the job's config.
-      seed: of the run.
-      problem: what was asked.
-      prompt_id: what the randomness followed from.
+      seed: of the item.
+      problem: the problem.
+      prompt_id: the integer that the random numbers were derived from.
       rendered: the prompt as the model read it.
-      result: what came out, P = 1.
+      result: what was sampled, P = 1.
       tokenizer: that of the model.
     """
     used = np.flatnonzero(result.info.particle_index[0] >= 0).tolist()
@@ -96,7 +97,7 @@ def unjudged(
         "info": {
             "ess": [round(float(x), _ESS_DIGITS) for x in info.ess[0, :steps]],
             "forks": info.forks[0, :steps].tolist(),
-            # All steps: a long particle may have given way to copies of one that had ended.
+            # All steps: a long particle may have been replaced by copies of one that had ended.
             "moves": moves(info.parent[0]),
             "distinct_roots": int(info.distinct_roots[0]),
             "coalescence": int(info.coalescence[0]),
@@ -108,30 +109,38 @@ def unjudged(
     }
 
 
-def judge(record: Record, verdicts: Sequence[Verdict]) -> None:
-    """Adds to every particle what is said about its text."""
+def add_verdicts(record: Record, verdicts: Sequence[Verdict]) -> None:
+    """Adds to every particle the verdict on its text."""
     for particle, verdict in zip(record["particles"], verdicts, strict=True):
         particle.update(verdict._asdict())
 
 
 def texts(record: Record) -> list[str]:
-    """Of all particles."""
+    """The texts of all particles."""
     return [particle["text"] for particle in record["particles"]]
 
 
+def weights(record: Record) -> list[float]:
+    """The weights of all particles, which sum to 1; all zero if the result is meaningless."""
+    log_weights = [particle["log_weight"] for particle in record["particles"]]
+    raw = [0.0 if log_weight is None else math.exp(log_weight) for log_weight in log_weights]
+    total = math.fsum(raw)
+    return [weight / total for weight in raw] if total > 0 else raw
+
+
 def moves(parent: np.ndarray) -> list[list[int]]:
-    """[step, row, parent] wherever a row of the genealogy parent [T, M] has another parent."""
+    """[step, row, parent] wherever a row of the genealogy [T, M] is not its own parent."""
     step, row = np.nonzero(parent != np.arange(parent.shape[1], dtype=parent.dtype))
     return np.stack([step, row, parent[step, row]], axis=1).tolist()
 
 
 def finite(value: Any) -> float | None:
-    """The number, or None where JSON has no way to write it."""
+    """The number, or None if it is not finite, which JSON cannot express."""
     number = float(value)
     return number if math.isfinite(number) else None
 
 
-def _particles(result: SampleResult, tokenizer: Any, used: Sequence[int]) -> list[Record]:
+def _particles(result: SampleResult, tokenizer: Tokenizer, used: Sequence[int]) -> list[Record]:
     tokens, texts = result.sequences()[0], result.texts(tokenizer)[0]
     finished = np.asarray(result.finished[0])
     log_probs, log_weights = np.asarray(result.log_probs[0]), np.asarray(result.log_weights[0])

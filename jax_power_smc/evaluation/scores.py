@@ -1,11 +1,11 @@
-"""Answers from a particle set: the draw, the vote, the best, and pass@k; all off one record.
+"""Scores of an item: the draw, the vote, the best and pass@k, all from one record.
 
-* The **draw** is the particle drawn with probability proportional to its weight: the paper's rule.
+* The **draw** is the particle drawn with probability proportional to its weight, as in the paper.
 * The **vote** is the parsed answer of largest total weight.
 * The **best** is the particle of highest log p among those of positive weight.
-* **pass@k** is the probability that one of k answers is right. From weighted particles, k draws
-  with replacement give ``1 - (1 - s)^k``, where s is the weight of the right ones. From n samples
-  that are independent and of equal weight, c of them right, k without replacement give the
+* **pass@k** is the probability that one of k answers is correct. From weighted particles, k draws
+  with replacement give ``1 - (1 - s)^k``, where s is the weight of the correct ones. From n
+  independent samples of equal weight, c of them correct, k draws without replacement give the
   unbiased ``1 - C(n - c, k) / C(n, k)`` (Chen et al., 2021).
 """
 
@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from jax_power_smc.evaluation.records import Item, Record, item_of
+from jax_power_smc.evaluation.records import Item, Record, item_of, weights
 
 Answer = Literal["draw", "vote", "best"]
 ANSWERS: tuple[Answer, ...] = ("draw", "vote", "best")
@@ -22,12 +22,12 @@ ANSWERS: tuple[Answer, ...] = ("draw", "vote", "best")
 
 @dataclasses.dataclass(frozen=True)
 class AnswerScore:
-    """How one answer of one item was judged.
+    """The score of one answer of one item.
 
     Attributes:
-      correct, correct_string: by the task's rule, and by that of plain strings.
-      log_prob: log p of it; of a vote, the mean over all particles of positive weight; None if
-        there is no answer.
+      correct, correct_string: by the task's rule, and by comparison of strings.
+      log_prob: its log p; for a vote, the mean over all particles of positive weight; None if there
+        is no answer.
     """
 
     correct: bool
@@ -37,19 +37,19 @@ class AnswerScore:
 
 @dataclasses.dataclass(frozen=True)
 class ItemScores:
-    """What the tables need of one record.
+    """What tables and plots need of one record.
 
     Attributes:
       item: (run, seed, problem id).
       answers: by kind.
-      right: weight of the particles whose answer is right, in [0, 1].
-      num_right, num: right ones, and all, of positive weight.
+      right: total weight of the particles with a correct answer, in [0, 1].
+      num_right, num: number of particles of positive weight that are correct, and of all.
       log_evidence: log Z_hat, or None.
-      failed: whether the result means nothing. All its answers are wrong.
-      ungraded: particles that could not be judged.
-      degenerate: weight of the particles that loop or are very short.
-      tokens: through the model.
-      seconds: by phase, as the record has them.
+      failed: whether the result is meaningless; then all answers count as wrong.
+      ungraded: number of particles that could not be graded.
+      degenerate: total weight of the particles that loop or are very short.
+      tokens: number of tokens that the model processed.
+      seconds: by phase, as in the record.
     """
 
     item: Item
@@ -65,14 +65,14 @@ class ItemScores:
     seconds: dict[str, float]
 
     def pass_at(self, k: int, independent: bool) -> float:
-        """The probability that one of k answers is right.
+        """The probability that one of k answers is correct.
 
         Args:
-          k: at least 1; for independent samples at most their number.
+          k: at least 1, and for independent samples at most their number.
           independent: whether the particles are independent samples of equal weight.
         """
         if not independent:
-            # The weights are float32, and right ones may add up to a little over 1.
+            # Sums of rounded weights may exceed 1 a little.
             return 1.0 - (1.0 - min(self.right, 1.0)) ** k
         if self.num < k:
             return 0.0
@@ -80,21 +80,18 @@ class ItemScores:
 
 
 def read(record: Record) -> ItemScores:
-    """Reads a judged record."""
+    """The scores of a graded record."""
     particles = record["particles"]
-    weights = [_weight(particle) for particle in particles]
-    alive = [(p, w) for p, w in zip(particles, weights, strict=True) if w > 0]
+    alive = [(p, w) for p, w in zip(particles, weights(record), strict=True) if w > 0]
     failed = record["failure"] is not None or not alive
     if failed:
         nothing = AnswerScore(False, False, None)
         answers: dict[Answer, AnswerScore] = dict.fromkeys(ANSWERS, nothing)
     else:
-        total = math.fsum(w for _, w in alive)
-        alive = [(p, w / total) for p, w in alive]
         answers = {
-            "draw": _judged(particles[record["choice"]]),
+            "draw": _score(particles[record["choice"]]),
             "vote": _vote(alive),
-            "best": _judged(max((p for p, _ in alive), key=_log_prob)),
+            "best": _score(max((p for p, _ in alive), key=_log_prob)),
         }
     right = [(p, w) for p, w in alive if p["correct"] and not failed]
     return ItemScores(
@@ -112,25 +109,20 @@ def read(record: Record) -> ItemScores:
     )
 
 
-def _weight(particle: Record) -> float:
-    log_weight = particle["log_weight"]
-    return 0.0 if log_weight is None else math.exp(log_weight)
-
-
 def _log_prob(particle: Record) -> float:
-    """log p; one that is not finite was recorded as null."""
+    """log p, which was recorded as null if it is -inf."""
     return -math.inf if particle["log_prob"] is None else particle["log_prob"]
 
 
-def _judged(particle: Record) -> AnswerScore:
+def _score(particle: Record) -> AnswerScore:
     return AnswerScore(particle["correct"], particle["correct_string"], particle["log_prob"])
 
 
 def _vote(alive: Sequence[tuple[Record, float]]) -> AnswerScore:
-    """Ties go to the answer seen first.
+    """The score of the answer of largest total weight; of equal ones, the first.
 
-    Particles of one answer may be judged differently, by strings above all, where the answer was
-    spelt in several ways: then the larger weight among them counts.
+    Its particles may have different verdicts, above all by strings, where the answer is spelled in
+    several ways: then the verdict of more than half of the weight counts.
     """
     votes: dict[str, float] = {}
     for particle, weight in alive:
@@ -142,8 +134,8 @@ def _vote(alive: Sequence[tuple[Record, float]]) -> AnswerScore:
         return AnswerScore(False, False, mean)
     winner = max(votes, key=lambda answer: votes[answer])
 
-    def most(verdict: str) -> bool:
+    def is_majority(verdict: str) -> bool:
         right = math.fsum(w for p, w in alive if p["parsed"] == winner and p[verdict])
         return right > votes[winner] / 2
 
-    return AnswerScore(most("correct"), most("correct_string"), mean)
+    return AnswerScore(is_majority("correct"), is_majority("correct_string"), mean)

@@ -1,11 +1,11 @@
-"""The workdir of a job: what was asked for, and the records of what is finished.
+"""The workdir of a job: its records, and the files that describe them.
 
     config.json         what the records were made with, see ``claim``
     records.jsonl       a line per finished item, flushed and synced before the next one; several
                         processes write records-00001.jsonl and so on
-    .lock               held by process 0 of the job that is running
-    records/*.jsonl     instead, where the workdir is remote (gs://): objects cannot be appended to,
-                        so some lines at a time are written as a whole
+    .lock               held by process 0 of the running job
+    records/*.jsonl     in place of records.jsonl if the workdir is remote (gs://): objects cannot
+                        be appended to, so each is written whole, with several lines
 
 A job that was killed leaves at most a torn last line, which the next start removes.
 """
@@ -21,20 +21,31 @@ from typing import IO, Any
 
 from etils import epath
 
+from jax_power_smc.core.files import is_remote, sync_directory, write_bytes_whole, write_json
 from jax_power_smc.evaluation.records import Item, Record, item_of
 
-# A remote object is written when it holds so many records, or its first one is so old.
+__all__ = [
+    "Appender",
+    "ObjectWriter",
+    "Writer",
+    "is_remote",
+    "lock",
+    "open_writer",
+    "read_json",
+    "read_records",
+    "record_files",
+    "sizes",
+    "write_bytes_whole",
+    "write_json",
+]
+
+# A remote object is written when it has this many records, or when its first one is this old.
 OBJECT_RECORDS = 64
 OBJECT_SECONDS = 60.0
 
 
-def is_remote(workdir: epath.Path) -> bool:
-    """Whether files there can only be written whole."""
-    return "://" in os.fspath(workdir)
-
-
 def read_json(path: epath.Path) -> Any:
-    """What a JSON file holds, or None if there is none.
+    """The content of a JSON file; None if there is no file.
 
     Raises:
       ValueError: if it is damaged.
@@ -48,13 +59,13 @@ def read_json(path: epath.Path) -> Any:
 
 
 def read_records(workdir: epath.Path) -> Iterator[Record]:
-    """All records, one at a time; a torn last line, and a second record of an item, are left out.
+    """All records, one at a time, without a torn last line and without repeated items.
 
     Raises:
-      ValueError: for a line that is no record, with its place.
+      ValueError: for a line that is not a record; names the file and the line.
     """
     seen: set[Item] = set()
-    for path in files(workdir):
+    for path in record_files(workdir):
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
@@ -66,40 +77,24 @@ def read_records(workdir: epath.Path) -> Iterator[Record]:
 
 
 def sizes(workdir: epath.Path) -> dict[str, int]:
-    """Bytes of every local file of records that holds any: whether there is something new."""
+    """The bytes of every local file of records that is not empty: they tell if any was added."""
     if is_remote(workdir):
         return {}
-    held = {os.fspath(path): os.path.getsize(path) for path in files(workdir)}
+    held = {os.fspath(path): os.path.getsize(path) for path in record_files(workdir)}
     return {path: size for path, size in held.items() if size}
 
 
-def write_whole(path: epath.Path, text: str) -> None:
-    """Writes a file so that it is there whole or, as far as anyone can see, not at all."""
-    write_bytes_whole(path, text.encode())
-
-
-def write_bytes_whole(path: epath.Path, content: bytes) -> None:
-    """The same, for what is no text."""
-    if is_remote(path):  # an object appears when it has been written
-        path.write_bytes(content)
-        return
-    draft = f"{os.fspath(path)}.tmp"
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-    _sync_directory(path.parent)
-
-
 class Appender:
-    """Adds records to a local file, each safe on the disk before ``add`` returns.
+    """Appends records to a local file; each is on the disk before ``add`` returns.
 
     Args:
-      path: the file; a torn last line of it is removed.
+      path: the file; if its last line is torn, that line is removed.
+
+    Attributes:
+      torn: the bytes of that line.
 
     Raises:
-      ValueError: if another process is writing there.
+      ValueError: if another process is writing to it.
       OSError: if it cannot be written.
     """
 
@@ -108,14 +103,14 @@ class Appender:
         self._file = open(path, "ab")  # noqa: SIM115, closed by close()
         lock(self._file, path)
         if is_new:
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         self.torn = self._repair(path)
 
     def _repair(self, path: epath.Path) -> int:
-        """Cuts the file after its last whole line; returns how many bytes that were."""
+        """Cuts the file off after its last complete line; returns how many bytes were removed."""
         size = end = os.path.getsize(path)
         with open(path, "rb") as file:
-            # A line can be long: look for its beginning block by block, from the end.
+            # A line can be long: search for its start block by block, from the end.
             while end > 0:
                 start = max(0, end - 2**20)
                 file.seek(start)
@@ -136,22 +131,21 @@ class Appender:
         os.fsync(self._file.fileno())
 
     def flush(self) -> None:
-        """Everything is on the disk already."""
+        """Does nothing: everything is on the disk already."""
 
     def close(self) -> None:
-        """Lets others write to the file."""
+        """Releases the file, so that others may write to it."""
         self._file.close()
 
 
 class ObjectWriter:
-    """Writes records as objects of some lines each, to where nothing can be appended.
+    """Writes records to a remote directory as objects of several lines each.
 
-    What has been added and not yet written is lost if the process is killed; the next start does
-    those items again.
+    If the process is killed, records not yet written are lost; the next start redoes their items.
 
     Args:
       directory: of the objects.
-      writer: a name for this process among those that write there at the same time.
+      writer: a name that tells this process from others that write there at the same time.
     """
 
     torn = 0
@@ -159,13 +153,13 @@ class ObjectWriter:
     def __init__(self, directory: epath.Path, writer: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        # The time first, so that a listing is in order; no two starts have the same name.
+        # The time comes first, so that listings are in order; no two starts share a name.
         self._name = f"{time.strftime('%Y%m%dT%H%M%S')}-{writer}-{uuid.uuid4().hex[:8]}"
         self._lines: list[str] = []
         self._written, self._oldest = 0, 0.0
 
     def add(self, record: Record) -> None:
-        """Takes a record, and writes an object now and then."""
+        """Takes a record; writes an object once there is enough."""
         if not self._lines:
             self._oldest = time.monotonic()
         self._lines.append(_line(record))
@@ -174,14 +168,14 @@ class ObjectWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what has been added."""
+        """Writes the records not yet written."""
         if self._lines:
             path = self._directory / f"{self._name}-{self._written:06d}.jsonl"
             path.write_text("".join(self._lines))
             self._lines, self._written = [], self._written + 1
 
     def close(self) -> None:
-        """Writes what has been added."""
+        """As ``flush``."""
         self.flush()
 
 
@@ -190,25 +184,24 @@ Writer = Appender | ObjectWriter
 
 @contextlib.contextmanager
 def open_writer(workdir: epath.Path, process: int = 0, num_processes: int = 1) -> Iterator[Writer]:
-    """Where one of several processes puts its records.
+    """The writer of one process, closed at the end.
 
     Args:
-      workdir: claimed by the job, and locked by its process 0: another number of processes
-        writes to other files.
-      process, num_processes: which of how many.
+      workdir: claimed by the job, and locked by its process 0: jobs with other numbers of processes
+        write to other files, whose locks would not keep them out.
+      process, num_processes: this process's number, and how many there are.
     """
-    with contextlib.ExitStack() as stack:
-        if is_remote(workdir):
-            writer: Writer = ObjectWriter(workdir / "records", f"{process:05d}")
-        else:
-            name = "records.jsonl" if num_processes == 1 else f"records-{process:05d}.jsonl"
-            writer = Appender(workdir / name)
-        stack.callback(writer.close)
+    if is_remote(workdir):
+        writer: Writer = ObjectWriter(workdir / "records", f"{process:05d}")
+    else:
+        name = "records.jsonl" if num_processes == 1 else f"records-{process:05d}.jsonl"
+        writer = Appender(workdir / name)
+    with contextlib.closing(writer):
         yield writer
 
 
 def lock(file: IO[bytes], path: epath.Path) -> None:
-    """Keeps others out until the file is closed; closes it, with a ValueError, if one is there."""
+    """Locks the file until it is closed; closes it and raises ValueError if it is locked."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -216,8 +209,8 @@ def lock(file: IO[bytes], path: epath.Path) -> None:
         raise ValueError(f"another job is writing to {os.fspath(path)}; wait for it.") from error
 
 
-def files(workdir: epath.Path) -> list[epath.Path]:
-    """Those with records, of all processes and starts."""
+def record_files(workdir: epath.Path) -> list[epath.Path]:
+    """The files of records, of all processes and starts."""
     if not workdir.exists():
         return []
     objects = workdir / "records"
@@ -233,30 +226,12 @@ def _parse(line: bytes, path: epath.Path, number: int) -> Record:
         hash(item_of(record))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"line {number} of {os.fspath(path)} is no record ({type(error).__name__}: {error}); "
-            "the file is damaged."
+            f"line {number} of {os.fspath(path)} is not a record ({type(error).__name__}: "
+            f"{error}); the file is damaged."
         ) from error
     return record
 
 
 def _line(record: Record) -> str:
-    # ASCII: a text may hold a lone surrogate, which UTF-8 has no bytes for.
+    # ASCII: a text may hold a lone surrogate, which UTF-8 cannot encode.
     return json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n"
-
-
-def _pretty(value: Any) -> str:
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes a JSON file for people to read; see ``write_whole``."""
-    write_whole(path, _pretty(value))
-
-
-def _sync_directory(directory: epath.Path) -> None:
-    """A new name is safe on the disk only when its directory is."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,49 +1,34 @@
 """Processes of one run that were started in different ways, each a thread of its own here."""
 
 import math
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from jax_power_smc.cli.agreement import agree
-from jax_power_smc.core import process_group as library
 from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup
+from tests.core.stores import stores
 
 
-@pytest.fixture
-def together(monkeypatch):
-    """A function of each process's facts: what each says, or None."""
+def together(*facts):
+    """What each process says of its facts, or None."""
 
-    def together(*facts):
-        meeting, held = threading.Barrier(len(facts)), {}
+    def one(group):
+        try:
+            agree(group, "the start", facts[group.index])
+        except ValueError as error:
+            return str(error)
+        return None
 
-        class Client:
-            key_value_set = staticmethod(held.__setitem__)
-            wait_at_barrier = staticmethod(lambda name, timeout: meeting.wait(60))
-            blocking_key_value_get = staticmethod(lambda name, timeout: held[name])
-
-        monkeypatch.setattr(library.distributed.global_state, "client", Client)
-
-        def one(index):
-            try:
-                agree(ProcessGroup(index, len(facts)), "the start", facts[index])
-            except ValueError as error:
-                return str(error)
-            return None
-
-        with ThreadPoolExecutor(len(facts)) as pool:
-            return list(pool.map(one, range(len(facts))))
-
-    return together
+    with stores(len(facts)) as each, ThreadPoolExecutor(len(facts)) as pool:
+        groups = [ProcessGroup(index, len(facts), store) for index, store in enumerate(each)]
+        return list(pool.map(one, groups))
 
 
-def test_processes_that_agree_go_on(together):
+def test_processes_that_agree_continue():
     facts = {"config": {"alpha": math.nan, "seeds": (0,), "odd": object}, "version": {"jax": "1"}}
     assert together(facts, facts, facts) == [None] * 3
 
 
-def test_all_refuse_by_name_where_any_two_differ(together):
+def test_all_refuse_by_name_where_any_two_differ():
     facts = {"config": {"alpha": 4.0, "limit": 2}, "version": {"jax": "1"}, "device": "TPU v5e"}
     other = {**facts, "config": {"alpha": 2.0, "limit": None}}
     third = {**facts, "version": {"jax": "2"}, "device": "cpu"}
@@ -55,10 +40,10 @@ def test_all_refuse_by_name_where_any_two_differ(together):
     assert together(facts, other, facts, third) == [sentence] * 4
 
 
-def test_of_many_differences_some_are_named(together):
+def test_of_many_differences_some_are_named():
     said = together(dict.fromkeys("abcdefghij", 1), dict.fromkeys("abcdefghij", 2))
     assert said[0].endswith("h 2 (process 0: 1) and 2 more.") and said[0] == said[1]
 
 
-def test_one_process_asks_nobody():
+def test_a_single_process_always_agrees():
     agree(SINGLE_PROCESS, "the start", {})

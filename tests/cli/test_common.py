@@ -1,7 +1,5 @@
 """Errors as one sentence, quiet logs, stopping when asked to, progress."""
 
-import io
-import itertools
 import json
 import os
 import signal
@@ -12,7 +10,6 @@ import jax
 import pytest
 from absl import app, flags
 
-from jax_power_smc.cli import progress
 from jax_power_smc.cli.common import (
     drop_oldest,
     keep_compiled_programs,
@@ -25,7 +22,7 @@ from jax_power_smc.cli.common import (
 PROGRAM = """
 import json, os, sys
 from absl import flags, logging
-from jax_power_smc.launchers.common import launch
+from jax_power_smc.cli.common import launch
 
 flags.DEFINE_integer("size", 1, "A number.")
 
@@ -205,34 +202,3 @@ def test_a_second_interrupt_is_at_once():
         assert stop
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
-
-
-# --- Progress ---------------------------------------------------------------------------------
-
-
-def test_progress_without_a_terminal_is_plain_lines(monkeypatch):
-    out = io.StringIO()
-    clock = itertools.count(0, 10)
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
-    with progress.Progress(steps=1010, first_step=5) as shown:
-        shown.update(10, tokens=500, loss=2.0, valid_loss=None)
-        shown.update(20, tokens=1500, loss=1.5, valid_loss=1.25)
-    assert out.getvalue().splitlines() == [
-        "step 10/1010  loss 2.0000  0:33:20 left",
-        "step 20/1010  loss 1.5000  valid 1.2500  100 tokens/s  0:16:30 left",
-    ]
-
-
-def test_progress_on_a_terminal_is_a_live_line(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    out = Terminal()
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    with progress.Progress(steps=100) as shown:
-        shown.update(40, tokens=500, loss=2.0, valid_loss=None)
-    assert "40/100" in out.getvalue() and "loss 2.0000" in out.getvalue()

@@ -1,18 +1,18 @@
-"""Whether there are several processes, and what is said when one is missing."""
+"""Whether there are several processes, how they join, and what is said when one is missing."""
 
+import os
 import re
 import signal
+import subprocess
 import sys
-import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
-import jax
 import pytest
 
 from jax_power_smc.cli import distributed
 from jax_power_smc.cli.distributed import are_several, explain
-from jax_power_smc.core import process_group as library
-from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup, Stop
+from tests.cli.command import ROOT
 
 # --- Are there several? -----------------------------------------------------------------------
 
@@ -54,6 +54,7 @@ def test_flags_that_name_the_processes_go_together(missing):
     ("given", "message"),
     [
         ({"coordinator": "host"}, "--coordinator is 'host'; it must be host:port."),
+        ({"coordinator": "host:a"}, "--coordinator is 'host:a'; it must be host:port."),
         ({"process_id": 4}, "--process_id is 4; it must lie in [0, 4)."),
         ({"process_id": -1}, "--process_id is -1; it must lie in [0, 4)."),
         ({"num_processes": 0, "process_id": 0}, "--num_processes is 0; it must be at least 1."),
@@ -103,31 +104,7 @@ Additional GRPC error information from remote target coordination_service while 
 *** Check failure stack trace: ***
     @     0x7f3501440634  absl::lts_20260107::log_internal::LogMessage::SendToLog()
 """
-NOT_STARTED = """\
-W1127 18:07:36.934527    7789 coordination_service.cc:388] [2118994559028185622] \
-ConnectAfterBarrierPasses: DEADLINE_EXCEEDED: Barrier timed out. Id: \
-[Init]Wait_for_all_tasks_to_register::0. This usually happens because a task triggered the barrier \
-too early or too slowly. Please look at the task logs (both timed out and first task) to debug \
-further.
-# of tasks that reached the barrier: 2/4.
-The first task at the barrier: 0. Some timed out task names:
-3
-1
- [type.googleapis.com/tensorflow.CoordinationServiceError='']
-F1127 18:07:36.936130    7731 client.h:80] Terminating process because the JAX distributed service \
-detected fatal errors. absl::Status: DEADLINE_EXCEEDED: Barrier timed out. Id: \
-[Init]Wait_for_all_tasks_to_register::0.
-# of tasks that reached the barrier: 2/4.
-The first task at the barrier: 0. Some timed out task names:
-3
-1
-
-
-RPC: /xla.coordination.CoordinationService/RegisterTask \
-[type.googleapis.com/tensorflow.CoordinationServiceError='']
-*** Check failure stack trace: ***
-"""
-NO_COORDINATOR = """\
+NOT_ALL = """\
 F1127 18:07:36.936130    7731 client.h:80] Terminating process because the JAX distributed service \
 detected fatal errors. absl::Status: DEADLINE_EXCEEDED: Deadline Exceeded
 
@@ -142,8 +119,7 @@ RPC: /xla.coordination.CoordinationService/RegisterTask
         (DIED, "process 1 is lost, so all stop."),
         (DIED.replace("\n1\n", "\n3\n1\n2\n"), "processes 1, 2 and 3 are lost, so all stop."),
         (FIRST_DIED, "process 0 was lost, so all stop."),
-        (NOT_STARTED, "processes 1 and 3 are missing: not started, or without a way to the "),
-        (NO_COORDINATOR, "not all processes have come together in time; look at what process 0"),
+        (NOT_ALL, "not all processes joined in time: some were not started, or cannot reach proc"),
     ],
 )
 def test_last_words_become_a_sentence(words, sentence):
@@ -216,125 +192,101 @@ def test_the_watch_passes_signals_on(watch):
     assert watch(program) == (0, "", "")
 
 
-# --- What the job asks --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
-def test_shares_are_disjoint_whole_and_even(count):
-    items = list(range(7))
-    shares = [ProcessGroup(index, count).shard(items) for index in range(count)]
-    assert sorted(item for share in shares for item in share) == items
-    sizes = [len(share) for share in shares]
-    assert max(sizes) - min(sizes) <= 1
-
-
-def test_one_process_is_the_first_and_waits_for_nobody():
-    assert SINGLE_PROCESS.is_first and not ProcessGroup(1, 2).is_first
-    SINGLE_PROCESS.barrier("nobody")  # no runtime is there to ask
-
-
-def test_who_waits_for_a_lost_process_leaves_the_end_to_the_runtime(monkeypatch):
-    def fail(name, timeout):
-        raise jax.errors.JaxRuntimeError("UNAVAILABLE")
-
-    slept = []
-    client = types.SimpleNamespace(wait_at_barrier=fail)
-    monkeypatch.setattr(library.distributed.global_state, "client", client)
-    monkeypatch.setattr(library.time, "sleep", slept.append)
-    with pytest.raises(jax.errors.JaxRuntimeError):
-        ProcessGroup(1, 2).barrier("all")
-    assert slept == [library._SECONDS_TO_BE_ENDED]
-
-
-class Service:
-    """The runtime's store of keys; a key is in a directory only behind a slash."""
-
-    def __init__(self):
-        self.keys, self.looks = {}, 0
-
-    def key_value_set(self, key, value, allow_overwrite=False):
-        self.keys[key] = value
-
-    def key_value_dir_get(self, key):
-        self.looks += 1
-        return [(name, value) for name, value in self.keys.items() if name.startswith(f"{key}/")]
+# --- Joining ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def service(monkeypatch):
-    one = Service()
-    monkeypatch.setattr(library.distributed.global_state, "client", one)
-    return one
+def join(monkeypatch):
+    """A function of the processes that start: what each says when it joins, or its group."""
+    initialized = []
+    monkeypatch.setattr(distributed, "_initialize", lambda *args: initialized.append(args[1:]))
+    monkeypatch.setattr(distributed, "_GRACE_SECONDS", 2)
+
+    def join(count, started, seconds):
+        port = distributed._free_port()
+
+        def one(index):
+            own = values(
+                coordinator=f"localhost:{port}",
+                num_processes=count,
+                process_id=index,
+                join_seconds=seconds,
+            )
+            try:
+                return distributed._join_by_flags(own)
+            except SystemExit as end:
+                return end.code
+
+        with ThreadPoolExecutor(len(started)) as pool:
+            return list(pool.map(one, started)), initialized
+
+    return join
 
 
-def test_a_process_alone_stops_when_it_is_asked_to():
-    asked = []
-    stop = Stop(SINGLE_PROCESS, lambda: bool(asked), in_step=False)
-    assert not stop()
-    asked.append(True)
-    assert stop()
-    asked.clear()
-    assert stop()  # there is no way back
+def test_processes_join_at_the_coordinator_and_share_a_store(join):
+    groups, initialized = join(3, [2, 0, 1], 20)
+    assert [(group.index, group.count) for group in groups] == [(2, 3), (0, 3), (1, 3)]
+    (where,) = {where for where, *_ in initialized}
+    assert re.fullmatch(r"localhost:\d+", where)
+    assert sorted(rest for _, *rest in initialized) == [[3, 0], [3, 1], [3, 2]]
+    groups[0].store.set("a", "1")
+    assert all(group.store.wait(["a"], 10) for group in groups)
+    for group in groups:
+        group.store.close()
 
 
-def test_all_stop_when_one_is_asked_to(service, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(library.time, "monotonic", lambda: now[0])
-    asked = []
-    one = Stop(ProcessGroup(0, 2), lambda: bool(asked), in_step=False)
-    other = Stop(ProcessGroup(1, 2), lambda: False, in_step=False)
-    assert not one() and not other()
-    asked.append(True)
-    assert one()
-    assert not other()  # it has looked just now, and asking the runtime takes time
-    assert service.looks == 2
-    now[0] += 2
-    assert other() and other()
-    assert service.looks == 3
+def test_processes_that_do_not_come_are_named_by_all(join, capsys):
+    codes, initialized = join(4, [0, 2], 1)
+    assert codes == [distributed.LOST] * 2 and not initialized
+    sentence = "processes 1 and 3 are missing: not started, or unable to reach the coordinator."
+    assert capsys.readouterr().err == f"error: {sentence}\n" * 2
 
 
-def test_in_step_nobody_stops_before_all_know(monkeypatch):
-    monkeypatch.setattr(
-        library.multihost_utils, "process_allgather", lambda own: library.np.array([own, True])
+def test_without_process_0_the_others_say_so(join, capsys):
+    assert join(2, [1], 1) == ([distributed.LOST], [])
+    assert re.fullmatch(
+        r"error: process 0 is missing: nothing answers at localhost, port \d+\.\n",
+        capsys.readouterr().err,
     )
-    assert Stop(ProcessGroup(0, 2), lambda: False, in_step=True)()
-    monkeypatch.setattr(
-        library.multihost_utils, "process_allgather", lambda own: library.np.array([own, False])
-    )
-    assert not Stop(ProcessGroup(0, 2), lambda: False, in_step=True)()
 
 
-def test_who_has_nothing_more_to_do_still_passes_on_that_it_is_asked_to_stop(monkeypatch, service):
-    passed = threading.Event()
-    service.wait_at_barrier = lambda name, timeout: passed.wait(60)
-    monkeypatch.setattr(library, "_SECONDS_BETWEEN_LOOKS", 0.01)
-    asked = []
-    stop = Stop(ProcessGroup(0, 2), lambda: bool(asked), in_step=False)
+# --- Real processes -----------------------------------------------------------------------------
 
-    def meanwhile():
-        stop.pass_on()
-        if len(service.keys) or asked:
-            passed.set()
-        asked.append(True)
+PROGRAM = """
+from absl import flags
+from jax_power_smc.cli import distributed
 
-    ProcessGroup(0, 2).barrier("all", meanwhile)
-    assert service.keys
+distributed.define_flags()
+flags.FLAGS(["program", "--join_seconds=120", "--lost_seconds=60"])
+with distributed.joined(flags.FLAGS) as group:
+    said = group.gather("all", f"{group.index} of {group.count}")
+    print(*said, group.broadcast("one", f"from {group.index}"), sep=", ")
+"""
 
 
-def test_in_step_nothing_is_passed_on(monkeypatch):
-    # The others would not take part in the exchange.
-    monkeypatch.delattr(library.multihost_utils, "process_allgather")
-    Stop(ProcessGroup(0, 2), lambda: True, in_step=True).pass_on()
-
-
-def test_all_are_told_what_the_first_one_says(service):
-    service.blocking_key_value_get = lambda key, timeout: service.keys[key]
-    assert [ProcessGroup(index, 3).broadcast("what", f"{index}") for index in range(3)] == ["0"] * 3
-    assert SINGLE_PROCESS.broadcast("what", "alone") == "alone"
-
-
-@pytest.mark.parametrize(("others", "all_fail"), [((), False), ((0,), False), ((0, 2), True)])
-def test_whether_all_have_failed(monkeypatch, service, others, all_fail):
-    monkeypatch.setattr(library, "_SECONDS_BETWEEN_LOOKS", 0.01)
-    service.keys = {f"failed/{index}": "yes" for index in others}
-    assert ProcessGroup(1, 3).all_fail(0.05) is all_fail
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with a parent")
+def test_processes_that_a_cluster_manager_starts_join_and_share_a_store():
+    port = distributed._free_port()  # what JAX makes of the id is another one, and likely free
+    manager = {
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_MCA_orte_hnp_uri": f"{port * 2**12}.0;tcp://127.0.0.1:{port}",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            env=os.environ
+            | manager
+            | {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
+            | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+        )
+        for rank in ("0", "1")
+    ]
+    printed = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    for out in printed:
+        assert "0 of 2, 1 of 2, from 0\n" in out

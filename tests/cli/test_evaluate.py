@@ -10,8 +10,6 @@ import pathlib
 import re
 import runpy
 import shutil
-import sys
-import types
 
 import jax
 import pytest
@@ -19,11 +17,9 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 import jax_power_smc as psmc
-from jax_power_smc.cli import evaluate, evaluate_progress
-from jax_power_smc.core import process_group as library
+from jax_power_smc.cli import evaluate
 from jax_power_smc.core.process_group import ProcessGroup
 from jax_power_smc.evaluation import claim, conditions, records
-from jax_power_smc.evaluation.job import State
 from jax_power_smc.evaluation.scores import read
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.report.job_status import status_of
@@ -171,9 +167,9 @@ def test_records_hold_the_problems_that_the_config_names(finished):
 def test_the_summary_is_that_of_the_records(finished):
     summary = finished.summary()
     assert summary == strictly(json.dumps(finished.returned))
-    samplers = evaluate.settings.samplers(small_config("m"))
+    samplers = evaluate.job_config.samplers(small_config("m"))
     runs = [
-        Run(name, evaluate.settings.labels(small_config("m"))[name], sampler)
+        Run(name, evaluate.job_config.labels(small_config("m"))[name], sampler)
         for name, sampler in samplers.items()
     ]
     ids = [problem.key for problem in finished.listed]
@@ -229,39 +225,6 @@ def test_the_table_and_where_the_files_are(finished):
     assert f"launch.report --workdir={finished.workdir}" in finished.out
 
 
-def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch, capsys):
-    clock = [100.0]
-    monkeypatch.setattr(evaluate_progress.time, "monotonic", lambda: clock[0])
-    with evaluate_progress.Progress() as progress:
-        for done, left in ((1, float("nan")), (2, 70.0), (3, 65.0), (4, 0.0)):
-            clock[0] += 6
-            progress.report(State("greedy", done, 4, 0.5, left))
-    # The first, the one after more than ten seconds, and the last.
-    assert capsys.readouterr().out.splitlines() == [
-        "greedy: 1/4 items, accuracy so far 0.500",
-        "greedy: 3/4 items, accuracy so far 0.500, 0:01:05 left",
-        "greedy: 4/4 items, accuracy so far 0.500, 0:00:00 left",
-    ]
-
-
-def test_progress_on_a_terminal_is_a_live_line_for_each_run(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    out = Terminal()
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    with evaluate_progress.Progress() as progress:
-        progress.report(State("greedy", 1, 4, 0.5, 9.0))
-        progress.report(State("greedy", 4, 4, 0.25, 0.0))
-        progress.report(State("a [bold] vote", 2, 4, 0.75, 3.0))
-    last = out.getvalue().split("greedy")[-1]
-    assert "4/4" in last and "accuracy so far 0.250, 0:00:00 left" in last
-    assert "a [bold] vote" in last and "2/4" in last and "accuracy so far 0.750" in last
-
-
 # --- Restarts ---------------------------------------------------------------------------------
 
 
@@ -276,7 +239,7 @@ def test_a_job_that_was_asked_to_stop_goes_on(model, easy, finished, tmp_path, c
     config, before = small_config(model), (finished.workdir / "records.jsonl").read_text()
     stopped = evaluate.evaluate(config, str(tmp_path), until=lambda: True)
     assert not stopped["complete"] and stopped["rows"] == []
-    assert "0 of 64 items finished; the same command goes on" in capsys.readouterr().out
+    assert "0 of 64 items finished; the same command resumes it" in capsys.readouterr().out
     kept = before.splitlines(keepends=True)[:61]
     (tmp_path / "records.jsonl").write_text("".join(kept) + '{"torn')
     rest = evaluate.evaluate(config, str(tmp_path))
@@ -325,7 +288,7 @@ def test_records_of_other_conditions_are_refused_and_named(model, easy, finished
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in listed))
     run, seed, name = records.item_of(listed[5])
     named = re.escape(
-        f"holds 1 record(s) that were made under other conditions than its job has "
+        f"holds 1 record(s) made under other conditions than those of its job "
         f"({run}, seed {seed}, {name!r}: {part})"
     )
     for read_again in (
@@ -499,11 +462,9 @@ def test_a_template_with_the_date_of_today_keeps_that_of_the_first_start(
 def waits(monkeypatch):
     """Names of the waits for other processes, none of which is there."""
     noted = []
-    monkeypatch.setattr(ProcessGroup, "wait", lambda self, name, *more: noted.append(name))
-    monkeypatch.setattr(ProcessGroup, "told", lambda self, name, value: value, raising=False)
+    monkeypatch.setattr(ProcessGroup, "barrier", lambda self, name, *more: noted.append(name))
+    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, name, value: value)
     monkeypatch.setattr(ProcessGroup, "gather", lambda self, name, value: [value] * self.count)
-    nobody = types.SimpleNamespace(key_value_dir_get=lambda key: [])
-    monkeypatch.setattr(library.distributed.global_state, "client", nobody)
     return noted
 
 
@@ -520,11 +481,11 @@ def test_a_workdir_is_locked_until_all_processes_have_done_their_share(
 
     file, locked = tmp_path / "records-00000.jsonl", []
 
-    def wait(self, name, *more):
+    def barrier(self, name, *more):
         if file.exists() and file.stat().st_size:
             locked.append(is_locked())
 
-    monkeypatch.setattr(ProcessGroup, "wait", wait)
+    monkeypatch.setattr(ProcessGroup, "barrier", barrier)
     evaluate.evaluate(small_config(model), str(tmp_path), processes=ProcessGroup(0, 2))
     assert len(file.read_text().splitlines()) == 32
     assert locked[0]
@@ -541,7 +502,7 @@ def test_all_processes_go_on_or_not_as_the_first_one_says(
     def broadcast(self, name, value):
         return answer if value in ("True", "False") else value
 
-    monkeypatch.setattr(ProcessGroup, "told", broadcast, raising=False)
+    monkeypatch.setattr(ProcessGroup, "broadcast", broadcast)
     assert evaluate.evaluate(small_config(model), str(tmp_path), processes=ProcessGroup(1, 2)) == {}
     assert ("the workdir is claimed" in waits) == (answer == "False")
 
@@ -551,7 +512,7 @@ def test_a_process_that_finds_other_records_than_the_first_one_is_refused(
 ):
     shutil.copy(finished.workdir / "config.json", tmp_path)
     said = {"whether all is finished": "False", "what is finished": "other"}
-    monkeypatch.setattr(ProcessGroup, "told", lambda self, name, value: said.get(name, value))
+    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, name, value: said.get(name, value))
     with pytest.raises(ValueError, match=r"process 1 does not find in .* what process 0 does"):
         evaluate.evaluate(small_config(model), str(tmp_path), processes=ProcessGroup(1, 2))
 
@@ -674,7 +635,7 @@ BAD = {
     "split": "config.split is 'dev'; allowed are train, valid, test",
     "no seeds": "at least one seed is needed",
     "seed": "config.seeds[0] is 0.5; it must be an integer",
-    "lacking field": "the config lacks num_particles, seeds",
+    "lacking field": "the config lacks seeds, num_particles",
     "wrong type": "config.limit is '3'; it must be an integer",
     "wrong type of a flag": "--config.limit=many: invalid literal",
     "unknown field": "bogus",

@@ -134,4 +134,4 @@ def test_a_job_that_is_terminated_ends_well_and_says_how_to_go_on(command, tmp_p
     out = finish(process, code)
     count = written(tmp_path)
     assert 5 <= count < TOTAL
-    assert f"Stopped with {count} of {TOTAL} items finished; the same command goes on." in out
+    assert f"Stopped with {count} of {TOTAL} items finished; the same command resumes it." in out

@@ -90,7 +90,7 @@ def test_a_killed_process_ends_the_others_and_three_finish_what_four_began(
     for index in (0, 1, 3):
         assert run.outputs()[index][1] == (
             "error: process 2 is lost, so all stop. What is finished is recorded; the same "
-            "command goes on, with any number of processes.\n"
+            "command resumes the job, with any number of processes.\n"
         )
     assert run.left_at_the_end == []
     before = pods.written(tmp_path)
@@ -111,7 +111,7 @@ def test_terminating_one_process_stops_all_of_them(evaluations, alone, tmp_path,
     assert run.codes() == [0, 0], run.said()
     count = pods.written(tmp_path)
     assert 2 <= count < total
-    sentence = f"Stopped with {count} of {total} items finished; the same command goes on."
+    sentence = f"Stopped with {count} of {total} items finished; the same command resumes it."
     assert sentence in run.said()[0]
     # One process alone can do the rest.
     out = evaluations.alone(tmp_path, runs=pods.FEW)
@@ -124,7 +124,7 @@ def test_processes_that_never_start_are_named(evaluations, tmp_path):
     run = evaluations.together(tmp_path, 4, "--join_seconds=30", start=[0, 2])
     assert run.codes() == [1, 1], run.said()
     assert run.said()[0] == (
-        "error: processes 1 and 3 are missing: not started, or without a way to the coordinator.\n"
+        "error: processes 1 and 3 are missing: not started, or unable to reach the coordinator.\n"
     )
     assert run.said()[1].startswith("error: ") and run.said()[1].count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -261,7 +261,7 @@ def test_one_that_has_done_its_share_still_passes_on_that_all_are_to_stop(evalua
     time.sleep(3)
     run.processes[1].send_signal(signal.SIGTERM)
     assert run.codes() == [0, 0], run.said()
-    assert " of 4 items finished; the same command goes on." in run.said()[0]
+    assert " of 4 items finished; the same command resumes it." in run.said()[0]
 
 
 @pods_only

@@ -64,7 +64,7 @@ def test_a_job_that_is_terminated_stops_and_the_next_one_goes_on(cluster, submit
     assert cluster.wait(job, pods.HANGS) == "COMPLETED", (tmp_path / "said").read_text()
     count = pods.written(tmp_path / "new")
     assert 2 <= count < total
-    sentence = f"Stopped with {count} of {total} items finished; the same command goes on."
+    sentence = f"Stopped with {count} of {total} items finished; the same command resumes it."
     assert sentence in (tmp_path / "said").read_text()
 
     job = submit(tmp_path / "new")

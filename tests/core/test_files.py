@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from etils import epath
 
 from jax_power_smc.core import files
 
@@ -34,3 +35,31 @@ def test_older_files_are_numbered(tmp_path):
     assert not path.exists()
     assert (tmp_path / "records.1.jsonl").read_text() == "first"
     assert (tmp_path / "records.2.jsonl").read_text() == "second"
+
+
+@pytest.mark.parametrize(
+    ("path", "remote"), [("gs://bucket/job", True), ("s3://b/j", True), ("/tmp/job", False)]
+)
+def test_remote_paths_are_recognized_by_their_scheme(path, remote):
+    assert files.is_remote(epath.Path(path)) is remote
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path / "summary.json")
+    files.write_json(path, {"old": 1})
+
+    def full(*names):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+
+
+def test_a_file_is_written_as_it_is_and_in_place_of_another(tmp_path):
+    path = epath.Path(tmp_path / "file")
+    path.write_text("a longer one that was there before")
+    files.write_bytes_whole(path, b"\x89PNG\r\n\x1a\n")
+    assert path.read_bytes() == b"\x89PNG\r\n\x1a\n"
+    assert [each.name for each in path.parent.iterdir()] == ["file"]

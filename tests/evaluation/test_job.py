@@ -69,7 +69,7 @@ def make_task(questions, gold, ids="abcdefghijkl"):
 
 def make(lm, task, runs=(PLAIN,), seeds=(0,), cap=CAP, slots=4, **target):
     target = psmc.PowerTarget(**{"alpha": ALPHA, "eos_ids": lm.eos_ids, **target})
-    prompts = job.render(lm, task)
+    prompts = job.tokenize(lm, task)
     made = Conditions(
         {"algorithm": 1},
         {run.name: {} for run in runs},
@@ -85,9 +85,9 @@ def run(made, workdir, report=lambda state: None, until=lambda: False, grader=No
     workdir.mkdir(parents=True, exist_ok=True)
     done = [read(record) for record in store.read_records(workdir)]
     with store.open_writer(workdir) as writer, grader or Later() as grader:
-        readings = job.evaluate(made, done, writer, grader, report, until)
+        scores = job.evaluate(made, done, writer, grader, report, until)
     everything = list(store.read_records(workdir))
-    assert [read(r) for r in everything[len(done) :]] == readings
+    assert [read(r) for r in everything[len(done) :]] == scores
     return everything
 
 
@@ -291,7 +291,7 @@ def test_slots_change_nothing(random, questions, tmp_path, each, monkeypatch):
 
 
 def test_verdicts_may_come_late_and_in_any_order(known, task, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "MOST_PENDING", 7)
+    monkeypatch.setattr(job, "MAX_PENDING", 7)
     grader = Later(after=100)
     listed = run(make(known, task, [PLAIN, POWER], SEEDS), tmp_path, grader=grader)
     assert grader.most == 8, "decoding waits for the grader when so many are pending"
@@ -320,7 +320,7 @@ def test_a_finished_job_does_nothing_more(known, task, tmp_path, monkeypatch):
     made = make(known, task, [PLAIN, CHAIN])
     listed = run(made, tmp_path)
     monkeypatch.delattr(job, "Engine")
-    monkeypatch.delattr(job.engine, "sample")
+    monkeypatch.delattr(job.sample, "sample")
     assert run(made, tmp_path) == listed
 
 

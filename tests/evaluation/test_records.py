@@ -49,7 +49,7 @@ def test_copies_made_after_the_longest_that_is_left_had_ended_are_known():
     parent = np.tile(np.arange(2), (6, 1))
     parent[4, 1] = 0
     problem = Problem(id="a", prompt="question", gold="1")
-    record = records.unjudged(
+    record = records.ungraded_record(
         {}, "smc", 0, problem, 1, "question", result(parent, [[5, 6], [5, 6]]), None
     )
     assert record["info"]["moves"] == [[4, 1, 0]]

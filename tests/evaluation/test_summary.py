@@ -1,4 +1,4 @@
-"""The table: every figure of it against the readings that it comes from."""
+"""The table: every figure of it against the scores that it comes from."""
 
 import json
 import statistics
@@ -21,7 +21,7 @@ SWOR = Run("swor", "without replacement", psmc.WithoutReplacement(6))
 RUNS = [LOW, PLAIN, MANY, SMC, SWOR]
 
 
-def reading(run, seed, name, rng, **changes):
+def item_scores(run, seed, name, rng, **changes):
     right = int(rng.integers(5))
     judged = {
         answer: AnswerScore(bool(rng.integers(2)), bool(rng.integers(2)), float(-rng.random()))
@@ -46,13 +46,13 @@ def reading(run, seed, name, rng, **changes):
 @pytest.fixture(scope="module")
 def everything():
     rng = np.random.default_rng(0)
-    listed = [reading(run, s, name, rng) for run in RUNS for s in SEEDS for name in IDS]
+    listed = [item_scores(run, s, name, rng) for run in RUNS for s in SEEDS for name in IDS]
     rng.shuffle(listed)
     return listed
 
 
-def summarize(readings, runs=RUNS):
-    made = summary.summarize(readings, runs, IDS, SEEDS, ALPHA, "a device")
+def summarize(scores, runs=RUNS):
+    made = summary.summarize(scores, runs, IDS, SEEDS, ALPHA, "a device")
     return json.loads(json.dumps(made, allow_nan=False))
 
 
@@ -61,12 +61,12 @@ def made(everything):
     return summarize(everything)
 
 
-def of(readings, run):
-    return [r for r in readings if r.item[0] == run.name]
+def of(scores, run):
+    return [r for r in scores if r.item[0] == run.name]
 
 
-def matrix(readings, run, value, ids=IDS):
-    own = {r.item: value(r) for r in of(readings, run)}
+def matrix(scores, run, value, ids=IDS):
+    own = {r.item: value(r) for r in of(scores, run)}
     return np.array([[own[run.name, s, name] for s in SEEDS] for name in ids], float)
 
 
@@ -171,10 +171,10 @@ def test_comparisons_pair_the_problems_and_seeds(made, everything):
 
 def test_items_that_failed_are_wrong_and_no_values_to_average():
     rng = np.random.default_rng(1)
-    listed = [reading(SMC, s, name, rng) for s in SEEDS for name in IDS]
+    listed = [item_scores(SMC, s, name, rng) for s in SEEDS for name in IDS]
     nothing = dict.fromkeys(("draw", "vote", "best"), AnswerScore(False, False, None))
     dead = {"failed": True, "answers": nothing, "log_evidence": None, "right": 0.0, "num_right": 0}
-    listed[0] = reading(SMC, 0, "a", rng, **dead)
+    listed[0] = item_scores(SMC, 0, "a", rng, **dead)
     row = summarize(listed, [SMC])["rows"][0]
     assert row["failed"] == 1
     kept = listed[1:]
@@ -182,7 +182,7 @@ def test_items_that_failed_are_wrong_and_no_values_to_average():
     mean = statistics.mean(r.answers["draw"].log_prob for r in kept)
     assert row["mean_log_prob"] == pytest.approx(mean)
     assert row["log_evidence"] == pytest.approx(statistics.mean(r.log_evidence for r in kept))
-    alone = [reading(SMC, s, name, rng, **dead) for s in SEEDS for name in IDS]
+    alone = [item_scores(SMC, s, name, rng, **dead) for s in SEEDS for name in IDS]
     row = summarize(alone, [SMC])["rows"][0]
     assert row["mean_log_prob"] is None and row["log_evidence"] is None and row["accuracy"] == 0
 

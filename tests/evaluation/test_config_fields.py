@@ -4,6 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jax_power_smc.evaluation import job_config
+from jax_power_smc.evaluation.config_fields import FIELDS, check_fields
 from jax_power_smc.evaluation.job_config import check
 
 
@@ -25,6 +26,27 @@ def test_the_defaults_lack_samplers_only():
         check(config)
     job_config.paper_samplers(config)
     check(config)
+
+
+def test_every_field_says_what_it_is_and_its_default_passes_its_check():
+    check_fields(job_config.default())
+    for field in FIELDS.values():
+        for each in field.values() if isinstance(field, dict) else [field]:
+            assert each.doc and callable(each.check)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (3, "config.mesh is 3; it must be a ConfigDict"),
+        ({"scope": "global"}, "config.mesh has scope; it must have scope, model"),
+        ({"scope": "all", "model": 1}, "config.mesh.scope is 'all'; allowed are process, global"),
+        ({"scope": "global", "model": 0}, "config.mesh.model is 0; it must be an integer of at"),
+    ],
+)
+def test_nested_fields(mesh, message):
+    with pytest.raises(ValueError, match=message):
+        check(paper(mesh=mesh))
 
 
 def test_programs_run_only_if_that_is_allowed():

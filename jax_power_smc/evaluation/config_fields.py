@@ -1,0 +1,179 @@
+"""The fields of an evaluation's config: each with its default, its check and what it is, once.
+
+A check takes the field's full name and its value, and raises ValueError with one sentence. Some
+values can only be checked together with others; for those the table names who does it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from jax_power_smc.core import checks
+from jax_power_smc.models.transformer.families import FAMILIES
+from jax_power_smc.models.transformer.transformer import DTYPES
+
+Check = Callable[[str, Any], object]
+
+
+class Field(NamedTuple):
+    """One field of a config.
+
+    Attributes:
+      default: the value that it has unless a config or a flag says otherwise.
+      check: of a value other than None, or of any value if None is not allowed.
+      doc: what it is.
+      kind: for a field that may be None, the type of its other values.
+    """
+
+    default: Any
+    check: Check
+    doc: str
+    kind: type | None = None
+
+
+# --- Checks ---------------------------------------------------------------------------------------
+
+
+def integer(at_least: int) -> Check:
+    """An integer that is large enough."""
+    return lambda name, value: checks.integer(name, value, at_least=at_least)
+
+
+def number(**bounds: float) -> Check:
+    """A finite number within bounds, see ``checks.number``."""
+    return lambda name, value: checks.number(name, value, **bounds)
+
+
+def one_of(*allowed: str) -> Check:
+    """One of these names."""
+    return lambda name, value: checks.one_of(name, value, allowed)
+
+
+def text(allowed: str) -> Check:
+    """A string that is not empty; ``allowed`` says in the error what it must be."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{name} is {value!r}; it must be {allowed}.")
+
+    return check
+
+
+def boolean(allowed: str = "True or False") -> Check:
+    """A bool."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}; it must be {allowed}.")
+
+    return check
+
+
+def by_task(name: str, value: Any) -> None:
+    """Checked by ``tasks.load.check_task``, because it depends on the task."""
+
+
+def by_target(name: str, value: Any) -> None:
+    """Checked by ``PowerTarget``, which is built from it."""
+
+
+def by_sampler(name: str, value: Any) -> None:
+    """Checked by ``job_config.check``: names here, and values by the samplers' classes."""
+
+
+# --- The fields -----------------------------------------------------------------------------------
+
+FIELDS: dict[str, Field | dict[str, Field]] = {
+    # The model.
+    "model": Field(
+        "tiny-reasoner", text("a name or a directory"), "embedded, a directory, or owner/name"
+    ),
+    "architecture": Field(
+        None, one_of(*FAMILIES), "family of a dry run's model, if config.json is missing", str
+    ),
+    "dtype": Field(None, one_of(*DTYPES), "of the parameters; None for float32", str),
+    "revision": Field(None, text("a name, or None"), "branch, tag or commit on the hub", str),
+    "max_positions": Field(None, integer(1), "longest sequence; None for the model's own", int),
+    "chat": Field(
+        None,
+        boolean("True, False or None"),
+        "whether prompts go through the chat template; None if the model has one",
+        bool,
+    ),
+    # The problems.
+    "task": Field("tiny_reasoner", by_task, "a key of tasks.load.TASKS"),
+    "data": Field(None, by_task, "file, or data set on the hub; None for the task's own", str),
+    "data_name": Field(None, by_task, "which configuration of a data set on the hub", str),
+    "split": Field("test", by_task, "which part of the data set"),
+    "limit": Field(None, by_task, "only the first so many problems; None for all", int),
+    "problem_seed": Field(0, by_task, "of problems that are generated"),
+    "few_shot": Field(0, by_task, "worked examples before each question"),
+    "few_shot_data": Field(None, by_task, "file with them, in the data set's layout", str),
+    "prompt_format": Field(
+        None, by_task, "a text with {question} in it; None for the task's own", str
+    ),
+    # The user's own problems, task = "jsonl": the names of their fields, and how to grade them.
+    "fields": {
+        "id": Field("id", by_task, "None for an id made from the question", str),
+        "question": Field("question", by_task, "of the question"),
+        "answer": Field("answer", by_task, "of the reference answer"),
+        "solution": Field("solution", by_task, "of a worked solution; None if there is none", str),
+    },
+    "grader": Field(None, by_task, "math, choice, code, string or reasoner", str),
+    # Grading.
+    "allow_code_execution": Field(
+        False, boolean(), "whether code written by the model may run on this machine"
+    ),
+    "grading_seconds": Field(10.0, number(above=0, at_most=3600), "limit for one answer"),
+    "grading_processes": Field(None, integer(1), "None for one per idle core", int),
+    # The target p^alpha, see ``PowerTarget``.
+    "alpha": Field(4.0, by_target, "the exponent"),
+    "length": Field("stopped", by_target, "what may end a sequence"),
+    "min_new_tokens": Field(0, by_target, "shortest sequence"),
+    "top_k": Field(None, by_target, "support of each step", int),
+    "top_p": Field(None, by_target, "support of each step", float),
+    "stop": Field(
+        None,
+        text("None, 'boxed' or a text"),
+        'text that ends an answer, or "boxed" for the end of a \\boxed{...}',
+        str,
+    ),
+    "max_new_tokens": Field(2048, integer(1), "T, the cap"),
+    "seeds": Field((0,), checks.seeds, "scores are averaged over them within each problem"),
+    # Values that samplers share by reference, and the samplers.
+    "num_particles": Field(64, integer(1), "N"),
+    "ramp_tokens": Field(100, integer(0), "tokens over which the exponent rises"),
+    "ess_threshold": Field(0.5, number(at_least=0, at_most=1), "kappa"),
+    "samplers": Field({}, by_sampler, "name -> entry, see ``job_config.entry``"),
+    "slots": Field(None, integer(1), "prompts decoded together; None lets the engine choose", int),
+    # Several devices.
+    "mesh": {
+        "scope": Field(
+            "process",
+            one_of("process", "global"),
+            "process: each process decodes its own prompts on its own devices; global: all "
+            "processes decode together, for a model too large for one of them",
+        ),
+        "model": Field(1, integer(1), "number of devices that share one copy of the parameters"),
+    },
+    "dry_run": Field(False, boolean(), "a tiny random model, two problems, a few tokens"),
+}
+
+
+def check_fields(config: Any, fields: Any = FIELDS, prefix: str = "config.") -> None:
+    """Raises ValueError for a field whose value is invalid on its own."""
+    for name, field in fields.items():
+        value = config[name]
+        if isinstance(field, dict):
+            if not hasattr(value, "keys"):
+                raise ValueError(f"{prefix}{name} is {value!r}; it must be a ConfigDict.")
+            if set(value) != set(field):
+                raise ValueError(
+                    f"{prefix}{name} has {_listed(value)}; it must have {_listed(field)}."
+                )
+            check_fields(value, field, f"{prefix}{name}.")
+        elif field.kind is None or value is not None:
+            field.check(f"{prefix}{name}", value)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
