@@ -18,9 +18,9 @@ import numpy as np
 #
 # Into a prompt's key, which also takes step indices (below 2^31):
 FOLD_FINAL = 0xFFFFFFFF  # the draw of the returned particle
-# Into the caller's key, which also takes the high half of prompt ids (below 2^31). Only a prompt id
-# with that very high half could share numbers with the last two; no list index has one, and a
-# hashed name has it with probability 2^-31.
+# Into the caller's key, which also takes the high half of prompt ids and the index of independent
+# runs (below 2^31). Only an id or an index with that very value could share numbers with the last
+# two; no list index has one, and a hashed name has it with probability 2^-31.
 FOLD_CUTS = 0xFFFFFFFF  # cuts of Metropolis-Hastings
 FOLD_POOL = 0x706F6F6C  # "pool": the choice among pooled particles
 FOLD_PIMH = 0x70696D68  # "pimh": acceptance of runs

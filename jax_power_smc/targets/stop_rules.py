@@ -144,7 +144,7 @@ def checked_token_bytes(
 ) -> list[bytes | None]:
     """Each token's bytes, checked against the rule; arguments and errors of ``compile_stop``."""
     if tokenizer is None:
-        raise ValueError(f"the target has stop={rule!r}; pass tokenizer=, which gives token bytes.")
+        raise ValueError(f"the target has stop={rule!r}; pass tokenizer= for the bytes of tokens.")
     if not isinstance(tokenizer, list):
         pieces = token_bytes(tokenizer, vocab_size)
         _refuse_special_tokens(rule, tokenizer)

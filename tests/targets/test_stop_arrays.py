@@ -252,7 +252,7 @@ def test_a_character_cut_across_tokens():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_rule_needs_what_tokens_spell(name):
+def test_a_rule_needs_token_bytes(name):
     target = target_of("string", "plain")
     with pytest.raises(ValueError, match=r"stop=StopString.*tokenizer= .*\.$"):
         sample(SAMPLERS[name], target, pieces=None)
@@ -260,7 +260,7 @@ def test_a_rule_needs_what_tokens_spell(name):
         sample(SAMPLERS[name], target, pieces=PIECES[:-1])
 
 
-def test_enumeration_needs_what_tokens_spell():
+def test_enumeration_needs_token_bytes():
     with pytest.raises(ValueError, match="tokenizer="):
         psmc.exact.enumerate(MODEL, PARAMS, PROMPT, target_of("string", "plain"), CAP)
 

@@ -234,7 +234,7 @@ REFUSED = {
     "(?m)^": "it matches the empty string",
     r"[^\s\S]": "it can never match",
     r"a\Ab": "it can never match",
-    "\ud800": r"it holds the surrogate '\ud800'",
+    "\ud800": r"it has the surrogate '\ud800'",
 }
 
 
