@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from jax_power_smc.core.types import Tokenizer
@@ -29,6 +29,9 @@ class HfTokenizer(Tokenizer, Protocol):
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with or without the tokens that every text begins or ends with."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False, **options: Any) -> str:
+        """The text of token ids."""
 
 
 def load_tokenizer(directory: pathlib.Path) -> HfTokenizer:

@@ -219,7 +219,7 @@ def test_a_cache_may_lack_what_is_not_read(outcomes):
         ("no revision", ["'owner/model' has no revision 'v2'"]),
         (
             "no model",
-            ["'owner/none' is neither a directory nor all in", "the hub has no such model"],
+            ["'owner/none' is neither a directory nor fully in", "the hub has no such model"],
         ),
         ("gated", ["'owner/gated'", "accepted its terms and set HF_TOKEN"]),
         ("error", ["'owner/broken'", "the hub cannot be reached", "403"]),
