@@ -125,3 +125,11 @@ def test_the_version_is_written_once():
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", psmc.__version__)
     setup = (ROOT / "setup.cfg").read_text()
     assert "version = attr: jax_power_smc.__version__" in setup
+
+
+def test_evidence_gathers_names_of_inner_modules():
+    """``psmc.evidence`` has nothing of its own; what it names is tested where it lives."""
+    for name in psmc.evidence.__all__:
+        value = getattr(psmc.evidence, name)
+        assert value.__module__.split(".")[1] in ("results", "engine"), name
+    assert psmc.evidence.pool is psmc.pool
