@@ -92,7 +92,8 @@ def sample(
     ).scheduler(asked.key)
     scheduler.check(target)
     # Short prompts first: the prompt half of the slots then grows no earlier than it must.
-    for request in scheduler.run(sorted(requests, key=lambda r: len(r.prompt)), until):
+    shortest_first = sorted(requests, key=lambda request: len(request.prompt))
+    for request in scheduler.run(shortest_first, until):
         if request.error is not None:
             raise request.error
     if any(request.outcome is None for request in requests):
