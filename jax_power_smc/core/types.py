@@ -29,7 +29,5 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
 
-    def decode(
-        self, ids: Sequence[int], skip_special_tokens: bool = False, **options: Any
-    ) -> str:
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False, **options: Any) -> str:
         """The text of token ids."""
