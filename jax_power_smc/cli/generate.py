@@ -139,7 +139,9 @@ def run() -> None:
     )
     flags.DEFINE_string("prompt", None, "The text to continue.")
     flags.DEFINE_bool(
-        "chat", None, "Whether the prompt goes through the chat template; default: if there is one."
+        "chat",
+        None,
+        "Whether to use the chat template; default: the model decides.",
     )
     flags.DEFINE_string("sampler", "smc", f"One of {', '.join(SAMPLERS)}.")
     flags.DEFINE_integer(

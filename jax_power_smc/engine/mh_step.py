@@ -5,9 +5,8 @@ keys and values before the cut stay, and the token before the cut is decoded aga
 its own entry and gives the logits at the cut. So one token drawn is one token through the model.
 A rejected move is undone by taking the old entries of the cache.
 
-This needs one thing of a model beyond the words of ``LanguageModel``: ``decode`` must be able to
-return to an earlier step. A cache that is addressed by the clock, and never reads entries of later
-steps, allows that.
+The model's ``decode`` must be able to return to an earlier step (``can_go_back``). A cache that is
+addressed by the clock, and never reads entries of later steps, allows that.
 
 The cut and the horizon are the same for all chains of all prompts (see ``draw_cut``), so the inner
 loop runs over the same steps for all of them.

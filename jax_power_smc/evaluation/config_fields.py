@@ -96,7 +96,7 @@ FIELDS: dict[str, Field | dict[str, Field]] = {
     "chat": Field(
         None,
         boolean("True, False or None"),
-        "whether prompts go through the chat template; None if the model has one",
+        "whether prompts go through the chat template; None: decided by the model",
         bool,
     ),
     # The problems.
@@ -104,7 +104,7 @@ FIELDS: dict[str, Field | dict[str, Field]] = {
     "data": Field(None, by_task, "file, or data set on the hub; None for the task's own", str),
     "data_name": Field(None, by_task, "which configuration of a data set on the hub", str),
     "split": Field("test", by_task, "which part of the data set"),
-    "limit": Field(None, by_task, "only the first so many problems; None for all", int),
+    "limit": Field(None, by_task, "evaluate only the first N problems; None for all", int),
     "problem_seed": Field(0, by_task, "of problems that are generated"),
     "few_shot": Field(0, by_task, "worked examples before each question"),
     "few_shot_data": Field(None, by_task, "file with them, in the data set's layout", str),
@@ -124,7 +124,9 @@ FIELDS: dict[str, Field | dict[str, Field]] = {
         False, boolean(), "whether code written by the model may run on this machine"
     ),
     "grading_seconds": Field(10.0, number(above=0, at_most=3600), "limit for one answer"),
-    "grading_processes": Field(None, integer(1), "None for one per idle core", int),
+    "grading_processes": Field(
+        None, integer(1), "None for one less than the cores, at most 8", int
+    ),
     # The target p^alpha, see ``PowerTarget``.
     "alpha": Field(4.0, by_target, "the exponent"),
     "length": Field("stopped", by_target, "what may end a sequence"),

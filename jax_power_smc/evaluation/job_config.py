@@ -107,7 +107,7 @@ def paper(model: str, architecture: str, task: str) -> ConfigDict:
 
     Args:
       model: owner/name on the hub.
-      architecture: its family, a key of ``models.families.FAMILIES``.
+      architecture: its family, a key of ``models.transformer.families.FAMILIES``.
       task: a key of ``tasks.load.TASKS``.
     """
     config = default()

@@ -2,7 +2,7 @@
 
     config.json         what the records were made with, see ``claim``
     records.jsonl       a line per finished item, flushed and synced before the next one; several
-                        processes write records-00001.jsonl and so on
+                        processes write records-00000.jsonl and so on
     .lock               held by process 0 of the running job
     records/*.jsonl     in place of records.jsonl if the workdir is remote (gs://): objects cannot
                         be appended to, so each is written whole, with several lines

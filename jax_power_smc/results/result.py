@@ -13,7 +13,7 @@ import numpy as np
 from jax_power_smc.core import checks
 from jax_power_smc.core.types import Tokenizer
 from jax_power_smc.targets.power import PowerTarget
-from jax_power_smc.targets.stop_rules import StopBoxed, StopRegex, StopString
+from jax_power_smc.targets.stop_rules import STOP_RULES
 
 Array = jax.Array | np.ndarray
 PHASES = ("compile", "prefill", "decode")
@@ -269,7 +269,6 @@ _INFO_ARRAYS = {
     "acceptance_rate": ("P", np.floating),
     "model_tokens": ("P", np.integer),
 }
-_STOP_RULES = {rule.__name__: rule for rule in (StopString, StopRegex, StopBoxed)}
 
 
 def concatenate(results: Sequence[SampleResult], order: np.ndarray) -> SampleResult:
@@ -346,5 +345,5 @@ def _target_to_json(target: PowerTarget) -> dict[str, Any]:
 def _target_from_json(fields: dict[str, Any]) -> PowerTarget:
     stop = fields.pop("stop", None)
     if stop is not None:
-        stop = _STOP_RULES[stop.pop("rule")](**stop)
+        stop = STOP_RULES[stop.pop("rule")](**stop)
     return PowerTarget(**fields, stop=stop)

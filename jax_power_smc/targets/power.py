@@ -24,7 +24,7 @@ import numpy as np
 
 from jax_power_smc.core import checks
 from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.targets.stop_rules import StopBoxed, StopRegex, StopRule, StopString
+from jax_power_smc.targets.stop_rules import STOP_RULES, StopRule
 
 LENGTHS = ("stopped", "forced_eos")
 # Above this the target is the single most probable sequence, and float32 overflows.
@@ -70,9 +70,9 @@ class PowerTarget:
             raise ValueError(f"eos_ids is {given!r}; every id must be an integer.")
         eos_ids = tuple(sorted({i for i in ids if i is not None}))
         checks.one_of("length", self.length, LENGTHS)
-        if self.stop is not None and not isinstance(self.stop, StopString | StopRegex | StopBoxed):
+        if self.stop is not None and not isinstance(self.stop, StopRule):
             raise ValueError(
-                f"stop is {self.stop!r}; allowed are StopString, StopRegex, StopBoxed and None."
+                f"stop is {self.stop!r}; allowed are {', '.join(STOP_RULES)} and None."
             )
         if self.length == "forced_eos" and not eos_ids and self.stop is None:
             raise ValueError(

@@ -108,6 +108,8 @@ class StopBoxed:
 
 
 StopRule = StopString | StopRegex | StopBoxed
+# By the name that saved results have for them.
+STOP_RULES = {rule.__name__: rule for rule in (StopString, StopRegex, StopBoxed)}
 
 
 class StopTable(NamedTuple):

@@ -1,4 +1,4 @@
-"""The paper's results as functions: Theorem 1 (here), the cost model, exact enumeration."""
+"""The paper's results as functions: Theorem 1, the cost model, exact enumeration."""
 
 from jax_power_smc.theory.weight_variance import (
     StepCost,
