@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeAlias
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 # A model's parameters.
 Params: TypeAlias = Any
@@ -19,8 +18,6 @@ Cache: TypeAlias = Any
 Context: TypeAlias = Any
 # One prompt.
 TokenIds: TypeAlias = Sequence[int] | np.ndarray | jax.Array
-# Real scalars that may be traced.
-Real: TypeAlias = ArrayLike
 
 
 class Tokenizer(Protocol):

@@ -308,8 +308,12 @@ class TransformerLM:
         ]
         return jax.tree.unflatten(structure, resized)
 
+    @functools.cached_property
+    def _graph(self) -> Any:
+        return nnx.split(self.abstract_module())[0]
+
     def _module(self, params: nnx.State) -> Transformer:
-        return nnx.merge(_graph(self), params)
+        return nnx.merge(self._graph, params)
 
 
 def _write(leaf: jax.Array, column: jax.Array, entry: jax.Array, axis: int) -> jax.Array:
@@ -321,8 +325,3 @@ def _write(leaf: jax.Array, column: jax.Array, entry: jax.Array, axis: int) -> j
 def time_axes(cache: ParticleCache) -> list[int]:
     """The time axis of every leaf, in the order of ``jax.tree.leaves``."""
     return [-1] * len(cache.keys) + [-2] * len(cache.values)
-
-
-@functools.lru_cache(maxsize=64)
-def _graph(model: TransformerLM) -> Any:
-    return nnx.split(model.abstract_module())[0]
