@@ -130,7 +130,6 @@ UNTESTED: dict[str, str] = {
     "jax_power_smc.engine.batching": "tests/engine/test_sample.py",
     "jax_power_smc.engine.collect": "tests/engine/test_sample.py",
     "jax_power_smc.engine.device_slots": "tests/engine/test_engine.py",
-    "jax_power_smc.engine.independent_runs": "tests/results/test_evidence.py",
     "jax_power_smc.engine.mh_chains": "tests/samplers/test_metropolis_hastings.py",
     "jax_power_smc.engine.mh_step": "tests/samplers/test_metropolis_hastings.py",
     "jax_power_smc.engine.request": "tests/engine/test_engine.py",

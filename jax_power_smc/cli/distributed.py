@@ -245,11 +245,12 @@ def _watch(command: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, lambda number, frame: None)
     assert child.stderr is not None
     held: list[str] = []
-    for line in child.stderr:
-        if held or _LAST_WORDS.match(line):
-            held.append(line)
-        else:
-            print(line, end="", file=sys.stderr, flush=True)
+    with child.stderr:
+        for line in child.stderr:
+            if held or _LAST_WORDS.match(line):
+                held.append(line)
+            else:
+                print(line, end="", file=sys.stderr, flush=True)
     code = child.wait()
     words = "".join(held)
     # The runtime has aborted the child; how exactly it then ended does not matter.

@@ -17,6 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jax_power_smc.cli.agreement import agree
+from jax_power_smc.core import prng
 from jax_power_smc.core.process_group import ProcessGroup
 from jax_power_smc.evaluation import claim, conditions, job, store
 from jax_power_smc.evaluation.conditions import Conditions, Scope
@@ -255,6 +256,6 @@ def device() -> str:
 def _keys() -> dict[str, Any]:
     """What the random numbers of a seed depend on."""
     return {
-        "implementation": str(jax.random.key_impl(jax.random.key(0))),
+        "implementation": prng.KEY_IMPL,
         "partitionable": bool(jax.config.values["jax_threefry_partitionable"]),
     }

@@ -144,7 +144,7 @@ def prompt(index: int, value: Any, vocab_size: int) -> np.ndarray:
     """A copy of the prompt as int32 [S] if it is a non-empty list of token ids."""
     if isinstance(value, str):
         raise ValueError(f"prompt {index} is a string; prompts are lists of token ids.")
-    ids = _array(value)
+    ids = as_array(value)
     if ids is not None and ids.shape == (0,):
         raise ValueError(f"prompt {index} is empty; at least one token is needed.")
     if ids is None or ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
@@ -157,11 +157,11 @@ def prompt(index: int, value: Any, vocab_size: int) -> np.ndarray:
 
 def length(prompt: Any) -> int:
     """S of a prompt that has not been checked; 0 if it has no length."""
-    ids = None if isinstance(prompt, str) else _array(prompt)
+    ids = None if isinstance(prompt, str) else as_array(prompt)
     return 0 if ids is None or ids.ndim == 0 else len(ids)
 
 
-def _array(value: Any) -> np.ndarray | None:
+def as_array(value: Any) -> np.ndarray | None:
     """The value as a NumPy array; None if it cannot be one."""
     if not isinstance(value, Sized):
         return None

@@ -22,7 +22,7 @@ class StreamRequest:
     """One prompt of a stream.
 
     Attributes:
-      prompt: token ids; a list or an array is copied, so that it may be changed or used again.
+      prompt: token ids, of which a copy is taken, so that a buffer may be used again.
       target: what to sample from.
       max_new_tokens: T, the cap.
       prompt_id: a non-negative integer for its randomness; default its index in the stream.
@@ -38,8 +38,11 @@ class StreamRequest:
     tag: Any = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompt, list | np.ndarray):
+        # What is not a list of numbers is refused when the request's turn comes.
+        if isinstance(self.prompt, list):
             checks.settle(self, prompt=self.prompt.copy())
+        elif not isinstance(self.prompt, str) and (ids := checks.as_array(self.prompt)) is not None:
+            checks.settle(self, prompt=ids.copy())
 
 
 @dataclasses.dataclass(frozen=True)

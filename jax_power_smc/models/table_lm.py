@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jax_power_smc.core import checks
 from jax_power_smc.core.mesh import MODEL
 from jax_power_smc.core.vocab_sharding import UNSHARDED, VocabSharding, can_shard
 from jax_power_smc.models.transformer import kv_cache
@@ -43,10 +44,11 @@ class TableLM:
     parts: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "order"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a positive integer.")
+        checks.settle(
+            self,
+            vocab_size=checks.integer("vocab_size", self.vocab_size, at_least=1),
+            order=checks.integer("order", self.order, at_least=1),
+        )
 
     def on(self, size: int) -> "TableLM":
         """The model that each of ``size`` devices runs, with the logits of V/size tokens.

@@ -223,6 +223,8 @@ class SampleResult:
           ValueError: for a file that is not a saved result, is damaged, or has an unknown format.
           OSError: if the file cannot be read.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise ValueError(f"path is {path!r}; it must be the path of a file.")
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as entries:
                 return _from_entries(entries)
@@ -327,6 +329,11 @@ def _from_entries(entries: Mapping[str, Any]) -> SampleResult:
         fits = x.ndim == len(axes) and np.issubdtype(x.dtype, kind)
         if not fits or any(sizes.setdefault(a, n) != n for a, n in zip(axes, x.shape, strict=True)):
             raise _MisfitError(f"its {name} is {x.dtype}{list(x.shape)}, which does not fit")
+    lengths, choice = arrays["lengths"], arrays["choice"]
+    if lengths.size and not 0 <= lengths.min() <= lengths.max() <= sizes["T"]:
+        raise _MisfitError(f"its lengths do not lie in [0, {sizes['T']}]")
+    if choice.size and not 0 <= choice.min() <= choice.max() < sizes["N"]:
+        raise _MisfitError(f"its choice does not lie in [0, {sizes['N']})")
     seconds = {phase: float(meta["seconds"][phase]) for phase in PHASES}
     return SampleResult(
         **_put({name: arrays[name] for name in _ARRAYS}),

@@ -17,7 +17,7 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 import jax_power_smc as psmc
-from jax_power_smc.cli import evaluate
+from jax_power_smc.cli import evaluate, evaluate_start
 from jax_power_smc.core.process_group import ProcessGroup
 from jax_power_smc.evaluation import claim, conditions, records
 from jax_power_smc.evaluation.scores import read
@@ -212,6 +212,13 @@ def test_every_record_says_what_it_was_made_with(finished, model):
 
 
 # --- What is printed --------------------------------------------------------------------------
+
+
+def test_keys_do_not_depend_on_the_environment():
+    expected = evaluate_start._keys()
+    with jax.default_prng_impl("unsafe_rbg"):
+        assert evaluate_start._keys() == expected
+    assert expected["implementation"] == "threefry2x32"
 
 
 def test_the_table_and_where_the_files_are(finished):

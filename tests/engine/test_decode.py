@@ -12,6 +12,7 @@ from jax_power_smc import PowerSMC, PowerTarget, TableLM
 from jax_power_smc.core import prng
 from jax_power_smc.engine import decode, programs
 from jax_power_smc.engine.decode import PromptInputs, SharedInputs
+from jax_power_smc.engine.layout import ONE_DEVICE
 from jax_power_smc.models.cache_moves import copy_dead_rows, move_cache, take_ancestors
 from jax_power_smc.smc import weights
 
@@ -139,13 +140,10 @@ def test_a_predicate_per_prompt_would_select_on_the_cache():
 def test_the_engine_keeps_the_conditional_in_its_loop(count):
     model = BigCache()
     prompts, state, _ = begin(model, [CAPACITY] * count)
-    text = (
-        programs.decode_chunk.lower(
-            PARAMS, SHARED, prompts, state, jnp.arange(1, 5, dtype=jnp.int32), model=model
-        )
-        .compile()
-        .as_text()
-    )
+    args = PARAMS, SHARED, prompts, state, jnp.arange(1, 5, dtype=jnp.int32)
+    specs = programs.SPECS[programs.decode_chunk](ONE_DEVICE, args)
+    lowered = ONE_DEVICE.lower(programs.decode_chunk, {"model": model}, args, specs)
+    text = lowered.compile().as_text()
     # One around the whole chunk (is any prompt running?), one around the cache move.
     assert text.count(" conditional(") == 2
     assert " while(" in text and not selects_on_cache(text, count)

@@ -1,5 +1,6 @@
 """Streams: every request gets what ``sample`` gives, whatever its neighbours are."""
 
+import array
 import dataclasses
 import itertools
 import math
@@ -235,6 +236,16 @@ def assert_as_alone_with(done, **options):
         sampler=SAMPLER, max_new_tokens=np.uint8(7), **options,
     )  # fmt: skip
     np.testing.assert_array_equal(done.result.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize("make_buffer", [list, np.array, lambda ids: array.array("i", ids)])
+def test_any_buffer_is_copied_when_the_request_is_made(make_buffer):
+    buffer = make_buffer([1, 2])
+    asked = [request(0, prompt=buffer), request(0, prompt=memoryview(array.array("i", [1, 2])))]
+    buffer[0], buffer[1] = 3, 3
+    for done in make().stream(asked, key=KEY):
+        expected = alone(done.index, request(0, prompt=[1, 2]))
+        np.testing.assert_array_equal(done.result.tokens, expected.tokens)
 
 
 def test_a_buffer_may_be_used_again():

@@ -120,7 +120,10 @@ def test_only_some_may_be_none(name):
         ({"length": "short"}, "config.length is 'short'; allowed are stopped, forced_eos"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "config.min_new_tokens is 9; it must not exc"),
         ({"top_k": 0}, "config.top_k is 0; it must be an integer of at least 1"),
-        ({"top_p": 1.5}, "config.top_p is 1.5; it must lie in"),
+        (
+            {"top_p": 1.5},
+            "config.top_p is 1.5; it must be a finite number greater than 0 and at most 1",
+        ),
         ({"stop": ""}, "config.stop is ''; it must be None, 'boxed' or a text"),
         ({"stop": 5}, "config.stop is 5; it must be None, 'boxed' or a text"),
         ({"ess_threshold": 1.5}, "config.ess_threshold is 1.5; it must be a finite number"),

@@ -93,5 +93,13 @@ def test_table_in_float64_has_float64_logits(x64):
     [("vocab_size", 0), ("order", 0), ("order", 1.0), ("order", True), ("vocab_size", "3")],
 )
 def test_sizes_must_be_positive_integers(field, value):
-    with pytest.raises(ValueError, match=f"^{field} is {value!r}; it must be a positive integer.$"):
+    with pytest.raises(
+        ValueError, match=f"^{field} is {value!r}; it must be an integer of at least 1.$"
+    ):
         TableLM(**{"vocab_size": V, field: value})
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, jnp.int32])
+def test_sizes_of_numpy_and_jax_are_pythons(kind):
+    model = TableLM(kind(V), order=kind(2))
+    assert model == TableLM(V, order=2) and type(model.vocab_size) is int

@@ -445,7 +445,7 @@ def test_one_particle_with_one_explicit_child_is_unbiased():
 # --- Neighbours, arguments --------------------------------------------------------------------
 
 ARRAYS = ("tokens", "lengths", "finished", "log_probs", "log_weights", "log_evidence", "choice")
-INFO = ("ess", "resampled", "forks", "parent", "rows", "dropped_mass", "model_tokens")
+INFO = ("ess", "resampled", "forks", "parent", "particle_index", "dropped_mass", "model_tokens")
 
 
 def assert_same(one, two, rows, other_rows):

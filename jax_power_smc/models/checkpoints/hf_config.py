@@ -9,6 +9,7 @@ import json
 import os
 from typing import Any
 
+from jax_power_smc.core import checks
 from jax_power_smc.models.checkpoints.hf_rope import Ropes, read_ropes, write_ropes
 from jax_power_smc.models.transformer.config import (
     CheckpointError,
@@ -172,12 +173,13 @@ def _positions(limit: int, requested: int | None, ropes: Ropes, source: str) -> 
     if requested is None:
         stretched = ropes.scaling is not None and ropes.scaling.kind == "longrope"
         return min(limit, ropes.scaling.original_positions) if stretched else limit  # type: ignore[union-attr]
-    if not is_size(requested) or requested > limit:
+    whole = checks.as_integer(requested)
+    if whole is None or not 1 <= whole <= limit:
         raise CheckpointError(
             f"max_positions is {requested!r}; it must be a positive integer of at most {limit}, "
             f"the limit in {source}."
         )
-    return requested
+    return whole
 
 
 def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from typing import Any
 
+from jax_power_smc.core import checks
 from jax_power_smc.models.transformer.families import FAMILIES, Family
 from jax_power_smc.models.transformer.rope import RopeScaling
 
@@ -77,8 +78,13 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and not is_size(value):
-                raise CheckpointError(f"{field.name} is {value!r}; it must be a positive integer.")
+            if field.type is int:
+                whole = checks.as_integer(value)
+                if whole is None or whole < 1:
+                    raise CheckpointError(
+                        f"{field.name} is {value!r}; it must be a positive integer."
+                    )
+                checks.settle(self, **{field.name: whole})
             optional = field.type == float | None and value is not None
             if (field.type is float or optional) and not is_positive(value):
                 raise CheckpointError(f"{field.name} is {value!r}; it must be a positive number.")

@@ -63,7 +63,7 @@ def test_what_a_family_is_known_for_is_on(family):
     about, made = FAMILIES[family], tiny_model(dry(architecture=family)).config
     assert any(made.windows) == (about.windows != "none")
     # Where some layers may see everything, some do.
-    assert (0 in made.windows) == (about.windows in ("some", "asked"))
+    assert (0 in made.windows) == (about.windows in ("some", "opt_in"))
     has_caps = made.attention_softcap is not None and made.final_softcap is not None
     assert has_caps == ("attention_softcap" in dict(about.scalars))
     assert (made.local_rope_theta is not None) == (about.local_theta is not None)

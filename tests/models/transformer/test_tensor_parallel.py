@@ -15,7 +15,7 @@ from jax_power_smc import PowerSMC, PowerTarget
 from jax_power_smc.core import mesh
 from jax_power_smc.core.mesh import MODEL
 from jax_power_smc.engine import layout as mesh_layout
-from jax_power_smc.engine import memory_plan
+from jax_power_smc.engine import memory_plan, programs
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.tensor_parallel import (
     UNSHARDED_MODEL,
@@ -275,7 +275,7 @@ def test_the_plan_of_one_of_the_devices(size, make):
     assert one.total <= alone.total and (size == 1) == (one.total == alone.total)
     # As the caches themselves are, of two slots of a row.
     caches = layout.zeros(
-        lambda: psmc.programs.empty_cache(layout.model, params, 2 * 8, 4, 96), mesh.PER_DEVICE
+        lambda: programs.empty_cache(layout.model, params, 2 * 8, 4, 96), mesh.PER_DEVICE
     )
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(caches))
     assert held == 2 * one.cache
