@@ -109,6 +109,11 @@ def check_same(workdir: epath.Path, wanted: Mapping[str, Any], held: Mapping[str
             f"{place} holds the records of another config: {named}; use that config, or "
             "choose another workdir."
         )
+    check_hash(workdir, held)
+
+
+def check_hash(workdir: epath.Path, held: Mapping[str, Any]) -> None:
+    """Raises ValueError if config.json was changed after a job wrote it."""
     if held["hash"] != hash_of(held):
         raise ValueError(
             f"{os.fspath(workdir / CONFIG)} is damaged: its hash is {held['hash']}, and that of "

@@ -119,6 +119,7 @@ def _records(workdir: epath.Path, about: dict[str, Any]) -> Iterator[Record]:
     """Those in the scope of the job's latest start, checked against config.json."""
     place = os.fspath(workdir)
     conditions.check_version(about, place)
+    claim.check_hash(workdir, about)
     return conditions.checked(
         store.read_records(workdir),
         conditions.conditions_of(about),

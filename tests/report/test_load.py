@@ -1,5 +1,7 @@
 """What the report keeps of the records."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -44,3 +46,13 @@ def test_problems_are_read_in_the_order_in_which_they_are_named(tmp_path):
     for name, found in got.items():
         assert {each["run"] for each in found} == set(CONFIG.samplers)
         assert {each["id"] for each in found} == {name}
+
+
+def test_a_config_that_was_edited_afterwards_is_refused(tmp_path):
+    records = workdirs.every_item(np.random.default_rng(0), CONFIG, "ab")
+    workdir = workdirs.write(tmp_path, CONFIG, records, "ab")
+    held = json.loads((workdir / "config.json").read_text())
+    held["config"]["alpha"] += 1
+    (workdir / "config.json").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        load.read_report(workdir)
