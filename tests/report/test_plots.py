@@ -5,6 +5,7 @@ import warnings
 
 from etils import epath
 
+from jax_power_smc.evaluation import claim
 from jax_power_smc.evaluation.conditions import conditions_of
 from jax_power_smc.report import load, plots
 from tests.report.plotted import HOSTILE, ancestral, particle, row, smc, summary, swor
@@ -16,7 +17,6 @@ def write(directory, labels, with_summary=True):
     """Three runs of two problems; the answers are not to be trusted."""
     names = ("$a", "\ud800b")
     about = {
-        "hash": "x",
         "config": {"samplers": SAMPLERS, "seeds": [0]},
         "conditions": {},
         "problems": dict.fromkeys(names, "x"),
@@ -24,6 +24,7 @@ def write(directory, labels, with_summary=True):
         "labels": labels,
         "device": "cpu",
     }
+    about["hash"] = claim.hash_of(about)
     (directory / "config.json").write_text(json.dumps(about))
     judged = {
         "log_prob": -1.0,
