@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_power_smc.cli.report import report
-from jax_power_smc.evaluation import records
+from jax_power_smc.evaluation import claim, records
 from jax_power_smc.evaluation.conditions import conditions_of
 from jax_power_smc.report import plots
 from tests.cli.command import assert_refused, call, outcomes
@@ -118,7 +118,7 @@ def test_a_config_of_another_version_is_reported_without_a_table(tmp_path, capsy
     workdir = write(tmp_path / "job", with_summary=False)
     held = json.loads((workdir / "config.json").read_text())
     held["config"]["samplers"]["smc"]["unknown"] = 1
-    (workdir / "config.json").write_text(json.dumps(held))
+    (workdir / "config.json").write_text(json.dumps(held | {"hash": claim.hash_of(held)}))
     made, path = conditions_of(held), workdir / "records.jsonl"
     listed = [json.loads(line) for line in path.read_text().splitlines()]
     listed = [each | {"digest": made.digests(records.item_of(each))} for each in listed]

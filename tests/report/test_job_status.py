@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from jax_power_smc.evaluation import claim
 from jax_power_smc.report.job_status import status_of
 from jax_power_smc.report.load import read_report
 from tests.report import workdirs
@@ -69,7 +70,7 @@ def test_a_config_of_another_version_has_what_the_job_wrote(config, records, tmp
     workdir = workdirs.write(tmp_path, config, records[:3])
     held = json.loads((workdir / "config.json").read_text())
     held["config"]["samplers"]["smc"]["unknown"] = 1
-    rewrite(workdir / "config.json", config=held["config"])
+    rewrite(workdir / "config.json", config=held["config"], hash=claim.hash_of(held))
     assert status(workdir).summary is None
     early = workdirs.summary_of(config, records[:1], PROBLEMS)
     workdirs.store.write_json(workdir / "summary.json", early)
