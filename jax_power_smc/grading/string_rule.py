@@ -38,7 +38,7 @@ _NUMBER = re.compile(
     r"(?<![^\W_])[-\u2212\u2013]?(?<![^\W_])"
     r"(?:\d+ (?=\d+/\d)|(?=[\d.]))"  # the integer of a mixed number
     r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
-    r"(?:/\d+| ?[\u00bc-\u00be\u2150-\u215e])?"
+    r"(?:/\d+| ?[\u00bc-\u00be\u2150-\u215e]|_\{\d+\})?"
 )
 # Amounts with units: "18 dollars a day", "2 1/3 cups", "2 + 3 = 5 dollars", "12, 15 and 18 cents".
 _FIGURE = r"(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)"
@@ -102,19 +102,22 @@ def equal(gold: str, response: str) -> bool:
       gold: the reference answer, or a solution that marks it by a box or "####".
       response: the model's response.
     """
-    answer = extract(response)
-    return answer is not None and normalise(answer) == normalise(reference_answer(gold)) != ""
+    answer, reference = extract(response), reference_answer(gold)
+    if answer is not None and not spelling.has_base(reference):
+        answer = spelling.mark_bases(answer, keep=False)
+    return answer is not None and normalise(answer) == normalise(reference) != ""
 
 
 def reference_answer(gold: str) -> str:
     """The reference answer in its text: what a box or "####" marks, else the whole text."""
+    gold = spelling.join_bases(gold)
     marked = last_boxed(gold) or _after_hashes(gold)
     return gold if marked is None else marked
 
 
 def extract(response: str) -> str | None:
-    """The answer in a response, as written there; None if there is none."""
-    response = strip_thinking(response)
+    """The answer in a response, as written there but for 52_{8}; None if there is none."""
+    response = spelling.join_bases(strip_thinking(response))
     if r"\boxed" in response or r"\fbox" in response:
         return last_boxed(response)
     answer = marked(response)
@@ -123,7 +126,7 @@ def extract(response: str) -> str | None:
 
 def marked(response: str) -> str | None:
     """The answer that a response without a box marks in another way, or consists of."""
-    response = strip_thinking(response)
+    response = spelling.join_bases(strip_thinking(response))
     finds = (_after_hashes, _stated, _bare)
     return next((answer for find in finds if (answer := find(response)) is not None), None)
 
@@ -179,7 +182,7 @@ def is_bare(text: str) -> bool:
 def normalise(answer: str) -> str:
     """The answer in one spelling; characters beyond ``MAX_ANSWER_LENGTH`` are dropped."""
     text = _strip_delimiters(answer[:MAX_ANSWER_LENGTH].strip())
-    text = spelling.respell(text.rstrip(".").strip())
+    text = spelling.join_bases(spelling.respell(text.rstrip(".").strip()))
     text = _RESPELLED.sub(lambda found: _SPELLINGS[found[0]], _THIN_COMMA.sub(",", text))
     text = _DROPPED.sub("", text).strip()
     text = _UNIT.sub("", text)

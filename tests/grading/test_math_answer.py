@@ -190,6 +190,21 @@ KINDS = {
             every_way("52_8", "52_{8}", "52₈", r"52_{\text{eight}}"),
             every_way("52_9", "52_80", "53_8"),
         ),
+        (
+            "52_8",
+            [
+                *every_way("52 (base 8)", "52 in base eight"),
+                r"$\boxed{52}_8$",
+                "It is 52 in base 8.",
+            ]
+            + [r"$\boxed{52}$ in base $8$", r"The answer is $52$ in base $8$."],
+            every_way("52₉", "52 (base 9)", "52 base 9", "52 in base nine", r"52_{\text{nine}}")
+            + [r"\boxed{52}_9", r"$\boxed{52}_{9}$.", r"\boxed{52}₉", r"$\boxed{52}$ in base $9$"]
+            + ["The answer is $52$ in base $9$.", "So it is 52 in base 9.", "52 (base 10)"],
+        ),
+        ("52₈", every_way("52_8", "52₈"), every_way("52_9", "52₉")),
+        ("101_2", every_way("101₂"), every_way("101₁₀", "101_{10}", "101 in base ten")),
+        ("52", [*every_way("52₈", "52 (base 8)", "52 in base 8"), r"\boxed{52}_8"], []),
         # A base that the problem asks for may be left out.
         ("52_8", [*every_way("52"), *stated("52 (base 8)")], every_way("42", "53")),
         ("5", every_way("5_{10}"), []),
