@@ -114,10 +114,13 @@ def _parse_reference(gold: str, bases: bool) -> list[Any]:
 
 
 def _parse_response(response: str, bases: bool) -> list[Any]:
-    if not _MARKED.search(_DOLLAR_SIGN.sub("", response)):
+    boxed = r"\boxed" in response or r"\fbox" in response
+    marked = None if boxed else string_rule.marked(response)
+    # Formulas beside an answer that is marked in another way are not looked at.
+    if not _MARKED.search(_DOLLAR_SIGN.sub("", response if marked is None else marked)):
         answer = string_rule.extract(response) or ""
         # Math-Verify finds a number in prose, but not all of 2 1/3.
-        known = string_rule.marked(response) is not None or spelling.respell(answer) != answer
+        known = marked is not None or spelling.respell(answer) != answer
         if known and string_rule.is_bare(answer):
             answer = _DOLLAR_SIGN.sub("", answer)
             if parsed := _parse_number(answer) + _parse_answer(answer, bases):

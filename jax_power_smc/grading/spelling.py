@@ -31,7 +31,7 @@ _DEGREES = {"√": "", "∛": "[3]", "∜": "[4]"}
 _SCIENTIFIC = re.compile(
     r"(?<![\w.\\])(?P<sign>-?)(?P<factor>\d+(?:\.\d*)?)"
     r"(?:[eE](?P<e>[+-]?\d+)(?!\w|\.\d)"
-    r"|\s*(?:[x×*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*"  # noqa: RUF001
+    r"|\s*(?:[x×·*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*"  # noqa: RUF001
     r"(?:\{\s*(?P<braced>[+-]?\s?\d+)\s*\}|\((?P<bracketed>[+-]?\d+)\)|(?P<plain>[+-]?\d+)))"
 )
 _MIXED = re.compile(

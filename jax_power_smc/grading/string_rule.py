@@ -46,10 +46,16 @@ _SIGNED = rf"(?:[-\u2212\u2013]\s?)?\$?{_FIGURE}"
 _TERM = rf"\(?{_SIGNED}[)%]*(?: [a-z]+){{0,2}}"
 _OPERATOR = r"\s?(?:[-+*/^\u2212\u00d7\u00f7\u00b7]|x(?= ?\d))\s?"
 _SUM = re.compile(rf"(?:{_TERM}(?:{_OPERATOR}{_TERM}){{0,20}}\s?=\s?){{1,20}}(?=[-.$\d\u2212])")
+# After ``respell``, which writes 3√2, 2½ and 10³ in LaTeX.
+_FACTOR = (
+    r"(?:\\sqrt(?:\[\d\])?\{[^{}]{1,40}\}|\\frac\{\d{1,9}\}\{\d{1,9}\}|\\(?:pi|infty)(?![a-zA-Z]))"
+)
 _AMOUNT = re.compile(
-    rf"(?P<amount>{_SIGNED}(?:(?:, ?{_SIGNED})*,? (?:and|or) {_SIGNED}"
-    r"|(?: \d+)?\s?/\s?\d+| ?[\u00bc-\u00be\u2150-\u215e]|:\d\d"
-    rf"|(?:\s?[+*^\u00d7]\s?\$?{_FIGURE})+)?)"
+    rf"(?P<amount>(?:{_SIGNED}|-?\s?{_FACTOR})"
+    rf"(?:(?:, ?{_SIGNED})*,? (?:and|or) {_SIGNED}|(?: \d+)?\s?/\s?\d+(?!\d*\s?\\)|:\d\d"
+    rf"|(?:\s?{_FACTOR}|_\{{\d+\}}|\^(?:\{{[-+]?\d+\}}|[-+]?\d+)"
+    rf"|\s?(?:[+*/\u00d7\u00b7]|\\times|\\cdot)\s?\$?(?:{_FIGURE}|{_FACTOR})"
+    rf"|\s?-\s?(?:{_FIGURE}\s?)?{_FACTOR}){{1,20}})?)"
 )
 # LaTeX whose letters do not make an answer prose: text, environments, commands.
 _COMMAND = re.compile(
@@ -223,7 +229,7 @@ def _stated(text: str) -> str | None:
         answer = answer[sum_.end() :]
     if is_bare(answer) or answer.startswith("\\"):
         return _short(answer)
-    amount = _AMOUNT.match(answer)
+    amount = _AMOUNT.match(spelling.respell(answer))
     if amount is None or (answer.startswith("$") and answer.find("$", 1) > 0):  # $x$: a formula
         return _short(answer)
     return amount["amount"].strip().replace("$", "")
