@@ -50,6 +50,18 @@ _BASE = re.compile(
     rf"|\\(?:text|mathrm)\{{\s*{_BASE_NAME}\s*\}}|\{{\\(?:text|mathrm)\{{\s*{_BASE_NAME}\s*\}}\}})(?!\d)"
     rf"|\s?\\text\{{\s*\(?{_IN_BASE}\)?\s*\}}|\s?\({_IN_BASE}\)|\s{_IN_BASE})"
 )
+# A time with its half of the day, such as "2:30 p.m." or 2 \text{ PM}.
+_HALF_DAY = re.compile(
+    r"(?<![\d:.])(?P<time>\d\d?(?::\d\d)?)(?:\\[ ,;:]|[\s~])*"
+    r"(?P<text>\\(?:text|mbox|textnormal|mathrm)\s*\{\s*)?"
+    r"(?P<half>[aApP])(?:\.\s?[mM](?:\.|(?!\w))|[mM](?!\w))(?(text)\s*\})"
+)
+# An Oxford comma, and "and" in text.
+_AND = re.compile(r"(?<=[\d)}$]),\s*(?:\\text\s*\{\s*)?(?:and|or)(?:\s*\}\s*|\s+)(?=[-\d.$\\(])")
+_PERCENTAGE = re.compile(
+    r"(?<![\d.}])(?P<whole>\d{0,15})\s*\\[dt]?frac\s*"
+    r"(?:(?P<over>\d)\s*(?P<under>\d)|\{(?P<above>\d{1,15})\}\s*\{(?P<below>\d{1,15})\})(?=\s*\\?%)"
+)
 _SPACED_SIGN = re.compile(r"^\s*([-+])\s+(?=[\d.$\\])")
 
 
@@ -63,6 +75,7 @@ def respell(text: str) -> str:
         for each, (over, under) in _FRACTIONS.items():
             text = text.replace(each, rf"\frac{{{over}}}{{{under}}}")
         text = _ROOT.sub(_root, text)
+    text = _AND.sub(", ", text)
     return _MIXED.sub(_mixed, _SCIENTIFIC.sub(_scientific, text))
 
 
@@ -89,6 +102,36 @@ def mark_bases(text: str, keep: bool = True) -> str:
       keep: whether to keep the bases; False removes them.
     """
     return _rebase(text, lambda base: rf"\cdot B_{{{base}}}" if keep and base != "10" else "")
+
+
+def half_of_day(text: str) -> str:
+    """ "a" or "p" if the text has a time with "a.m." or "p.m.", else ""."""
+    found = _HALF_DAY.search(text)
+    return found["half"].lower() if found else ""
+
+
+def join_half_of_day(text: str) -> str:
+    r"""Rewrites 2:30 \text{ p.m.} as 2:30pm."""
+    return _HALF_DAY.sub(lambda found: f"{found['time']}{found['half'].lower()}m", text)
+
+
+def mark_half_of_day(text: str, keep: bool = True) -> str:
+    r"""Rewrites 2:30 p.m. as 2:30\cdot H_{p}, or as 2:30; as ``mark_bases`` does for bases."""
+
+    def mark(found: re.Match[str]) -> str:
+        return found["time"] + (rf"\cdot H_{{{found['half'].lower()}}}" if keep else "")
+
+    return _HALF_DAY.sub(mark, text)
+
+
+def join_percentages(text: str) -> str:
+    r"""Rewrites 4\frac12\% as \frac{9}{2}\%, which Math-Verify can read."""
+    return _PERCENTAGE.sub(_percentage, text)
+
+
+def _percentage(found: re.Match[str]) -> str:
+    over, under = found["over"] or found["above"], found["under"] or found["below"]
+    return rf"\frac{{{int(found['whole'] or 0) * int(under) + int(over)}}}{{{under}}}"
 
 
 def _rebase(text: str, write: Callable[[str], str]) -> str:

@@ -27,7 +27,7 @@ MAX_ANSWER_LENGTH = 1000
 _MAX_BOXES = 20
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed (?=[^\s{])")
-_STATED = re.compile(r"(?i:\banswer(?:\s+is\s*:?|\s*:))[\s*]*")
+_STATED = re.compile(r"(?i:\banswers?(?:\s+(?:is|are)\s*:?|\s*:))[\s*]*")
 # The end of a sentence or line; a decimal point does not end a sentence.
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|\n|\.?\s*I hope")
 # What may separate two boxes of a list.
@@ -40,6 +40,10 @@ _NUMBER = re.compile(
     r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
     r"(?:/\d+| ?[\u00bc-\u00be\u2150-\u215e]|_\{\d+\})?"
 )
+# "The numbers are 12, 15." at the end.
+_LISTED = re.compile(
+    rf"\bare:? (?P<list>{_NUMBER.pattern}(?:(?:,? and |, ?)(?:{_NUMBER.pattern})){{1,20}})\.?\s*\Z"
+)
 # Amounts with units: "18 dollars a day", "2 1/3 cups", "2 + 3 = 5 dollars", "12, 15 and 18 cents".
 _FIGURE = r"(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)"
 _SIGNED = rf"(?:[-\u2212\u2013]\s?)?\$?{_FIGURE}"
@@ -51,7 +55,7 @@ _FACTOR = (
     r"(?:\\sqrt(?:\[\d\])?\{[^{}]{1,40}\}|\\frac\{\d{1,9}\}\{\d{1,9}\}|\\(?:pi|infty)(?![a-zA-Z]))"
 )
 _AMOUNT = re.compile(
-    rf"(?P<amount>(?:{_SIGNED}|-?\s?{_FACTOR})"
+    rf"(?P<amount>\d\d?(?::\d\d)?\s?[aApP]\.?\s?[mM]\b\.?|(?:{_SIGNED}|-?\s?{_FACTOR})"
     rf"(?:(?:, ?{_SIGNED})*,? (?:and|or) {_SIGNED}|(?: \d+)?\s?/\s?\d+(?!\d*\s?\\)|:\d\d"
     rf"|(?:\s?{_FACTOR}|_\{{\d+\}}|\^(?:\{{[-+]?\d+\}}|[-+]?\d+)"
     rf"|\s?(?:[+*/\u00d7\u00b7]|\\times|\\cdot)\s?\$?(?:{_FIGURE}|{_FACTOR})"
@@ -111,6 +115,13 @@ def equal(gold: str, response: str) -> bool:
     answer, reference = extract(response), reference_answer(gold)
     if answer is not None and not spelling.has_base(reference):
         answer = spelling.mark_bases(answer, keep=False)
+    # If only one of them states the half of the day, it is the one that the problem means.
+    if answer is not None and not (
+        spelling.half_of_day(reference) and spelling.half_of_day(answer)
+    ):
+        answer, reference = (
+            spelling.mark_half_of_day(each, keep=False) for each in (answer, reference)
+        )
     return answer is not None and normalise(answer) == normalise(reference) != ""
 
 
@@ -188,6 +199,7 @@ def is_bare(text: str) -> bool:
 def normalise(answer: str) -> str:
     """The answer in one spelling; characters beyond ``MAX_ANSWER_LENGTH`` are dropped."""
     text = _strip_delimiters(answer[:MAX_ANSWER_LENGTH].strip())
+    text = spelling.join_half_of_day(text)
     text = spelling.join_bases(spelling.respell(text.rstrip(".").strip()))
     text = _RESPELLED.sub(lambda found: _SPELLINGS[found[0]], _THIN_COMMA.sub(",", text))
     text = _DROPPED.sub("", text).strip()
@@ -240,7 +252,10 @@ def _bare(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    numbers = _NUMBER.findall(text[-10 * MAX_ANSWER_LENGTH :])
+    text = text[-10 * MAX_ANSWER_LENGTH :]
+    if listed := _LISTED.search(text[-MAX_ANSWER_LENGTH:]):
+        return listed["list"]
+    numbers = _NUMBER.findall(text)
     return _short(numbers[-1]) if numbers else None
 
 

@@ -197,6 +197,42 @@ KINDS = {
         ("2.5", stated("2½ cups of it", "2 1/2 cups of it"), stated("½ cup of it", "2 cups of it")),
         ("52_8", stated("52₈ because of it"), stated("52₉ because of it")),
     ],
+    "halves of the day": [
+        (
+            r"2:30 \text{ p.m.}",
+            every_way(r"2:30 \text{ p.m.}", r"2:30\text{ PM}", "2:30 p.m.", "2:30pm", "2:30"),
+            every_way(r"2:30 \text{ a.m.}", "2:30 a.m.", "2:30 AM", "3:30 p.m.", "3:30"),
+        ),
+        ("10:30", [*every_way("10:30 a.m.", "10:30"), *stated("10:30 a.m. on Monday")], []),
+        ("7 p.m.", every_way("7 PM", "7"), [*every_way("7 a.m."), *stated("7 a.m. on Monday")]),
+        (r"7\text{ am}", every_way("7 a.m."), every_way("7 pm")),
+    ],
+    "lists in words": [
+        (
+            "3, 5, 7",
+            [
+                "The answers are 3, 5, and 7.",
+                "Answers: 3, 5 and 7",
+                "The numbers are 3, 5, and 7.",
+                *every_way(r"3, 5, \text{ and } 7", "3, 5, and 7"),
+            ],
+            ["The answers are 3, 5, and 8.", "The answers are 5, and 7."],
+        ),
+        ("15", ["The answers are 15.", "Of 12, 15 and 18 it is 15."], ["The numbers are 12, 15."]),
+        ("15", ["They are 12 and 3, in all 15."], ["They are 12 and 15", "They are 12, and 15."]),
+    ],
+    "percentages": [
+        (
+            r"4\frac12\%",
+            every_way(r"4.5\%", r"4\frac{1}{2}\%", "4.5%", "4 1/2%", "4½%", r"\frac92\%"),
+            every_way(r"4.25\%", r"\frac12\%", r"4\%", "2%"),
+        ),
+        (
+            r"4.5\%",
+            every_way(r"4\frac12\%", r"4\frac{1}{2}\%", "4 1/2%", "4½%", r"4\dfrac{1}{2}\%"),
+            every_way(r"5\frac12\%", r"\frac12\%", r"4\frac13\%"),
+        ),
+    ],
     "bases": [
         (
             "52_8",
