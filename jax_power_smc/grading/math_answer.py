@@ -90,39 +90,44 @@ def merge(answers: Sequence[tuple[str, int]]) -> dict[str, str]:
 
 def _equal(gold: str, response: str, opts: Mapping[str, Any]) -> bool:
     answer = string_rule.extract(response) or response
-    # If only one of them states its base, it is the one that the problem asks for.
-    bases = spelling.has_base(string_rule.reference_answer(gold)) == spelling.has_base(answer)
+    reference = string_rule.reference_answer(gold)
+    # If only one of them states its base, or "p.m.", it is the one that the problem means.
+    keep = spelling.has_base(reference) == spelling.has_base(answer)
+    keep &= bool(spelling.half_of_day(reference)) == bool(spelling.half_of_day(answer))
     types = tuple(opts.get("match_types", ()))
     if types:
-        expected = _parse(gold, types, bases)
-        given = _parse(_window(response), types, bases)
+        expected = _parse(gold, types, keep)
+        given = _parse(_window(response), types, keep)
     else:
-        expected, given = _parse_reference(gold, bases), _parse_response(response, bases)
+        expected, given = _parse_reference(gold, keep), _parse_response(response, keep)
     options = {name: opts[name] for name in ("strict", "allow_set_relation_comp") if name in opts}
     return _compare(expected, given, opts.get("precision", numeric.RELATIVE), **options)
 
 
 # Many responses in a row are compared with the same reference answer.
 @functools.lru_cache(maxsize=64)
-def _parse_reference(gold: str, bases: bool) -> list[Any]:
+def _parse_reference(gold: str, keep: bool) -> list[Any]:
     gold = _DOLLAR_SIGN.sub("", gold)
     if _MARKED.search(gold):
-        return _parse(gold, bases=bases)
+        return _parse(gold, keep=keep)
     gold = string_rule.reference_answer(gold)
     # "1,22" is a number to some and a pair to others; the reference may be either.
-    return _parse_answer(gold, bases) + _parse_number(gold)
+    return _parse_answer(gold, keep) + _parse_number(gold)
 
 
-def _parse_response(response: str, bases: bool) -> list[Any]:
-    if not _MARKED.search(_DOLLAR_SIGN.sub("", response)):
+def _parse_response(response: str, keep: bool) -> list[Any]:
+    boxed = r"\boxed" in response or r"\fbox" in response
+    marked = None if boxed else string_rule.marked(response)
+    # Formulas beside an answer that is marked in another way are not looked at.
+    if not _MARKED.search(_DOLLAR_SIGN.sub("", response if marked is None else marked)):
         answer = string_rule.extract(response) or ""
-        # Math-Verify finds a number in prose, but not all of 2 1/3.
-        known = string_rule.marked(response) is not None or spelling.respell(answer) != answer
+        # Math-Verify finds a number in prose, but not all of 2 1/3 or of "12, 15".
+        known = marked is not None or not _PLAIN_NUMBER.fullmatch(answer)
         if known and string_rule.is_bare(answer):
             answer = _DOLLAR_SIGN.sub("", answer)
-            if parsed := _parse_number(answer) + _parse_answer(answer, bases):
+            if parsed := _parse_number(answer) + _parse_answer(answer, keep):
                 return parsed
-    return _parse(_window(response), bases=bases)
+    return _parse(_window(response), keep=keep)
 
 
 def _parse_number(answer: str) -> list[Any]:
@@ -136,13 +141,14 @@ def _parse_number(answer: str) -> list[Any]:
     return _parse(number["sign"].strip("+") + amount + (number["under"] or "") + percent)
 
 
-def _parse_answer(answer: str, bases: bool = True) -> list[Any]:
+def _parse_answer(answer: str, keep: bool = True) -> list[Any]:
     """Parses a text that is an answer and nothing else."""
-    return _parse(rf"\boxed{{{answer}}}", bases=bases)
+    return _parse(rf"\boxed{{{answer}}}", keep=keep)
 
 
-def _parse(text: str, types: Sequence[str] = ("latex", "expr"), bases: bool = True) -> list[Any]:
-    text = spelling.mark_bases(spelling.respell(text), keep=bases)
+def _parse(text: str, types: Sequence[str] = ("latex", "expr"), keep: bool = True) -> list[Any]:
+    text = spelling.mark_half_of_day(spelling.respell(text), keep=keep)
+    text = spelling.join_percentages(spelling.mark_bases(text, keep=keep))
     return parse(text, [_MATCHES[each] for each in types], parsing_timeout=None)
 
 

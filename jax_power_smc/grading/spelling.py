@@ -7,6 +7,7 @@ minus sign becomes -; 6.6e-34 becomes 6.6\times10^{-34}, and the mixed number 2 
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 _SUPERSCRIPTS = {ord(each): str(value) for value, each in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 _SUPERSCRIPTS |= {ord("⁻"): "-", ord("⁺"): "+", ord("ⁿ"): "n"}
@@ -30,23 +31,36 @@ _DEGREES = {"√": "", "∛": "[3]", "∜": "[4]"}
 _SCIENTIFIC = re.compile(
     r"(?<![\w.\\])(?P<sign>-?)(?P<factor>\d+(?:\.\d*)?)"
     r"(?:[eE](?P<e>[+-]?\d+)(?!\w|\.\d)"
-    r"|\s*(?:[x×*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*"  # noqa: RUF001
+    r"|\s*(?:[x×·*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*"  # noqa: RUF001
     r"(?:\{\s*(?P<braced>[+-]?\s?\d+)\s*\}|\((?P<bracketed>[+-]?\d+)\)|(?P<plain>[+-]?\d+)))"
 )
 _MIXED = re.compile(
     r"(?<![\d.,/^_])(?P<whole>\d+)(?:\s|\\[ ,;:]|~)+(?P<over>[1-9]\d*)\s?/\s?(?P<under>\d+)"
     r"(?![\d/]|[.,]\d)"
 )
-# A number with its base, such as 52_8, 1A_{16}, 101_{\text{two}} or "52 (base 8)".
+# A number with its base, such as 52_8, 1A_{16}, 101_{\text{two}} "52 (base 8)" or \boxed{52}_8.
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7"}
-_BASES |= {"eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}
-_BASE_NAME = rf"\s*(?:\d\d?|{'|'.join(_BASES)})\s*"
+_BASES |= {"eight": "8", "nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16"}
+_BASE_NAME = rf"(?:\d\d?|{'|'.join(_BASES)})"
+_IN_BASE = rf"(?:in )?[bB]ase[\s-]?(?:{_BASE_NAME}(?!\w)|\$\s?{_BASE_NAME}\s?\$)"
 _BASE = re.compile(
-    r"(?<![\w\\}.])(?P<digits>\d[\dA-F]*(?:,[\dA-F]{3})*)"
-    rf"(?:_\s?(?:\d\d?|\{{{_BASE_NAME}\}}"
-    rf"|\\(?:text|mathrm)\{{{_BASE_NAME}\}}|\{{\\(?:text|mathrm)\{{{_BASE_NAME}\}}\}})(?!\d)"
-    r"|\s?\\text\{\s*\(?base[\s-]?\d\d?\)?\s*\}|\s?\(base[\s-]?\d\d?\)"
-    r"|\s(?:in )?base[\s-]?\d\d?(?!\d))"
+    r"(?:(?P<box>\\(?:boxed|fbox)\s?\{)\s*|(?<![\w\\}.]))"
+    r"(?P<digits>\d[\dA-F]*(?:,[\dA-F]{3}){0,9})(?P<close>(?(box)\s*\})(?:\$|\\\))?)"
+    rf"(?P<base>_\s?(?:\d\d?|\{{\s*{_BASE_NAME}\s*\}}"
+    rf"|\\(?:text|mathrm)\{{\s*{_BASE_NAME}\s*\}}|\{{\\(?:text|mathrm)\{{\s*{_BASE_NAME}\s*\}}\}})(?!\d)"
+    rf"|\s?\\text\{{\s*\(?{_IN_BASE}\)?\s*\}}|\s?\({_IN_BASE}\)|\s{_IN_BASE})"
+)
+# A time with its half of the day, such as "2:30 p.m." or 2 \text{ PM}.
+_HALF_DAY = re.compile(
+    r"(?<![\d:.])(?P<time>\d\d?(?::\d\d)?)(?:\\[ ,;:]|[\s~])*"
+    r"(?P<text>\\(?:text|mbox|textnormal|mathrm)\s*\{\s*)?"
+    r"(?P<half>[aApP])(?:\.\s?[mM](?:\.|(?!\w))|[mM](?!\w))(?(text)\s*\})"
+)
+# An Oxford comma, and "and" in text.
+_AND = re.compile(r"(?<=[\d)}$]),\s*(?:\\text\s*\{\s*)?(?:and|or)(?:\s*\}\s*|\s+)(?=[-\d.$\\(])")
+_PERCENTAGE = re.compile(
+    r"(?<![\d.}])(?P<whole>\d{0,15})\s*\\[dt]?frac\s*"
+    r"(?:(?P<over>\d)\s*(?P<under>\d)|\{(?P<above>\d{1,15})\}\s*\{(?P<below>\d{1,15})\})(?=\s*\\?%)"
 )
 _SPACED_SIGN = re.compile(r"^\s*([-+])\s+(?=[\d.$\\])")
 
@@ -57,10 +71,11 @@ def respell(text: str) -> str:
         text = text.translate(_CHARACTERS)
         text = _DASH.sub("-", text)
         text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", _superscript, text)
-        text = re.sub(r"[₀-₉]+", lambda run: f"_{{{run[0].translate(_SUBSCRIPTS)}}}", text)
+        text = _subscripts(text)
         for each, (over, under) in _FRACTIONS.items():
             text = text.replace(each, rf"\frac{{{over}}}{{{under}}}")
         text = _ROOT.sub(_root, text)
+    text = _AND.sub(", ", text)
     return _MIXED.sub(_mixed, _SCIENTIFIC.sub(_scientific, text))
 
 
@@ -71,7 +86,12 @@ def join_sign(answer: str) -> str:
 
 def has_base(text: str) -> bool:
     """Whether the text has a number with its base."""
-    return _BASE.search(text) is not None
+    return _BASE.search(_subscripts(text)) is not None
+
+
+def join_bases(text: str) -> str:
+    r"""Rewrites every number with a base as 52_{8}, inside its box or formula if it has one."""
+    return _rebase(text, "_{{{}}}".format)
 
 
 def mark_bases(text: str, keep: bool = True) -> str:
@@ -81,14 +101,50 @@ def mark_bases(text: str, keep: bool = True) -> str:
       text: any text; numbers without a base, or in base 10, are left alone.
       keep: whether to keep the bases; False removes them.
     """
+    return _rebase(text, lambda base: rf"\cdot B_{{{base}}}" if keep and base != "10" else "")
+
+
+def half_of_day(text: str) -> str:
+    """ "a" or "p" if the text has a time with "a.m." or "p.m.", else ""."""
+    found = _HALF_DAY.search(text)
+    return found["half"].lower() if found else ""
+
+
+def join_half_of_day(text: str) -> str:
+    r"""Rewrites 2:30 \text{ p.m.} as 2:30pm."""
+    return _HALF_DAY.sub(lambda found: f"{found['time']}{found['half'].lower()}m", text)
+
+
+def mark_half_of_day(text: str, keep: bool = True) -> str:
+    r"""Rewrites 2:30 p.m. as 2:30\cdot H_{p}, or as 2:30; as ``mark_bases`` does for bases."""
 
     def mark(found: re.Match[str]) -> str:
-        base = re.findall(rf"\d+|{'|'.join(_BASES)}", found[0][len(found["digits"]) :])[0]
-        base = _BASES.get(base, base)
-        drop = not keep or base == "10"
-        return found["digits"] if drop else rf"{found['digits']}\cdot B_{{{base}}}"
+        return found["time"] + (rf"\cdot H_{{{found['half'].lower()}}}" if keep else "")
 
-    return _BASE.sub(mark, text)
+    return _HALF_DAY.sub(mark, text)
+
+
+def join_percentages(text: str) -> str:
+    r"""Rewrites 4\frac12\% as \frac{9}{2}\%, which Math-Verify can read."""
+    return _PERCENTAGE.sub(_percentage, text)
+
+
+def _percentage(found: re.Match[str]) -> str:
+    over, under = found["over"] or found["above"], found["under"] or found["below"]
+    return rf"\frac{{{int(found['whole'] or 0) * int(under) + int(over)}}}{{{under}}}"
+
+
+def _rebase(text: str, write: Callable[[str], str]) -> str:
+    def rewrite(found: re.Match[str]) -> str:
+        base = re.findall(rf"\d+|{'|'.join(_BASES)}", found["base"])[0]
+        mark = write(_BASES.get(base, base))
+        return f"{found['box'] or ''}{found['digits']}{mark}{found['close']}"
+
+    return _BASE.sub(rewrite, _subscripts(text))
+
+
+def _subscripts(text: str) -> str:
+    return re.sub(r"[₀-₉]+", lambda run: f"_{{{run[0].translate(_SUBSCRIPTS)}}}", text)
 
 
 def _superscript(run: re.Match[str]) -> str:

@@ -27,7 +27,7 @@ MAX_ANSWER_LENGTH = 1000
 _MAX_BOXES = 20
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed (?=[^\s{])")
-_STATED = re.compile(r"(?i:\banswer(?:\s+is\s*:?|\s*:))[\s*]*")
+_STATED = re.compile(r"(?i:\banswers?(?:\s+(?:is|are)\s*:?|\s*:))[\s*]*")
 # The end of a sentence or line; a decimal point does not end a sentence.
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|\n|\.?\s*I hope")
 # What may separate two boxes of a list.
@@ -38,7 +38,11 @@ _NUMBER = re.compile(
     r"(?<![^\W_])[-\u2212\u2013]?(?<![^\W_])"
     r"(?:\d+ (?=\d+/\d)|(?=[\d.]))"  # the integer of a mixed number
     r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
-    r"(?:/\d+| ?[\u00bc-\u00be\u2150-\u215e])?"
+    r"(?:/\d+| ?[\u00bc-\u00be\u2150-\u215e]|_\{\d+\})?"
+)
+# "The numbers are 12, 15." at the end.
+_LISTED = re.compile(
+    rf"\bare:? (?P<list>{_NUMBER.pattern}(?:(?:,? and |, ?)(?:{_NUMBER.pattern})){{1,20}})\.?\s*\Z"
 )
 # Amounts with units: "18 dollars a day", "2 1/3 cups", "2 + 3 = 5 dollars", "12, 15 and 18 cents".
 _FIGURE = r"(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)"
@@ -46,10 +50,16 @@ _SIGNED = rf"(?:[-\u2212\u2013]\s?)?\$?{_FIGURE}"
 _TERM = rf"\(?{_SIGNED}[)%]*(?: [a-z]+){{0,2}}"
 _OPERATOR = r"\s?(?:[-+*/^\u2212\u00d7\u00f7\u00b7]|x(?= ?\d))\s?"
 _SUM = re.compile(rf"(?:{_TERM}(?:{_OPERATOR}{_TERM}){{0,20}}\s?=\s?){{1,20}}(?=[-.$\d\u2212])")
+# After ``respell``, which writes 3√2, 2½ and 10³ in LaTeX.
+_FACTOR = (
+    r"(?:\\sqrt(?:\[\d\])?\{[^{}]{1,40}\}|\\frac\{\d{1,9}\}\{\d{1,9}\}|\\(?:pi|infty)(?![a-zA-Z]))"
+)
 _AMOUNT = re.compile(
-    rf"(?P<amount>{_SIGNED}(?:(?:, ?{_SIGNED})*,? (?:and|or) {_SIGNED}"
-    r"|(?: \d+)?\s?/\s?\d+| ?[\u00bc-\u00be\u2150-\u215e]|:\d\d"
-    rf"|(?:\s?[+*^\u00d7]\s?\$?{_FIGURE})+)?)"
+    rf"(?P<amount>\d\d?(?::\d\d)?\s?[aApP]\.?\s?[mM]\b\.?|(?:{_SIGNED}|-?\s?{_FACTOR})"
+    rf"(?:(?:, ?{_SIGNED})*,? (?:and|or) {_SIGNED}|(?: \d+)?\s?/\s?\d+(?!\d*\s?\\)|:\d\d"
+    rf"|(?:\s?{_FACTOR}|_\{{\d+\}}|\^(?:\{{[-+]?\d+\}}|[-+]?\d+)"
+    rf"|\s?(?:[+*/\u00d7\u00b7]|\\times|\\cdot)\s?\$?(?:{_FIGURE}|{_FACTOR})"
+    rf"|\s?-\s?(?:{_FIGURE}\s?)?{_FACTOR}){{1,20}})?)"
 )
 # LaTeX whose letters do not make an answer prose: text, environments, commands.
 _COMMAND = re.compile(
@@ -102,19 +112,29 @@ def equal(gold: str, response: str) -> bool:
       gold: the reference answer, or a solution that marks it by a box or "####".
       response: the model's response.
     """
-    answer = extract(response)
-    return answer is not None and normalise(answer) == normalise(reference_answer(gold)) != ""
+    answer, reference = extract(response), reference_answer(gold)
+    if answer is not None and not spelling.has_base(reference):
+        answer = spelling.mark_bases(answer, keep=False)
+    # If only one of them states the half of the day, it is the one that the problem means.
+    if answer is not None and not (
+        spelling.half_of_day(reference) and spelling.half_of_day(answer)
+    ):
+        answer, reference = (
+            spelling.mark_half_of_day(each, keep=False) for each in (answer, reference)
+        )
+    return answer is not None and normalise(answer) == normalise(reference) != ""
 
 
 def reference_answer(gold: str) -> str:
     """The reference answer in its text: what a box or "####" marks, else the whole text."""
+    gold = spelling.join_bases(gold)
     marked = last_boxed(gold) or _after_hashes(gold)
     return gold if marked is None else marked
 
 
 def extract(response: str) -> str | None:
-    """The answer in a response, as written there; None if there is none."""
-    response = strip_thinking(response)
+    """The answer in a response, as written there but for 52_{8}; None if there is none."""
+    response = spelling.join_bases(strip_thinking(response))
     if r"\boxed" in response or r"\fbox" in response:
         return last_boxed(response)
     answer = marked(response)
@@ -123,7 +143,7 @@ def extract(response: str) -> str | None:
 
 def marked(response: str) -> str | None:
     """The answer that a response without a box marks in another way, or consists of."""
-    response = strip_thinking(response)
+    response = spelling.join_bases(strip_thinking(response))
     finds = (_after_hashes, _stated, _bare)
     return next((answer for find in finds if (answer := find(response)) is not None), None)
 
@@ -179,7 +199,8 @@ def is_bare(text: str) -> bool:
 def normalise(answer: str) -> str:
     """The answer in one spelling; characters beyond ``MAX_ANSWER_LENGTH`` are dropped."""
     text = _strip_delimiters(answer[:MAX_ANSWER_LENGTH].strip())
-    text = spelling.respell(text.rstrip(".").strip())
+    text = spelling.join_half_of_day(text)
+    text = spelling.join_bases(spelling.respell(text.rstrip(".").strip()))
     text = _RESPELLED.sub(lambda found: _SPELLINGS[found[0]], _THIN_COMMA.sub(",", text))
     text = _DROPPED.sub("", text).strip()
     text = _UNIT.sub("", text)
@@ -220,7 +241,7 @@ def _stated(text: str) -> str | None:
         answer = answer[sum_.end() :]
     if is_bare(answer) or answer.startswith("\\"):
         return _short(answer)
-    amount = _AMOUNT.match(answer)
+    amount = _AMOUNT.match(spelling.respell(answer))
     if amount is None or (answer.startswith("$") and answer.find("$", 1) > 0):  # $x$: a formula
         return _short(answer)
     return amount["amount"].strip().replace("$", "")
@@ -231,7 +252,10 @@ def _bare(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    numbers = _NUMBER.findall(text[-10 * MAX_ANSWER_LENGTH :])
+    text = text[-10 * MAX_ANSWER_LENGTH :]
+    if listed := _LISTED.search(text[-MAX_ANSWER_LENGTH:]):
+        return listed["list"]
+    numbers = _NUMBER.findall(text)
     return _short(numbers[-1]) if numbers else None
 
 

@@ -184,12 +184,86 @@ KINDS = {
         ),
         ("3", stated("3 dollars"), stated("3:30 in the afternoon")),
     ],
+    "values with a unit": [
+        (r"3\sqrt{2}", stated("3√2 cm long", "3 √2 cm long"), stated("3 cm long", "2√3 cm long")),
+        (r"\sqrt{2}", stated("√2 metres or so"), stated("2 metres or so", "∛2 metres or so")),
+        (r"3\pi", stated("3π cm long"), stated("3 cm long")),
+        (r"\frac{3\pi}{4}", stated("3π/4 radians more"), stated("3 radians more", "3π radians")),
+        ("100", stated("10² metres", "1 × 10² metres"), stated("10 metres", "10³ metres")),  # noqa: RUF001
+        (r"6.02 \times 10^{23}", stated("6.02 × 10²³ atoms"), stated("6.02 × 10 atoms")),  # noqa: RUF001
+        ("5000", stated("5 × 10³ kg of sand", "5·10³ kg of sand"), stated("5 × 10 kg of sand")),  # noqa: RUF001
+        ("0.005", ["As $x=7$, the answer is 5·10⁻³ kg of sand."], stated("5·10³ kg of sand")),
+        (r"2 - \sqrt{3}", stated("2 \u2212 √3 cm long"), stated("2 cm long", "2 + √3 cm long")),
+        ("2.5", stated("2½ cups of it", "2 1/2 cups of it"), stated("½ cup of it", "2 cups of it")),
+        ("52_8", stated("52₈ because of it"), stated("52₉ because of it")),
+    ],
+    "halves of the day": [
+        (
+            r"2:30 \text{ p.m.}",
+            every_way(r"2:30 \text{ p.m.}", r"2:30\text{ PM}", "2:30 p.m.", "2:30pm", "2:30"),
+            every_way(r"2:30 \text{ a.m.}", "2:30 a.m.", "2:30 AM", "3:30 p.m.", "3:30"),
+        ),
+        ("10:30", [*every_way("10:30 a.m.", "10:30"), *stated("10:30 a.m. on Monday")], []),
+        ("7 p.m.", every_way("7 PM", "7"), [*every_way("7 a.m."), *stated("7 a.m. on Monday")]),
+        (r"7\text{ am}", every_way("7 a.m."), every_way("7 pm")),
+    ],
+    "lists in words": [
+        (
+            "3, 5, 7",
+            [
+                "The answers are 3, 5, and 7.",
+                "Answers: 3, 5 and 7",
+                "The numbers are 3, 5, and 7.",
+                *every_way(r"3, 5, \text{ and } 7", "3, 5, and 7"),
+            ],
+            ["The answers are 3, 5, and 8.", "The answers are 5, and 7."],
+        ),
+        ("15", ["The answers are 15.", "Of 12, 15 and 18 it is 15."], ["The numbers are 12, 15."]),
+        ("15", ["They are 12 and 3, in all 15."], ["They are 12 and 15", "They are 12, and 15."]),
+    ],
+    "percentages": [
+        (
+            r"4\frac12\%",
+            every_way(r"4.5\%", r"4\frac{1}{2}\%", "4.5%", "4 1/2%", "4½%", r"\frac92\%"),
+            every_way(r"4.25\%", r"\frac12\%", r"4\%", "2%"),
+        ),
+        (
+            r"4.5\%",
+            every_way(r"4\frac12\%", r"4\frac{1}{2}\%", "4 1/2%", "4½%", r"4\dfrac{1}{2}\%"),
+            every_way(r"5\frac12\%", r"\frac12\%", r"4\frac13\%"),
+        ),
+    ],
     "bases": [
         (
             "52_8",
             every_way("52_8", "52_{8}", "52₈", r"52_{\text{eight}}"),
             every_way("52_9", "52_80", "53_8"),
         ),
+        (
+            "52_8",
+            [
+                *every_way("52 (base 8)", "52 in base eight"),
+                r"$\boxed{52}_8$",
+                "It is 52 in base 8.",
+                r"$\boxed{52}$ in base $8$",
+                r"The answer is $52$ in base $8$.",
+            ],
+            [
+                *every_way(
+                    "52₉", "52 (base 9)", "52 base 9", "52 in base nine", r"52_{\text{nine}}"
+                ),
+                r"\boxed{52}_9",
+                r"$\boxed{52}_{9}$.",
+                r"\boxed{52}₉",
+                r"$\boxed{52}$ in base $9$",
+                "The answer is $52$ in base $9$.",
+                "So it is 52 in base 9.",
+                "52 (base 10)",
+            ],
+        ),
+        ("52₈", every_way("52_8", "52₈"), every_way("52_9", "52₉")),
+        ("101_2", every_way("101₂"), every_way("101₁₀", "101_{10}", "101 in base ten")),
+        ("52", [*every_way("52₈", "52 (base 8)", "52 in base 8"), r"\boxed{52}_8"], []),
         # A base that the problem asks for may be left out.
         ("52_8", [*every_way("52"), *stated("52 (base 8)")], every_way("42", "53")),
         ("5", every_way("5_{10}"), []),
