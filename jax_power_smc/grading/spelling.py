@@ -60,7 +60,7 @@ _HALF_DAY = re.compile(
 _AND = re.compile(r"(?<=[\d)}$]),\s*(?:\\text\s*\{\s*)?(?:and|or)(?:\s*\}\s*|\s+)(?=[-\d.$\\(])")
 _PERCENTAGE = re.compile(
     r"(?<![\d.}])(?P<whole>\d{0,15})\s*\\[dt]?frac\s*"
-    r"(?:(?P<over>\d)\s*(?P<under>\d)|\{(?P<above>\d{1,15})\}\s*\{(?P<below>\d{1,15})\})(?=\s*\\?%)"
+    r"(?:(?P<over>\d)\s*(?P<under>\d)|\{(?P<above>\d{1,15})\}\s*\{(?P<below>\d{1,15})\})\s*\\?%"
 )
 _SPACED_SIGN = re.compile(r"^\s*([-+])\s+(?=[\d.$\\])")
 
@@ -125,13 +125,13 @@ def mark_half_of_day(text: str, keep: bool = True) -> str:
 
 
 def join_percentages(text: str) -> str:
-    r"""Rewrites 4\frac12\% as \frac{9}{2}\%, which Math-Verify can read."""
+    r"""Rewrites 4\frac12\% as \frac{9}{200}, which Math-Verify can read."""
     return _PERCENTAGE.sub(_percentage, text)
 
 
 def _percentage(found: re.Match[str]) -> str:
     over, under = found["over"] or found["above"], found["under"] or found["below"]
-    return rf"\frac{{{int(found['whole'] or 0) * int(under) + int(over)}}}{{{under}}}"
+    return rf"\frac{{{int(found['whole'] or 0) * int(under) + int(over)}}}{{{100 * int(under)}}}"
 
 
 def _rebase(text: str, write: Callable[[str], str]) -> str:
