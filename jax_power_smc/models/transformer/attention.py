@@ -9,6 +9,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc.models.transformer.precision import wide
+
 # Low enough to vanish in a softmax, and finite so that a row without any visible entry stays
 # finite.
 MASKED = -1e30
@@ -121,8 +123,7 @@ def extend(
 
 
 def _product(contraction: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum(contraction, x, y, preferred_element_type=dtype)
+    return jnp.einsum(contraction, x, y, preferred_element_type=wide(x.dtype))
 
 
 def _softmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -19,6 +19,7 @@ from flax import nnx
 
 from jax_power_smc.models.transformer.attention import Scoring
 from jax_power_smc.models.transformer.config import TransformerConfig
+from jax_power_smc.models.transformer.precision import wide
 from jax_power_smc.models.transformer.rope import Rope
 from jax_power_smc.models.transformer.tensor_parallel import UNSHARDED_MODEL, TensorParallel
 
@@ -26,11 +27,6 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
-
-
-def wide(dtype: Any) -> Any:
-    """The dtype in which sums are accumulated: float32, or float64 for itself."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _dot(

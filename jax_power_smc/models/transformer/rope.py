@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_power_smc.models.transformer.precision import wide
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -92,7 +94,7 @@ class Rope:
         """
         frequency, multiplier = self.frequencies(x.shape[-1])
         half = x.shape[-1] // 2
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = wide(x.dtype)
         angle = positions.astype(dtype)[:, None] * jnp.asarray(frequency, dtype)[None, :]
         angle = angle.reshape(angle.shape[0], *(1,) * (x.ndim - 2), half)  # [M, ..., H/2]
         cos, sin = jnp.cos(angle), jnp.sin(angle)

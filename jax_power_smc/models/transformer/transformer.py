@@ -18,7 +18,8 @@ from jax_power_smc.core.vocab_sharding import VocabSharding
 from jax_power_smc.models.transformer import attention, kv_cache
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.kv_cache import KVCache
-from jax_power_smc.models.transformer.layers import Block, RMSNorm, random_weight, times, wide
+from jax_power_smc.models.transformer.layers import Block, RMSNorm, random_weight, times
+from jax_power_smc.models.transformer.precision import wide
 from jax_power_smc.models.transformer.tensor_parallel import (
     UNSHARDED_MODEL,
     TensorParallel,
