@@ -1,5 +1,6 @@
 """The engine's programs on its prompt slots and its row table.
 
+    start         empty slots and an empty row table
     prefill       reads a group of prompts, or of prefixes, into a cache of its own
     insert        puts prompts into free slots and their rows into free rows
     decode_chunk  a number of decode steps of all slots; fewer if all are done or none can move
@@ -68,6 +69,7 @@ class Progress(NamedTuple):
 
     Attributes:
       prompts: their states, [P, ...]: a copy, from which they can be resumed.
+      stop_state: [P, N] int32, that of each particle's row.
       running: [P] bool.
       num_ticks: [1] int32, steps that were run.
       in_use: [1] int32, rows that are in use, or spoiled.
@@ -78,6 +80,7 @@ class Progress(NamedTuple):
     """
 
     prompts: PromptState
+    stop_state: jax.Array
     running: jax.Array
     num_ticks: jax.Array
     in_use: jax.Array
@@ -99,10 +102,11 @@ class FinishedPrompts(NamedTuple):
     particles: Particles
 
 
-def empty_state(
-    sampler: Kernel,
-    model: LanguageModel,
+def start(
     params: Params,
+    sampler: Kernel,
+    *,
+    model: LanguageModel,
     num_slots: int,
     num_rows: int,
     capacity: int,
@@ -213,7 +217,8 @@ def decode_chunk(
     Returns:
       The state; what was recorded, [P, num_ticks, ...]; and how the prompts stand.
     """
-    slots, population = state.prompts.row_of.shape[0], shared.sampler.population_size
+    slots, num_rows = state.prompts.row_of.shape[0], state.rows.owner.shape[0]
+    population = shared.sampler.population_size
     dtype = state.prompts.particles.log_weight.dtype
 
     def running(state: DecodeState) -> jax.Array:
@@ -257,6 +262,7 @@ def decode_chunk(
     spoiled = state.rows.spoiled
     progress = Progress(
         prompts=state.prompts,
+        stop_state=state.rows.stop_state[jnp.minimum(state.prompts.row_of, num_rows - 1)],
         running=running(state),
         num_ticks=tick[None],
         in_use=jnp.sum(owned | spoiled, dtype=jnp.int32)[None],
@@ -302,20 +308,22 @@ def resize(
     slots, before = state.prompts.row_of.shape[0], state.rows.owner.shape[0]
     rows = state.rows
     index = jnp.arange(before, dtype=jnp.int32)
-    in_use = (rows.owner < slots) | rows.spoiled
-    # Rows beyond the new end go to free ones below it.
-    leaves = in_use & (index >= num_rows)
-    source = jnp.nonzero(leaves, size=before, fill_value=0)[0].astype(jnp.int32)
-    free = jnp.nonzero(~in_use & (index < num_rows), size=before, fill_value=0)[0]
-    destination, count = free.astype(jnp.int32), jnp.sum(leaves, dtype=jnp.int32)
-    cache = move_rows(model, rows.cache, source, destination, rows.position[source] + 1, count)
-    moved = jnp.arange(before, dtype=jnp.int32) < count
-    origin = index.at[jnp.where(moved, destination, before)].set(source, mode="drop")
-    place = index.at[jnp.where(moved, source, before)].set(destination, mode="drop")
-    vacated = jnp.zeros((before,), bool).at[jnp.where(moved, source, before)].set(True, mode="drop")
+    # Rows beyond the new end go to free ones below it. (What is spoiled there is free and vanishes.)
+    leaves = (rows.owner < slots) & (index >= num_rows)
+    is_free = (rows.owner >= slots) & ~rows.spoiled & (index < num_rows)
+    source, free = (
+        jnp.nonzero(x, size=before, fill_value=before)[0].astype(jnp.int32) for x in (leaves, is_free)
+    )
+    count = jnp.sum(leaves, dtype=jnp.int32)
+    destination = jnp.where(index < count, free, before)
+    source = jnp.where(index < count, source, 0)
+    length = rows.position[source] + 1
+    cache = move_rows(model, rows.cache, source, jnp.minimum(destination, before - 1), length, count)
+    origin = index.at[destination].set(source, mode="drop")
+    place = index.at[jnp.where(index < count, source, before)].set(destination, mode="drop")
 
     def fit(x: jax.Array, fill: Any) -> jax.Array:
-        x = jnp.where(vacated, jnp.asarray(fill, x.dtype), x[origin])
+        x = x[origin]
         if num_rows <= before:
             return x[:num_rows]
         return jnp.pad(x, (0, num_rows - before), constant_values=fill)
@@ -373,8 +381,7 @@ def _insert_specs(layout: Layout, args: Any) -> Specs:
 
 
 def _shared_specs(layout: Layout) -> Any:
-    ends = layout.vocabulary_spec()
-    return SharedInputs(REPLICATED, ends, REPLICATED)  # type: ignore[arg-type]
+    return SharedInputs(REPLICATED, layout.logits, REPLICATED)  # type: ignore[arg-type]
 
 
 def _decode_chunk_specs(layout: Layout, args: Any) -> Specs:
@@ -390,7 +397,8 @@ def _finalize_specs(layout: Layout, args: Any) -> Specs:
 
 def _resize_specs(layout: Layout, args: Any) -> Specs:
     _, state = _specs(layout)
-    return Specs((layout.params(args[0]), state), state, False, (1,))
+    # Not donated: no array of another size fits into its memory.
+    return Specs((layout.params(args[0]), state), state, False)
 
 
 def _reset_specs(layout: Layout, args: Any) -> Specs:
@@ -401,6 +409,9 @@ def _reset_specs(layout: Layout, args: Any) -> Specs:
 _EACH = DATA_SHARDED
 # How the arguments and results of each program are sharded; ``mh_chains`` adds its own.
 SPECS: dict[Program, Callable[[Layout, Any], Specs]] = {
+    start: lambda layout, args: Specs(
+        (layout.params(args[0]), REPLICATED), _specs(layout)[1], False
+    ),
     prefill: _prefill_specs,
     insert: _insert_specs,
     decode_chunk: _decode_chunk_specs,

@@ -118,6 +118,11 @@ class Sampler(abc.ABC):
     def check(self, max_new_tokens: int) -> None:  # noqa: B027
         """Raises ValueError if the settings do not suit a cap of T = ``max_new_tokens``."""
 
+    @property
+    def typical_rows(self) -> float:
+        """Distinct prefixes per step among the N particles, about; for planning memory."""
+        return self.num_particles
+
     def token_temperature(self, alpha: float) -> float:
         """The temperature at which tokens are drawn, after any ramp; 1/alpha unless set."""
         return 1 / alpha

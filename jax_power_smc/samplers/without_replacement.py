@@ -108,6 +108,11 @@ class WithoutReplacement(Kernel):
         """N running particles and as many entries of the finished pool."""
         return 2 * self.num_particles
 
+    @property
+    def typical_rows(self) -> float:
+        """N without a floor; with one, a few."""
+        return self.num_particles if self.mass_floor == 0 else 1 + self.num_particles / 8
+
     def start(self, dtype: jnp.dtype) -> Particles:
         """One root of weight 1; all other particles are unused."""
         index = jnp.arange(self.population_size, dtype=jnp.int32)

@@ -67,7 +67,7 @@ def load_params(
     with loading_bar(total, progress) as advance:
         for entry, tensor in pairs:
             rows = slice(entry.first_row, entry.first_row + entry.file_shape[0])
-            view = entry.from_file(tensor.map()[rows])
+            view = entry.flip(tensor.map()[rows])
             place = places[entry.path]
             arrays[entry.path], finite = placement.place(view, jnp.dtype(dtype), place)
             if not finite:
@@ -99,7 +99,7 @@ def save_pretrained(
     flat = {path: leaf[...] for path, leaf in nnx.to_flat_state(params)}
     parts: dict[str, list[tuple[int, jax.Array]]] = {}
     for entry in weight_map(config):
-        part = entry.first_row, entry.to_file(flat[entry.path])
+        part = entry.first_row, entry.flip(flat[entry.path])
         parts.setdefault(entry.name, []).append(part)
     tensors = {name: _joined(rows) for name, rows in parts.items()}
     some = next(iter(tensors.values()))
