@@ -46,12 +46,14 @@ class _Chunk(NamedTuple):
       records: what was recorded in it.
       progress: how prompts stand after it.
       num_rows: R of each device.
+      row_limit: as many rows might be in use.
     """
 
     occupants: list[ActiveRequest | None]
     records: PendingRecords
     progress: Progress
     num_rows: int
+    row_limit: int
 
 
 class Scheduler:
@@ -318,7 +320,7 @@ class Scheduler:
         copy_to_host_async(progress)
         pending = PendingRecords(recorded)
         active = [None if r is None or r.suspended else r for r in self._occupants]
-        self._unseen.append(_Chunk(active, pending, progress, self.rows.num_rows))
+        self._unseen.append(_Chunk(active, pending, progress, self.rows.num_rows, row_limit))
         for slot, request in enumerate(active):
             if request is not None:
                 request.pieces.append((pending, slot))
@@ -353,7 +355,9 @@ class Scheduler:
                 self._occupants[slot] = None
         if progress.spoiled.any():
             self.rows.reset()
-        if stuck and not self._unseen and chunk.num_rows == self.sizes.rows[-1]:
+        # With fewer rows, or some of them reserved, the next chunk has more.
+        least = min(chunk.num_rows, chunk.row_limit)
+        if stuck and not self._unseen and least == self.sizes.rows[-1]:
             return self._make_room(chunk, stuck)
         return []
 
