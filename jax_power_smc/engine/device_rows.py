@@ -145,14 +145,11 @@ class DeviceRows:
         self._state, records, progress = self._call(programs.decode_chunk, static, *args)
         return records, progress
 
-    def finalize(self, group: Group) -> FinishedPrompts:
-        """Final weights and choices of the slots of a group, [G, ...]."""
-        assert self._state is not None
+    def finalize(self, prompts: PromptState, group: Group) -> FinishedPrompts:
+        """Final weights and choices of the slots of a group, [G, ...], from the prompts' states."""
         index = self.allocator.index(group, otherwise=0)
         shared = self._shared()._replace(stop_table=None)
-        return self._call(
-            programs.finalize, {}, shared, self._inputs, self._state.prompts, index
-        )
+        return self._call(programs.finalize, {}, shared, self._inputs, prompts, index)
 
     def suspend(self, unwanted: np.ndarray) -> None:
         """Takes the rows of the prompts in the slots where [P] bool."""
@@ -192,8 +189,8 @@ class DeviceRows:
                         request = ActiveRequest(prompt, 0, target, 1)
                         self.enter({0: request}, [Prefix(0, prompt)], group)
                         self.cancel(every)
-                self.decode_chunk(rows)
-        self.finalize(group)
+                _, progress = self.decode_chunk(rows)
+        self.finalize(progress.prompts, group)
         self.clear()
 
     def _call(self, function: programs.Program, static: dict[str, Any], *args: Any) -> Any:

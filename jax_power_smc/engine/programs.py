@@ -238,9 +238,12 @@ def decode_chunk(
     zero = jnp.zeros((), jnp.int32)
     Carry: TypeAlias = tuple[DecodeState, Record, jax.Array, jax.Array, jax.Array, jax.Array]
 
+    def has_rows(state: DecodeState) -> jax.Array:
+        return jnp.any(state.prompts.row_of < num_rows, axis=1)
+
     def go_on(carry: Carry) -> jax.Array:
         state, _, tick, moving, _, _ = carry
-        return (tick < num_ticks) & moving & jnp.any(running(state))
+        return (tick < num_ticks) & moving & jnp.any(running(state) & has_rows(state))
 
     def body(carry: Carry) -> Carry:
         state, records, tick, _, row_steps, stalls = carry
@@ -251,7 +254,7 @@ def decode_chunk(
             records,
             record,
         )
-        stalled = jnp.sum(state.prompts.stalled, dtype=jnp.int32)
+        stalled = jnp.sum(state.prompts.stalled & has_rows(state), dtype=jnp.int32)
         # If nobody took this step, the next one would find everything as it was.
         moving = jnp.any(record.step >= 0)
         return state, records, tick + 1, moving, row_steps + live, stalls + stalled

@@ -20,9 +20,13 @@ class PendingRecords:
         self._records = records
         copy_to_host_async(records)
 
-    def of(self, slot: int) -> Record:
-        """The steps that one prompt took, [steps, ...]; waits for the copy."""
+    def fetch(self) -> None:
+        """Waits for the copy."""
         self._records = jax.device_get(self._records)
+
+    def of(self, slot: int) -> Record:
+        """The steps that one prompt took, [steps, ...]."""
+        self.fetch()
         took = np.asarray(self._records.step[slot]) >= 0
         return jax.tree.map(lambda x: x[slot][took], self._records)
 

@@ -21,10 +21,12 @@ class Suspended(NamedTuple):
     Attributes:
       state: its ``PromptState``, leaves without an axis of prompts, in host memory.
       prefixes: what needs a row: members [N] bool, tokens [L], and the stop rule's state after them.
+      needs: how many rows it takes to go on: for a stalled prompt those of the prefixes to come.
     """
 
     state: PromptState
     prefixes: list[tuple[np.ndarray, np.ndarray, int]]
+    needs: int
 
 
 @dataclasses.dataclass(eq=False)

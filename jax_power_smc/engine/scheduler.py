@@ -9,6 +9,7 @@ always has work. What is decided about rows is in ``row_policy``.
 """
 
 import collections
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -41,12 +42,14 @@ class _Chunk(NamedTuple):
     """A chunk that was handed out and not looked at.
 
     Attributes:
-      occupants: who had which slot.
-      progress: what comes of it, on the devices.
+      occupants: who had which slot, and rows.
+      records: what was recorded in it.
+      progress: how prompts stand after it.
       num_rows: R of each device.
     """
 
     occupants: list[ActiveRequest | None]
+    records: PendingRecords
     progress: Progress
     num_rows: int
 
@@ -162,7 +165,12 @@ class Scheduler:
     @property
     def _must_wait(self) -> bool:
         """Whether the chunks that run must be seen before anything else is handed out."""
-        return self._load.stuck or not any(self._occupants)
+        return self._load.stuck or not self._active
+
+    @property
+    def _active(self) -> list[ActiveRequest]:
+        """The requests that have rows."""
+        return [r for r in self._occupants if r is not None and not r.suspended]
 
     def _is_told_to_stop(self, until: Callable[[], bool] | None) -> bool:
         if until is None:
@@ -187,8 +195,11 @@ class Scheduler:
         entering = [request for request in arrivals if request.needs_decoding]
         try:
             done += self._drop_cancelled()
+            # Only what is seen tells how many rows are free for a request that resumes.
+            while self._unseen and self._resumable(self._load.in_use):
+                done += self._look(self._unseen.popleft())
             row_limit = self._enter(entering, is_open)
-            if any(self._occupants):
+            if self._active:
                 self._hand_out_chunk(row_limit)
             # What was finalized a round ago was ready before the chunk of this round began.
             ready = len(self._leaving)
@@ -209,19 +220,16 @@ class Scheduler:
         """
         was_idle = not any(self._occupants)
         shards = self.rows.layout.data_shards
-        suspended = sorted(
-            (slot for slot, r in enumerate(self._occupants) if r is not None and r.suspended),
-            key=lambda slot: self._occupants[slot].order,  # type: ignore[union-attr]
-        )
+        suspended = any(r is not None and r.suspended for r in self._occupants)
         # Nobody enters while somebody waits for the rows that it had.
         new, self._held = ([], requests) if suspended else (self._place_targets(requests), self._held)
         free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
         allocator = self.rows.allocator
         chosen = dict(zip(allocator.round_robin(free), new, strict=False))
-        resumed = self._resumable(suspended)
+        resumed = self._resumable(self._at_most)
         arriving = max(
             self._fullest(list(chosen)),
-            max((len(self._of(slot).prefixes) for slot in resumed), default=0),
+            max((self._of(slot).needs for slot in resumed), default=0),
         )
         more = is_open or bool(self._held) or len(new) > len(chosen)
         plan = row_policy.plan_rows(
@@ -308,9 +316,10 @@ class Scheduler:
         self._at_most = max(self._at_most, min(row_limit, self.rows.num_rows))
         self._ready.watch(progress.running)
         copy_to_host_async(progress)
-        self._unseen.append(_Chunk(list(self._occupants), progress, self.rows.num_rows))
         pending = PendingRecords(recorded)
-        for slot, request in enumerate(self._occupants):
+        active = [None if r is None or r.suspended else r for r in self._occupants]
+        self._unseen.append(_Chunk(active, pending, progress, self.rows.num_rows))
+        for slot, request in enumerate(active):
             if request is not None:
                 request.pieces.append((pending, slot))
 
@@ -318,7 +327,9 @@ class Scheduler:
 
     def _look(self, chunk: _Chunk) -> list[ActiveRequest]:
         """Learns from a chunk: who is done, how full the rows are, whether anybody can move."""
+        on_device = chunk.progress.prompts
         progress: Progress = jax.device_get(chunk.progress)
+        chunk.records.fetch()
         self._seen = chunk = chunk._replace(progress=progress)
         self.stats.add(progress)
         if not self._unseen:
@@ -337,9 +348,7 @@ class Scheduler:
             if request is not None and request is self._occupants[slot] and not running[slot]
         }
         for group in self.rows.allocator.groups(sorted(done)):
-            outcome = self.rows.finalize(group)
-            copy_to_host_async(outcome)
-            self._leaving.append(({place: done[slot] for place, slot in group.items()}, outcome))
+            self._finalize({place: done[slot] for place, slot in group.items()}, on_device, group)
             for slot in group.values():
                 self._occupants[slot] = None
         if progress.spoiled.any():
@@ -347,6 +356,11 @@ class Scheduler:
         if stuck and not self._unseen and chunk.num_rows == self.sizes.rows[-1]:
             return self._make_room(chunk, stuck)
         return []
+
+    def _finalize(self, requests: dict[int, ActiveRequest], prompts: Any, group: Any) -> None:
+        outcome = self.rows.finalize(prompts, group)
+        copy_to_host_async(outcome)
+        self._leaving.append((requests, outcome))
 
     def _stuck(self, chunk: _Chunk) -> list[list[int]]:
         """For each device on which no prompt could move: the slots that have rows."""
@@ -381,8 +395,8 @@ class Scheduler:
                 self.stats.preemptions += 1
                 continue
             request.error = ValueError(
-                f"a prompt alone needs {_rows_needed(chunk.progress, youngest)} rows, and there "
-                f"are {chunk.num_rows}; raise rows=, or lower num_particles."
+                f"a prompt alone needs {_rows_needed(chunk.progress, youngest)} rows of the model, "
+                f"and there are {chunk.num_rows}; raise rows= or lower num_particles."
             )
             self._occupants[youngest] = None
             failed.append(request)
@@ -390,7 +404,7 @@ class Scheduler:
             self.rows.cancel(unwanted & np.array([o is None for o in self._occupants]))
         self.rows.suspend(unwanted)
         self._at_most = self._rows_in_use(chunk, unwanted)
-        self._load = self._load._replace(in_use=self._at_most, stuck=False, stalls=0)
+        self._load = self._load._replace(in_use=self._at_most, stuck=False)
         return failed
 
     def _rows_in_use(self, chunk: _Chunk, without: np.ndarray) -> int:
@@ -415,7 +429,8 @@ class Scheduler:
                 generated = records.trace(history, np.array([first]), len(history.step))[0][0]
             tokens = np.concatenate([prompt, generated]).astype(np.int32)
             prefixes.append((members, tokens, int(stop_state[first])))
-        request.suspended = Suspended(state, prefixes)
+        needs = _rows_needed(chunk.progress, slot) if state.stalled else len(prefixes)
+        request.suspended = Suspended(state, prefixes, max(needs, len(prefixes)))
         request.num_preempted += 1
 
     def _of(self, slot: int) -> Suspended:
@@ -423,12 +438,17 @@ class Scheduler:
         assert request is not None and request.suspended is not None
         return request.suspended
 
-    def _resumable(self, suspended: list[int]) -> list[int]:
-        """The earliest suspended request, if the rows that are free now hold its prefixes."""
-        if not suspended or self._load.stuck:
+    def _resumable(self, in_use: int) -> list[int]:
+        """The slot of the earliest suspended request, if the rows that are free are enough for it.
+
+        It waits for a chunk in which no other one stalled: those that come before it have had what
+        they asked for, and so have taken steps, before they can be in each other's way again.
+        """
+        waiting = [slot for slot, r in enumerate(self._occupants) if r is not None and r.suspended]
+        if not waiting or (self._active and self._load.stalls):
             return []
-        needed = len(self._of(suspended[0]).prefixes)
-        return suspended[:1] if self._at_most + needed <= self.sizes.rows[-1] else []
+        first = min(waiting, key=lambda slot: self._occupants[slot].order)  # type: ignore[union-attr]
+        return [first] if in_use + self._of(first).needs <= self.sizes.rows[-1] else []
 
     def _resume(self, slot: int) -> None:
         (group,) = self.rows.allocator.groups([slot])
@@ -463,20 +483,52 @@ class Scheduler:
     def _fail(
         self, error: Exception, entering: list[ActiveRequest], done: list[ActiveRequest]
     ) -> list[ActiveRequest]:
-        """The requests that are lost with the program that failed: all in slots or leaving them.
+        """After a program has failed: what ran resumes with fewer rows, if that was for memory.
 
-        Those that are waiting are not lost: they enter empty slots.
+        Returns the requests that are lost: all in slots or leaving them, but none that waits.
         """
-        occupants = filter(None, self._occupants)
-        leaving = (request for group, _ in self._leaving for request in group.values())
+        occupants = [r for r in self._occupants if r is not None]
+        leaving = [request for group, _ in self._leaving for request in group.values()]
         safe, held = {*done, *self._held}, self._held
-        lost = [r for r in dict.fromkeys([*occupants, *leaving, *entering]) if r not in safe]
-        for request in lost:
+        unfinished = [r for r in dict.fromkeys([*leaving, *occupants, *entering]) if r not in safe]
+        fewer = [size for size in self.sizes.rows if size < self._largest_tried()]
+        if "RESOURCE_EXHAUSTED" in str(error) and fewer:
+            self.sizes = self.rows.sizes = dataclasses.replace(self.sizes, rows=tuple(fewer))
+            self._recover(unfinished, held)
+            return []
+        for request in unfinished:
             request.error = error
         self._clear()
         self._held = held
-        return lost
+        return unfinished
 
+    def _largest_tried(self) -> int:
+        """The number of rows of the table that did not fit; at least what one prompt may need."""
+        return max(self.rows.num_rows, self.rows.sampler.num_particles + 1)
+
+    def _recover(self, requests: list[ActiveRequest], held: list[ActiveRequest]) -> None:
+        """Resumes what ran from the last chunk that the host has; what entered since begins anew.
+
+        Nothing is decided twice with other numbers, so no result changes.
+        """
+        seen = self._seen
+        self._clear()
+        anew = []
+        for request in requests:
+            slot = None if seen is None or request not in seen.occupants else seen.occupants.index(request)
+            if seen is None or slot is None or self._occupants[slot] is not None:
+                if request.suspended is None:
+                    anew.append(request)
+                    request.pieces = []
+                    continue
+                slot = self._occupants.index(None)
+            else:
+                last = [pending for pending, _ in request.pieces].index(seen.records)
+                request.pieces = request.pieces[: last + 1]
+                self._suspend(request, slot, seen)
+            self.rows.targets.place(request.target, [r.target for r in self._occupants if r])
+            self._occupants[slot] = request
+        self._held = [*sorted(anew, key=lambda r: r.order), *held]
 
 def _rows_needed(progress: Progress, slot: int) -> int:
     """How many prefixes a stalled prompt has after the tokens that it drew."""

@@ -72,9 +72,9 @@ class Transformer(nnx.Module):
         position = jnp.arange(block, dtype=jnp.int32)[None]
         x = self.embed(tokens.reshape(-1))
         for layer in self.layers:
-            q, k, v = layer.project(x, jnp.tile(position[0], rows))
-            k, v = (y.reshape(rows, block, -1) for y in (k, v))
-            q = q.reshape(rows, block, *q.shape[1:])
+            projected = layer.project(x, jnp.tile(position[0], rows))
+            q, k, v = (y.reshape(rows, block, *y.shape[1:]) for y in projected)
+            k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
             # All at once: a loop over parts would be slow to differentiate.
             out = attention.extend(q, k, v, position, layer.attention.scoring, max_scores=None)
             x = layer.finish(x, out)
@@ -90,19 +90,19 @@ class Transformer(nnx.Module):
         if block > 1:
             position = position[:, None] + jnp.arange(block, dtype=jnp.int32)[None]
         attend = attention.decode if block == 1 else attention.extend
-        entry = kv_cache.entries(position, count, cache.keys[0].shape[1])
+        entry = kv_cache.entries(position, count, cache.capacity)
         x = self.embed(tokens.reshape(-1))
         keys, values = [], []
-        for layer, all_keys, all_values in zip(self.layers, *cache, strict=True):
-            q, k, v = layer.project(x, position.reshape(-1))
-            all_keys = kv_cache.write(all_keys, k.reshape(*lead, -1), entry)
-            all_values = kv_cache.write(all_values, v.reshape(*lead, -1), entry)
-            q = q.reshape(*lead, *q.shape[1:])
-            out = attend(q, all_keys, all_values, position, layer.attention.scoring)
-            x = layer.finish(x, out)
-            keys.append(all_keys)
-            values.append(all_values)
-        return self.logits(x).reshape(rows, block, -1), KVCache(tuple(keys), tuple(values))
+        for layer, *leaves in zip(self.layers, cache.keys, cache.values, strict=True):
+            projected = layer.project(x, position.reshape(-1))
+            q, *new = (y.reshape(*lead, *y.shape[1:]) for y in projected)
+            leaves = kv_cache.write(cache.layout, *leaves, *new, entry)
+            viewed = kv_cache.by_head(cache.layout, *leaves, q.shape[-1])
+            x = layer.finish(x, attend(q, *viewed, position, layer.attention.scoring))
+            keys.append(leaves[0])
+            values.append(leaves[1])
+        cache = KVCache(tuple(keys), tuple(values), cache.layout)
+        return self.logits(x).reshape(rows, block, -1), cache
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Token ids [M] -> stream [M, D]."""
@@ -135,6 +135,7 @@ class TransformerLM:
       max_positions: longest sequence.
       can_rewind: whether a row may be extended again from an earlier position: always.
       parallel: the devices over which it is sharded, see ``on``.
+      layout: of its caches; None for the one that is best where they are made.
 
     Raises:
       ValueError: for a dtype that is not one of ``DTYPES``.
@@ -147,8 +148,9 @@ class TransformerLM:
         config: TransformerConfig,
         dtype: Any = jnp.float32,
         parallel: TensorParallel = UNSHARDED_MODEL,
+        layout: kv_cache.Layout | None = None,
     ) -> None:
-        self.config, self.parallel = config, parallel
+        self.config, self.parallel, self.layout = config, parallel, layout
         self.dtype = jnp.dtype(dtype)
         allowed = (*DTYPES, "float64") if jax.config.read("jax_enable_x64") else DTYPES
         if self.dtype.name not in allowed:
@@ -162,10 +164,11 @@ class TransformerLM:
             and self.config == other.config
             and self.dtype == other.dtype
             and self.parallel == other.parallel
+            and self.layout == other.layout
         )
 
     def __hash__(self) -> int:
-        return hash((self.config, self.dtype, self.parallel))
+        return hash((self.config, self.dtype, self.parallel, self.layout))
 
     def on(self, size: int) -> "TransformerLM":
         """The model that each of ``size`` devices runs inside ``shard_map``.
@@ -173,7 +176,8 @@ class TransformerLM:
         Raises:
           ValueError: if the model cannot be split into that many equal parts.
         """
-        return TransformerLM(self.config, self.dtype, TensorParallel.for_config(self.config, size))
+        parallel = TensorParallel.for_config(self.config, size)
+        return TransformerLM(self.config, self.dtype, parallel, self.layout)
 
     @property
     def vocabulary(self) -> VocabSharding:
@@ -205,13 +209,11 @@ class TransformerLM:
     def init_cache(self, params: nnx.State, num_rows: int, capacity: int) -> KVCache:
         """A cache for R rows of up to T tokens; inside ``shard_map``, of this device's heads."""
         del params
-        heads = self.config.num_kv_heads // self.parallel.size
-        shape = (num_rows, capacity, heads * self.config.head_dim)
-        keys, values = (
-            tuple(jnp.zeros(shape, self.dtype) for _ in range(self.config.num_layers))
-            for _ in range(2)
+        layout = self.layout or kv_cache.default_layout()
+        heads, dim = self.config.num_kv_heads // self.parallel.size, self.config.head_dim
+        return kv_cache.empty(
+            layout, self.config.num_layers, num_rows, capacity, heads, dim, self.dtype
         )
-        return KVCache(keys, values)
 
     def extend(
         self,
