@@ -105,7 +105,7 @@ class Sampler(abc.ABC):
 
     Attributes:
       runs_as_chains: True if it revises whole sequences on a schedule. The model must then be able
-        to return to earlier steps, and prompts cannot be streamed. False for a ``Kernel``.
+        to rewind sequences, and prompts cannot be streamed. False for a ``Kernel``.
       has_evidence: whether it estimates the target's normaliser, and so returns weighted particles.
         Without evidence, particles have equal weights and ``log_evidence`` is NaN in results.
       num_particles: N, the sequences that each prompt decodes at a time and returns.

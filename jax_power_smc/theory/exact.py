@@ -60,7 +60,7 @@ def enumerate(
     """Lists every sequence with log p and log gamma.
 
     Args:
-      model, params: the language model, run through its own prefill and decode.
+      model, params: the language model, run through its own cache.
       prompt: token ids.
       target: the target; ``Enumeration.log_gamma`` is the log of its gamma.
       max_new_tokens: T.
@@ -105,7 +105,7 @@ def score(
     tokens: Sequence[Sequence[int]] | np.ndarray | jax.Array,
     lengths: Sequence[int] | np.ndarray | jax.Array | None = None,
 ) -> np.ndarray:
-    """Teacher-forced log p of each token, through the decode path.
+    """Teacher-forced log p of each token, decoded one by one.
 
     The sum over a sequence is its log p: nothing after its end counts.
 
@@ -187,23 +187,25 @@ def _teacher_forced(
 
     @jax.jit
     def run(params: Params) -> tuple[jax.Array, ...]:
-        logits, context = model.prefill(params, ids, jnp.asarray(len(prompt), jnp.int32))
-        logits = jnp.broadcast_to(logits[None], (num, logits.shape[0]))
-        first, state = of_tokens(logits, jnp.zeros((num,), jnp.int32), jnp.zeros((), jnp.int32))
+        # The last token of the prompt is decoded like those that follow it.
+        none, before = jnp.zeros((1,), jnp.int32), jnp.full((1,), len(prompt) - 1, jnp.int32)
+        cache = model.init_cache(params, 1, len(prompt) + horizon)
+        _, cache = model.extend(params, cache, ids[None], none, before)
+        cache = jax.tree.map(lambda x: jnp.repeat(x, num, axis=0), cache)
 
         def body(carry: Any, t: jax.Array) -> tuple[Any, Any]:
-            cache, state = carry
-            token = jax.lax.dynamic_slice_in_dim(forced, t - 1, 1, axis=1)[:, 0]
-            logits, cache = model.decode(params, context, cache, token, t - 1, t - 1)
-            picked, state = of_tokens(logits, state, t)
-            return (cache, state), picked
+            cache, state, token = carry
+            position = jnp.broadcast_to(before + t, (num,))
+            logits, cache = model.extend(
+                params, cache, token[:, None], position, jnp.ones((num,), jnp.int32)
+            )
+            picked, state = of_tokens(logits[:, 0], state, t)
+            token = jax.lax.dynamic_index_in_dim(forced, t, axis=1, keepdims=False)
+            return (cache, state, token), picked
 
-        carry = (model.init_cache(params, num, horizon), state)
-        _, rest = jax.lax.scan(body, carry, jnp.arange(1, horizon, dtype=jnp.int32))
-        return tuple(
-            jnp.concatenate([one[None], more], axis=0).T
-            for one, more in zip(first, rest, strict=True)
-        )
+        carry = cache, jnp.zeros((num,), jnp.int32), jnp.broadcast_to(ids[-1], (num,))
+        _, picked = jax.lax.scan(body, carry, jnp.arange(horizon, dtype=jnp.int32))
+        return tuple(x.T for x in picked)
 
     log_p, allowed, ends = jax.device_get(run(params))
     return log_p, allowed, ends
