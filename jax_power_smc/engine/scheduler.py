@@ -367,7 +367,9 @@ class Scheduler:
                 self._occupants[slot] = None
         if progress.spoiled.any():
             self.rows.reset()
-        if stuck and not self._unseen and chunk.num_rows == self.sizes.rows[-1]:
+        # With fewer rows, or some of them reserved, the next chunk has more.
+        least = min(chunk.num_rows, chunk.row_limit)
+        if stuck and not self._unseen and least == self.sizes.rows[-1]:
             return self._make_room(chunk, stuck)
         return []
 
