@@ -160,5 +160,4 @@ UNTESTED: dict[str, str] = {
     "jax_power_smc.tasks.humaneval": "tests/tasks/test_dataset.py",
     "jax_power_smc.tasks.jsonl": "tests/tasks/test_dataset.py",
     "jax_power_smc.tasks.math500": "tests/tasks/test_dataset.py",
-    "jax_power_smc.tasks.tiny_reasoner": "tests/tasks/test_dataset.py",
 }

@@ -12,7 +12,7 @@ call, so its runs are not quite independent.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,26 +38,20 @@ class Setting:
       ramp_share: length of the exponent ramp as a share of T; 0 for none.
     """
 
-    name: str
+    name: Literal["smc", "swor", "mh"]
     num_particles: int
     ramp_share: float = 0.0
 
     def sampler(self, horizon: int) -> Sampler:
-        """The sampler for T tokens.
-
-        Raises:
-          ValueError: for any other name.
-        """
+        """The sampler for T tokens."""
         ramp = round(self.ramp_share * horizon)
         if self.name == "smc":
             return PowerSMC(self.num_particles, ramp_tokens=ramp, order="published")
         if self.name == "swor":
             return WithoutReplacement(self.num_particles, ramp_tokens=ramp, early_stop=0.0)
-        if self.name == "mh":
-            blocks = min(MetropolisHastings().num_blocks, horizon)
-            moves = cost_model.equal_cost_moves(self.num_particles, blocks, "global")
-            return MetropolisHastings(blocks, moves, "global")
-        raise ValueError(f"sampler is {self.name!r}; allowed are smc, swor and mh.")
+        blocks = min(MetropolisHastings().num_blocks, horizon)
+        moves = cost_model.equal_cost_moves(self.num_particles, blocks, "global")
+        return MetropolisHastings(blocks, moves, "global")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,29 +45,27 @@ def mean_over_seeds(
     exact = {
         (*_place(x), x["seed"]): x["value"] for x in figures if x["metric"] == "exact_mean_log_prob"
     }
-    gaps: dict[Any, list[float]] = defaultdict(list)
-    errors: dict[Any, list[float]] = defaultdict(list)
-    short: dict[Any, list[float]] = defaultdict(list)
+    found: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     for x in figures:
         if "kind" not in x or "name" not in x or x["value"] is None:
             continue
         at = (_place(x), setting_name(x))
-        if x["metric"] == "gap":
-            gaps[at].append(x["value"])
-        elif x["metric"] == "gap_error":
-            errors[at].append(x["value"])
-        elif x["metric"] == "mean_log_prob":
-            short[at].append(exact[*_place(x), x["seed"]] - x["value"])
+        if x["metric"] == "mean_log_prob":
+            found["shortfall"][at].append(exact[*_place(x), x["seed"]] - x["value"])
+        else:
+            found[x["metric"]][at].append(x["value"])
     means: dict[str, dict[Any, dict[str, tuple[float, float]]]] = {
         "gap": defaultdict(dict),
         "shortfall": defaultdict(dict),
     }
-    for (place, name), values in gaps.items():
-        error = float(np.sqrt(np.sum(np.square(errors[place, name]))) / len(values))
-        means["gap"][place][name] = (float(np.mean(values)), error)
-    for (place, name), values in short.items():
-        error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
-        means["shortfall"][place][name] = (float(np.mean(values)), error)
+    for metric, by_place in means.items():
+        for (place, name), values in found[metric].items():
+            count = len(values)
+            if metric == "gap":
+                error = np.linalg.norm(found["gap_error"][place, name]) / count
+            else:
+                error = np.std(values, ddof=1) / np.sqrt(count) if count > 1 else np.nan
+            by_place[place][name] = (float(np.mean(values)), float(error))
     return means
 
 

@@ -5,7 +5,7 @@ python -m launch.benchmark --config=configs/fidelity.py --workdir=DIR
 
 import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from absl import flags
@@ -16,19 +16,38 @@ from jax_power_smc.cli import benchmark_speed
 from jax_power_smc.cli.common import launch
 from jax_power_smc.core import checks
 from jax_power_smc.core.progress import ProgressDisplay
+from jax_power_smc.evaluation.config_fields import Check, each, integer, number
 from jax_power_smc.models.checkpoints.load import load
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.report.tables import print_tables
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.tiny_reasoner import problems
 
-_FIDELITY_FIELDS = (
-    *("alpha", "runs", "vocab_size", "kinds", "horizons", "entropies", "seeds"),
-    *("smc_particles", "smc_ramps", "swor_particles", "swor_ramps", "mh_particles"),
-    *("models", "prompts", "max_new_tokens", "model_runs"),
-    *("text_models", "texts", "text_max_new_tokens"),
-    *("model_smc_particles", "model_swor_particles", "model_mh_particles"),
-)
+
+def _not_blank(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is {value!r}; it must be non-empty text.")
+
+
+# Every field of the fidelity benchmark with its check.
+_FIDELITY_FIELDS: dict[str, Check] = {
+    "alpha": lambda name, value: PowerTarget(value),
+    **dict.fromkeys(("runs", "model_runs"), integer(2)),
+    **dict.fromkeys(("vocab_size", "prompts", "max_new_tokens", "text_max_new_tokens"), integer(1)),
+    **dict.fromkeys(("kinds", "entropies"), checks.listed),  # see markov_models.check
+    "horizons": each(integer(1)),
+    "seeds": checks.seeds,
+    **dict.fromkeys(("smc_ramps", "swor_ramps"), each(number(at_least=0, at_most=1))),
+    **{
+        f"{prefix}{name}_particles": each(integer(1))
+        for prefix in ("", "model_")
+        for name in ("smc", "swor", "mh")
+    },
+    **dict.fromkeys(("models", "text_models", "texts"), each(_not_blank)),
+}
+
+
+_Run = Callable[[ConfigDict, pathlib.Path], pathlib.Path]
 
 
 def benchmark(config: ConfigDict, workdir: str) -> pathlib.Path:
@@ -46,7 +65,12 @@ def benchmark(config: ConfigDict, workdir: str) -> pathlib.Path:
 
 
 def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
-    _check_fidelity(config)
+    for name, check in _FIDELITY_FIELDS.items():
+        check(f"config.{name}", config[name])
+    if config.text_models and not config.texts:
+        raise ValueError("config.texts is empty; config.text_models needs texts to continue.")
+    for kind, entropy in itertools.product(config.kinds, config.entropies):
+        markov_models.check(config.vocab_size, entropy, kind)
     grid = [
         {"kind": kind, "horizon": horizon, "entropy": entropy, "seed": seed}
         for kind, horizon, entropy, seed in itertools.product(
@@ -83,36 +107,6 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
         plots.fidelity(path, root / "fidelity.png")
         print(f"The picture: {root / 'fidelity.png'}")
     return path
-
-
-def _check_fidelity(config: ConfigDict) -> None:
-    """Raises ValueError for an invalid value, before anything is loaded or written."""
-    PowerTarget(config.alpha)
-    for name in ("runs", "model_runs"):
-        checks.integer(f"config.{name}", config[name], at_least=2)
-    for name in ("vocab_size", "prompts", "max_new_tokens", "text_max_new_tokens"):
-        checks.integer(f"config.{name}", config[name], at_least=1)
-    for name in ("kinds", "horizons", "entropies", "seeds", "smc_ramps", "swor_ramps"):
-        checks.listed(f"config.{name}", config[name])
-    for name in ("models", "text_models", "texts"):
-        for value in checks.listed(f"config.{name}", config[name]):
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"config.{name} has {value!r}; it must be non-empty text.")
-    if config.text_models and not config.texts:
-        raise ValueError("config.texts is empty; config.text_models needs texts to continue.")
-    for kind, entropy in itertools.product(config.kinds, config.entropies):
-        markov_models.check(config.vocab_size, entropy, kind)
-    for horizon in config.horizons:
-        checks.integer("config.horizons", horizon, at_least=1)
-    checks.seeds("config.seeds", config.seeds)
-    for ramp in (*config.smc_ramps, *config.swor_ramps):
-        checks.number("a ramp, as a share of T,", ramp, at_least=0, at_most=1)
-    for prefix in ("", "model_"):
-        for name in ("smc", "swor", "mh"):
-            for num in checks.listed(
-                f"config.{prefix}{name}_particles", config[f"{prefix}{name}_particles"]
-            ):
-                checks.integer(f"config.{prefix}{name}_particles", num, at_least=1)
 
 
 def _check_positions(
@@ -169,7 +163,7 @@ def _questions(config: ConfigDict) -> dict[str, tuple[LoadedModel, fidelity.Ques
 
 
 # name -> what runs it, and the fields of its config
-_BENCHMARKS: dict[str, tuple[Callable[[ConfigDict, pathlib.Path], pathlib.Path], Sequence[str]]] = {
+_BENCHMARKS: dict[str, tuple[_Run, Collection[str]]] = {
     "fidelity": (_fidelity, _FIDELITY_FIELDS),
     "speed": (benchmark_speed.run, benchmark_speed.FIELDS),
 }

@@ -50,8 +50,7 @@ def generate(options: Options) -> dict[str, Any]:
     Raises:
       ValueError: for an invalid value, or a model that cannot be loaded.
     """
-    if options.sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {options.sampler!r}; allowed are {', '.join(SAMPLERS)}.")
+    checks.one_of("sampler", options.sampler, SAMPLERS)
     PowerTarget(alpha=options.alpha)  # before the model is read
     checks.integer("max_new_tokens", options.max_new_tokens, at_least=1)
     # All are made, so that an invalid value is refused whichever of them runs.

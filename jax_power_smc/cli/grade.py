@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 from absl import flags
 
 from jax_power_smc.cli.common import launch
+from jax_power_smc.core import checks
 from jax_power_smc.core.files import json_line, keep_older
 from jax_power_smc.core.progress import ProgressDisplay
 from jax_power_smc.grading import string_rule
@@ -90,8 +91,7 @@ def grade(
       ValueError: if an argument or a line is invalid; nothing is graded then.
       OSError: if a file cannot be read or written.
     """
-    if task not in KINDS:
-        raise ValueError(f"task is {task!r}; allowed are {', '.join(KINDS)}.")
+    checks.one_of("task", task, KINDS)
     if target.is_dir():
         raise ValueError(f"output is {os.fspath(target)}, a directory; it must be a file.")
     if target.exists() and not target.is_file():  # a device must not be renamed

@@ -100,11 +100,12 @@ def save_pretrained(
     root = pathlib.Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     flat = {path: leaf[...] for path, leaf in nnx.to_flat_state(params)}
-    parts: dict[str, list[tuple[int, jax.Array]]] = {}
-    for entry in weight_map(config):
-        part = entry.first_row, entry.to_file(flat[entry.path])
-        parts.setdefault(entry.name, []).append(part)
-    tensors = {name: _joined(rows) for name, rows in parts.items()}
+    parts: dict[str, list[jax.Array]] = {}
+    for entry in weight_map(config):  # rows of one tensor come in their order
+        parts.setdefault(entry.name, []).append(entry.to_file(flat[entry.path]))
+    tensors = {
+        name: jnp.concatenate(rows) if len(rows) > 1 else rows[0] for name, rows in parts.items()
+    }
     some = next(iter(tensors.values()))
     ids = {"eos_token_id": list(eos_ids) if len(eos_ids) != 1 else eos_ids[0]}
     if bos_id is not None:
@@ -190,13 +191,6 @@ def _untied(tensors: Sequence[StoredTensor]) -> list[str]:
         f"{_HEAD} differs from {_EMBEDDING}, but tie_word_embeddings is true (if it is false, the "
         "head is used)"
     ]
-
-
-def _joined(parts: list[tuple[int, jax.Array]]) -> jax.Array:
-    """A tensor from its parts, pairs of (first row, rows)."""
-    if len(parts) == 1:
-        return parts[0][1]
-    return jnp.concatenate([part for _, part in sorted(parts, key=lambda part: part[0])])
 
 
 def _ignorable(name: str, config: TransformerConfig) -> bool:
