@@ -48,6 +48,16 @@ def one_of(*allowed: str) -> Check:
     return lambda name, value: checks.one_of(name, value, allowed)
 
 
+def each(check: Check) -> Check:
+    """A tuple or a list, every value of which passes the check."""
+
+    def check_all(name: str, values: Any) -> None:
+        for value in checks.listed(name, values):
+            check(name, value)
+
+    return check_all
+
+
 def text(allowed: str) -> Check:
     """A string that is not empty; ``allowed`` says in the error what it must be."""
 
