@@ -79,6 +79,14 @@ class ReportData:
     def items_of(self, run: str) -> list[ItemSummary]:
         return [item for item in self.items if item.run == run]
 
+    def valid_items(self, field: str) -> dict[str, list[ItemSummary]]:
+        """Run -> its valid items in which this array is not empty, for runs that have any."""
+        found = {
+            run: [i for i in self.items_of(run) if i.failure is None and len(getattr(i, field))]
+            for run in self.labels
+        }
+        return {run: items for run, items in found.items() if items}
+
 
 def read_report(workdir: epath.Path) -> ReportData:
     """Reads what a job has written so far.
