@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 
-from jax_power_smc.evaluation.records import Record
+from jax_power_smc.evaluation.records import Record, weights
 from jax_power_smc.report import ancestry_tree, style
 from jax_power_smc.report.ancestry_tree import Segment
-from jax_power_smc.report.load import particle_weights
 from jax_power_smc.report.style import Plot
 
 # Leaves that are drawn, the heaviest ones: more could not be distinguished.
@@ -97,9 +96,8 @@ def _has_ancestry(record: Record) -> bool:
 
 
 def _picture(record: Record, title: str) -> Plot:
-    weights = particle_weights(record)
-    alive = [i for i, p in enumerate(record["particles"]) if p["log_weight"] is not None]
-    weight = {i: weights[i] for i in alive}
+    particles = zip(record["particles"], weights(record), strict=True)
+    weight = {i: w for i, (p, w) in enumerate(particles) if p["log_weight"] is not None}
     answers = _answers(record, weight)
 
     def share(segment: Segment) -> float:
@@ -113,7 +111,7 @@ def _picture(record: Record, title: str) -> Plot:
         return max(mass, key=mass.__getitem__), -share(segment)
 
     rows = ancestry_tree.paths(record)
-    trees = ancestry_tree.forest(rows, alive)
+    trees = ancestry_tree.forest(rows, weight)
     by_share = sorted(ancestry_tree.leaves(trees), key=share, reverse=True)
     left_out = len(by_share[MOST_LEAVES:])
     if left_out:
@@ -145,7 +143,7 @@ def _picture(record: Record, title: str) -> Plot:
         for c, m in looks
     ]
     style.legend_below(figure, handles, texts)
-    caption = _caption(record, len(alive), leaves, len(trees), left_out)
+    caption = _caption(record, len(weight), leaves, len(trees), left_out)
     return style.finish(_name(record), title, caption, figure)
 
 
