@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from jax_power_smc.evaluation.intervals import mean_and_interval
+from jax_power_smc.evaluation.job_config import TITLES
 from jax_power_smc.report import style
 from jax_power_smc.report.load import ReportData
 from jax_power_smc.report.style import Plot
 
 # An axis is logarithmic if the largest value is more than this many times the smallest.
 _WIDE = 20.0
-_TITLES = {"smc": "Power-SMC", "swor": "without replacement"}
 # Settings in which the runs of one line may differ.
 _FREE = ("num_particles", "label")
 
@@ -178,7 +178,7 @@ def _series_name(data: ReportData, members: list[str], groups: list[list[str]]) 
     if len(members) == 1:
         return style.printable(data.labels[members[0]])
     own = _fixed(data, members[0])
-    name = _TITLES.get(own["kind"], own["kind"])
+    name = TITLES.get(own["kind"], own["kind"])
     if own.get("ramp_tokens"):
         name += f", ramp {own['ramp_tokens']}"
     # Other settings that distinguish it from lines of the same kind.
