@@ -40,11 +40,8 @@ class ItemScores:
     """What tables and plots need of one record.
 
     Attributes:
-      item: (run, seed, problem id).
-      answers: by kind.
       right: total weight of the particles with a correct answer, in [0, 1].
       num_right, num: number of particles of positive weight that are correct, and of all.
-      log_evidence: log Z_hat, or None.
       failed: whether the result is meaningless; then all answers count as wrong.
       ungraded: number of particles that could not be graded.
       degenerate: total weight of the particles that loop or are very short.
@@ -84,10 +81,8 @@ def read(record: Record) -> ItemScores:
     particles = record["particles"]
     alive = [(p, w) for p, w in zip(particles, weights(record), strict=True) if w > 0]
     failed = record["failure"] is not None or not alive
-    if failed:
-        nothing = AnswerScore(False, False, None)
-        answers: dict[Answer, AnswerScore] = dict.fromkeys(ANSWERS, nothing)
-    else:
+    answers = dict.fromkeys(ANSWERS, AnswerScore(False, False, None))
+    if not failed:
         answers = {
             "draw": _score(particles[record["choice"]]),
             "vote": _vote(alive),
