@@ -30,7 +30,8 @@ def pool(
 
     * parent, particle_index: run r's are shifted by the population sizes of the runs before it,
       which puts the runs' genealogies side by side.
-    * ess, forks, model_tokens, drawn_tokens, num_rows, copies, preempted, seconds: sums over runs. The sum of the ESS describes the separate
+    * ess, forks, model_tokens, drawn_tokens, num_rows, copies, preempted, seconds: sums over
+      runs. The sum of the ESS describes the separate
       runs; the pooled population's ESS is at most that, and its final value follows from
       ``log_weights``.
     * resampled, bad_logits: true if they are for any run.

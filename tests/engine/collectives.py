@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 
 from jax_power_smc.core import prng
 from jax_power_smc.engine import executables, programs
-from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 from jax_power_smc.engine.layout import layout_of
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from jax_power_smc.samplers import Kernel

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 
 from jax_power_smc import PowerSMC, PowerTarget, TableLM
 from jax_power_smc.core import prng
 from jax_power_smc.engine import decode, programs
-from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 from jax_power_smc.engine.layout import ONE_DEVICE
 from jax_power_smc.models.cache_moves import copy_dead_rows, move_cache, take_ancestors
 from jax_power_smc.smc import weights

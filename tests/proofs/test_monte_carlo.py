@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 
 from jax_power_smc import PowerSMC, PowerTarget, TableLM, WithoutReplacement
 from jax_power_smc.core import prng
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine import decode
-from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 from jax_power_smc.samplers import without_replacement
 from jax_power_smc.targets.power import TargetArrays
 from jax_power_smc.theory import exact

@@ -104,7 +104,12 @@ def save_pretrained(
     for entry in weight_map(config):
         part = entry.first_row, entry.flip(flat[entry.path])
         parts.setdefault(entry.name, []).append(part)
-    tensors = {name: _joined(rows) for name, rows in parts.items()}
+    tensors = {
+        name: jnp.concatenate([part for _, part in sorted(rows, key=lambda row: row[0])])
+        if len(rows) > 1
+        else rows[0][1]
+        for name, rows in parts.items()
+    }
     some = next(iter(tensors.values()))
     ids = {"eos_token_id": list(eos_ids) if len(eos_ids) != 1 else eos_ids[0]}
     if bos_id is not None:
