@@ -16,6 +16,7 @@ __version__ = "0.2.0.dev0"
 if TYPE_CHECKING:
     from jax_power_smc import evidence as evidence
     from jax_power_smc import plain as plain
+    from jax_power_smc import testing as testing
     from jax_power_smc import theory as theory
     from jax_power_smc.core.mesh import make_mesh as make_mesh
     from jax_power_smc.engine.engine import Engine as Engine
@@ -86,6 +87,7 @@ _MODULES = {
     "evidence": "evidence",
     "exact": "theory.exact",
     "plain": "plain",
+    "testing": "testing",
     "theory": "theory",
 }
 
@@ -122,6 +124,7 @@ __all__ = [
     "pool",
     "sample",
     "stream",
+    "testing",
     "theory",
 ]
 

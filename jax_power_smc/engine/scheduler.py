@@ -46,12 +46,16 @@ class _Chunk(NamedTuple):
       records: what was recorded in it.
       progress: how prompts stand after it.
       num_rows: R of each device.
+      row_limit: as many rows it may use.
+      entered: rows of the fullest device that were put in just before it.
     """
 
     occupants: list[ActiveRequest | None]
     records: PendingRecords
     progress: Progress
     num_rows: int
+    row_limit: int
+    entered: int
 
 
 class Scheduler:
@@ -104,8 +108,8 @@ class Scheduler:
         # The last chunk that was looked at, in host memory, and what it showed.
         self._seen: _Chunk | None = None
         self._load = Load()
-        # As many rows may be in use on the fullest device when the next chunk begins.
-        self._at_most = 0
+        # Rows of the fullest device that were put in since the last chunk was handed out.
+        self._entered = 0
 
     def check(self, target: PowerTarget) -> None:
         """Raises ValueError for a target that cannot be served, see ``TargetBatch``."""
@@ -161,6 +165,14 @@ class Scheduler:
     @property
     def _is_busy(self) -> bool:
         return any(self._occupants) or bool(self._leaving)
+
+    @property
+    def _at_most(self) -> int:
+        """As many rows may be in use on the fullest device when the next chunk begins."""
+        rows = self._load.in_use
+        for chunk in self._unseen:
+            rows = max(rows + chunk.entered, chunk.row_limit)
+        return rows + self._entered
 
     @property
     def _must_wait(self) -> bool:
@@ -263,7 +275,7 @@ class Scheduler:
                 for place, tokens in ids.items()
             ]
             self.rows.enter(members, prefixes, group)
-        self._at_most += max(self._fullest(list(kept)), arriving if resumed else 0)
+        self._entered = max(self._fullest(list(kept)), arriving if resumed else 0)
         if was_idle and kept:
             self.rows.block_until_ready()
             self._timer.book("prefill")
@@ -313,12 +325,15 @@ class Scheduler:
 
     def _hand_out_chunk(self, row_limit: int) -> None:
         recorded, progress = self.rows.decode_chunk(row_limit)
-        self._at_most = max(self._at_most, min(row_limit, self.rows.num_rows))
         self._ready.watch(progress.running)
         copy_to_host_async(progress)
         pending = PendingRecords(recorded)
         active = [None if r is None or r.suspended else r for r in self._occupants]
-        self._unseen.append(_Chunk(active, pending, progress, self.rows.num_rows))
+        rows = self.rows.num_rows
+        self._unseen.append(
+            _Chunk(active, pending, progress, rows, min(row_limit, rows), self._entered)
+        )
+        self._entered = 0
         for slot, request in enumerate(active):
             if request is not None:
                 request.pieces.append((pending, slot))
@@ -332,14 +347,13 @@ class Scheduler:
         chunk.records.fetch()
         self._seen = chunk = chunk._replace(progress=progress)
         self.stats.add(progress)
-        if not self._unseen:
-            self._at_most = int(progress.in_use.max())
         running = progress.running.tolist()
         stuck = self._stuck(chunk)
         self._load = Load(
             in_use=int(progress.in_use.max()),
             longest=int(progress.longest.max()),
-            stalls=int(progress.stalls.sum()),
+            # Stalls in a table that has grown since are no reason to let it grow again.
+            stalled=self._stalled(chunk) if chunk.num_rows == self.rows.num_rows else 0,
             stuck=bool(stuck),
         )
         done = {
@@ -353,7 +367,9 @@ class Scheduler:
                 self._occupants[slot] = None
         if progress.spoiled.any():
             self.rows.reset()
-        if stuck and not self._unseen and chunk.num_rows == self.sizes.rows[-1]:
+        # With fewer rows, or some of them reserved, the next chunk has more.
+        least = min(chunk.num_rows, chunk.row_limit)
+        if stuck and not self._unseen and least == self.sizes.rows[-1]:
             return self._make_room(chunk, stuck)
         return []
 
@@ -361,6 +377,11 @@ class Scheduler:
         outcome = self.rows.finalize(prompts, group)
         copy_to_host_async(outcome)
         self._leaving.append((requests, outcome))
+
+    def _stalled(self, chunk: _Chunk) -> int:
+        """Prompts that had rows after the chunk, and waited for more."""
+        prompts = chunk.progress.prompts
+        return int((prompts.stalled & (prompts.row_of < chunk.num_rows).any(axis=1)).sum())
 
     def _stuck(self, chunk: _Chunk) -> list[list[int]]:
         """For each device on which no prompt could move: the slots that have rows."""
@@ -403,8 +424,8 @@ class Scheduler:
         if failed:
             self.rows.cancel(unwanted & np.array([o is None for o in self._occupants]))
         self.rows.suspend(unwanted)
-        self._at_most = self._rows_in_use(chunk, unwanted)
-        self._load = self._load._replace(in_use=self._at_most, stuck=False)
+        in_use = self._rows_in_use(chunk, unwanted)
+        self._load = self._load._replace(in_use=in_use, stuck=False)
         return failed
 
     def _rows_in_use(self, chunk: _Chunk, without: np.ndarray) -> int:
@@ -445,7 +466,7 @@ class Scheduler:
         they asked for, and so have taken steps, before they can be in each other's way again.
         """
         waiting = [slot for slot, r in enumerate(self._occupants) if r is not None and r.suspended]
-        if not waiting or (self._active and self._load.stalls):
+        if not waiting or (self._active and self._load.stalled):
             return []
         first = min(waiting, key=lambda slot: self._occupants[slot].order)  # type: ignore[union-attr]
         return [first] if in_use + self._of(first).needs <= self.sizes.rows[-1] else []
