@@ -235,9 +235,7 @@ class Scheduler:
         shards = self.rows.layout.data_shards
         suspended = any(r is not None and r.suspended for r in self._occupants)
         # Nobody enters while somebody waits for the rows that it had.
-        new, self._held = (
-            ([], requests) if suspended else (self._place_targets(requests), self._held)
-        )
+        new, self._held = ([], requests) if suspended else self._place_targets(requests)
         free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
         allocator = self.rows.allocator
         chosen = dict(zip(allocator.round_robin(free), new, strict=False))
