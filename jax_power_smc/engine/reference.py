@@ -10,8 +10,8 @@ It is the specification of the engine, which computes the same with one row for 
 numbers; how sequences are stored and copied is not shared. The step is a pure function of one
 prompt, scanned over steps and vmapped over prompts.
 
-Letters: P prompts, N particles, M the population (N of it running, see ``samplers.base.Particles``),
-S padded prompt length, T the cap, V vocabulary.
+Letters: P prompts, N particles, M the population (N of it running, ``samplers.base.Particles``), S
+padded prompt length, T the cap, V vocabulary.
 """
 
 import functools
@@ -77,6 +77,7 @@ class LoopState(NamedTuple):
     Attributes:
       particles: weights, log p, flags; leaves [M] or [].
       tokens: [M, T] int32, pad where nothing was drawn.
+      token_log_probs: [M, T], log p of each at temperature 1; 0 where nothing was drawn.
       last: [N] int32, each running particle's last token, which the cache does not hold yet.
       position: [] int32, where it stands.
       cache: the model's cache of N rows.
@@ -85,6 +86,7 @@ class LoopState(NamedTuple):
 
     particles: Particles
     tokens: jax.Array
+    token_log_probs: jax.Array
     last: jax.Array
     position: jax.Array
     cache: Cache
@@ -99,6 +101,8 @@ class StepInfo(NamedTuple):
       resampled: [] bool.
       forks: [] int32, running particles that continue another one's past.
       parent: [M] int32.
+      token: [N] int32, what the running particles drew.
+      live: [N] bool, those that have another token to draw.
       bad_logits: [] bool, the model returned a NaN, +inf or only -inf.
     """
 
@@ -106,6 +110,8 @@ class StepInfo(NamedTuple):
     resampled: jax.Array
     forks: jax.Array
     parent: jax.Array
+    token: jax.Array
+    live: jax.Array
     bad_logits: jax.Array
 
 
@@ -126,9 +132,11 @@ def begin(
     none = jnp.zeros((1,), jnp.int32)
     logits, cache = model.extend(params, cache, prompt[None], none, (length - 1)[None])
     start = none[0] if inputs.stop is None else inputs.stop.states.start
+    dtype = weight_dtype(logits)
     return LoopState(
-        particles=inputs.sampler.start(weight_dtype(logits)),
+        particles=inputs.sampler.start(dtype),
         tokens=jnp.full((size, capacity), PAD_ID, jnp.int32),
+        token_log_probs=jnp.zeros((size, capacity), dtype),
         last=jnp.broadcast_to(prompt[length - 1], (num,)),
         position=length - 1,
         cache=jax.tree.map(lambda x: jnp.repeat(x, num, axis=0), cache),
@@ -163,7 +171,7 @@ def decode_step(
     num, own = sampler.num_particles, jnp.arange(sampler.population_size, dtype=jnp.int32)
     # A finished prompt is frozen: steps that its neighbors still need must not change it.
     running = is_running(particles, target, step)
-    live = running & ~particles.ended[:num] & (particles.log_weight[:num] > -jnp.inf)
+    live = running & _has_more(particles, num)
 
     # Forward.
     position = jnp.broadcast_to(state.position, (num,))
@@ -183,28 +191,34 @@ def decode_step(
 
     # Reorder, if any particle of any prompt continues another one's past.
     moves = result.parent != own
-    cache, tokens = jax.lax.cond(
+    written = state.tokens, state.token_log_probs
+    cache, (tokens, log_probs) = jax.lax.cond(
         any_prompt(jnp.any(moves)),
-        lambda: (_take(cache, result.parent[:num]), _take(state.tokens, result.parent)),
-        lambda: (cache, state.tokens),
+        lambda: (_take(cache, result.parent[:num]), _take(written, result.parent)),
+        lambda: (cache, written),
     )
     stop_state = state.stop_state[result.parent]
 
     # Record.
-    token = jnp.where(result.active, result.token, jnp.int32(PAD_ID))
+    active, particles = result.active, result.particles
+    token = jnp.where(active, result.token, jnp.int32(PAD_ID))
+    log_prob = jnp.where(active, result.log_prob, jnp.zeros_like(result.log_prob))
     state = LoopState(
-        particles=result.particles,
+        particles=particles,
         tokens=tokens.at[:, step].set(token),
+        token_log_probs=log_probs.at[:, step].set(log_prob),
         last=token[:num],
         position=state.position + 1,
         cache=cache,
-        stop_state=next_stop_state(stop, stop_state, token, result.active),
+        stop_state=next_stop_state(stop, stop_state, token, active),
     )
     info = StepInfo(
         ess=result.ess,
         resampled=result.resampled,
         forks=jnp.sum(moves[:num], dtype=jnp.int32),
         parent=result.parent,
+        token=token[:num],
+        live=running & (step + 1 < target.cap) & _has_more(particles, num),
         bad_logits=jnp.any(live & normalise(scores).is_bad),
     )
     return state, info
@@ -244,6 +258,11 @@ def run(
     state, infos = jax.lax.scan(body, state, jnp.arange(capacity, dtype=jnp.int32))
     final = finish(inputs, state.particles, prng.final_uniforms(key, dtype))
     return state._replace(cache=None), infos, final
+
+
+def _has_more(particles: Particles, num: int) -> jax.Array:
+    """[N] bool: the running particles that have not ended, and that count."""
+    return ~particles.ended[:num] & (particles.log_weight[:num] > -jnp.inf)
 
 
 def _take(tree: Any, parent: jax.Array) -> Any:
@@ -379,6 +398,7 @@ def _result(
         taken = np.take_along_axis(np.asarray(x), np.maximum(exists, 0), axis=1)
         return np.where(exists >= 0, taken, np.asarray(unused, x.dtype))
 
+    num_rows, copies = _distinct_prefixes(infos)
     sequences = {
         "tokens": returned(state.tokens, PAD_ID),
         "lengths": returned(particles.length, 0),
@@ -397,6 +417,7 @@ def _result(
     return SampleResult(
         **sequences,
         log_probs=returned(particles.log_prob, 0.0),
+        token_log_probs=returned(state.token_log_probs, 0.0),
         log_weights=log_weights,
         log_evidence=evidence if sampler.has_evidence else np.full_like(evidence, np.nan),
         choice=np.asarray(final.choice),
@@ -411,7 +432,32 @@ def _result(
             bad_logits=np.any(infos.bad_logits, axis=1),
             dropped_mass=np.asarray(particles.dropped),
             acceptance_rate=np.full((len(index),), np.nan),
-            model_tokens=np.asarray(particles.drawn),
+            # The prompt's last token, and then one for each prefix that runs on.
+            model_tokens=1 + np.sum(num_rows, axis=1, dtype=np.int32),
+            drawn_tokens=np.asarray(particles.drawn),
+            num_rows=num_rows,
+            copies=copies,
+            preempted=np.zeros((len(index),), np.int32),
             seconds=dict(seconds),
         ),
     )
+
+
+def _distinct_prefixes(infos: StepInfo) -> tuple[np.ndarray, np.ndarray]:
+    """What a model would need that has one row for each distinct prefix, from leaves [P, T, ...].
+
+    Returns:
+      [P, T] int32, distinct prefixes that run on after each step; and [P] int32, how often one of
+      them needs a row besides the one that its parent had.
+    """
+    num_prompts, cap, num = infos.token.shape
+    num_rows, copies = np.zeros((num_prompts, cap), np.int32), np.zeros((num_prompts,), np.int32)
+    for p in range(num_prompts):
+        prefix = np.zeros((num,), np.int64)  # equal numbers: equal sequences
+        for t, live in enumerate(infos.live[p]):
+            parent = prefix[infos.parent[p, t, :num]]
+            pairs = np.stack([parent, infos.token[p, t]], axis=1)
+            prefix = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+            num_rows[p, t] = len(np.unique(prefix[live]))
+            copies[p] += num_rows[p, t] - len(np.unique(parent[live]))
+    return num_rows, copies

@@ -27,13 +27,13 @@ class Load(NamedTuple):
     Attributes:
       in_use: rows in use.
       longest: positions of the longest row.
-      stalls: how often a prompt waited for rows.
+      stalled: prompts that wait for rows.
       stuck: no prompt could take a step, though some are not done.
     """
 
     in_use: int = 0
     longest: int = 0
-    stalls: int = 0
+    stalled: int = 0
     stuck: bool = False
 
 
@@ -72,8 +72,8 @@ def plan_rows(
     most = ladder[-1]
     arrivals = min(arriving, max(most - at_most, 0))
     need = load.in_use + arrivals
-    wanted = math.ceil(need * (1 + (SLACK_IF_STALLED if load.stalls else SLACK)))
-    if load.stalls:
+    wanted = math.ceil(need * (1 + (SLACK_IF_STALLED if load.stalled else SLACK)))
+    if load.stalled:
         wanted = max(wanted, num_rows + 1)
     size = smallest(ladder, wanted)
     floor = smallest(ladder, at_most + arrivals)
@@ -91,11 +91,11 @@ def smallest(ladder: Sequence[int], least: int) -> int:
     return next((size for size in ladder if size >= least), ladder[-1])
 
 
-def row_ladder(most: int, first: int = 4) -> tuple[int, ...]:
-    """Sizes by doubling, with half steps, up to ``most``: 4, 6, 8, 12, 16, ..."""
-    sizes, size = [], first
+def row_ladder(most: int) -> tuple[int, ...]:
+    """Sizes up to ``most``, by doubling from 4, from 32 on with half steps: 32, 48, 64, 96, ..."""
+    sizes, size = [], 4
     while size < most:
-        sizes += [size, size + size // 2]
+        sizes += [size, size + size // 2] if size >= 32 else [size]
         size *= 2
     return (*(size for size in sizes if size < most), most)
 

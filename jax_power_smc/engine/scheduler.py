@@ -9,6 +9,7 @@ always has work. What is decided about rows is in ``row_policy``.
 """
 
 import collections
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -46,7 +47,8 @@ class _Chunk(NamedTuple):
       records: what was recorded in it.
       progress: how prompts stand after it.
       num_rows: R of each device.
-      row_limit: as many rows might be in use.
+      row_limit: as many rows it may use.
+      entered: rows of the fullest device that were put in just before it.
     """
 
     occupants: list[ActiveRequest | None]
@@ -54,6 +56,7 @@ class _Chunk(NamedTuple):
     progress: Progress
     num_rows: int
     row_limit: int
+    entered: int
 
 
 class Scheduler:
@@ -106,8 +109,8 @@ class Scheduler:
         # The last chunk that was looked at, in host memory, and what it showed.
         self._seen: _Chunk | None = None
         self._load = Load()
-        # As many rows may be in use on the fullest device when the next chunk begins.
-        self._at_most = 0
+        # Rows of the fullest device that were put in since the last chunk was handed out.
+        self._entered = 0
 
     def check(self, target: PowerTarget) -> None:
         """Raises ValueError for a target that cannot be served, see ``TargetBatch``."""
@@ -165,6 +168,14 @@ class Scheduler:
         return any(self._occupants) or bool(self._leaving)
 
     @property
+    def _at_most(self) -> int:
+        """As many rows may be in use on the fullest device when the next chunk begins."""
+        rows = self._load.in_use
+        for chunk in self._unseen:
+            rows = max(rows + chunk.entered, chunk.row_limit)
+        return rows + self._entered
+
+    @property
     def _must_wait(self) -> bool:
         """Whether the chunks that run must be seen before anything else is handed out."""
         return self._load.stuck or not self._active
@@ -211,7 +222,7 @@ class Scheduler:
                 done += self._receive(*self._leaving[0])
                 self._leaving.popleft()
         except jax.errors.JaxRuntimeError as error:
-            done += self._fail(error, entering, done)
+            self._fail(error, entering, done)
         self._timer.book("decode")
         return done
 
@@ -224,7 +235,7 @@ class Scheduler:
         shards = self.rows.layout.data_shards
         suspended = any(r is not None and r.suspended for r in self._occupants)
         # Nobody enters while somebody waits for the rows that it had.
-        new, self._held = ([], requests) if suspended else (self._place_targets(requests), self._held)
+        new, self._held = ([], requests) if suspended else self._place_targets(requests)
         free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
         allocator = self.rows.allocator
         chosen = dict(zip(allocator.round_robin(free), new, strict=False))
@@ -265,7 +276,7 @@ class Scheduler:
                 for place, tokens in ids.items()
             ]
             self.rows.enter(members, prefixes, group)
-        self._at_most += max(self._fullest(list(kept)), arriving if resumed else 0)
+        self._entered = max(self._fullest(list(kept)), arriving if resumed else 0)
         if was_idle and kept:
             self.rows.block_until_ready()
             self._timer.book("prefill")
@@ -277,9 +288,7 @@ class Scheduler:
         counts = collections.Counter(slot // per_shard for slot in slots)
         return max(counts.values(), default=0)
 
-    def _resize(
-        self, num_rows: int, entering: list[ActiveRequest], resumed: list[int]
-    ) -> None:
+    def _resize(self, num_rows: int, entering: list[ActiveRequest], resumed: list[int]) -> None:
         lengths = [len(request.prompt) for request in entering]
         lengths += [len(ids) for slot in resumed for _, ids, _ in self._of(slot).prefixes]
         if not (any(self._occupants) or entering):
@@ -293,15 +302,16 @@ class Scheduler:
         self.rows.resize(num_rows, capacity)
         self.stats.rows_used = max(self.stats.rows_used, num_rows)
 
-    def _place_targets(self, requests: list[ActiveRequest]) -> list[ActiveRequest]:
-        """Those whose targets can be placed now; the others are held until requests leave."""
+    def _place_targets(
+        self, requests: list[ActiveRequest]
+    ) -> tuple[list[ActiveRequest], list[ActiveRequest]]:
+        """Those whose targets can be placed now; and the others, held until requests leave."""
         in_use = {occupant.target for occupant in self._occupants if occupant is not None}
         for number, request in enumerate(requests):
             if not self.rows.targets.place(request.target, in_use):
-                requests, self._held = requests[:number], requests[number:]
-                break
+                return requests[:number], requests[number:]
             in_use.add(request.target)
-        return requests
+        return requests, []
 
     def _drop_cancelled(self) -> list[ActiveRequest]:
         unwanted = np.array([r is not None and r.cancelled for r in self._occupants])
@@ -315,12 +325,15 @@ class Scheduler:
 
     def _hand_out_chunk(self, row_limit: int) -> None:
         recorded, progress = self.rows.decode_chunk(row_limit)
-        self._at_most = max(self._at_most, min(row_limit, self.rows.num_rows))
         self._ready.watch(progress.running)
         copy_to_host_async(progress)
         pending = PendingRecords(recorded)
         active = [None if r is None or r.suspended else r for r in self._occupants]
-        self._unseen.append(_Chunk(active, pending, progress, self.rows.num_rows, row_limit))
+        rows = self.rows.num_rows
+        self._unseen.append(
+            _Chunk(active, pending, progress, rows, min(row_limit, rows), self._entered)
+        )
+        self._entered = 0
         for slot, request in enumerate(active):
             if request is not None:
                 request.pieces.append((pending, slot))
@@ -334,14 +347,13 @@ class Scheduler:
         chunk.records.fetch()
         self._seen = chunk = chunk._replace(progress=progress)
         self.stats.add(progress)
-        if not self._unseen:
-            self._at_most = int(progress.in_use.max())
         running = progress.running.tolist()
         stuck = self._stuck(chunk)
         self._load = Load(
             in_use=int(progress.in_use.max()),
             longest=int(progress.longest.max()),
-            stalls=int(progress.stalls.sum()),
+            # Stalls in a table that has grown since are no reason to let it grow again.
+            stalled=self._stalled(chunk) if chunk.num_rows == self.rows.num_rows else 0,
             stuck=bool(stuck),
         )
         done = {
@@ -365,6 +377,11 @@ class Scheduler:
         outcome = self.rows.finalize(prompts, group)
         copy_to_host_async(outcome)
         self._leaving.append((requests, outcome))
+
+    def _stalled(self, chunk: _Chunk) -> int:
+        """Prompts that had rows after the chunk, and waited for more."""
+        prompts = chunk.progress.prompts
+        return int((prompts.stalled & (prompts.row_of < chunk.num_rows).any(axis=1)).sum())
 
     def _stuck(self, chunk: _Chunk) -> list[list[int]]:
         """For each device on which no prompt could move: the slots that have rows."""
@@ -407,8 +424,8 @@ class Scheduler:
         if failed:
             self.rows.cancel(unwanted & np.array([o is None for o in self._occupants]))
         self.rows.suspend(unwanted)
-        self._at_most = self._rows_in_use(chunk, unwanted)
-        self._load = self._load._replace(in_use=self._at_most, stuck=False)
+        in_use = self._rows_in_use(chunk, unwanted)
+        self._load = self._load._replace(in_use=in_use, stuck=False)
         return failed
 
     def _rows_in_use(self, chunk: _Chunk, without: np.ndarray) -> int:
@@ -449,7 +466,7 @@ class Scheduler:
         they asked for, and so have taken steps, before they can be in each other's way again.
         """
         waiting = [slot for slot, r in enumerate(self._occupants) if r is not None and r.suspended]
-        if not waiting or (self._active and self._load.stalls):
+        if not waiting or (self._active and self._load.stalled):
             return []
         first = min(waiting, key=lambda slot: self._occupants[slot].order)  # type: ignore[union-attr]
         return [first] if in_use + self._of(first).needs <= self.sizes.rows[-1] else []
@@ -486,53 +503,56 @@ class Scheduler:
 
     def _fail(
         self, error: Exception, entering: list[ActiveRequest], done: list[ActiveRequest]
-    ) -> list[ActiveRequest]:
+    ) -> None:
         """After a program has failed: what ran resumes with fewer rows, if that was for memory.
 
-        Returns the requests that are lost: all in slots or leaving them, but none that waits.
+        Adds to ``done`` the requests that are lost: all in slots or leaving them, but none that
+        waits.
         """
+        # What is finished does not depend on the program that failed.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            while self._leaving:
+                rescued = self._receive(*self._leaving[0])
+                self._leaving.popleft()
+                done += rescued
         occupants = [r for r in self._occupants if r is not None]
         leaving = [request for group, _ in self._leaving for request in group.values()]
         safe, held = {*done, *self._held}, self._held
         unfinished = [r for r in dict.fromkeys([*leaving, *occupants, *entering]) if r not in safe]
-        fewer = [size for size in self.sizes.rows if size < self._largest_tried()]
-        if "RESOURCE_EXHAUSTED" in str(error) and fewer:
+        tried, least = self.rows.num_rows, self.rows.sampler.num_particles
+        fewer = [size for size in self.sizes.rows if size < tried] or [tried // 2]
+        if "RESOURCE_EXHAUSTED" in str(error) and fewer[-1] >= least:
             self.sizes = self.rows.sizes = dataclasses.replace(self.sizes, rows=tuple(fewer))
             self._recover(unfinished, held)
-            return []
+            return
         for request in unfinished:
             request.error = error
         self._clear()
         self._held = held
-        return unfinished
-
-    def _largest_tried(self) -> int:
-        """The number of rows of the table that did not fit; at least what one prompt may need."""
-        return max(self.rows.num_rows, self.rows.sampler.num_particles + 1)
+        done += unfinished
 
     def _recover(self, requests: list[ActiveRequest], held: list[ActiveRequest]) -> None:
         """Resumes what ran from the last chunk that the host has; what entered since begins anew.
 
         Nothing is decided twice with other numbers, so no result changes.
         """
-        seen = self._seen
+        seen, before = self._seen, self._occupants
         self._clear()
         anew = []
         for request in requests:
-            slot = None if seen is None or request not in seen.occupants else seen.occupants.index(request)
-            if seen is None or slot is None or self._occupants[slot] is not None:
-                if request.suspended is None:
-                    anew.append(request)
-                    request.pieces = []
-                    continue
-                slot = self._occupants.index(None)
-            else:
+            slot = before.index(request) if request in before else None
+            if slot is not None and seen is not None and request is seen.occupants[slot]:
                 last = [pending for pending, _ in request.pieces].index(seen.records)
                 request.pieces = request.pieces[: last + 1]
                 self._suspend(request, slot, seen)
+            elif slot is None or request.suspended is None:
+                request.pieces = []
+                anew.append(request)
+                continue
             self.rows.targets.place(request.target, [r.target for r in self._occupants if r])
             self._occupants[slot] = request
         self._held = [*sorted(anew, key=lambda r: r.order), *held]
+
 
 def _rows_needed(progress: Progress, slot: int) -> int:
     """How many prefixes a stalled prompt has after the tokens that it drew."""

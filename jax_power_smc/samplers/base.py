@@ -105,7 +105,7 @@ class Sampler(abc.ABC):
 
     Attributes:
       runs_as_chains: True if it revises whole sequences on a schedule. The model must then be able
-        to return to earlier steps, and prompts cannot be streamed. False for a ``Kernel``.
+        to rewind sequences, and prompts cannot be streamed. False for a ``Kernel``.
       has_evidence: whether it estimates the target's normaliser, and so returns weighted particles.
         Without evidence, particles have equal weights and ``log_evidence`` is NaN in results.
       num_particles: N, the sequences that each prompt decodes at a time and returns.
@@ -217,9 +217,10 @@ class Kernel(Sampler):
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> StepResult:
-        """``advance`` where every particle has a prefix of its own: logits [N, V], ends [N or 1, V].
+        """``advance`` where every particle has a prefix of its own.
 
-        ``uniforms`` is all the randomness of the step, ``step`` [] int32 is t.
+        logits [N, V], ends [N or 1, V]; ``uniforms`` is all the randomness of the step, ``step``
+        [] int32 is t.
         """
         exponent = jnp.broadcast_to(self.exponent(target, step), (self.num_particles,))
         rows = RowTargets(exponent, ends, support(logits, target, ends, step))

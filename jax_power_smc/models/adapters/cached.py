@@ -2,12 +2,14 @@
 
 Such a function appends the same number of tokens to all its sequences, at one position. The rows of
 a ``LanguageModel`` are at different positions and are given different numbers of tokens, so the
-function is mapped over rows, each a batch of one, and what it should not have written is undone:
+function is mapped over rows, each a batch of one. What must not be written is written where nothing
+reads it. (To undo it copied the cache: a step of attention alone took 2.5 to 5 times as long.)
 
-    row of 8 entries, position 5        entries   a b c d e - - -
-    block of 2, count 1                 written             x ?       "?" is put back as it was
-    block of 4, count 3                 read              e x y z     from 4, or it would not fit:
-                                                                      e is known, and read again
+    capacity 7, position 5          entries   a b c d e - - s
+    one token, count 0                                      ?     the spare entry beyond the last
+    block of 2, count 1                                 x ?       stale entries may be overwritten
+    block of 4, count 2                           d e x y         begins earlier, or it would not
+                                                                  fit: d and e are read again
 
 Letters: R rows, B tokens of a block, V vocabulary, L = ``max_positions``.
 """
@@ -28,25 +30,13 @@ class CachedRows(NamedTuple):
     """The cache of ``CachedLM``.
 
     Attributes:
-      tokens: [R, capacity] int32, those that each row holds; None if ``one_token``.
-      inner: the function's own cache, every leaf with an axis of R rows in front; what has no such
-        axis, like a position [], is there for every row.
+      tokens: [R, capacity] int32, those that each row holds.
+      inner: the function's own cache with a spare entry, if L allows. Every leaf leads with R; what
+        has no axis of rows of its own, like a position [], is there for every row.
     """
 
-    tokens: jax.Array | None
+    tokens: jax.Array
     inner: Cache
-
-
-class _Leaf(NamedTuple):
-    """What is known of a leaf of the function's cache, from shapes alone.
-
-    Attributes:
-      has_rows: whether it leads with an axis of rows.
-      entries: its axis of positions, entry = position; None if there is none.
-    """
-
-    has_rows: bool
-    entries: int | None
 
 
 # The name of a leaf, several names, a function (cache, position) -> cache, or None.
@@ -103,13 +93,13 @@ class CachedLM:
 
     def init_cache(self, params: Params, num_rows: int, capacity: int) -> CachedRows:
         """Rows with ``capacity`` entries, or L if that is less."""
-        inner = _map(
-            self._inspect(params)[0],
-            lambda leaf, x: x if leaf.has_rows else jnp.broadcast_to(x[None], (num_rows, *x.shape)),
-            self._empty(params, num_rows, capacity),
-        )
-        tokens = None if self.one_token else jnp.zeros((num_rows, capacity), jnp.int32)
-        return CachedRows(tokens, inner)
+        leads, _ = self._inspect(params)
+
+        def with_rows(leads: bool, x: jax.Array) -> jax.Array:
+            return x if leads else jnp.broadcast_to(x[None], (num_rows, *x.shape))
+
+        inner = jax.tree.map(with_rows, leads, self._empty(params, num_rows, capacity + 1))
+        return CachedRows(jnp.zeros((num_rows, capacity), jnp.int32), inner)
 
     def extend(
         self,
@@ -120,81 +110,62 @@ class CachedLM:
         count: jax.Array,
     ) -> tuple[jax.Array, CachedRows]:
         """tokens [R, B], ``count`` [R] of them at ``position`` [R] -> (logits [R, B, V], cache)."""
-        kinds, dtype = self._inspect(params)
-        if cache.tokens is None:
-            last = jnp.int32(self.max_positions - 1)
+        leads, dtype = self._inspect(params)
+        known = write_entries(cache.tokens, tokens, position, count)
+        capacity, block = known.shape[1], tokens.shape[1]
+        if self.one_token or block == 1:
+            # Nothing reads the last of L entries but the token that is in it.
+            spare = jnp.int32(min(capacity, self.max_positions - 1))
 
             def read(index: Any, carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
+                live = index < count
+                first = jnp.where(live, position + index, spare)
                 column = jax.lax.dynamic_slice_in_dim(tokens, index, 1, axis=1)
-                first = jnp.clip(position + index, 0, last)
-                live = (index < count).astype(jnp.int32)
-                logits, inner = self._append(params, kinds, carry[1], column, first, first, live)
+                logits, inner = self._append(params, leads, carry[1], column, first, live)
                 return jax.lax.dynamic_update_slice_in_dim(carry[0], logits, index, axis=1), inner
 
             start = jnp.zeros((*tokens.shape, self.vocab_size), dtype), cache.inner
-            if tokens.shape[1] == 1:
+            if block == 1:
                 logits, inner = read(jnp.int32(0), start)
             else:
                 logits, inner = jax.lax.fori_loop(0, jnp.max(count), read, start)
-            return logits, CachedRows(None, inner)
+            return logits, CachedRows(known, inner)
 
-        known = write_entries(cache.tokens, tokens, position, count)
-        # A block that would go over the end begins earlier, with tokens that are there already.
-        room = min(known.shape[1], self.max_positions)
-        size = min(tokens.shape[1], room)
+        room = min(capacity, self.max_positions)
+        size = min(block, room)
         first = jnp.clip(position, 0, room - size)
         at = first[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
-        block = jnp.take_along_axis(known, at, axis=1)
-        logits, inner = self._append(params, kinds, cache.inner, block, first, position, count)
-        if tokens.shape[1] > 1:
-            at = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :] + (position - first)[:, None]
-            logits = jnp.take_along_axis(logits, at[:, :, None], axis=1, mode="clip")
+        window = jnp.take_along_axis(known, at, axis=1)
+        logits, inner = self._append(params, leads, cache.inner, window, first, count > 0)
+        at = (position - first)[:, None] + jnp.arange(block, dtype=jnp.int32)[None, :]
+        logits = jnp.take_along_axis(logits, at[:, :, None], axis=1, mode="clip")
         return logits, CachedRows(known, inner)
 
     def _append(
         self,
         params: Params,
-        kinds: Any,
+        leads: Any,
         cache: Cache,
         tokens: jax.Array,
         first: jax.Array,
-        position: jax.Array,
-        count: jax.Array,
+        live: jax.Array,
     ) -> tuple[jax.Array, Cache]:
-        """Reads tokens [R, S] at ``first`` [R] on, and keeps entries position to position + count.
+        """Reads tokens [R, S] at ``first`` [R] on; rows that are not ``live`` [R] keep their state.
 
-        A leaf without an axis of positions is kept as a whole, if ``count`` is not 0.
+        Single tokens of a cache with positions must be harmless wherever ``first`` points.
         """
-        size = tokens.shape[1]
+        keeps_state = self.position is None or tokens.shape[1] > 1
 
         def one_row(
-            rows: Cache, tokens: jax.Array, first: jax.Array, position: jax.Array, count: jax.Array
+            row: Cache, tokens: jax.Array, first: jax.Array, live: jax.Array
         ) -> tuple[jax.Array, Cache]:
-            before = _map(kinds, lambda leaf, x: x[None] if leaf.has_rows else x, rows)
-            at = first + jnp.arange(size, dtype=jnp.int32)
-            keep = (at >= position) & (at < position + count)
-
-            def entries(leaf: _Leaf, x: jax.Array) -> jax.Array:
-                """What the block may overwrite."""
-                if leaf.entries is None:
-                    return x
-                return jax.lax.dynamic_slice_in_dim(x, first, size, axis=leaf.entries)
-
-            def restore(leaf: _Leaf, new: jax.Array, old: jax.Array) -> jax.Array:
-                if leaf.entries is None:
-                    return jnp.where(count > 0, new, old)
-                shape = [1] * new.ndim
-                shape[leaf.entries] = size
-                kept = jnp.where(keep.reshape(shape), entries(leaf, new), old)
-                return jax.lax.dynamic_update_slice_in_dim(new, kept, first, axis=leaf.entries)
-
-            # Read before anything is overwritten, or XLA would copy the cache to keep it.
-            old, before = jax.lax.optimization_barrier((_map(kinds, entries, before), before))
+            before = jax.tree.map(lambda leads, x: x[None] if leads else x, leads, row)
             logits, after = self._apply(params, tokens[None], before, first)
-            after = _map(kinds, restore, after, old)
-            return logits[0], _map(kinds, lambda leaf, x: x[0] if leaf.has_rows else x, after)
+            if keeps_state:
+                after = jax.tree.map(lambda new, old: jnp.where(live, new, old), after, before)
+            return logits[0], jax.tree.map(lambda leads, x: x[0] if leads else x, leads, after)
 
-        return jax.vmap(one_row)(cache, tokens, first, position, count)
+        return jax.vmap(one_row)(cache, tokens, first, live)
 
     def _empty(self, params: Params, batch: int, capacity: int) -> Cache:
         return _strong(self.empty_cache(params, batch, min(capacity, self.max_positions)))
@@ -235,21 +206,20 @@ class CachedLM:
     # --- Found from shapes alone ---
 
     def _inspect(self, params: Params) -> tuple[Any, Any]:
-        """A ``_Leaf`` for every leaf of the function's cache, and the dtype of the logits.
+        """Whether each leaf of the function's cache leads with rows, and the dtype of the logits.
 
         Raises:
           ValueError: for an unusable cache or logits, such as a leaf that does not lead with the
             rows and is no position or scalar.
         """
-        long, short = self.max_positions, max(1, self.max_positions // 2)
-        two, three, half = (
-            jax.eval_shape(lambda params, n=num, t=capacity: self._empty(params, n, t), params)
-            for num, capacity in ((2, long), (3, long), (2, short))
+        two, three = (
+            jax.eval_shape(lambda params, n=num: self._empty(params, n, self.max_positions), params)
+            for num in (2, 3)
         )
         if isinstance(self.position, str | tuple):
             self._check_names(jax.tree_util.tree_leaves_with_path(two))
 
-        def inspect(path: tuple[Any, ...], x: Any, y: Any, z: Any) -> _Leaf:
+        def leads_with_rows(path: tuple[Any, ...], x: Any, y: Any) -> bool:
             leads = x.shape[:1] == (2,) and y.shape[:1] == (3,) and x.shape[1:] == y.shape[1:]
             is_same = x.shape == y.shape and (self._names(path) or x.shape == ())
             if not leads and not is_same:
@@ -258,16 +228,12 @@ class CachedLM:
                     f"and {list(y.shape)} for 3; all but positions and scalars must lead with the "
                     "rows."
                 )
-            differ = [axis for axis in range(x.ndim) if x.shape[axis] != z.shape[axis]]
-            is_entries = (
-                len(differ) == 1 and x.shape[differ[0]] == long and z.shape[differ[0]] == short
-            )
-            return _Leaf(leads, differ[0] if is_entries else None)
+            return leads
 
-        kinds = jax.tree_util.tree_map_with_path(inspect, two, three, half)
+        leads = jax.tree_util.tree_map_with_path(leads_with_rows, two, three)
         tokens = jax.ShapeDtypeStruct((2, 1), jnp.int32)
         position = jax.ShapeDtypeStruct((), jnp.int32)
-        return kinds, jax.eval_shape(self._apply, params, tokens, two, position)[0].dtype
+        return leads, jax.eval_shape(self._apply, params, tokens, two, position)[0].dtype
 
     def _check_names(self, leaves: list[Any]) -> None:
         """Raises ValueError if ``position`` names no leaf, or misses one that may be a position."""
@@ -290,8 +256,3 @@ class CachedLM:
 def _strong(tree: Any) -> Any:
     """The tree as arrays without weak types, which a loop carry could not keep."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
-
-
-def _map(kinds: Any, function: Callable[..., Any], *trees: Any) -> Any:
-    """``function`` of every leaf's ``_Leaf`` and of the leaves themselves."""
-    return jax.tree.map(function, kinds, *trees, is_leaf=lambda x: isinstance(x, _Leaf))

@@ -14,7 +14,7 @@ from jax_power_smc.models.transformer.precision import wide
 # Low enough to vanish in a softmax, and finite so that a row without any visible entry stays
 # finite.
 MASKED = -1e30
-# Scores of a block of new tokens, beyond which they are computed for some tokens at a time.
+# The most scores that are held at the same time: 128 MB in float32.
 MAX_SCORES = 1 << 25
 
 
@@ -72,7 +72,7 @@ def extend(
     values: jax.Array,
     position: jax.Array,
     scoring: Scoring,
-    max_scores: int | None = MAX_SCORES,
+    in_parts: bool = True,
 ) -> jax.Array:
     """Attention of several tokens per row.
 
@@ -81,7 +81,8 @@ def extend(
       keys: [R, K, H, T]; values: [R, K, T, H]; they hold the tokens' own.
       position: [R, B] int32, or [1, B] for all rows.
       scoring: the layer's.
-      max_scores: how many may be computed at a time; None for all.
+      in_parts: whether more than ``MAX_SCORES`` scores are computed for some tokens at a time, in a
+        loop.
 
     Returns:
       [R, B, K, G, H], of the dtype of ``values``, accumulated in float32 at least.
@@ -95,10 +96,10 @@ def extend(
         out = _attention(q, keys, values, at, scoring)
         return out.reshape(rows, heads, group, part, dim).transpose(0, 3, 1, 2, 4)
 
-    scores_per_token = rows * heads * group * keys.shape[3]
-    if max_scores is None or scores_per_token * block <= max_scores:
+    scores_of_a_token = rows * heads * group * keys.shape[3]
+    part = scores_at_a_time(rows, block, heads * group, keys.shape[3]) // scores_of_a_token
+    if part == block or not in_parts:
         return some(q, position)
-    part = max(1, max_scores // scores_per_token)
     parts = -(-block // part)
 
     def cut(x: jax.Array) -> jax.Array:
@@ -108,6 +109,12 @@ def extend(
 
     out = jax.lax.map(lambda x: some(*x), (cut(q), cut(position)))
     return jnp.moveaxis(out, 0, 1).reshape(rows, parts * part, heads, group, dim)[:, :block]
+
+
+def scores_at_a_time(rows: int, block: int, heads: int, capacity: int) -> int:
+    """How many scores ``extend`` holds in memory, of R rows with B tokens, all heads and entries."""
+    of_a_token = rows * heads * capacity
+    return of_a_token * min(block, max(1, MAX_SCORES // of_a_token))
 
 
 def _attention(

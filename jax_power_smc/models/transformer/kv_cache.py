@@ -97,7 +97,13 @@ def write(
       entry: [R] or [R, B] int32; those out of bounds are not written.
     """
     row = jnp.arange(keys.shape[0], dtype=jnp.int32).reshape(-1, *(1,) * (entry.ndim - 1))
-    row = jnp.broadcast_to(row, entry.shape)
+    row, entry = jnp.broadcast_to(row, entry.shape).reshape(-1), entry.reshape(-1)
+    new_keys, new_values = (x.reshape(-1, *x.shape[-2:]) for x in (new_keys, new_values))
+    if entry.shape == (1,):
+        # XLA makes a scatter of one update a slice update, because of which it copies the leaf
+        # several times. With a second one, which is dropped, it does not.
+        row, new_keys, new_values = (jnp.repeat(x, 2, axis=0) for x in (row, new_keys, new_values))
+        entry = jnp.pad(entry, (0, 1), constant_values=values.shape[-2])
     if layout == "flat":
         new_keys, new_values = (x.reshape(*entry.shape, -1) for x in (new_keys, new_values))
         new_keys = keys.at[row, entry].set(new_keys, mode="drop")
@@ -149,11 +155,11 @@ def move_rows(
         def copy_block(offset: jax.Array, cache: KVCache) -> KVCache:
             # The last block of a capacity that is not a multiple overlaps the one before.
             first = jnp.minimum(offset * block, jnp.int32(capacity - block))
-            of_keys = 1 if cache.layout == "flat" else 3
+            of_keys, of_values = (1, 1) if cache.layout == "flat" else (3, 2)
             return dataclasses.replace(
                 cache,
                 keys=tuple(copy(index, first, of_keys, leaf) for leaf in cache.keys),
-                values=tuple(copy(index, first, leaf.ndim - 2, leaf) for leaf in cache.values),
+                values=tuple(copy(index, first, of_values, leaf) for leaf in cache.values),
             )
 
         blocks = (length[index] + jnp.int32(block - 1)) // block

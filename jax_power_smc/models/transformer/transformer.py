@@ -76,7 +76,7 @@ class Transformer(nnx.Module):
             q, k, v = (y.reshape(rows, block, *y.shape[1:]) for y in projected)
             k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
             # All at once: a loop over parts would be slow to differentiate.
-            out = attention.extend(q, k, v, position, layer.attention.scoring, max_scores=None)
+            out = attention.extend(q, k, v, position, layer.attention.scoring, in_parts=False)
             x = layer.finish(x, out)
         return self.logits(x).reshape(rows, block, -1)
 
@@ -246,6 +246,22 @@ class TransformerLM:
     ) -> KVCache:
         """Copies rows, as far as they are filled, see ``kv_cache.move_rows``."""
         return kv_cache.move_rows(cache, source, destination, length, count)
+
+    def temporaries(self, num_rows: int, block: int, capacity: int) -> int:
+        """Bytes that ``extend`` needs besides its results, on one device.
+
+        At most twice as many as XLA CPU planned for the shapes tried, never fewer. It leaves out
+        that XLA CPU carries a 16-bit cache through a loop of steps in float32.
+        """
+        config, parts = self.config, self.parallel.size
+        heads = config.num_heads // parts
+        scores = attention.scores_at_a_time(num_rows, block, heads, capacity)
+        # Sizes of a token in the residual stream, among the heads, and in the MLP.
+        token = config.hidden_size + heads * config.head_dim
+        token = 4 * token + 5 * config.mlp_size // (2 * parts)
+        # Of one token per row, all stages of the softmax are there at the same time.
+        copies = 4 if block == 1 else 1
+        return wide(self.dtype).itemsize * (copies * scores + num_rows * block * token)
 
     @functools.cached_property
     def _graph(self) -> Any:
