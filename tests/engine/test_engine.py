@@ -561,12 +561,13 @@ def test_metropolis_hastings_and_wrong_keys_are_refused():
 def test_warmup_compiles_everything_for_plain_targets(rows):
     made = make(slots=2, rows=rows, max_prompt_tokens=100, max_new_tokens=200)
     assert made.warmup() > 0
-    names = ["start", "prefill", "insert", "decode_chunk", "finalize", "suspend", "cancel"]
-    # While the number of rows follows the load, tables are resized from any size to any other one.
-    names += ["resize"] if rows else []
+    names = ["start", "prefill", "decode_chunk", "finalize", "suspend", "cancel"]
+    # While the number of rows follows the load, these small programs are compiled as they come:
+    # there is one for every pair of sizes, and of a size and a prompt's bucket.
+    names += ["resize", "insert"] if rows else []
     kinds = [getattr(programs, name) for name in names]
     compiled = [executables.compiled_count(kind) for kind in kinds]
-    targets = [TARGETS[0], PowerTarget(3.0, (0, 2)), PowerTarget(1.5)]
+    targets = [TARGETS[0], PowerTarget(3.0, (1,)), PowerTarget(1.5, (1,))]
     asked = [request(i, target=targets[i % 3], max_new_tokens=20) for i in range(6)]
     asked.append(request(6, prompt=[1] * 90, target=targets[0], max_new_tokens=200))
     stream = made.stream(asked, key=KEY)
