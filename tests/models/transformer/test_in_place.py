@@ -16,7 +16,7 @@ from jax_power_smc.models.transformer.transformer import TransformerLM
 
 pytestmark = pytest.mark.usefixtures("full_optimization")
 
-STEPS, CAPACITY = 8, 256
+STEPS, CAPACITY = 8, 1024
 
 
 def model_of(heads, windows=()):
@@ -95,8 +95,8 @@ def test_steps_write_in_place_and_moves_copy_blocks(rows, heads, moves):
     model = model_of(heads)
     arguments = shapes(model, rows)
     compiled = compile_steps(lambda *args: steps(model, moves, *args), arguments)
-    # A move holds one block of a row, which is half a row.
-    assert check(compiled, arguments) < (0.75 / rows if moves else 0.0) + 0.2
+    # A move holds a block, an eighth of a row, of each of the four leaves.
+    assert check(compiled, arguments) < (0.5 / rows if moves else 0.0) + 0.2
 
 
 def test_layers_with_windows_too():
@@ -122,8 +122,11 @@ def test_a_copy_would_be_seen():
         return steps(model, False, params, taken, *numbers)
 
     def in_a_conditional(params, cache, *numbers):
-        moved = jax.lax.cond(numbers[0][0] > 3, lambda x: steps(model, True, params, x, *numbers)[0], lambda x: x, cache)
-        return steps(model, False, params, moved, *numbers)
+        def moved(cache):
+            return steps(model, True, params, cache, *numbers)[0]
+
+        cache = jax.lax.cond(numbers[0][0] > 3, moved, lambda cache: cache, cache)
+        return steps(model, False, params, cache, *numbers)
 
     for function in (with_a_copy, in_a_conditional):
         compiled = compile_steps(function, arguments)
@@ -153,4 +156,4 @@ def test_temporaries_are_what_the_compiler_plans(rows, block, capacity, windows)
     compiled = jax.jit(prefill, donate_argnums=1).lower(params, cache, tokens, number, number)
     planned = compiled.compile().memory_analysis().temp_size_in_bytes
     estimate = model.temporaries(rows, block, capacity)
-    assert planned <= estimate <= 2 * planned + (1 << 20)
+    assert planned <= estimate <= 3 * planned
