@@ -36,8 +36,9 @@ def from_nnx(
         It is not changed; state that it updates when called is discarded, except for its cache.
       vocab_size: V.
       max_positions: L; required with a cache.
-      init_cache: (module, batch B, capacity L), puts an empty cache into the module: variables of
-        type ``nnx.Cache``, as ``nnx.MultiHeadAttention.init_cache`` does. None for no cache.
+      init_cache: (module, batch B, capacity), puts an empty cache of at most L entries into the
+        module: variables of type ``nnx.Cache``, as ``nnx.MultiHeadAttention.init_cache`` does. None
+        for no cache.
       position, one_token: of the cache, see ``CachedLM``.
       call: (module, tokens) -> logits; None for ``module(tokens)``.
 
@@ -83,7 +84,8 @@ def from_linen(
     Args:
       module: maps tokens [B, S] int32 to logits [B, S, V], in evaluation mode.
       variables: its collections. If "cache" is among them, the module is used with a cache, and
-        ``module.init`` with tokens [B, L] must create an empty one; the given cache is ignored.
+        ``module.init`` with tokens [B, S] must create an empty one of S entries, for S up to L; the
+        given cache is ignored.
       vocab_size: V.
       max_positions: L; required with a cache.
       position, one_token: of the cache, see ``CachedLM``.

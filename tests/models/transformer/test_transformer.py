@@ -142,9 +142,7 @@ def test_a_row_without_tokens_stays_as_it_is(built, layout, block):
     model, tokens = with_layout(model, layout), sequences(3, rows=3)
     _, before = extend(model, params, used_before(model, params, 3), tokens[:, :8], [0] * 3)
     count = [0, block, 0]
-    logits, after = extend(
-        model, params, before, tokens[:, 8 : 8 + block], [8, 8, CAPACITY], count
-    )
+    logits, after = extend(model, params, before, tokens[:, 8 : 8 + block], [8, 8, CAPACITY], count)
     assert np.isfinite(logits).all()
     for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(x[0], y[0])
@@ -170,9 +168,7 @@ def test_a_row_does_not_see_its_neighbors(built):
     for neighbor in (3, 17):
         cache = model.init_cache(params, 3, CAPACITY)
         for position in range(2):
-            logits, cache = extend(
-                model, params, cache, [[5], [neighbor], [5]], [position] * 3
-            )
+            logits, cache = extend(model, params, cache, [[5], [neighbor], [5]], [position] * 3)
         found.append(logits)
     np.testing.assert_array_equal(found[0][0], found[1][0])
     np.testing.assert_array_equal(found[0][2], found[1][2])
@@ -298,7 +294,9 @@ def test_equal_models_are_traced_once(built):
     assert len(traces) == 1
     other = TransformerLM(TransformerConfig(**{**vars(config), "rope_theta": 77.0}))
     assert other != same[0] != TransformerLM(config, "bfloat16")
-    assert same[0] != TransformerLM(config, layout="flat") != TransformerLM(config, layout="by_head")
+    assert (
+        same[0] != TransformerLM(config, layout="flat") != TransformerLM(config, layout="by_head")
+    )
     run(params, other)
     assert len(traces) == 2
 
