@@ -63,14 +63,20 @@ def test_an_nnx_module_in_training_mode_is_refused(options, message):
     adapters.from_nnx(plain, vocab_size=V)
 
 
-def test_an_nnx_module_that_draws_is_one_sentence():
-    def drawing(module, tokens):
-        return module.inner["drop"](module(tokens), deterministic=False)
+def drawing(module, tokens):
+    return module.inner["drop"](module(tokens), deterministic=False)
 
-    module = Training(drop=0.5)
+
+def averaging(module, tokens):
+    return module.head(module.norm(module.embed(tokens), use_running_average=False))
+
+
+@pytest.mark.parametrize("call", [drawing, averaging])
+def test_an_nnx_module_that_draws_or_averages_is_one_sentence(call):
+    module = Training(drop=0.5, norm=True)
     module.eval()
     with pytest.raises(ValueError, match="use it in evaluation mode, with"):
-        read(*adapters.from_nnx(module, vocab_size=V, call=drawing))
+        read(*adapters.from_nnx(module, vocab_size=V, call=call))
 
 
 @pytest.mark.parametrize("drop", [0.5, 0.0])
