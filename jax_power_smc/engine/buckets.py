@@ -17,16 +17,19 @@ MOST_STOP_STATES = 2**15 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The shapes of a set of slots.
+    """The shapes of a set of slots and its row table.
 
     Attributes:
-      slots: P.
-      group: R, prompts that enter or leave together, at most P.
-      prompt_tokens: S, the length of the longest prompt that may come.
+      slots: P, on all devices together.
+      group: G, prompts that enter or leave together, at most P.
+      prompt_tokens: the length of the longest prompt that may come.
       new_tokens: T, the largest cap that may come.
       chunk: decode steps per call of the device.
+      rows: the numbers of rows that the table of each data shard may have, ascending.
       most_positions: the model's limit, beyond which no prompt is padded; None for no limit.
       grows: whether caches start small and grow; otherwise they have their full capacity at once.
+      capacity: positions of a row, if that is fixed; None for what the prompts need.
+      smallest_bucket: prompts are padded at least to this length.
       stop_states: the largest number of states of the stop rules of all slots together.
     """
 
@@ -35,40 +38,48 @@ class Sizes:
     prompt_tokens: int
     new_tokens: int
     chunk: int
+    rows: tuple[int, ...]
     most_positions: int | None = None
     grows: bool = True
+    capacity: int | None = None
+    smallest_bucket: int = SMALLEST_PROMPT_BUCKET
     stop_states: int = MOST_STOP_STATES
 
     @property
-    def token_capacity(self) -> int:
-        """Columns of the token buffers."""
-        return _round_up(self.new_tokens, self.chunk)
+    def longest(self) -> int:
+        """The largest capacity of a row."""
+        if self.capacity is not None:
+            return self.capacity
+        return max(self._within(self.prompt_tokens + self.new_tokens), self._padded_prompt)
 
     def prompt_bucket(self, length: int) -> int:
-        """The padded length of a prompt."""
-        bucket = power_of_two(max(length, SMALLEST_PROMPT_BUCKET))
-        return bucket if self.most_positions is None else min(bucket, self.most_positions)
+        """The padded length of a prompt, or of a prompt and what was generated after it."""
+        bucket = power_of_two(max(length, self.smallest_bucket))
+        return min(bucket, max(self.longest, length))
 
-    @property
-    def longest(self) -> int:
-        """The padded length of the longest prompt."""
-        return self.prompt_bucket(self.prompt_tokens)
-
-    def cache_bucket(self, entries: int) -> int:
-        """The capacity of a cache that holds this many tokens."""
-        if not self.grows:
-            return self.token_capacity
-        return min(power_of_two(max(entries, SMALLEST_CACHE_BUCKET)), self.token_capacity)
+    def cache_bucket(self, positions: int) -> int:
+        """The capacity of rows with so many positions."""
+        if not self.grows or self.capacity is not None:
+            return self.longest
+        return min(power_of_two(max(positions, SMALLEST_CACHE_BUCKET)), self.longest)
 
     def prompt_buckets(self) -> list[int]:
-        """All padded lengths."""
-        return _doubling(min(SMALLEST_PROMPT_BUCKET, self.longest), self.longest)
+        """All padded lengths of prompts."""
+        last = self.prompt_bucket(self.prompt_tokens)
+        return _doubling(min(self.smallest_bucket, last), last)
 
     def cache_buckets(self) -> list[int]:
         """All capacities."""
-        if not self.grows:
-            return [self.token_capacity]
-        return _doubling(min(SMALLEST_CACHE_BUCKET, self.token_capacity), self.token_capacity)
+        if not self.grows or self.capacity is not None:
+            return [self.longest]
+        return _doubling(min(SMALLEST_CACHE_BUCKET, self.longest), self.longest)
+
+    @property
+    def _padded_prompt(self) -> int:
+        return self._within(power_of_two(max(self.prompt_tokens, self.smallest_bucket)))
+
+    def _within(self, positions: int) -> int:
+        return positions if self.most_positions is None else min(positions, self.most_positions)
 
 
 def pad_prompts(
@@ -94,7 +105,3 @@ def _doubling(first: int, last: int) -> list[int]:
     while steps[-1] < last:
         steps.append(min(2 * steps[-1], last))
     return steps
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

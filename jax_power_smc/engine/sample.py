@@ -91,7 +91,7 @@ def sample(
         mesh=mesh,
     ).scheduler(asked.key)
     scheduler.check(target)
-    # Short prompts first: the prompt half of the slots then grows no earlier than it must.
+    # Short prompts first: the rows then grow no earlier than they must.
     shortest_first = sorted(requests, key=lambda request: len(request.prompt))
     for request in scheduler.run(shortest_first, until):
         if request.error is not None:

@@ -1,17 +1,19 @@
-"""The host's loop that keeps P prompt slots full.
+"""The host's loop that keeps P prompt slots full and the row table as large as it has to be.
 
 In each round waiting prompts are prefilled into free slots, a chunk of steps runs for all slots,
 and prompts that are done are finalized and leave.
 
 The host never waits for the chunk that it has just handed to the device: it looks at the one
 before, while this one runs. So a prompt leaves its slot at most one chunk late, and the device
-always has work.
+always has work. What is decided about rows is in ``row_policy``.
 """
 
 import collections
+import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,16 +21,14 @@ from jax.sharding import Mesh
 
 from jax_power_smc.core.mesh import no_ambient_mesh
 from jax_power_smc.core.types import Params
-from jax_power_smc.engine import timing
+from jax_power_smc.engine import records, row_policy, timing
 from jax_power_smc.engine.buckets import Sizes
-from jax_power_smc.engine.device_slots import DeviceSlots
-from jax_power_smc.engine.programs import FinishedPrompts
-from jax_power_smc.engine.request import (
-    ActiveRequest,
-    PendingSteps,
-    copy_to_host_async,
-    take_prompt,
-)
+from jax_power_smc.engine.device_rows import DeviceRows, Prefix
+from jax_power_smc.engine.programs import FinishedPrompts, Progress
+from jax_power_smc.engine.records import PendingRecords, copy_to_host_async
+from jax_power_smc.engine.request import ActiveRequest, Suspended, take_prompt
+from jax_power_smc.engine.row_policy import Load
+from jax_power_smc.engine.stats import EngineStats
 from jax_power_smc.engine.timing import PhaseTimer, ReadyTimes
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Kernel
@@ -37,6 +37,26 @@ from jax_power_smc.targets.power import PowerTarget
 _END: Any = object()
 # Seconds until an idle engine asks for prompts again.
 _IDLE_SECONDS = 1e-3
+
+
+class _Chunk(NamedTuple):
+    """A chunk that was handed out and not looked at.
+
+    Attributes:
+      occupants: who had which slot, and rows.
+      records: what was recorded in it.
+      progress: how prompts stand after it.
+      num_rows: R of each device.
+      row_limit: as many rows it may use.
+      entered: rows of the fullest device that were put in just before it.
+    """
+
+    occupants: list[ActiveRequest | None]
+    records: PendingRecords
+    progress: Progress
+    num_rows: int
+    row_limit: int
+    entered: int
 
 
 class Scheduler:
@@ -53,6 +73,7 @@ class Scheduler:
 
     Attributes:
       seconds: by phase, since the beginning. Prefills while other prompts run count as decoding.
+      stats: what the rows were used for.
     """
 
     @no_ambient_mesh()
@@ -67,39 +88,43 @@ class Scheduler:
         lookahead: int = 1,
         mesh: Mesh | None = None,
     ) -> None:
-        self.slots = DeviceSlots(model, params, sampler, key, sizes, tokenizer, mesh)
+        self.rows = DeviceRows(model, params, sampler, key, sizes, tokenizer, mesh)
         self.sizes, self.lookahead = sizes, lookahead
         self._timer, self._ready = PhaseTimer(), ReadyTimes()
         self.seconds = self._timer.seconds
+        self.stats = EngineStats(rows_there=sizes.rows[-1] * self.rows.layout.data_shards)
+        self._arrived = 0
+        # Requests that have been read and have no slot yet: no rows, or no room for a stop rule.
+        self._held: list[ActiveRequest] = []
         self._clear()
 
     def _clear(self) -> None:
-        self.slots.clear()
+        self.rows.clear()
         self._occupants: list[ActiveRequest | None] = [None] * self.sizes.slots
-        # Requests whose stop rules the table has no room for yet.
-        self._held: list[ActiveRequest] = []
-        # Chunks that were handed out and not looked at: who ran in them, and who still runs.
-        self._unseen: collections.deque[tuple[list[ActiveRequest | None], jax.Array]] = (
-            collections.deque()
-        )
+        self._unseen: collections.deque[_Chunk] = collections.deque()
         # Finalized groups on their way to the host.
         self._leaving: collections.deque[tuple[dict[int, ActiveRequest], FinishedPrompts]] = (
             collections.deque()
         )
+        # The last chunk that was looked at, in host memory, and what it showed.
+        self._seen: _Chunk | None = None
+        self._load = Load()
+        # Rows of the fullest device that were put in since the last chunk was handed out.
+        self._entered = 0
 
     def check(self, target: PowerTarget) -> None:
         """Raises ValueError for a target that cannot be served, see ``TargetBatch``."""
-        self.slots.targets.check(target)
+        self.rows.targets.check(target)
 
     @no_ambient_mesh()
     def warmup(self) -> float:
-        """Compiles what prompts of all sizes need, if no target has a truncation or a stop rule.
+        """Compiles what prompts of all sizes need, if no target restricts anything.
 
         Returns:
           Seconds of compiling.
         """
         before = timing.compile_seconds()
-        self.slots.warmup()
+        self.rows.warmup()
         compiling = timing.compile_seconds() - before
         self.seconds["compile"] += compiling
         return compiling
@@ -134,7 +159,7 @@ class Scheduler:
                 failure, is_open = error, False
             if is_open and not arrivals and not self._is_busy:
                 time.sleep(_IDLE_SECONDS)
-            yield from self._round(arrivals)
+            yield from self._round(arrivals, is_open)
         if failure is not None:
             raise failure
 
@@ -142,115 +167,324 @@ class Scheduler:
     def _is_busy(self) -> bool:
         return any(self._occupants) or bool(self._leaving)
 
+    @property
+    def _at_most(self) -> int:
+        """As many rows may be in use on the fullest device when the next chunk begins."""
+        rows = self._load.in_use
+        for chunk in self._unseen:
+            rows = max(rows + chunk.entered, chunk.row_limit)
+        return rows + self._entered
+
+    @property
+    def _must_wait(self) -> bool:
+        """Whether the chunks that run must be seen before anything else is handed out."""
+        return self._load.stuck or not self._active
+
+    @property
+    def _active(self) -> list[ActiveRequest]:
+        """The requests that have rows."""
+        return [r for r in self._occupants if r is not None and not r.suspended]
+
     def _is_told_to_stop(self, until: Callable[[], bool] | None) -> bool:
         if until is None:
             return False
         # Where processes agree in ``until``, they wait there for their devices: that is decoding.
-        self._resume()
+        self._resume_clock()
         stops = until()
         self._timer.book("decode")
         return stops
 
-    def _resume(self) -> None:
+    def _resume_clock(self) -> None:
         """Resumes the clock; the time in which the device was still decoding counts."""
         self._timer.resume("decode", until=self._ready.last())
 
     # --- One round ---
 
     @no_ambient_mesh()
-    def _round(self, arrivals: list[ActiveRequest]) -> list[ActiveRequest]:
+    def _round(self, arrivals: list[ActiveRequest], is_open: bool) -> list[ActiveRequest]:
         """Enters prompts, hands out a chunk, looks at an earlier one; returns what is finished."""
-        self._resume()
+        self._resume_clock()
         done = [request for request in arrivals if not request.needs_decoding]
         entering = [request for request in arrivals if request.needs_decoding]
         try:
-            self._enter(entering)
             done += self._drop_cancelled()
-            if any(self._occupants):
-                self._hand_out_chunk()
+            # Only what is seen tells how many rows are free for a request that resumes.
+            while self._unseen and self._resumable(self._load.in_use):
+                done += self._look(self._unseen.popleft())
+            row_limit = self._enter(entering, is_open)
+            if self._active:
+                self._hand_out_chunk(row_limit)
             # What was finalized a round ago was ready before the chunk of this round began.
             ready = len(self._leaving)
-            self._finalize_done()
+            while self._unseen and (len(self._unseen) > self.lookahead or self._must_wait):
+                done += self._look(self._unseen.popleft())
             for _ in range(ready if self.lookahead else len(self._leaving)):
                 done += self._receive(*self._leaving[0])
                 self._leaving.popleft()
         except jax.errors.JaxRuntimeError as error:
-            done += self._fail(error, entering, done)
+            self._fail(error, entering, done)
         self._timer.book("decode")
         return done
 
-    def _enter(self, requests: list[ActiveRequest]) -> None:
-        """Prefills requests into free slots, as many as the table of stop rules has room for."""
-        was_idle = not any(self._occupants)
-        placed = self._place_targets(requests)
-        free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
-        allocator = self.slots.allocator
-        chosen = dict(zip(allocator.round_robin(free), placed, strict=False))
-        for group in allocator.groups(list(chosen)):
-            members = {place: chosen[slot] for place, slot in group.items()}
-            first = PendingSteps(self.slots.prefill(members, group))
-            for place, request in members.items():
-                self._occupants[group[place]] = request
-                request.start_clock, request.pieces = self.slots.clock, [(first, place)]
-        if was_idle and placed:
-            self.slots.block_until_ready()
-            self._timer.book("prefill")
+    def _enter(self, requests: list[ActiveRequest], is_open: bool) -> int:
+        """Plans the rows, resumes suspended requests and prefills new ones; returns the limit.
 
-    def _place_targets(self, requests: list[ActiveRequest]) -> list[ActiveRequest]:
-        """Those whose targets can be placed now; the others are held until requests leave."""
-        in_use = {occupant.target.stop for occupant in self._occupants if occupant is not None}
+        Requests beyond the rows, or the table of stop rules, are held.
+        """
+        was_idle = not any(self._occupants)
+        shards = self.rows.layout.data_shards
+        suspended = any(r is not None and r.suspended for r in self._occupants)
+        # Nobody enters while somebody waits for the rows that it had.
+        new, self._held = ([], requests) if suspended else self._place_targets(requests)
+        free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
+        allocator = self.rows.allocator
+        chosen = dict(zip(allocator.round_robin(free), new, strict=False))
+        resumed = self._resumable(self._at_most)
+        arriving = max(
+            self._fullest(list(chosen)),
+            max((self._of(slot).needs for slot in resumed), default=0),
+        )
+        more = is_open or bool(self._held) or len(new) > len(chosen)
+        plan = row_policy.plan_rows(
+            self.sizes.rows,
+            self.rows.num_rows,
+            self._at_most,
+            self._load,
+            arriving,
+            reserve=-(-self.sizes.group // shards) if more and not suspended else 0,
+        )
+        if resumed and arriving > plan.arrivals:
+            resumed = []
+        per_shard, kept = [0] * shards, {}
+        for slot, request in chosen.items():
+            shard = slot // allocator.slots_per_shard
+            per_shard[shard] += 1
+            if per_shard[shard] <= plan.arrivals:
+                kept[slot] = request
+        self._held = [r for r in new if r not in kept.values()] + self._held
+        self._resize(plan.num_rows, [*kept.values()], resumed)
+        for slot in resumed:
+            self._resume(slot)
+        for group in allocator.groups(list(kept)):
+            members = {place: kept[slot] for place, slot in group.items()}
+            for place, request in members.items():
+                request.order, self._arrived = self._arrived, self._arrived + 1
+                self._occupants[group[place]] = request
+            ids = {place: np.asarray(request.prompt) for place, request in members.items()}
+            prefixes = [
+                Prefix(place, tokens, self.rows.targets.start_state(members[place].target))
+                for place, tokens in ids.items()
+            ]
+            self.rows.enter(members, prefixes, group)
+        self._entered = max(self._fullest(list(kept)), arriving if resumed else 0)
+        if was_idle and kept:
+            self.rows.block_until_ready()
+            self._timer.book("prefill")
+        return plan.row_limit
+
+    def _fullest(self, slots: list[int]) -> int:
+        """The largest number of these slots on one device."""
+        per_shard = self.rows.allocator.slots_per_shard
+        counts = collections.Counter(slot // per_shard for slot in slots)
+        return max(counts.values(), default=0)
+
+    def _resize(self, num_rows: int, entering: list[ActiveRequest], resumed: list[int]) -> None:
+        lengths = [len(request.prompt) for request in entering]
+        lengths += [len(ids) for slot in resumed for _, ids, _ in self._of(slot).prefixes]
+        if not (any(self._occupants) or entering):
+            return
+        bucket = max((self.sizes.prompt_bucket(length) for length in lengths), default=0)
+        chunks = len(self._unseen) + 1
+        longest = max([self._load.longest, *lengths]) + chunks * self.sizes.chunk
+        ladder = self.sizes.cache_buckets()
+        needed = max(min(longest, ladder[-1]), bucket)
+        capacity = row_policy.plan_capacity(ladder, self.rows.capacity, needed)
+        self.rows.resize(num_rows, capacity)
+        self.stats.rows_used = max(self.stats.rows_used, num_rows)
+
+    def _place_targets(
+        self, requests: list[ActiveRequest]
+    ) -> tuple[list[ActiveRequest], list[ActiveRequest]]:
+        """Those whose targets can be placed now; and the others, held until requests leave."""
+        in_use = {occupant.target for occupant in self._occupants if occupant is not None}
         for number, request in enumerate(requests):
-            if not self.slots.targets.place(request.target, in_use):
-                requests, self._held = requests[:number], requests[number:]
-                break
-            in_use.add(request.target.stop)
-        return requests
+            if not self.rows.targets.place(request.target, in_use):
+                return requests[:number], requests[number:]
+            in_use.add(request.target)
+        return requests, []
 
     def _drop_cancelled(self) -> list[ActiveRequest]:
         unwanted = np.array([r is not None and r.cancelled for r in self._occupants])
         if not unwanted.any():
             return []
-        self.slots.cancel(unwanted)
+        if self.rows.num_rows:
+            self.rows.cancel(unwanted)
         dropped = [r for r in self._occupants if r is not None and r.cancelled]
         self._occupants = [None if r is None or r.cancelled else r for r in self._occupants]
         return dropped
 
-    def _hand_out_chunk(self) -> None:
-        end = self.slots.clock + self.sizes.chunk
-        # Of the oldest sequence; at the cap no further token is decoded.
-        entries = max(
-            min(end - request.start_clock, request.cap - 1)
-            for request in self._occupants
-            if request is not None
+    def _hand_out_chunk(self, row_limit: int) -> None:
+        recorded, progress = self.rows.decode_chunk(row_limit)
+        self._ready.watch(progress.running)
+        copy_to_host_async(progress)
+        pending = PendingRecords(recorded)
+        active = [None if r is None or r.suspended else r for r in self._occupants]
+        rows = self.rows.num_rows
+        self._unseen.append(
+            _Chunk(active, pending, progress, rows, min(row_limit, rows), self._entered)
         )
-        info, running = self.slots.decode_chunk(entries)
-        self._ready.watch(running)
-        copy_to_host_async(running)
-        self._unseen.append((list(self._occupants), running))
-        steps = PendingSteps(info)
-        for slot, request in enumerate(self._occupants):
+        self._entered = 0
+        for slot, request in enumerate(active):
             if request is not None:
-                request.pieces.append((steps, slot))
+                request.pieces.append((pending, slot))
 
-    def _finalize_done(self) -> None:
-        """Empties the slots whose prompts are known to be done."""
-        done: dict[int, ActiveRequest] = {}
-        while len(self._unseen) > self.lookahead:
-            occupants, running = self._unseen.popleft()
-            for slot, is_running in enumerate(np.asarray(running).tolist()):
-                request = occupants[slot]
-                if request is not None and request is self._occupants[slot] and not is_running:
-                    done[slot] = request
-        # The cap is known without looking: the chunk that reaches it has been handed out.
-        for slot, request in enumerate(self._occupants):
-            if request is not None and self.slots.clock - request.start_clock >= request.cap - 1:
-                done[slot] = request
-        for group in self.slots.allocator.groups(sorted(done)):
-            outcome = self.slots.finalize(group)
-            copy_to_host_async(outcome)
-            self._leaving.append(({place: done[slot] for place, slot in group.items()}, outcome))
+    # --- What a chunk showed ---
+
+    def _look(self, chunk: _Chunk) -> list[ActiveRequest]:
+        """Learns from a chunk: who is done, how full the rows are, whether anybody can move."""
+        on_device = chunk.progress.prompts
+        progress: Progress = jax.device_get(chunk.progress)
+        chunk.records.fetch()
+        self._seen = chunk = chunk._replace(progress=progress)
+        self.stats.add(progress)
+        running = progress.running.tolist()
+        stuck = self._stuck(chunk)
+        self._load = Load(
+            in_use=int(progress.in_use.max()),
+            longest=int(progress.longest.max()),
+            # Stalls in a table that has grown since are no reason to let it grow again.
+            stalled=self._stalled(chunk) if chunk.num_rows == self.rows.num_rows else 0,
+            stuck=bool(stuck),
+        )
+        done = {
+            slot: request
+            for slot, request in enumerate(chunk.occupants)
+            if request is not None and request is self._occupants[slot] and not running[slot]
+        }
+        for group in self.rows.allocator.groups(sorted(done)):
+            self._finalize({place: done[slot] for place, slot in group.items()}, on_device, group)
             for slot in group.values():
                 self._occupants[slot] = None
+        if progress.spoiled.any():
+            self.rows.reset()
+        # With fewer rows, or some of them reserved, the next chunk has more.
+        least = min(chunk.num_rows, chunk.row_limit)
+        if stuck and not self._unseen and least == self.sizes.rows[-1]:
+            return self._make_room(chunk, stuck)
+        return []
+
+    def _finalize(self, requests: dict[int, ActiveRequest], prompts: Any, group: Any) -> None:
+        outcome = self.rows.finalize(prompts, group)
+        copy_to_host_async(outcome)
+        self._leaving.append((requests, outcome))
+
+    def _stalled(self, chunk: _Chunk) -> int:
+        """Prompts that had rows after the chunk, and waited for more."""
+        prompts = chunk.progress.prompts
+        return int((prompts.stalled & (prompts.row_of < chunk.num_rows).any(axis=1)).sum())
+
+    def _stuck(self, chunk: _Chunk) -> list[list[int]]:
+        """For each device on which no prompt could move: the slots that have rows."""
+        per_shard = self.rows.allocator.slots_per_shard
+        stuck = []
+        for shard, ticks in enumerate(chunk.progress.num_ticks.tolist()):
+            slots = range(shard * per_shard, (shard + 1) * per_shard)
+            holding = [
+                slot
+                for slot in slots
+                if chunk.progress.running[slot]
+                and (chunk.progress.prompts.row_of[slot] < chunk.num_rows).any()
+            ]
+            if ticks < self.sizes.chunk and holding:
+                stuck.append(holding)
+        return stuck
+
+    def _make_room(self, chunk: _Chunk, stuck: list[list[int]]) -> list[ActiveRequest]:
+        """The youngest prompt with rows gives them back, on each device where none can move.
+
+        ``chunk`` is the last one that was handed out, and the table has its largest size.
+        """
+        failed = []
+        unwanted = np.zeros((self.sizes.slots,), bool)
+        for holding in stuck:
+            youngest = max(holding, key=lambda s: self._occupants[s].order)  # type: ignore[union-attr]
+            request = self._occupants[youngest]
+            assert request is not None
+            unwanted[youngest] = True
+            if len(holding) > 1:
+                self._suspend(request, youngest, chunk)
+                self.stats.preemptions += 1
+                continue
+            request.error = ValueError(
+                f"a prompt alone needs {_rows_needed(chunk.progress, youngest)} rows of the model, "
+                f"and there are {chunk.num_rows}; raise rows= or lower num_particles."
+            )
+            self._occupants[youngest] = None
+            failed.append(request)
+        if failed:
+            self.rows.cancel(unwanted & np.array([o is None for o in self._occupants]))
+        self.rows.suspend(unwanted)
+        in_use = self._rows_in_use(chunk, unwanted)
+        self._load = self._load._replace(in_use=in_use, stuck=False)
+        return failed
+
+    def _rows_in_use(self, chunk: _Chunk, without: np.ndarray) -> int:
+        """On the fullest device, after some prompts gave theirs back."""
+        row_of = chunk.progress.prompts.row_of
+        counts = [len(np.unique(x[x < chunk.num_rows])) for x in row_of]
+        held = np.where(without, 0, counts).reshape(-1, self.rows.allocator.slots_per_shard)
+        return int(held.sum(axis=1).max())
+
+    def _suspend(self, request: ActiveRequest, slot: int, chunk: _Chunk) -> None:
+        """Takes note of what the request resumes with."""
+        state = jax.tree.map(lambda x: x[slot], chunk.progress.prompts)
+        row_of, stop_state = state.row_of, chunk.progress.stop_state[slot]
+        prompt = np.asarray(request.prompt)
+        prefixes = []
+        pieces = [pending.of(place) for pending, place in request.pieces]
+        for row in np.unique(row_of[row_of < chunk.num_rows]):
+            members = row_of == row
+            first = int(np.argmax(members))
+            generated = np.zeros((0,), np.int32)
+            if pieces and (history := records.concatenate(pieces)).step.size:
+                generated = records.trace(history, np.array([first]), len(history.step))[0][0]
+            tokens = np.concatenate([prompt, generated]).astype(np.int32)
+            prefixes.append((members, tokens, int(stop_state[first])))
+        needs = _rows_needed(chunk.progress, slot) if state.stalled else len(prefixes)
+        request.suspended = Suspended(state, prefixes, max(needs, len(prefixes)))
+        request.num_preempted += 1
+
+    def _of(self, slot: int) -> Suspended:
+        request = self._occupants[slot]
+        assert request is not None and request.suspended is not None
+        return request.suspended
+
+    def _resumable(self, in_use: int) -> list[int]:
+        """The slot of the earliest suspended request, if the rows that are free are enough for it.
+
+        It waits for a chunk in which no other one stalled: those that come before it have had what
+        they asked for, and so have taken steps, before they can be in each other's way again.
+        """
+        waiting = [slot for slot, r in enumerate(self._occupants) if r is not None and r.suspended]
+        if not waiting or (self._active and self._load.stalled):
+            return []
+        first = min(waiting, key=lambda slot: self._occupants[slot].order)  # type: ignore[union-attr]
+        return [first] if in_use + self._of(first).needs <= self.sizes.rows[-1] else []
+
+    def _resume(self, slot: int) -> None:
+        (group,) = self.rows.allocator.groups([slot])
+        ((place, _),) = group.items()
+        request = self._occupants[slot]
+        assert request is not None and request.suspended is not None
+        stalled = bool(request.suspended.state.stalled)
+        prefixes = [
+            Prefix(place, tokens, stop_state, stalled, members)
+            for members, tokens, stop_state in request.suspended.prefixes
+        ]
+        self.rows.enter({place: request}, prefixes, group)
+        self.stats.resumed += 1
+        self.stats.recomputed += sum(len(prefix.tokens) for prefix in prefixes)
+        request.suspended = None
 
     def _receive(
         self, requests: dict[int, ActiveRequest], outcome: FinishedPrompts
@@ -259,42 +493,73 @@ class Scheduler:
         outcome = jax.device_get(outcome)
         for place, request in requests.items():
             request.outcome = take_prompt(outcome, place)
-            pieces = [steps.of(index) for steps, index in request.pieces]
-            request.steps = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *pieces)
-            request.pieces = []
+            pieces = [pending.of(slot) for pending, slot in request.pieces]
+            request.steps, request.pieces = records.concatenate(pieces), []
+            index = np.maximum(request.outcome.final.particle_index[0], 0)
+            request.tokens, request.token_log_probs = records.trace(
+                request.steps, index, request.cap
+            )
         return list(requests.values())
 
     def _fail(
         self, error: Exception, entering: list[ActiveRequest], done: list[ActiveRequest]
-    ) -> list[ActiveRequest]:
-        """The requests that are lost with the program that failed: all in slots or leaving them.
+    ) -> None:
+        """After a program has failed: what ran resumes with fewer rows, if that was for memory.
 
-        Those that are waiting are not lost: they enter empty slots.
+        Adds to ``done`` the requests that are lost: all in slots or leaving them, but none that
+        waits.
         """
-        occupants = filter(None, self._occupants)
-        leaving = (request for group, _ in self._leaving for request in group.values())
+        # What is finished does not depend on the program that failed.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            while self._leaving:
+                rescued = self._receive(*self._leaving[0])
+                self._leaving.popleft()
+                done += rescued
+        occupants = [r for r in self._occupants if r is not None]
+        leaving = [request for group, _ in self._leaving for request in group.values()]
         safe, held = {*done, *self._held}, self._held
-        lost = [r for r in dict.fromkeys([*occupants, *leaving, *entering]) if r not in safe]
-        for request in lost:
+        unfinished = [r for r in dict.fromkeys([*leaving, *occupants, *entering]) if r not in safe]
+        tried, least = self.rows.num_rows, self.rows.sampler.num_particles
+        fewer = [size for size in self.sizes.rows if size < tried] or [tried // 2]
+        if "RESOURCE_EXHAUSTED" in str(error) and fewer[-1] >= least:
+            self.sizes = self.rows.sizes = dataclasses.replace(self.sizes, rows=tuple(fewer))
+            self._recover(unfinished, held)
+            return
+        for request in unfinished:
             request.error = error
         self._clear()
         self._held = held
-        return lost
+        done += unfinished
 
-    # --- For tests ---
+    def _recover(self, requests: list[ActiveRequest], held: list[ActiveRequest]) -> None:
+        """Resumes what ran from the last chunk that the host has; what entered since begins anew.
 
-    def check_integrity(self) -> None:
-        """Asserts what holds between rounds: every request is in one place, and counts agree."""
-        occupants = [request for request in self._occupants if request is not None]
-        leaving = [request for group, _ in self._leaving for request in group.values()]
-        everywhere = [*occupants, *leaving, *self._held]
-        assert len(set(everywhere)) == len(everywhere), "a request is in two places"
-        assert len(self._occupants) == self.sizes.slots
-        assert len(self._unseen) <= self.lookahead
-        for request in [*occupants, *leaving]:
-            assert request.error is None and request.outcome is None and request.pieces
-        for request in occupants:
-            steps = self.slots.clock - request.start_clock
-            assert len(request.pieces) == 1 + steps // self.sizes.chunk, "a chunk was not recorded"
-            assert steps < max(request.cap - 1, 1), "a request stayed beyond its cap"
-            assert self.slots.targets.has(request.target), "the stop rule of a request was evicted"
+        Nothing is decided twice with other numbers, so no result changes.
+        """
+        seen, before = self._seen, self._occupants
+        self._clear()
+        anew = []
+        for request in requests:
+            slot = before.index(request) if request in before else None
+            if slot is not None and seen is not None and request is seen.occupants[slot]:
+                last = [pending for pending, _ in request.pieces].index(seen.records)
+                request.pieces = request.pieces[: last + 1]
+                self._suspend(request, slot, seen)
+            elif slot is None or request.suspended is None:
+                request.pieces = []
+                anew.append(request)
+                continue
+            self.rows.targets.place(request.target, [r.target for r in self._occupants if r])
+            self._occupants[slot] = request
+        self._held = [*sorted(anew, key=lambda r: r.order), *held]
+
+
+def _rows_needed(progress: Progress, slot: int) -> int:
+    """How many prefixes a stalled prompt has after the tokens that it drew."""
+    prompts = progress.prompts
+    count = prompts.row_of.shape[1]
+    draw = prompts.draw
+    runs = draw.active[slot, :count] & ~prompts.particles.ended[slot, :count]
+    runs &= prompts.particles.log_weight[slot, :count] > -np.inf
+    pairs = np.stack([prompts.row_of[slot][draw.parent[slot, :count]], draw.token[slot, :count]])
+    return np.unique(pairs[:, runs], axis=1).shape[1]

@@ -63,7 +63,11 @@ def claim(workdir: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     own = hash_of(made)
     held = read_config(workdir)
     if held is None:
-        _refuse_strays(workdir)
+        if strays := store.record_files(workdir):
+            raise ValueError(
+                f"{os.fspath(workdir)} holds {os.fspath(strays[0])} and no {CONFIG} that says what "
+                "it is; choose another workdir."
+            )
         workdir.mkdir(parents=True, exist_ok=True)
         if store.is_remote(workdir):
             _claim_remote(workdir, own)
@@ -84,10 +88,7 @@ def claim(workdir: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 def check_same(workdir: epath.Path, wanted: Mapping[str, Any], held: Mapping[str, Any]) -> None:
     """Raises ValueError if the conditions of a start differ from those of the workdir.
 
-    Args:
-      workdir: for the error message.
-      wanted: of the start: "config", and "conditions" and "commit" if the model is known already.
-      held: the content of config.json.
+    ``wanted`` has the config and, if the model is known already, "conditions" and "commit".
     """
     place = os.fspath(workdir)
     conditions.check_version(held, place)
@@ -141,15 +142,6 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is not what a job wrote ({error}).") from error
     return held
-
-
-def _refuse_strays(workdir: epath.Path) -> None:
-    stray = [os.fspath(path) for path in store.record_files(workdir)]
-    if stray:
-        raise ValueError(
-            f"{os.fspath(workdir)} holds {stray[0]} and no {CONFIG} that says what it is; choose "
-            "another workdir."
-        )
 
 
 def _claim_remote(workdir: epath.Path, own: str) -> None:

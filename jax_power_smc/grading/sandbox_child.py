@@ -67,8 +67,7 @@ def run(code: str, test: str, entry_point: str) -> None:
 def isolate(parent: int) -> bool:
     """On Linux, removes the network and has the kernel kill this process with its parent.
 
-    Returns:
-      Whether the network was removed.
+    False if the network is still there.
     """
     if sys.platform != "linux":
         return False

@@ -228,12 +228,9 @@ def _after_hashes(text: str) -> str | None:
 
 
 def _stated(text: str) -> str | None:
-    found = None
-    for found in _STATED.finditer(text):  # noqa: B007
-        pass
-    if found is None:
+    if not (stated := list(_STATED.finditer(text))):
         return None
-    tail = text[found.end() :][: MAX_ANSWER_LENGTH + 1]
+    tail = text[stated[-1].end() :][: MAX_ANSWER_LENGTH + 1]
     answer = _SENTENCE_END.split(tail, maxsplit=1)[0].strip().strip("*").strip()
     if not answer:
         return None

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 
 import jax_power_smc as psmc
 from jax_power_smc import PowerTarget, TableLM, WithoutReplacement
 from jax_power_smc.core import prng
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine import decode
-from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 from tests.models.small import assert_one_sentence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -323,14 +323,14 @@ def test_alpha_one_has_evidence_one(num_particles, explicit_children):
     assert (np.asarray(sample(exactly(num_particles, explicit_children)).log_evidence) < -0.1).all()
 
 
-def test_model_tokens_count_what_was_drawn():
+def test_drawn_tokens_count_what_was_drawn():
     state, info, _ = walked(exactly(5))
     running = np.isfinite(state.particles.log_weight[:, :, :5]).sum(axis=2)
     drawn = state.particles.drawn[:, -1]
     # Every running particle of every step was drawn, and so were those that ended.
     assert (drawn >= running.sum(axis=1)).all() and (drawn <= 2 * 5 * CAP).all()
     result = sample(exactly(5), prompts=[[2, 0]] * 16, seed=3)
-    np.testing.assert_array_equal(result.info.model_tokens, drawn)
+    np.testing.assert_array_equal(result.info.drawn_tokens, drawn)
     forks = (info.parent[:, :, :5] != np.arange(5)).sum(axis=2)
     np.testing.assert_array_equal(result.info.forks, forks)
     np.testing.assert_array_equal(result.info.resampled, info.resampled)
@@ -363,7 +363,7 @@ def test_what_an_early_stop_leaves_out_is_bounded(early_stop, num_particles):
         finished, there = np.asarray(stopped.finished), alive(stopped)
         assert finished[stops][there[stops]].all()
         assert not finished[~there].any()
-        assert (stopped.info.model_tokens[stops] <= full.info.model_tokens[stops]).all()
+        assert (stopped.info.drawn_tokens[stops] <= full.info.drawn_tokens[stops]).all()
         if num_particles == LEAVES:  # against the truth, not another estimate
             truth = np.array([log_z(p, target) for p in prompts])
             left = 1 - np.exp(np.asarray(stopped.log_evidence) - truth)

@@ -20,15 +20,14 @@ PROMPT = (2, 0)
 
 def table(seed=0):
     """Logits per position; token 2 is impossible after two tokens 1."""
-    steps = len(PROMPT) + CAP - 1
-    params = MODEL.init(jax.random.key(seed), steps=steps, scale=1.5, dtype=jnp.float64)
+    params = MODEL.init(jax.random.key(seed), steps=5 + CAP, scale=1.5, dtype=jnp.float64)
     return params._replace(logits=params.logits.at[:, 1 * 4 + 1, 2].set(-jnp.inf))
 
 
 def next_probabilities(params, prompt, generated):
     """p of the next token, read from the table by hand."""
     history = [3, 3, *prompt, *generated][-2:]
-    position = min(len(prompt) + len(generated), params.logits.shape[0]) - 1
+    position = len(prompt) + len(generated) - 1
     logits = np.asarray(params.logits)[position, 4 * history[0] + history[1]]
     p = np.exp(logits - logits.max())
     return p / p.sum()

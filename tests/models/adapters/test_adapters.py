@@ -276,7 +276,7 @@ def test_log_probs_are_those_of_the_whole_sequences(name, sampler):
     assert assert_scored(name, PROMPTS, result) > len(PROMPTS)
     # Otherwise nothing would show that rows follow their ancestors, or that chains go back.
     if sampler == "mh":
-        assert result.info.model_tokens.sum() > 2 * result.lengths.sum()
+        assert result.info.drawn_tokens.sum() > 2 * result.lengths.sum()
     else:
         assert result.info.forks[:, 1:-1].sum() > 10
 

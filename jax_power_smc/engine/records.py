@@ -1,0 +1,74 @@
+"""What was recorded of one prompt, and the tokens that follow from it. On the host, in NumPy.
+
+A step records who continued whom, and with which token; no sequence is ever copied. Letters: P
+prompts, N particles, M the population, T the cap.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_power_smc.engine.state import PAD_ID
+from jax_power_smc.engine.step import Record
+
+
+class PendingRecords:
+    """Records of several prompts [P, ticks, ...], on their way to the host."""
+
+    def __init__(self, records: Record) -> None:
+        self._records = records
+        copy_to_host_async(records)
+
+    def fetch(self) -> None:
+        """Waits for the copy."""
+        self._records = jax.device_get(self._records)
+
+    def of(self, slot: int) -> Record:
+        """The steps that one prompt took, [steps, ...]."""
+        self.fetch()
+        took = np.asarray(self._records.step[slot]) >= 0
+        return jax.tree.map(lambda x: x[slot][took], self._records)
+
+
+def concatenate(pieces: list[Record]) -> Record:
+    """Records of consecutive steps as one, [steps, ...]."""
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *pieces)
+
+
+def trace(history: Any, index: np.ndarray, cap: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sequences of particles after the last recorded step.
+
+    Args:
+      history: ``Record`` [steps, ...] of one prompt.
+      index: [N] int32, indices into the population; any for an unused particle.
+      cap: T.
+
+    Returns:
+      Tokens [N, T] int32, pad after the end; and log p of each token [N, T], 0 after the end.
+    """
+    count = len(history.step)
+    tokens = np.full((len(index), cap), PAD_ID, np.int32)
+    log_probs = np.zeros((len(index), cap), history.log_prob.dtype)
+    for step in range(count - 1, -1, -1):
+        drew = history.active[step][index]
+        tokens[:, step] = np.where(drew, history.token[step][index], PAD_ID)
+        log_probs[:, step] = np.where(drew, history.log_prob[step][index], 0)
+        index = history.parent[step][index]
+    return tokens, log_probs
+
+
+def settled(history: Any, index: np.ndarray) -> np.ndarray:
+    """The tokens [n] that all particles at ``index`` share from the first on, and so always will.
+
+    By tokens, not by ancestors: where nobody resamples these never meet.
+    """
+    tokens, _ = trace(history, index, len(history.step))
+    same = np.all(tokens == tokens[:1], axis=0)
+    return tokens[0, : int(np.argmin(np.append(same, False)))]
+
+
+def copy_to_host_async(tree: Any) -> None:
+    """Starts the copies; only those who read the arrays wait for them."""
+    for x in jax.tree.leaves(tree):
+        x.copy_to_host_async()
