@@ -105,7 +105,7 @@ def _pooled_info(
         forks=total("forks"),
         parent=parent,
         particle_index=particle_index,
-        **diagnose(*particles, parent, particle_index)._asdict(),
+        **diagnose(*particles, parent=parent, particle_index=particle_index)._asdict(),
         bad_logits=np.any([info.bad_logits for info in infos], axis=0),
         dropped_mass=run_arrays.dropped_share(results, shares).astype(dropped_dtype),
         model_tokens=total("model_tokens"),
