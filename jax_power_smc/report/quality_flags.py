@@ -57,7 +57,7 @@ def degenerate(data: ReportData) -> list[DegenerateShares]:
         if items:
             kinds = [[item.loops, item.very_short, item.unfinished] for item in items]
             means = np.mean(kinds, axis=0).tolist()
-            made.append(DegenerateShares(run, label, len(items), *means, worst))
+            made.append(DegenerateShares(run, label, len(items), *means, worst=worst))
     return made
 
 
