@@ -387,16 +387,10 @@ class Scheduler:
         """For each device on which no prompt could move: the slots that have rows."""
         per_shard = self.rows.allocator.slots_per_shard
         stuck = []
-        for shard, ticks in enumerate(chunk.progress.num_ticks.tolist()):
+        for shard in np.flatnonzero(chunk.progress.stuck).tolist():
             slots = range(shard * per_shard, (shard + 1) * per_shard)
-            holding = [
-                slot
-                for slot in slots
-                if chunk.progress.running[slot]
-                and (chunk.progress.prompts.row_of[slot] < chunk.num_rows).any()
-            ]
-            if ticks < self.sizes.chunk and holding:
-                stuck.append(holding)
+            running, row_of = chunk.progress.running, chunk.progress.prompts.row_of
+            stuck.append([s for s in slots if running[s] and (row_of[s] < chunk.num_rows).any()])
         return stuck
 
     def _make_room(self, chunk: _Chunk, stuck: list[list[int]]) -> list[ActiveRequest]:
