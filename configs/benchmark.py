@@ -1,4 +1,4 @@
-"""Step time, its parts, the cost of resampling, throughput, and the same work in PyTorch."""
+"""Step time, throughput, and the same work in PyTorch."""
 
 import ml_collections
 
@@ -10,15 +10,7 @@ def get_config() -> ml_collections.ConfigDict:
     """
     config = ml_collections.ConfigDict()
     config.benchmark = "speed"
-    config.sections = (
-        "steps",
-        "parts",
-        "resampling",
-        "forks",
-        "throughput",
-        "torch_batch_1",
-        "torch",
-    )
+    config.sections = ("steps", "throughput", "torch_batch_1", "torch")
     config.alpha = 4.0
     # Every round runs every variant once; medians over rounds are reported.
     config.repeats = 3
@@ -40,35 +32,6 @@ def get_config() -> ml_collections.ConfigDict:
             "particles": (1, 4, 8, 16, 32, 64),
             "prompt_tokens": 32,
             "max_new_tokens": (128, 512),
-        }
-    )
-    config.parts = ml_collections.ConfigDict(
-        {
-            "models": ("5M", "50M"),
-            "particles": (16, 64),
-            # A factor of the logits: random weights give flat distributions, but with this factor
-            # particles fork about as often as in language models. See the section "forks".
-            "logit_scale": 16.0,
-            "prompt_tokens": 32,
-            "max_new_tokens": 128,
-        }
-    )
-    config.resampling = ml_collections.ConfigDict(
-        {
-            "models": ("5M",),
-            "particles": (8, 16, 64),
-            "periods": (8, 1),
-            "prompt_tokens": 32,
-            "max_new_tokens": 512,
-        }
-    )
-    config.forks = ml_collections.ConfigDict(
-        {
-            "models": ("5M", "50M"),
-            "particles": (16,),
-            "scales": (4.0, 8.0, 16.0, 32.0),
-            "prompt_tokens": 32,
-            "max_new_tokens": 256,
         }
     )
     config.throughput = ml_collections.ConfigDict(

@@ -11,53 +11,16 @@ from the records. Needs nothing but Python.
 """
 
 import argparse
-import json
 import pathlib
 import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
-DOCS = pathlib.Path(__file__).resolve().parent
-RECORDS = DOCS / "records"
+import speed_tables
+from table_tools import DOCS, Record, grid, markdown, only, percent, read, titled, where
+
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-Record = dict[str, Any]
-
-
-def read(name: str) -> list[Record]:
-    """The records of docs/records/NAME.jsonl."""
-    lines = (RECORDS / f"{name}.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def where(records: Iterable[Record], **fields: Any) -> list[Record]:
-    """The records that have these fields; a field that is None here must be absent or null."""
-    return [r for r in records if all(r.get(name) == value for name, value in fields.items())]
-
-
-def only(records: Iterable[Record], **fields: Any) -> Record:
-    """The one record that has these fields.
-
-    Raises:
-      ValueError: if there is none, or more than one.
-    """
-    found = where(records, **fields)
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} records have {fields}; exactly one is needed.")
-    return found[0]
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table: the first column is text, the others are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A share as a percentage without its sign."""
-    return f"{100 * share:.{digits}f}"
 
 
 # --- the embedded model ---
@@ -139,74 +102,67 @@ def reasoner_differences() -> str:
 
 # --- fidelity ---
 
-_ENTROPIES = (0.5, 1.0, 2.0)
-_PLACES = (("inhomogeneous", 128), ("inhomogeneous", 256), ("homogeneous", 256))
-_SETTINGS = (
-    ("Power-SMC as published, N = 64", "smc", 64, 0.0),
-    ("the same, N = 256", "smc", 256, 0.0),
-    ("N = 256, ramp T/4", "smc", 256, 0.25),
-    ("N = 256, ramp T/2", "smc", 256, 0.5),
-    ("N = 512", "smc", 512, 0.0),
-    ("N = 512, ramp T/4", "smc", 512, 0.25),
-    ("N = 512, ramp T/2", "smc", 512, 0.5),
-    ("**without replacement, N = 16**", "swor", 16, 0.0),
-    ("N = 16, ramp T/4", "swor", 16, 0.25),
-    ("**without replacement, N = 64**", "swor", 64, 0.0),
-    ("N = 64, ramp T/4", "swor", 64, 0.25),
-)
+_SETTING = ("name", "num_particles", "ramp_share")
 
 
 def fidelity() -> str:
     """The gap to exact log Z on Markov models, averaged over their seeds."""
-    gaps = where(read("fidelity_cpu"), metric="gap")
-    header = ["gap in nats"]
-    header += [f"{kind}, T {horizon}, H {h:g}" for kind, horizon in _PLACES for h in _ENTROPIES]
-    rows = []
-    for title, name, count, ramp in _SETTINGS:
-        cells = [title]
-        for kind, horizon in _PLACES:
-            for entropy in _ENTROPIES:
-                place = {"kind": kind, "horizon": horizon, "entropy": entropy}
-                found = where(gaps, name=name, num_particles=count, ramp_share=ramp, **place)
-                mean = round(statistics.fmean(r["value"] for r in found), 1)
-                cells.append(f"{mean + 0.0:.1f}")  # no -0.0
-        rows.append(cells)
-    return markdown(header, rows)
+    settings = {
+        "Power-SMC as published, N = 64": ("smc", 64, 0.0),
+        "the same, N = 256": ("smc", 256, 0.0),
+        "N = 256, ramp T/4": ("smc", 256, 0.25),
+        "N = 256, ramp T/2": ("smc", 256, 0.5),
+        "N = 512": ("smc", 512, 0.0),
+        "N = 512, ramp T/4": ("smc", 512, 0.25),
+        "N = 512, ramp T/2": ("smc", 512, 0.5),
+        "**without replacement, N = 16**": ("swor", 16, 0.0),
+        "N = 16, ramp T/4": ("swor", 16, 0.25),
+        "**without replacement, N = 64**": ("swor", 64, 0.0),
+        "N = 64, ramp T/4": ("swor", 64, 0.25),
+    }
+    models = ("kind", "horizon", "entropy")
+    values: dict[tuple[object, ...], list[float]] = {}
+    for r in where(read("fidelity_cpu"), metric="gap"):
+        values.setdefault(tuple(r[x] for x in (*_SETTING, *models)), []).append(r["value"])
+    means = [
+        # No -0.0.
+        dict(zip((*_SETTING, *models), key, strict=True))
+        | {"value": round(statistics.fmean(found), 1) + 0.0}
+        for key, found in values.items()
+    ]
+    columns = {
+        f"{kind}, T {horizon}, H {h:g}": (
+            "{:.1f}",
+            dict(zip(models, (kind, horizon, h), strict=True)),
+        )
+        for kind, horizon in (("inhomogeneous", 128), ("inhomogeneous", 256), ("homogeneous", 256))
+        for h in (0.5, 1.0, 2.0)
+    }
+    return grid(means, ("gap in nats",), titled(settings, *_SETTING), columns)
 
 
 def fidelity_models() -> str:
     """Evidence on language models."""
-    records = read("fidelity_cpu")
-    settings = (
-        ("Power-SMC as published, N = 16", "smc", 16, 0.0),
-        ("the same, N = 64", "smc", 64, 0.0),
-        ("N = 64, ramp T/2", "smc", 64, 0.5),
-        ("without replacement, N = 4", "swor", 4, 0.0),
-        ("without replacement, N = 16", "swor", 16, 0.0),
-        ("without replacement, N = 64", "swor", 64, 0.0),
-        ("Metropolis-Hastings, tokens of N = 16", "mh", 16, 0.0),
-    )
-
-    def cell(show: str, *, of: Record, **fields: Any) -> str:
-        found = where(records, **fields, **of)
-        return show.format(found[0]["value"]) if found else ""
-
-    rows = []
-    for title, name, count, ramp in settings:
-        of = {"name": name, "num_particles": count, "ramp_share": ramp}
-        rows.append(
-            [
-                title,
-                cell("{:.2f}", of=of, model="tiny-reasoner", metric="mean_log_evidence"),
-                cell("{:.2f}", of=of, model="tiny-reasoner", metric="sd_log_evidence"),
-                cell("{:.0%}", of=of, model="tiny-reasoner", metric="accuracy").replace("%", " %"),
-                cell("{:.1f}", of=of, model="stories260K", metric="mean_log_evidence"),
-                cell("{:.1f}", of=of, model="stories260K", metric="sd_log_evidence"),
-            ]
-        )
-    embedded, stories = "embedded model", "stories260K"
-    header = ("", f"{embedded}: log Z_hat", "its sd over runs", "accuracy")
-    return markdown((*header, f"{stories}: log Z_hat", "its sd"), rows)
+    settings = {
+        "Power-SMC as published, N = 16": ("smc", 16, 0.0),
+        "the same, N = 64": ("smc", 64, 0.0),
+        "N = 64, ramp T/2": ("smc", 64, 0.5),
+        "without replacement, N = 4": ("swor", 4, 0.0),
+        "without replacement, N = 16": ("swor", 16, 0.0),
+        "without replacement, N = 64": ("swor", 64, 0.0),
+        "Metropolis-Hastings, tokens of N = 16": ("mh", 16, 0.0),
+    }
+    embedded, stories = {"model": "tiny-reasoner"}, {"model": "stories260K"}
+    mean, spread = {"metric": "mean_log_evidence"}, {"metric": "sd_log_evidence"}
+    columns = {
+        "embedded model: log Z_hat": ("{:.2f}", embedded | mean),
+        "its sd over runs": ("{:.2f}", embedded | spread),
+        "accuracy": ("{:.0%}", embedded | {"metric": "accuracy"}),
+        "stories260K: log Z_hat": ("{:.1f}", stories | mean),
+        "its sd": ("{:.1f}", stories | spread),
+    }
+    rows = titled(settings, *_SETTING)
+    return grid(read("fidelity_cpu"), ("",), rows, columns, gaps=True)
 
 
 # --- theory and cost model ---
@@ -235,160 +191,23 @@ def theory() -> str:
 
 def cost_model() -> str:
     """Tokens and time of one prompt against Lemmas 1 to 3."""
-    records = read("cost_model_cpu")
-
-    def value(metric: str, method: str) -> float:
-        return only(records, metric=metric, method=method)["value"]
-
-    rows = [
-        [
-            "Power-SMC, N = 16",
-            f"{value('lemma_tokens', 'smc'):,.0f}",
-            f"{value('model_tokens', 'smc'):,.0f}",
-            "1",
-            "1",
-        ]
-    ]
-    for title, method in (("global edits", "mh global"), ("last block", "mh last_block")):
-        rows.append(
-            [
-                f"Metropolis-Hastings, {title}",
-                f"{value('lemma_tokens', method):,.0f}",
-                f"{value('model_tokens', method):,.0f}",
-                f"{value('predicted_wall_ratio', method):.2f}",
-                f"{value('measured_wall_ratio', method):.2f}",
-            ]
-        )
-    header = (
-        "",
-        "tokens by lemma",
-        "tokens counted",
-        "time over Power-SMC's, predicted",
-        "measured",
-    )
-    return markdown(header, rows)
-
-
-# --- speed ---
-
-_SAMPLERS = {"smc": "`PowerSMC`", "swor": "`WithoutReplacement`"}
-
-
-def speed_steps() -> str:
-    """Step time as a multiple of decoding one sequence."""
-    records = where(read("speed_cpu"), metric="step_multiple", prompt_tokens=32)
-    counts = (4, 8, 16, 32, 64)
-    rows = []
-    for model in ("5M", "50M"):
-        for cap in (128, 512):
-            for sampler, title in _SAMPLERS.items():
-                of = {"model": model, "max_new_tokens": cap, "sampler": sampler}
-                values = (only(records, num_particles=n, **of)["value"] for n in counts)
-                rows.append([model, str(cap), title, *(f"{value:.1f}" for value in values)])
-    return markdown(("model", "T", "sampler", *(f"N = {n}" for n in counts)), rows)
-
-
-def speed_parts() -> str:
-    """Where a step's time goes."""
-    records = where(read("speed_cpu"), metric="part_share", num_particles=64)
-    parts = ("model", "cache moves", "selection", "sampling")
-    rows = [
-        [
-            f"{model}, {title}",
-            *(
-                f"{percent(only(records, model=model, sampler=sampler, part=part)['value'])} %"
-                for part in parts
-            ),
-        ]
-        for model in ("5M", "50M")
-        for sampler, title in _SAMPLERS.items()
-    ]
-    return markdown(("N = 64", *parts), rows)
-
-
-def speed_resampling() -> str:
-    """Step time against how often the population is resampled."""
-    records = where(read("speed_cpu"), metric="resampling_ratio")
-    titles = {"never": "never", "every 8": "every 8th step", "every 1": "every step"}
-    rows = [
-        [
-            f"N = {n}",
-            *(f"{only(records, num_particles=n, resampled=c)['value']:.2f}" for c in titles),
-        ]
-        for n in dict.fromkeys(r["num_particles"] for r in records)
-    ]
-    return markdown(("", *titles.values()), rows)
-
-
-def speed_forks() -> str:
-    """WithoutReplacement over PowerSMC against the share of rows that fork."""
-    records = where(read("speed_cpu"), metric="swor_over_smc")
-    rows = [
-        [model, f"{percent(r['swor_fork_share'], 0)} %", f"{r['value']:.2f}"]
-        for model in ("5M", "50M")
-        for r in sorted(where(records, model=model), key=lambda r: -r["swor_fork_share"])
-    ]
-    return markdown(("model", "rows that fork in a step", "time over `PowerSMC`'s"), rows)
-
-
-def speed_throughput() -> str:
-    """Ragged prompts through slots that are refilled, and in batches."""
-    records = read("speed_cpu")
-    titles = {
-        "slots": "slots, refilled as prompts finish",
-        "slots, looking at once": "the same, without a chunk of lookahead",
-        "batches": "batches that wait for their last prompt",
+    methods = {
+        "Power-SMC, N = 16": ["smc"],
+        "Metropolis-Hastings, global edits": ["mh global"],
+        "Metropolis-Hastings, last block": ["mh last_block"],
     }
-    rows = [
-        [
-            title,
-            f"{only(records, metric='throughput', method=method)['value']:,.0f}",
-            f"{only(records, metric='throughput_ratio', method=method)['value']:.2f}",
-        ]
-        for method, title in titles.items()
+    columns = {
+        "tokens by lemma": ("{:,.0f}", {"metric": "lemma_tokens"}),
+        "tokens counted": ("{:,.0f}", {"metric": "model_tokens"}),
+        "time over Power-SMC's, predicted": ("{:.2f}", {"metric": "predicted_wall_ratio"}),
+        "measured": ("{:.2f}", {"metric": "measured_wall_ratio"}),
+    }
+    records = read("cost_model_cpu")
+    records += [  # by definition
+        {"metric": f"{kind}_wall_ratio", "method": "smc", "value": 1.0}
+        for kind in ("predicted", "measured")
     ]
-    return markdown(("method", "tokens per second", "over batches"), rows)
-
-
-def speed_torch() -> str:
-    """How many times as fast as PyTorch."""
-    records = where(read("speed_cpu"), metric="speedup")
-    columns = (
-        ("`generate`, batch 1", "transformers generate", 1),
-        ("batch 8", "transformers generate", 8),
-        ("batch 64", "transformers generate", 64),
-        ("Power-SMC in a Python loop, N = 8", "Power-SMC in a Python loop", 8),
-        ("N = 64", "Power-SMC in a Python loop", 64),
-    )
-    rows = []
-    for model in ("5M", "23M", "50M", "98M"):
-        for prompt in (32, 512):
-            own = where(records, model=model, prompt_tokens=prompt)
-            if not own:
-                continue
-            cells = [where(own, peer=peer, num_particles=n) for _, peer, n in columns]
-            rows.append([model, str(prompt), *(f"{c[0]['value']:.1f}" if c else "" for c in cells)])
-    return markdown(("model", "prompt", *(title for title, *_ in columns)), rows)
-
-
-def cache_moves() -> str:
-    """Milliseconds of a cache move by its form."""
-    records = where(read("speed_cpu"), metric="move_time", capacity=1024)
-    forms = ("take", "gathered", "rows", "blocks")
-    keys = dict.fromkeys((r["num_particles"], r["moved_rows"]) for r in records)
-    rows = [
-        [
-            f"{n}",
-            f"{moved}",
-            *(
-                f"{1e3 * only(records, num_particles=n, moved_rows=moved, form=f)['value']:.2f}"
-                for f in forms
-            ),
-        ]
-        for n, moved in keys
-    ]
-    header = ("N", "rows moved", "`jnp.take`", "gather and scatter", "row by row", "blocks of time")
-    return markdown(header, rows)
+    return grid(records, ("",), titled(methods, "method"), columns)
 
 
 # --- memory and many devices ---
@@ -469,22 +288,11 @@ def pods() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     make.__name__: make
     for make in (
-        reasoner_short,
-        reasoner,
-        reasoner_differences,
-        fidelity,
-        fidelity_models,
-        theory,
-        cost_model,
-        speed_steps,
-        speed_parts,
-        speed_resampling,
-        speed_forks,
-        speed_throughput,
-        speed_torch,
-        cache_moves,
-        loading,
-        pods,
+        *(reasoner_short, reasoner, reasoner_differences, fidelity, fidelity_models, theory),
+        *(cost_model, loading, pods),
+        *(speed_tables.speed_steps, speed_tables.speed_parts, speed_tables.speed_resampling),
+        *(speed_tables.speed_forks, speed_tables.speed_throughput, speed_tables.speed_torch),
+        speed_tables.cache_moves,
     )
 }
 

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from jax_power_smc.benchmarks import torch_baseline
-from jax_power_smc.benchmarks.speed import Bench, Sampler, Subject, decode_one, random_prompt
+from jax_power_smc.benchmarks.speed import Bench, Sampler, Subject, random_prompt
 from jax_power_smc.samplers import Ancestral, PowerSMC
 
 
@@ -15,28 +15,26 @@ def measure(
     bench: Bench,
     subject: Subject,
     particles: Sequence[int],
-    prompt_lengths: Sequence[int],
-    new_tokens: int,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
 ) -> None:
     """Our samplers against ``generate`` and Power-SMC in a loop, with equal weights and lengths."""
     theirs = torch_baseline.to_torch(subject.model, subject.params)
     versions = torch_baseline.describe()
-    for prompt_tokens in prompt_lengths:
-        prompt = random_prompt(subject.model.vocab_size, prompt_tokens)
+    for length in prompt_tokens:
+        prompt = random_prompt(subject.model.vocab_size, length)
         variants: dict[str, Callable[[], float]] = {}
 
-        def ours(sampler: Sampler, prompt_tokens: int = prompt_tokens) -> float:
-            done = decode_one(
-                bench, subject.model, subject.params, sampler, prompt_tokens, new_tokens
-            )
-            return done.seconds / (new_tokens - 1)
+        def ours(sampler: Sampler, length: int = length) -> float:
+            done = bench.decode(subject, sampler, length, max_new_tokens)
+            return done.seconds / (max_new_tokens - 1)
 
         def generated(num: int, prompt: list[int] = prompt) -> float:
-            return torch_baseline.generate(theirs, prompt, num, new_tokens).timing.per_token
+            return torch_baseline.generate(theirs, prompt, num, max_new_tokens).timing.per_token
 
         def looped(num: int, prompt: list[int] = prompt) -> float:
             return torch_baseline.power_smc(
-                theirs, prompt, num, bench.alpha, new_tokens
+                theirs, prompt, num, bench.alpha, max_new_tokens
             ).timing.per_token
 
         pairs: list[tuple[str, str, str, int]] = []
@@ -50,14 +48,14 @@ def measure(
                 variants[power[0]] = functools.partial(ours, PowerSMC(num))
                 variants[power[1]] = functools.partial(looped, num)
                 pairs.append((*power, "Power-SMC in a Python loop", num))
-        seconds = bench.interleaved(f"torch, {subject.name}, S = {prompt_tokens}", variants)
+        seconds = bench.interleaved(f"torch, {subject.name}, S = {length}", variants)
         for mine, other, peer, num in pairs:
             about = {
                 **subject.about,
                 "peer": peer,
                 "num_particles": num,
-                "prompt_tokens": prompt_tokens,
-                "max_new_tokens": new_tokens,
+                "prompt_tokens": length,
+                "max_new_tokens": max_new_tokens,
                 **versions,
             }
             bench.write("step_time", seconds.median(mine), "s", **about)

@@ -12,12 +12,12 @@ call, so its runs are not quite independent.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jax_power_smc.benchmarks import markov_models
-from jax_power_smc.benchmarks.records import Write
+from jax_power_smc.benchmarks.records import Progress, Write
 from jax_power_smc.core import prng
 from jax_power_smc.engine import sample
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
@@ -38,26 +38,20 @@ class Setting:
       ramp_share: length of the exponent ramp as a share of T; 0 for none.
     """
 
-    name: str
+    name: Literal["smc", "swor", "mh"]
     num_particles: int
     ramp_share: float = 0.0
 
     def sampler(self, horizon: int) -> Sampler:
-        """The sampler for T tokens.
-
-        Raises:
-          ValueError: for any other name.
-        """
+        """The sampler for T tokens."""
         ramp = round(self.ramp_share * horizon)
         if self.name == "smc":
             return PowerSMC(self.num_particles, ramp_tokens=ramp, order="published")
         if self.name == "swor":
             return WithoutReplacement(self.num_particles, ramp_tokens=ramp, early_stop=0.0)
-        if self.name == "mh":
-            blocks = min(MetropolisHastings().num_blocks, horizon)
-            moves = cost_model.equal_cost_moves(self.num_particles, blocks, "global")
-            return MetropolisHastings(blocks, moves, "global")
-        raise ValueError(f"sampler is {self.name!r}; allowed are smc, swor and mh.")
+        blocks = min(MetropolisHastings().num_blocks, horizon)
+        moves = cost_model.equal_cost_moves(self.num_particles, blocks, "global")
+        return MetropolisHastings(blocks, moves, "global")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +69,6 @@ class Questions:
     target: PowerTarget
     max_new_tokens: int
     is_right: Callable[[int, str], bool] | None = None
-
-
-# (what is being measured, settings done, settings in all)
-Progress = Callable[[str, int, int], None]
 
 
 def measure_markov_models(
@@ -100,7 +90,7 @@ def measure_markov_models(
       alpha: exponent of the target.
       runs: independent runs of each sampler on each model.
       write: receives the figures.
-      progress: called before every setting.
+      progress: called before every setting, and at the end.
     """
     prompt = [0]
     total, done = len(grid) * len(settings), 0
@@ -113,7 +103,7 @@ def measure_markov_models(
         write("exact_log_evidence", exact.log_evidence, "nats", **place, alpha=alpha)
         write("exact_mean_log_prob", exact.mean_log_prob, "nats", **place, alpha=alpha)
         for setting in settings:
-            progress(_title(place), done, total)
+            progress("Markov models", done, total, _title(place))
             done += 1
             result = sample.sample(
                 model,
@@ -131,6 +121,7 @@ def measure_markov_models(
                 write("gap_error", _error(evidence), "nats", **about)
                 write("sd_log_evidence", evidence.std(ddof=1), "nats", **about)
             _write_output(result, write, about)
+    progress("Markov models", done, total)
 
 
 def measure_model(
@@ -188,6 +179,7 @@ def measure_model(
             texts = [lm.tokenizer.decode(ids, skip_special_tokens=True) for ids in result.draw()]
             right = [questions.is_right(i // runs, text) for i, text in enumerate(texts)]
             write("accuracy", float(np.mean(right)), "share", **labels)
+    progress(name, len(settings), len(settings))
     references = [s for s in found if s.name == "swor" and not s.ramp_share]
     if not references:
         return

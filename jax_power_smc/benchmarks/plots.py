@@ -2,18 +2,10 @@
 
 import pathlib
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from jax_power_smc.benchmarks import tables
 from jax_power_smc.benchmarks.records import read
-from jax_power_smc.benchmarks.tables import Figure
-
-_TEMPERATURE_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
-# Steps that are listed beside a picture: at most so many, of at least this cost in nats.
-_MOST_LISTED, _LEAST_LISTED_COST = 6, 0.3
 
 
 def fidelity(figures: pathlib.Path, picture: pathlib.Path) -> None:
@@ -90,48 +82,6 @@ def _style(label: str) -> dict[str, str]:
     }
 
 
-def theorem(figures: pathlib.Path, picture: pathlib.Path) -> None:
-    """The variance of the weight against the proposal's temperature, with 1/alpha marked.
-
-    The axes are logarithmic; zeros are drawn as stars on the lower edge.
-
-    Args:
-      figures: the JSON lines of the theory benchmark.
-      picture: the .png to write.
-    """
-    plt = _pyplot()
-    lines = read(figures)
-    (alpha,) = {x["alpha"] for x in lines}
-    panels = {
-        "Var(w) / E[w]$^2$ of one step": {
-            "max_relative_variance": "largest of all steps",
-            "mean_relative_variance": "mean over steps",
-        },
-        "log(1 + Var(w) / E[w]$^2$) summed over a sequence, nats": {
-            "log_second_moment": "mean over sequences"
-        },
-    }
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6))
-    for axis, (title, metrics) in zip(axes, panels.items(), strict=True):
-        series = {
-            label: [
-                (x["temperature"], x["value"])
-                for x in lines
-                if x["metric"] == metric and x["value"] is not None
-            ]
-            for metric, label in metrics.items()
-        }
-        _log_lines(axis, series)
-        axis.axvline(1 / alpha, color="black", linewidth=0.8, linestyle=":")
-        axis.set_title(title)
-        axis.set_xlabel(f"temperature of the proposal (dotted: 1/alpha = {1 / alpha:.3g})")
-        # Below the axes, since lines may be anywhere.
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
-
-
 def step_multiples(figures: pathlib.Path, picture: pathlib.Path) -> None:
     """Step time against N as a multiple of decoding one sequence, one column per model.
 
@@ -176,86 +126,6 @@ def step_multiples(figures: pathlib.Path, picture: pathlib.Path) -> None:
     figure.tight_layout()
     figure.savefig(picture, dpi=150)
     plt.close(figure)
-
-
-def step_costs(figures: pathlib.Path, picture: pathlib.Path, count: int) -> None:
-    """log S_t against the step, one panel per drawn sequence, with a list of its costliest tokens.
-
-    Args:
-      figures: the JSON lines of the theory benchmark.
-      picture: the .png to write.
-      count: number of sequences to draw, the first ones.
-    """
-    plt = _pyplot()
-    steps: dict[int, list[Figure]] = defaultdict(list)
-    summed: dict[int, dict[str, float]] = defaultdict(dict)
-    for x in read(figures):
-        if x["metric"] == "step_cost" and x["prompt"] < count:
-            steps[x["prompt"]].append(x)
-        elif x["metric"] in ("sequence_cost", "costliest_share") and x["prompt"] < count:
-            summed[x["prompt"]][x["metric"]] = x["value"]
-    figure, axes = plt.subplots(
-        len(steps), 1, figsize=(10, 2.1 * len(steps) + 0.6), squeeze=False, sharex=True, sharey=True
-    )
-    for axis, (prompt, found) in zip(axes[:, 0], steps.items(), strict=True):
-        axis.vlines([x["step"] for x in found], [-x["value"] for x in found], 0, linewidth=1.5)
-        axis.hlines(0, 0, len(found), linewidth=1.5)  # as long as the sequence
-        _list_costliest(axis, found)
-        total, share = summed[prompt]["sequence_cost"], summed[prompt]["costliest_share"]
-        part = "" if share is None else f", {share:.1%} of it in the costliest tenth of the steps"
-        title = f"problem {prompt}: {len(found)} steps, {-total:.1f} nats in total{part}"
-        axis.set_title(title, fontsize=10)
-        axis.set_ylabel("log S$_t$, nats")
-        axis.grid(alpha=0.3)
-    axes[-1, 0].set_xlabel("step t")
-    figure.tight_layout()
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
-
-
-def _list_costliest(axis: Any, steps: Sequence[Figure]) -> None:
-    """A legend with the costliest steps and the tokens drawn there."""
-    costly = [x for x in steps if x["value"] >= _LEAST_LISTED_COST]
-    costly = sorted(costly, key=lambda x: -x["value"])[:_MOST_LISTED]
-    if not costly:
-        return
-    lines = axis.plot([], [], *[[], []] * (len(costly) - 1), linestyle="none")
-    legend = axis.legend(
-        lines,
-        [f"{x['step']:4d}: {x['token']}".replace("\n", r"\n") for x in costly],
-        title="costliest steps",
-        loc="center left",
-        bbox_to_anchor=(1, 0.5),
-        prop={"family": "monospace"},
-        handlelength=0,
-        frameon=False,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # whatever the token
-
-
-def _log_lines(axis: Any, series: dict[str, list[tuple[float, float]]]) -> None:
-    """Lines on two log axes; zeros are stars on the lower edge, joined by dotted lines."""
-    positive = [y for points in series.values() for _, y in points if y > 0]
-    floor = 10.0 ** (np.floor(np.log10(min(positive))) - 1) if positive else 1e-3
-    zeros = set()
-    for label, points in series.items():
-        x, y = (np.asarray(column) for column in zip(*sorted(points), strict=True))
-        seen = np.maximum(y, floor)
-        (line,) = axis.plot(x, seen, linewidth=0.8, linestyle=":")
-        axis.plot(x, np.where(y > 0, y, np.nan), "o-", color=line.get_color(), label=label)
-        zeros.update(x[y == 0].tolist())
-    if zeros:
-        at = sorted(zeros)
-        axis.plot(at, [floor] * len(at), "k*", markersize=14, clip_on=False, label="exactly 0")
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_ylim(bottom=floor)
-    found = [x for points in series.values() for x, _ in points]
-    ticks = [t for t in _TEMPERATURE_TICKS if min(found) <= t <= max(found)]
-    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
 
 
 def _pyplot() -> Any:

@@ -1,14 +1,12 @@
 """The figures of each benchmark as tables for the terminal."""
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from jax_power_smc.benchmarks.theorem import COSTLIEST_SHARE
-from jax_power_smc.report.tables import Table, pivot, text_table
+from jax_power_smc.report.tables import Table, pivot
 
 # One measured figure with its settings, see ``records``.
 Figure: TypeAlias = dict[str, Any]
@@ -21,25 +19,6 @@ _MODEL_COLUMNS = {
     "mean_length": "length",
     "model_tokens": "tokens",
     "accuracy": "accuracy",
-}
-# metric -> heading, of the figures of a temperature
-_TEMPERATURE_COLUMNS = {
-    "mean_relative_variance": "mean",
-    "max_relative_variance": "maximum",
-    "share_above_one": "steps above 1",
-    "log_second_moment": "per sequence, nats",
-}
-# metric -> heading and the unit of its values, of a step on a mesh
-_POD_COLUMNS = {
-    "collectives_per_step": ("sums\netc.", 1.0),
-    "sent_per_step": ("sent\nMB", 1e6),
-    "weights": ("weights\nGB", 1e9),
-    "keys_and_values": ("K, V\nGB", 1e9),
-    "share_of_memory": ("of the\nmemory", 1.0),
-    "memory_time": ("memory\nms", 1e-3),
-    "link_time": ("links\nms", 1e-3),
-    "collective_share": ("links\nshare", 1.0),
-    "collective_share_with_overhead": ("with\noverhead", 1.0),
 }
 
 
@@ -66,29 +45,27 @@ def mean_over_seeds(
     exact = {
         (*_place(x), x["seed"]): x["value"] for x in figures if x["metric"] == "exact_mean_log_prob"
     }
-    gaps: dict[Any, list[float]] = defaultdict(list)
-    errors: dict[Any, list[float]] = defaultdict(list)
-    short: dict[Any, list[float]] = defaultdict(list)
+    found: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     for x in figures:
         if "kind" not in x or "name" not in x or x["value"] is None:
             continue
         at = (_place(x), setting_name(x))
-        if x["metric"] == "gap":
-            gaps[at].append(x["value"])
-        elif x["metric"] == "gap_error":
-            errors[at].append(x["value"])
-        elif x["metric"] == "mean_log_prob":
-            short[at].append(exact[*_place(x), x["seed"]] - x["value"])
+        if x["metric"] == "mean_log_prob":
+            found["shortfall"][at].append(exact[*_place(x), x["seed"]] - x["value"])
+        else:
+            found[x["metric"]][at].append(x["value"])
     means: dict[str, dict[Any, dict[str, tuple[float, float]]]] = {
         "gap": defaultdict(dict),
         "shortfall": defaultdict(dict),
     }
-    for (place, name), values in gaps.items():
-        error = float(np.sqrt(np.sum(np.square(errors[place, name]))) / len(values))
-        means["gap"][place][name] = (float(np.mean(values)), error)
-    for (place, name), values in short.items():
-        error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
-        means["shortfall"][place][name] = (float(np.mean(values)), error)
+    for metric, by_place in means.items():
+        for (place, name), values in found[metric].items():
+            count = len(values)
+            if metric == "gap":
+                error = np.linalg.norm(found["gap_error"][place, name]) / count
+            else:
+                error = np.std(values, ddof=1) / np.sqrt(count) if count > 1 else np.nan
+            by_place[place][name] = (float(np.mean(values)), float(error))
     return means
 
 
@@ -123,71 +100,7 @@ def fidelity(figures: Sequence[Figure]) -> Iterator[Table]:
         )
 
 
-# --- theory ---
-
-
-def theory(figures: Sequence[Figure]) -> list[Table]:
-    """Temperatures, sequences, and the costliest tokens."""
-    of_temperatures = [x for x in figures if x["metric"] in _TEMPERATURE_COLUMNS]
-    shares = {x["prompt"]: x["value"] for x in figures if x["metric"] == "costliest_share"}
-    first = of_temperatures[0]
-    return [
-        pivot(
-            f"Relative variance of the incremental weight, alpha {first['alpha']:g}, over the "
-            f"{first['steps']} steps of {first['prompts']} sequences;\n"
-            "per sequence: the sum of log(1 + relative variance) over its steps, averaged",
-            ("temperature",),
-            (
-                (
-                    (_temperature(x),),
-                    x["metric"],
-                    "infinite" if x["value"] is None else f"{x['value']:.3g}",
-                )
-                for x in of_temperatures
-            ),
-            _TEMPERATURE_COLUMNS,
-        ),
-        text_table(
-            "What each sequence cost its weight: (alpha - 1) H_alpha(p_t), summed",
-            ("prompt", "steps", "cost, nats", f"in the costliest {COSTLIEST_SHARE:.0%} of steps"),
-            (
-                (x["prompt"], x["steps"], f"{x['value']:.2f}", _percent(shares[x["prompt"]]))
-                for x in figures
-                if x["metric"] == "sequence_cost"
-            ),
-        ),
-        text_table(
-            "The steps that cost the weights most",
-            (
-                "cost, nats",
-                "prompt",
-                "step",
-                "p of the token",
-                "the text before it, and [the token]",
-            ),
-            (
-                (
-                    f"{x['value']:.2f}",
-                    x["prompt"],
-                    x["step"],
-                    f"{math.exp(x['log_prob']):.2f}",
-                    f"{x['before']}[{x['token']}]".replace("\n", "\\n"),
-                )
-                for x in figures
-                if x["metric"] == "costliest"
-            ),
-        ),
-    ]
-
-
-def _temperature(figure: Figure) -> str:
-    name = f"{figure['temperature']:.3g}"
-    return f"1/alpha = {name}" if figure["temperature"] == 1 / figure["alpha"] else name
-
-
 # --- speed ---
-
-_SIZES = ("model", "prompt_tokens", "max_new_tokens")
 
 
 def speed(figures: Sequence[Figure]) -> list[Table]:
@@ -197,8 +110,8 @@ def speed(figures: Sequence[Figure]) -> list[Table]:
         title: str,
         metric: str,
         fields: Sequence[str],
-        column: Callable[[Figure], str],
-        show: Callable[[float], str] = "{:.2f}".format,
+        column: str = "num_particles",
+        show: str = "{:.2f}",
     ) -> Table:
         return pivot(
             title,
@@ -206,76 +119,28 @@ def speed(figures: Sequence[Figure]) -> list[Table]:
             (
                 (
                     [x[name] for name in fields],
-                    column(x),
-                    "none" if x["value"] is None else show(x["value"]),
+                    str(x[column]),
+                    "none" if x["value"] is None else show.format(x["value"]),
                 )
                 for x in figures
                 if x["metric"] == metric
             ),
         )
 
-    def field(name: str) -> Callable[[Figure], str]:
-        return lambda x: str(x[name])
-
-    num = field("num_particles")
-    sizes = (*_SIZES, "sampler")
+    sizes = ("model", "prompt_tokens", "max_new_tokens", "sampler")
     return [
-        table("Step time as a multiple of decoding one sequence", "step_multiple", sizes, num),
-        table("Share of the roofline", "roofline_share", sizes, num),
-        table(
-            "Share of a step",
-            "part_share",
-            ("model", "sampler", "num_particles"),
-            field("part"),
-            _percent,
-        ),
-        table(
-            "Step time over that of a program in which no cache row can move",
-            "resampling_ratio",
-            (*_SIZES, "num_particles"),
-            field("resampled"),
-        ),
-        table(
-            "Step time of swor over that of smc, by the share of particles of swor that fork",
-            "swor_over_smc",
-            ("model", "num_particles"),
-            lambda x: f"{_percent(x['swor_fork_share'])}",
-        ),
+        table("Step time as a multiple of decoding one sequence", "step_multiple", sizes),
+        table("Share of the roofline", "roofline_share", sizes),
         table(
             "Ragged prompts, tokens per second",
             "throughput",
             ("model", "num_particles", "slots", "prompts"),
-            field("method"),
-            "{:.0f}".format,
+            "method",
+            "{:.0f}",
         ),
-        table("Times as fast as PyTorch", "speedup", ("model", "prompt_tokens", "peer"), num),
+        table("Times as fast as PyTorch", "speedup", ("model", "prompt_tokens", "peer")),
     ]
-
-
-# --- pods ---
-
-
-def pods(figures: Sequence[Figure]) -> Table:
-    """A decode step on every mesh."""
-    return pivot(
-        "A step of decoding, per device",
-        ("machine", "mesh", "N"),
-        (
-            (
-                (x["machine"], x["mesh"], x["num_particles"]),
-                x["metric"],
-                f"{x['value'] / _POD_COLUMNS[x['metric']][1]:.3g}",
-            )
-            for x in figures
-            if x["metric"] in _POD_COLUMNS
-        ),
-        {metric: heading for metric, (heading, _) in _POD_COLUMNS.items()},
-    )
 
 
 def _place(figure: Mapping[str, Any]) -> tuple[Any, ...]:
     return figure["kind"], figure["horizon"], figure["entropy"]
-
-
-def _percent(value: float | None) -> str:
-    return "none" if value is None else f"{100 * value:.1f} %"

@@ -9,18 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_power_smc.benchmarks.records import Progress
 from jax_power_smc.core import prng
 from jax_power_smc.core.types import Params
 from jax_power_smc.engine import executables
-from jax_power_smc.engine.buckets import Sizes
 from jax_power_smc.engine.request import ActiveRequest
 from jax_power_smc.engine.scheduler import Scheduler
-from jax_power_smc.engine.slot_plan import CHUNK, GROUPS
+from jax_power_smc.engine.slot_plan import plan_slots
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Kernel
-
-# (what is measured, runs done, runs in total)
-Progress = Callable[[str, int, int], None]
 
 
 class Seconds:
@@ -51,7 +48,7 @@ def interleaved(
       title: for the progress.
       variants: name -> function that runs it and returns the seconds.
       repeats: rounds that count.
-      progress: called before every run.
+      progress: called before every run, and at the end.
     """
     rounds: dict[str, list[float]] = {name: [] for name in variants}
     total = (repeats + 1) * len(variants)
@@ -61,6 +58,7 @@ def interleaved(
         seconds = variants[name]()
         if number >= len(variants):
             rounds[name].append(seconds)
+    progress(title, total, total)
     executables.forget()  # no later section needs them
     return Seconds(rounds)
 
@@ -92,30 +90,11 @@ class Decoded(NamedTuple):
     requests: list[ActiveRequest]
 
     @property
-    def fork_share(self) -> float:
-        """The share of running rows that took over another one's past, over all steps."""
-        return float(np.mean(self._seen("forks")) / self._num_particles)
-
-    @property
-    def ess_share(self) -> float:
-        """The mean of ESS / N at the steps that resampled; NaN if none did."""
-        ess = self._seen("ess")[self._seen("resampled")]
-        return float(ess.mean() / self._num_particles) if ess.size else float("nan")
-
-    @property
-    def _num_particles(self) -> int:
-        outcomes = [request.outcome for request in self.requests if request.outcome]
-        (left,) = {outcome.final.particle_index.shape[-1] for outcome in outcomes}
-        return left
-
-    def _seen(self, name: str) -> np.ndarray:
-        """What was recorded at the steps of all prompts; the last chunk may go beyond the cap."""
-        return np.concatenate(
-            [
-                np.asarray(getattr(request.steps, name))[0, : request.cap]
-                for request in self.requests
-            ]
-        )
+    def mean_rows(self) -> float:
+        """Distinct prefixes of a prompt, the rows that the model ran, averaged over all steps."""
+        # Before the first step there is the prompt's own row; after the last there is none.
+        rows = [np.append(1, steps.num_rows[:-1]) for r in self.requests if (steps := r.steps)]
+        return float(np.mean(np.concatenate(rows)))
 
 
 def decode(
@@ -137,8 +116,16 @@ def decode(
         max(len(request.prompt) for request in requests),
         max(request.cap for request in requests),
     )
-    limit = getattr(model, "max_positions", None)
-    sizes = Sizes(slots, max(1, slots // GROUPS), prompt_tokens, new_tokens, CHUNK, limit)
+    sizes, _ = plan_slots(
+        model,
+        params,
+        sampler,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        wanted=slots,
+        slots=slots,
+        memory_limit=None,
+    )
     queue = Scheduler(model, params, sampler, prng.seed_key(0), sizes, lookahead=lookahead)
     for request in requests:
         queue.check(request.target)

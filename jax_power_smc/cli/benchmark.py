@@ -5,42 +5,49 @@ python -m launch.benchmark --config=configs/fidelity.py --workdir=DIR
 
 import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_power_smc.benchmarks import cost, fidelity, markov_models, plots, records, tables, theorem
-from jax_power_smc.cli import benchmark_io, benchmark_pods, benchmark_speed
+from jax_power_smc.benchmarks import fidelity, markov_models, plots, records, tables
+from jax_power_smc.cli import benchmark_speed
 from jax_power_smc.cli.common import launch
 from jax_power_smc.core import checks
+from jax_power_smc.core.progress import ProgressDisplay
+from jax_power_smc.evaluation.config_fields import Check, each, integer, number
 from jax_power_smc.models.checkpoints.load import load
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.report.tables import print_tables
 from jax_power_smc.targets.power import PowerTarget
-from jax_power_smc.theory import cost_model
 from jax_power_smc.tiny_reasoner import problems
 
-FIELDS = {
-    "fidelity": (
-        *("alpha", "runs", "vocab_size", "kinds", "horizons", "entropies", "seeds"),
-        *("smc_particles", "smc_ramps", "swor_particles", "swor_ramps", "mh_particles"),
-        *("models", "prompts", "max_new_tokens", "model_runs"),
-        *("text_models", "texts", "text_max_new_tokens"),
-        *("model_smc_particles", "model_swor_particles", "model_mh_particles"),
-    ),
-    "cost_model": (
-        *("model", "alpha", "max_new_tokens", "num_particles"),
-        *("num_blocks", "moves_per_block", "repeats"),
-    ),
-    "theory": (
-        *("model", "alpha", "prompts", "num_particles", "max_new_tokens"),
-        *("temperatures", "num_traces", "num_costliest"),
-    ),
-    "speed": benchmark_speed.FIELDS,
-    "pods": benchmark_pods.FIELDS,
+
+def _not_blank(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is {value!r}; it must be non-empty text.")
+
+
+# Every field of the fidelity benchmark with its check.
+_FIDELITY_FIELDS: dict[str, Check] = {
+    "alpha": lambda name, value: PowerTarget(value),
+    **dict.fromkeys(("runs", "model_runs"), integer(2)),
+    **dict.fromkeys(("vocab_size", "prompts", "max_new_tokens", "text_max_new_tokens"), integer(1)),
+    **dict.fromkeys(("kinds", "entropies"), checks.listed),  # see markov_models.check
+    "horizons": each(integer(1)),
+    "seeds": checks.seeds,
+    **dict.fromkeys(("smc_ramps", "swor_ramps"), each(number(at_least=0, at_most=1))),
+    **{
+        f"{prefix}{name}_particles": each(integer(1))
+        for prefix in ("", "model_")
+        for name in ("smc", "swor", "mh")
+    },
+    **dict.fromkeys(("models", "text_models", "texts"), each(_not_blank)),
 }
+
+
+_Run = Callable[[ConfigDict, pathlib.Path], pathlib.Path]
 
 
 def benchmark(config: ConfigDict, workdir: str) -> pathlib.Path:
@@ -50,15 +57,20 @@ def benchmark(config: ConfigDict, workdir: str) -> pathlib.Path:
       ValueError: for a missing field or an invalid value, before any work.
       OSError: if the workdir cannot be written.
     """
-    checks.one_of("config.benchmark", config.get("benchmark"), FIELDS)
-    missing = [name for name in FIELDS[config.benchmark] if name not in config]
-    if missing:
+    checks.one_of("config.benchmark", config.get("benchmark"), _BENCHMARKS)
+    run, fields = _BENCHMARKS[config.benchmark]
+    if missing := [name for name in fields if name not in config]:
         raise ValueError(f"the config lacks {', '.join(missing)}.")
-    return _BENCHMARKS[config.benchmark](config, pathlib.Path(workdir).expanduser())
+    return run(config, pathlib.Path(workdir).expanduser())
 
 
 def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
-    _check_fidelity(config)
+    for name, check in _FIDELITY_FIELDS.items():
+        check(f"config.{name}", config[name])
+    if config.text_models and not config.texts:
+        raise ValueError("config.texts is empty; config.text_models needs texts to continue.")
+    for kind, entropy in itertools.product(config.kinds, config.entropies):
+        markov_models.check(config.vocab_size, entropy, kind)
     grid = [
         {"kind": kind, "horizon": horizon, "entropy": entropy, "seed": seed}
         for kind, horizon, entropy, seed in itertools.product(
@@ -66,10 +78,10 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
         )
     ]
     questions = _questions(config)
-    path = benchmark_io.new_file(root, "fidelity.jsonl")
-    progress = benchmark_io.Progress()
-    with open(path, "w", encoding="utf-8") as file:
-        write = records.writer(file)
+    with (
+        records.new_file(root, "fidelity.jsonl") as (path, write),
+        ProgressDisplay(seconds_between_lines=15.0) as progress,
+    ):
         fidelity.measure_markov_models(
             grid,
             _settings(config, ""),
@@ -77,7 +89,7 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
             alpha=config.alpha,
             runs=config.runs,
             write=write,
-            progress=progress,
+            progress=progress.update,
         )
         for name, (lm, asked) in questions.items():
             fidelity.measure_model(
@@ -87,109 +99,13 @@ def _fidelity(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
                 _settings(config, "model_"),
                 runs=config.model_runs,
                 write=write,
-                progress=progress,
+                progress=progress.update,
             )
     print(f"The figures: {path}")
     print_tables(tables.fidelity(records.read(path)))
     if grid:
         plots.fidelity(path, root / "fidelity.png")
         print(f"The picture: {root / 'fidelity.png'}")
-    return path
-
-
-def _check_fidelity(config: ConfigDict) -> None:
-    """Raises ValueError for an invalid value, before anything is loaded or written."""
-    PowerTarget(config.alpha)
-    for name in ("runs", "model_runs"):
-        checks.integer(f"config.{name}", config[name], at_least=2)
-    for name in ("vocab_size", "prompts", "max_new_tokens", "text_max_new_tokens"):
-        checks.integer(f"config.{name}", config[name], at_least=1)
-    for name in ("kinds", "horizons", "entropies", "seeds", "smc_ramps", "swor_ramps"):
-        benchmark_io.listed(f"config.{name}", config[name])
-    for name in ("models", "text_models", "texts"):
-        for value in benchmark_io.listed(f"config.{name}", config[name]):
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"config.{name} has {value!r}; it must be non-empty text.")
-    if config.text_models and not config.texts:
-        raise ValueError("config.texts is empty; config.text_models needs texts to continue.")
-    for kind, entropy in itertools.product(config.kinds, config.entropies):
-        markov_models.check(config.vocab_size, entropy, kind)
-    for horizon in config.horizons:
-        checks.integer("config.horizons", horizon, at_least=1)
-    checks.seeds("config.seeds", config.seeds)
-    for ramp in (*config.smc_ramps, *config.swor_ramps):
-        checks.number("a ramp, as a share of T,", ramp, at_least=0, at_most=1)
-    for prefix in ("", "model_"):
-        for name in ("smc", "swor", "mh"):
-            for num in benchmark_io.listed(
-                f"config.{prefix}{name}_particles", config[f"{prefix}{name}_particles"]
-            ):
-                checks.integer(f"config.{prefix}{name}_particles", num, at_least=1)
-
-
-def _cost_model(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
-    PowerTarget(config.alpha)
-    checks.integer("config.repeats", config.repeats, at_least=1)
-    for name in ("max_new_tokens", "num_particles", "num_blocks"):
-        checks.integer(f"config.{name}", config[name], at_least=1)
-    checks.integer("config.moves_per_block", config.moves_per_block, at_least=0)
-    sizes = {
-        name: config[name]
-        for name in ("max_new_tokens", "num_particles", "num_blocks", "moves_per_block")
-    }
-    # Rejects a number of blocks that does not divide the tokens.
-    cost_model.mh_tokens(config.max_new_tokens, config.num_blocks, config.moves_per_block, "global")
-    lm = load(config.model)
-    (problem,) = problems.problems("test", 1)
-    prompt = lm.encode(problem.question)
-    _check_positions("config.max_new_tokens", lm, [prompt], config.max_new_tokens)
-    path = benchmark_io.new_file(root, "cost_model.jsonl")
-    with open(path, "w", encoding="utf-8") as file:
-        cost.measure(
-            lm,
-            prompt,
-            alpha=config.alpha,
-            repeats=config.repeats,
-            write=records.writer(file),
-            progress=benchmark_io.Progress(),
-            **sizes,
-        )
-    for line in records.read(path):
-        value = "none" if line["value"] is None else f"{line['value']:.4g}"
-        print(f"{line['metric']:22s} {line.get('method', ''):16s} {value:>10s} {line['unit']}")
-    print(f"The figures: {path}")
-    return path
-
-
-def _theory(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
-    PowerTarget(config.alpha)
-    # At alpha = 1 every weight is 1, and no step has a cost.
-    checks.number("config.alpha", config.alpha, above=1)
-    for name in ("prompts", "num_particles", "max_new_tokens", "num_traces", "num_costliest"):
-        checks.integer(f"config.{name}", config[name], at_least=1)
-    for temperature in benchmark_io.listed("config.temperatures", config.temperatures):
-        checks.number("config.temperatures", temperature, at_least=1e-6)
-    lm = load(config.model)
-    prompts = [lm.encode(x.question) for x in problems.problems("test", config.prompts)]
-    _check_positions("config.max_new_tokens", lm, prompts, config.max_new_tokens)
-    path = benchmark_io.new_file(root, "theory.jsonl")
-    with open(path, "w", encoding="utf-8") as file:
-        theorem.measure(
-            lm,
-            prompts,
-            alpha=config.alpha,
-            num_particles=config.num_particles,
-            max_new_tokens=config.max_new_tokens,
-            temperatures=config.temperatures,
-            num_costliest=config.num_costliest,
-            write=records.writer(file),
-            progress=benchmark_io.Progress(),
-        )
-    print_tables(tables.theory(records.read(path)))
-    pictures = root / "theorem.png", root / "step_costs.png"
-    plots.theorem(path, pictures[0])
-    plots.step_costs(path, pictures[1], config.num_traces)
-    print(f"The figures: {path}   the pictures: {pictures[0]} and {pictures[1]}")
     return path
 
 
@@ -246,20 +162,15 @@ def _questions(config: ConfigDict) -> dict[str, tuple[LoadedModel, fidelity.Ques
     return asked
 
 
-_BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], pathlib.Path]] = {
-    "fidelity": _fidelity,
-    "cost_model": _cost_model,
-    "theory": _theory,
-    "speed": benchmark_speed.run,
-    "pods": benchmark_pods.run,
+# name -> what runs it, and the fields of its config
+_BENCHMARKS: dict[str, tuple[_Run, Collection[str]]] = {
+    "fidelity": (_fidelity, _FIDELITY_FIELDS),
+    "speed": (benchmark_speed.run, benchmark_speed.FIELDS),
 }
 
 
-def main(argv: Sequence[str]) -> None:
+def main(values: Any) -> None:
     """Runs the launcher with the flags that ``run`` defined."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    values: Any = flags.FLAGS
     benchmark(values.config, values.workdir)
 
 
@@ -269,5 +180,4 @@ def run() -> None:
         "config", None, "A benchmark config, such as configs/fidelity.py."
     )
     flags.DEFINE_string("workdir", "runs/benchmark", "Directory for the figures and pictures.")
-    flags.mark_flags_as_required(["config"])
-    launch(main)
+    launch(main, required=["config"])

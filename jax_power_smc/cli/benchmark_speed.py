@@ -1,8 +1,7 @@
 """The benchmark that measures speed (``configs/benchmark.py``)."""
 
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -16,34 +15,24 @@ from jax_power_smc.benchmarks import (
     torch_baseline,
 )
 from jax_power_smc.benchmarks.speed import Bench, Subject
-from jax_power_smc.cli import benchmark_io
 from jax_power_smc.core import checks, prng
+from jax_power_smc.core.progress import ProgressDisplay
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import DTYPES, TransformerLM
 from jax_power_smc.report.tables import print_tables
 from jax_power_smc.targets.power import PowerTarget
 
-# section -> its fields besides "models"
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "steps": ("particles", "prompt_tokens", "max_new_tokens"),
-    "parts": ("particles", "logit_scale", "prompt_tokens", "max_new_tokens"),
-    "resampling": ("particles", "periods", "prompt_tokens", "max_new_tokens"),
-    "forks": ("particles", "scales", "prompt_tokens", "max_new_tokens"),
-    "throughput": ("num_particles", "slots", "prompts", "longest_prompt", "max_new_tokens"),
-    "torch_batch_1": ("particles", "prompt_tokens", "max_new_tokens"),
-    "torch": ("particles", "prompt_tokens", "max_new_tokens"),
+# section -> its fields besides "models"; the first ones are lists
+SECTIONS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "steps": (("particles", "max_new_tokens"), ("prompt_tokens",)),
+    "throughput": (
+        (),
+        ("num_particles", "slots", "prompts", "longest_prompt", "max_new_tokens"),
+    ),
+    "torch_batch_1": (("particles", "prompt_tokens"), ("max_new_tokens",)),
+    "torch": (("particles", "prompt_tokens"), ("max_new_tokens",)),
 }
-# Lists in some section; every field is one number elsewhere.
-_LISTS = {
-    *(("steps", "max_new_tokens"), ("torch", "prompt_tokens")),
-    ("torch_batch_1", "prompt_tokens"),
-    *((section, "particles") for section in SECTIONS),
-    *(("resampling", "periods"), ("forks", "scales")),
-}
-FIELDS = (
-    *("sections", "alpha", "repeats", "bandwidth_bytes", "dtype", "models"),
-    *SECTIONS,
-)
+FIELDS = ("sections", "alpha", "repeats", "bandwidth_bytes", "dtype", "models", *SECTIONS)
 
 
 def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
@@ -51,14 +40,15 @@ def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     shapes = _check(config)
     sections = list(config.sections)
     if not torch_baseline.available():
-        absent = [section for section in sections if _RUNS[section] is _torch]
+        absent = [section for section in sections if section.startswith("torch")]
         if absent:
             print(f"PyTorch is not installed; left out: {', '.join(absent)}.")
         sections = [section for section in sections if section not in absent]
-    path = benchmark_io.new_file(root, "speed.jsonl")
-    with open(path, "w", encoding="utf-8") as file:
-        write = records.writer(file)
-        bench = Bench(config.alpha, config.repeats, write, benchmark_io.Progress())
+    with (
+        records.new_file(root, "speed.jsonl") as (path, write),
+        ProgressDisplay(seconds_between_lines=15.0) as progress,
+    ):
+        bench = Bench(config.alpha, config.repeats, write, progress.update)
         bandwidth = timing.copy_bandwidth(config.bandwidth_bytes, 2 * config.repeats + 1)
         write("copy_bandwidth", bandwidth, "bytes/s", array_bytes=config.bandwidth_bytes)
         subjects: dict[str, Subject] = {}
@@ -67,7 +57,7 @@ def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
                 if name not in subjects:
                     model = TransformerLM(shapes[name], config.dtype)
                     subjects[name] = Subject(name, model, model.init(prng.seed_key(0)))
-                _RUNS[section](bench, subjects[name], config[section], bandwidth)
+                _measure(section, bench, subjects[name], config[section], bandwidth)
     print_tables(tables.speed(records.read(path)))
     print(f"The figures: {path}")
     if "steps" in sections:
@@ -76,49 +66,18 @@ def run(config: ConfigDict, root: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _steps(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
-    for new_tokens in c.max_new_tokens:
-        speed.steps(bench, subject, c.particles, c.prompt_tokens, new_tokens, bandwidth)
-
-
-def _parts(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
-    for num in c.particles:
-        speed.parts(bench, subject, num, c.prompt_tokens, c.max_new_tokens, c.logit_scale)
-
-
-def _resampling(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
-    speed.resampling(bench, subject, c.particles, c.periods, c.prompt_tokens, c.max_new_tokens)
-
-
-def _forks(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
-    speed.forks(bench, subject, c.particles, c.scales, c.prompt_tokens, c.max_new_tokens)
-
-
-def _throughput(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
-    speed.throughput(
-        bench,
-        subject,
-        c.num_particles,
-        c.slots,
-        c.prompts,
-        c.longest_prompt,
-        c.max_new_tokens,
-    )
-
-
-def _torch(bench: Bench, subject: Subject, c: ConfigDict, bandwidth: float) -> None:
-    against_torch.measure(bench, subject, c.particles, c.prompt_tokens, c.max_new_tokens)
-
-
-_RUNS: dict[str, Callable[[Bench, Subject, ConfigDict, float], None]] = {
-    "steps": _steps,
-    "parts": _parts,
-    "resampling": _resampling,
-    "forks": _forks,
-    "throughput": _throughput,
-    "torch_batch_1": _torch,
-    "torch": _torch,
-}
+def _measure(
+    section: str, bench: Bench, subject: Subject, fields: ConfigDict, bandwidth: float
+) -> None:
+    """Measures one model in one section."""
+    given = {name: value for name, value in fields.items() if name != "models"}
+    if section == "steps":
+        for cap in given.pop("max_new_tokens"):
+            speed.steps(bench, subject, **given, max_new_tokens=cap, bandwidth=bandwidth)
+    elif section == "throughput":
+        speed.throughput(bench, subject, **given)
+    else:
+        against_torch.measure(bench, subject, **given)
 
 
 def _check(config: ConfigDict) -> dict[str, TransformerConfig]:
@@ -132,7 +91,7 @@ def _check(config: ConfigDict) -> dict[str, TransformerConfig]:
     checks.integer("config.bandwidth_bytes", config.bandwidth_bytes, at_least=2**12)
     checks.one_of("config.dtype", config.dtype, DTYPES)
     longest = 1
-    for section in benchmark_io.listed("config.sections", config.sections):
+    for section in checks.listed("config.sections", config.sections):
         checks.one_of("config.sections", section, SECTIONS)
         longest = max(longest, _check_section(config, section))
     made = {}
@@ -147,23 +106,17 @@ def _check(config: ConfigDict) -> dict[str, TransformerConfig]:
 def _check_section(config: ConfigDict, section: str) -> int:
     """Raises ValueError for an invalid value; returns the number of positions that it needs."""
     fields = config[section]
-    missing = [name for name in ("models", *SECTIONS[section]) if name not in fields]
+    lists, numbers = SECTIONS[section]
+    missing = [name for name in ("models", *lists, *numbers) if name not in fields]
     if missing:
         raise ValueError(f"config.{section} lacks {', '.join(missing)}.")
-    for name in benchmark_io.listed(f"config.{section}.models", fields.models):
+    for name in checks.listed(f"config.{section}.models", fields.models):
         checks.one_of(f"config.{section}.models", name, config.models)
-    for field in SECTIONS[section]:
+    largest = {}
+    for field in (*lists, *numbers):
         name, value = f"config.{section}.{field}", fields[field]
-        values: Any = benchmark_io.listed(name, value) if (section, field) in _LISTS else (value,)
-        for each in values:
-            if field in ("scales", "logit_scale"):
-                checks.number(name, each, above=0)
-            else:
-                checks.integer(name, each, at_least=2 if field == "max_new_tokens" else 1)
-
-    def most(field: str) -> int:
-        value = fields.get(field, 0)
-        return max(value) if isinstance(value, tuple | list) else int(value)
-
-    prompt = most("longest_prompt" if section == "throughput" else "prompt_tokens")
-    return prompt + most("max_new_tokens")
+        values = checks.listed(name, value) if field in lists else (value,)
+        least = 2 if field == "max_new_tokens" else 1
+        largest[field] = max([checks.integer(name, each, at_least=least) for each in values] or [0])
+    prompt = largest["longest_prompt" if section == "throughput" else "prompt_tokens"]
+    return prompt + largest["max_new_tokens"]

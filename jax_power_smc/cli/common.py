@@ -20,17 +20,23 @@ COMPILATION_CACHE_BYTES = 2**31
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
-def launch(main: Callable[[Sequence[str]], Any]) -> None:
-    """Parses the flags and runs ``main``; bad input ends in one sentence and exit code 2.
+def launch(main: Callable[[Any], Any], required: Sequence[str]) -> None:
+    """Parses the flags and passes them to ``main``; bad input ends in one sentence and exit code 2.
 
     Only warnings are logged, unless ``--verbosity`` asks for more. Compiled programs are cached:
     see ``keep_compiled_programs``.
+
+    Args:
+      main: what to run.
+      required: the flags that must be given.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         with plain_errors():
+            if len(argv) > 1:
+                raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
             keep_compiled_programs(flags.FLAGS.compilation_cache)
-            main(argv)
+            main(flags.FLAGS)
 
     flags.DEFINE_string(
         "compilation_cache",
@@ -38,6 +44,7 @@ def launch(main: Callable[[Sequence[str]], Any]) -> None:
         "Directory in which compiled programs are cached for later runs; 'off' for "
         f"none. Default: {_CACHE_VARIABLE}, or jax_power_smc in the user's cache directory.",
     )
+    flags.mark_flags_as_required(required)
     app.run(guarded, flags_parser=_parse_flags)
 
 

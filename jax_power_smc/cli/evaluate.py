@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
@@ -245,11 +245,8 @@ def _conclude(plan: Plan, done: Sequence[ItemScores], processes: ProcessGroup) -
     return summary
 
 
-def main(argv: Sequence[str]) -> None:
+def main(values: Any) -> None:
     """Runs the evaluation that the flags name."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    values = flags.FLAGS
     with joined(values) as processes, stop_on_signals() as request:
         summary = evaluate(values.config, values.workdir, lambda: bool(request), processes)
     if not summary.get("complete", True):
@@ -272,6 +269,5 @@ def run() -> None:
         lower_bound=0,
         upper_bound=125,
     )
-    flags.mark_flags_as_required(["config", "workdir"])
     define_flags()
-    launch(main)
+    launch(main, required=["config", "workdir"])

@@ -4,11 +4,10 @@ python -m launch.generate --model=tiny-reasoner --prompt="..." --sampler=smc
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from jax_power_smc.cli.common import launch
 from jax_power_smc.core import checks, prng
@@ -51,8 +50,7 @@ def generate(options: Options) -> dict[str, Any]:
     Raises:
       ValueError: for an invalid value, or a model that cannot be loaded.
     """
-    if options.sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {options.sampler!r}; allowed are {', '.join(SAMPLERS)}.")
+    checks.one_of("sampler", options.sampler, SAMPLERS)
     PowerTarget(alpha=options.alpha)  # before the model is read
     checks.integer("max_new_tokens", options.max_new_tokens, at_least=1)
     # All are made, so that an invalid value is refused whichever of them runs.
@@ -88,6 +86,7 @@ def generate(options: Options) -> dict[str, Any]:
         "weight": float(np.exp(result.log_weights[0, index])),
         "log_evidence": evidence if np.isfinite(evidence) else None,
         "model_tokens": int(result.info.model_tokens[0]),
+        "drawn_tokens": int(result.info.drawn_tokens[0]),
         "resampled": int(result.info.resampled[0].sum()),
         "failure": result.failures()[0],
         "seconds": result.info.seconds,
@@ -105,11 +104,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def main(argv: Sequence[str]) -> None:
+def main(values: Any) -> None:
     """Answers the prompt that the flags name."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    values = flags.FLAGS
     names = [field.name for field in dataclasses.fields(Options)]
     given: dict[str, Any] = {name: values[name].value for name in names}
     answer = generate(Options(**given))
@@ -126,7 +122,8 @@ def main(argv: Sequence[str]) -> None:
     print(
         f"log p {answer['log_prob']:.2f}   weight {answer['weight']:.3f}   "
         + (f"log Z_hat {evidence:.2f}   " if evidence is not None else "")
-        + f"{answer['tokens']} tokens of {answer['model_tokens']} drawn"
+        + f"{answer['tokens']} tokens of {answer['drawn_tokens']} drawn, "
+        + f"{answer['model_tokens']} through the model"
     )
     print(f"{answer['model']}: {answer['decided']}")
     print("   ".join(f"{phase} {s:.2f} s" for phase, s in answer["seconds"].items()))
@@ -153,5 +150,4 @@ def run() -> None:
     flags.DEFINE_integer("max_new_tokens", 512, "Longest answer, in tokens.")
     flags.DEFINE_integer("seed", 0, "Seed of all random numbers.")
     flags.DEFINE_bool("json", False, "Print one JSON object instead.")
-    flags.mark_flags_as_required(["prompt"])
-    launch(main)
+    launch(main, required=["prompt"])

@@ -13,15 +13,15 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import IO, Any, NamedTuple
 
-from absl import app, flags
-from rich.console import Console
-from rich.progress import Progress
+from absl import flags
 
 from jax_power_smc.cli.common import launch
+from jax_power_smc.core import checks
 from jax_power_smc.core.files import json_line, keep_older
+from jax_power_smc.core.progress import ProgressDisplay
 from jax_power_smc.grading import string_rule
 from jax_power_smc.grading.base import Grader, Verdict
 from jax_power_smc.grading.factory import open_grader
@@ -91,8 +91,7 @@ def grade(
       ValueError: if an argument or a line is invalid; nothing is graded then.
       OSError: if a file cannot be read or written.
     """
-    if task not in KINDS:
-        raise ValueError(f"task is {task!r}; allowed are {', '.join(KINDS)}.")
+    checks.one_of("task", task, KINDS)
     if target.is_dir():
         raise ValueError(f"output is {os.fspath(target)}, a directory; it must be a file.")
     if target.exists() and not target.is_file():  # a device must not be renamed
@@ -189,28 +188,16 @@ def _write(file: IO[str], lines: Sequence[Line], grader: Grader) -> list[Verdict
         grader.submit(index, line.gold, [line.fields["response"]])
     waiting: dict[int, Verdict] = {}
     verdicts: list[Verdict] = []
-    for index, verdict in _shown(_finished(grader), len(lines)):
-        waiting[index] = verdict
-        while len(verdicts) in waiting:
-            line = lines[len(verdicts)]
-            verdicts.append(waiting.pop(len(verdicts)))
-            file.write(json_line(_graded(line.fields, verdicts[-1])))
+    with ProgressDisplay(None, stream=sys.stderr, transient=True) as progress:
+        while grader.pending:
+            for index, (verdict,) in grader.finished(wait=True):
+                waiting[index] = verdict
+            while len(verdicts) in waiting:
+                line = lines[len(verdicts)]
+                verdicts.append(waiting.pop(len(verdicts)))
+                file.write(json_line(_graded(line.fields, verdicts[-1])))
+            progress.update("grading", len(verdicts) + len(waiting), len(lines))
     return verdicts
-
-
-def _finished(grader: Grader) -> Iterator[tuple[Any, Verdict]]:
-    while grader.pending:
-        for index, (verdict,) in grader.finished(wait=True):
-            yield index, verdict
-
-
-def _shown(items: Iterator[Any], total: int) -> Iterator[Any]:
-    """The same items, with a progress bar if stderr is a terminal."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
-        yield from progress.track(items, total=total, description="grading")
 
 
 def _graded(fields: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
@@ -220,11 +207,8 @@ def _graded(fields: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
     return graded
 
 
-def main(argv: Sequence[str]) -> None:
+def main(values: Any) -> None:
     """Grades the file that the flags of ``run`` name, and prints the summary."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    values = flags.FLAGS
     summary = grade(
         values.task,
         pathlib.Path(values.input),
@@ -246,5 +230,4 @@ def run() -> None:
     flags.DEFINE_bool(
         "allow_code_execution", False, "For humaneval: run model-written code on this machine."
     )
-    flags.mark_flags_as_required(["task", "input", "output"])
-    launch(main)
+    launch(main, required=["task", "input", "output"])

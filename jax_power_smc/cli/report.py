@@ -11,8 +11,9 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 
 from jax_power_smc.cli.common import launch
@@ -107,11 +108,8 @@ def _size(content: bytes) -> str:
     return f"{len(content) / 1e6:.1f} MB"
 
 
-def main(argv: Sequence[str]) -> None:
+def main(values: Any) -> None:
     """Runs the launcher with the flags that ``run`` defined."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    values = flags.FLAGS
     report(values.workdir, values.problem, values.output)
 
 
@@ -125,5 +123,4 @@ def run() -> None:
         "that the samplers disagree about most.",
     )
     flags.DEFINE_string("output", None, "Directory for page and plots. Default: WORKDIR/report.")
-    flags.mark_flags_as_required(["workdir"])
-    launch(main)
+    launch(main, required=["workdir"])

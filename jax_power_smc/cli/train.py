@@ -16,20 +16,19 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
 import orbax.checkpoint as ocp
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tokenizers import Tokenizer
 
 from jax_power_smc.cli.common import StopRequest, launch, stop_on_signals
 from jax_power_smc.cli.progress import TrainingProgress
 from jax_power_smc.core import checks
-from jax_power_smc.core.files import json_line, write_json
+from jax_power_smc.core.files import json_line, write_bytes_whole, write_json
 from jax_power_smc.core.types import Params
 from jax_power_smc.evaluation import conditions
 from jax_power_smc.models.checkpoints.safetensors_io import save_pretrained
@@ -172,7 +171,7 @@ class Workspace:
             # A killed run may leave an incomplete line.
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
-        self.metrics.write_text("".join(kept), encoding="utf-8")
+        write_bytes_whole(self.metrics, "".join(kept).encode())
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Totals:
@@ -338,10 +337,8 @@ def _by_name(state: training.TrainState) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def main(argv: Sequence[str]) -> None:
+def main(values: Any) -> None:
     """Trains as the flags of ``run`` say, and prints where the model is."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     totals = train(config, workdir)
     if totals.step < config.steps:
@@ -359,5 +356,4 @@ def run() -> None:
         "config", None, "A training config, such as configs/train_tiny_reasoner.py."
     )
     flags.DEFINE_string("workdir", None, "Directory for checkpoints, metrics and the model.")
-    flags.mark_flags_as_required(["config", "workdir"])
-    launch(main)
+    launch(main, required=["config", "workdir"])

@@ -6,7 +6,7 @@ passed; each failure is a ValueError, one sentence with the value and what is al
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any
 
 import jax
@@ -102,6 +102,13 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
     names = list(allowed)
     if value not in names:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(names)}.")
+
+
+def listed(name: str, value: Any) -> Sequence[Any]:
+    """The value if it is a tuple or a list."""
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"{name} is {value!r}; it must be a tuple.")
+    return value
 
 
 def seeds(name: str, values: Any) -> None:

@@ -32,6 +32,9 @@ def collect(
         taken = np.take_along_axis(np.asarray(x), np.maximum(index, 0), axis=1)
         return np.where(index >= 0, taken, np.asarray(unused, x.dtype))
 
+    def total(name: str) -> np.ndarray:
+        return np.asarray(np.sum(steps[name], axis=1, dtype=np.int32))
+
     def sequences(name: str, unused: Any) -> np.ndarray:
         found = np.stack([getattr(request, name) for request in requests])
         return np.where(index[:, :, None] >= 0, found, np.asarray(unused, found.dtype))
@@ -44,7 +47,7 @@ def collect(
     log_weights, evidence = np.asarray(final.log_weight), np.asarray(final.log_evidence)
     drawn = np.asarray(particles.drawn)
     # The prompt's own row, and those after every step but the last, which leaves none.
-    model_tokens = 1 + np.sum(steps["num_rows"], axis=1, dtype=np.int32)
+    model_tokens = 1 + total("num_rows")
     parent = steps["parent"]
     info = SampleInfo(
         ess=steps["ess"],
@@ -52,16 +55,14 @@ def collect(
         forks=steps["forks"],
         parent=parent,
         particle_index=index,
-        **diagnose(
-            **found, log_weights=log_weights, parent=parent, particle_index=index
-        )._asdict(),
+        **diagnose(**found, log_weights=log_weights, parent=parent, particle_index=index)._asdict(),
         bad_logits=np.any(steps["bad_logits"], axis=1),
         dropped_mass=np.asarray(particles.dropped),
         acceptance_rate=np.array([request.acceptance_rate for request in requests]),
         model_tokens=drawn if sampler.runs_as_chains else model_tokens,
         drawn_tokens=drawn,
         num_rows=steps["num_rows"],
-        copies=np.sum(steps["copies"], axis=1, dtype=np.int32),
+        copies=total("copies"),
         preempted=np.array([request.num_preempted for request in requests], np.int32),
         seconds=dict(seconds),
     )
@@ -97,7 +98,7 @@ def _steps(
             whole[number, : len(part)] = part
     running = unmoved[: sampler.num_particles]
     moved = steps["parent"][:, :, : sampler.num_particles] != running
-    steps["forks"] = np.sum(moved, axis=2, dtype=np.int32)
+    steps["forks"] = np.asarray(np.sum(moved, axis=2, dtype=np.int32))
     if getattr(sampler, "draws_first", False):
         # The parents of step t were chosen after its token: they say whose tokens 0..t a particle
         # holds, which in the genealogy is the parent at t + 1.

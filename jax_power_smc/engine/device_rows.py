@@ -4,7 +4,6 @@ Rows live on the device that their prompt's slot is on; every device's table has
 rows and the same capacity, which the fullest one sets.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -140,6 +139,9 @@ class DeviceRows:
 
     def decode_chunk(self, row_limit: int) -> tuple[Record, Progress]:
         """A chunk of steps of all slots: what was recorded, and how the prompts stand."""
+        assert self._inputs is not None
+        # The target of a request that waits for rows may have been placed already.
+        self._inputs = self.targets.widen(self._inputs)
         static = {"num_ticks": self.sizes.chunk}
         args = self.params, self._shared(), self._inputs, self._state, np.int32(row_limit)
         self._state, records, progress = self._call(programs.decode_chunk, static, *args)
@@ -222,16 +224,18 @@ class DeviceRows:
         slot = np.full((size,), self.allocator.slots_per_shard, np.int32)
         for row, prefix in taken.items():
             slot[row] = local[prefix.place]
-        rows = EnteringRows(
-            slot=slot,
-            token=tokens[np.arange(size), lengths - 1],
-            position=lengths - np.int32(1),
-            stop_state=np.array([taken[r].stop_state if r in taken else 0 for r in range(size)], np.int32),
-        )
+        states = [taken[row].stop_state if row in taken else 0 for row in range(size)]
+        # In host memory, like all that is handed to a program.
+        last: dict[str, Any] = {
+            "token": tokens[np.arange(size), lengths - 1],
+            "position": lengths - np.int32(1),
+            "stop_state": np.array(states, np.int32),
+        }
+        rows = EnteringRows(slot=slot, **last)  # type: ignore[arg-type]
         idle = ActiveRequest(nothing, 0, next(iter(requests.values())).target, 0)
         placed = [requests.get(place, idle) for place in range(size)]
-        states = [self._prompt_state(placed[p], p, taken, per_shard) for p in range(size)]
-        prompts: PromptState = jax.tree.map(lambda *xs: np.stack(xs), *states)
+        each = [self._prompt_state(placed[p], p, taken, per_shard) for p in range(size)]
+        prompts: PromptState = jax.tree.map(lambda *xs: np.stack(xs), *each)
         inputs = self._prompt_inputs(placed)
         self._inputs = self._widened(inputs)
         self._inputs, self._state = self._call(
@@ -248,28 +252,27 @@ class DeviceRows:
             start = self._fresh
             runs = (start.log_weight > -np.inf) & ~start.ended
             where = mine[0] % per_shard if mine else per_shard
-            row_of = np.where(runs[: len(nowhere)], np.int32(where), nowhere)
+            row_of: Any = np.where(runs[: len(nowhere)], np.int32(where), nowhere)
             draw = jax.tree.map(
                 lambda x: np.zeros(x.shape[1:], x.dtype),
                 jax.eval_shape(lambda: no_draw(1, len(runs), self.dtype)),
             )
-            return PromptState(start, row_of, np.int32(0), np.bool_(False), draw)
+            zero, no = jnp.int32(0), np.bool_(False)
+            return PromptState(start, row_of, zero, no, draw)  # type: ignore[arg-type]
         for row in mine:
             nowhere[taken[row].members] = row % per_shard
-        return request.suspended.state._replace(row_of=nowhere)
+        return request.suspended.state._replace(row_of=nowhere)  # type: ignore[arg-type]
 
     def _prompt_inputs(self, placed: Sequence[ActiveRequest]) -> PromptInputs:
         keys = self.key
         if any(request.key is not None for request in placed):
             keys = jnp.stack([self.key if r.key is None else r.key for r in placed])
-        target, end_set, stop = self.targets.arrays([(r.target, r.cap) for r in placed], len(placed))
-        return PromptInputs(
-            target=target,
-            end_set=end_set,
-            key=prng.prompt_keys(keys, [request.prompt_id for request in placed]),
-            order=np.array([request.order for request in placed], np.int32),
-            stop=stop,
+        target, end_set, stop = self.targets.arrays(
+            [(r.target, r.cap) for r in placed], len(placed)
         )
+        made = prng.prompt_keys(keys, [request.prompt_id for request in placed])
+        order = np.array([request.order for request in placed], np.int32)
+        return PromptInputs(target, end_set, made, order, stop)  # type: ignore[arg-type]
 
     def _widened(self, entering: PromptInputs) -> PromptInputs:
         """The inputs of all slots in the structure of those that enter."""
@@ -299,4 +302,4 @@ def _weight_dtype(model: LanguageModel, params: Params) -> jnp.dtype:
         cache = model.init_cache(params, 1, 1)
         return model.extend(params, cache, position[:, None], position, position)[0]
 
-    return weight_dtype(jax.eval_shape(logits, params, one))  # type: ignore[arg-type]
+    return weight_dtype(jax.eval_shape(logits, params, one))

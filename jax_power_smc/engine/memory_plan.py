@@ -83,9 +83,9 @@ class MemoryPlan:
     def __str__(self) -> str:
         rules = f"stop rules {_size(self.stop_rules)}, " if self.stop_rules else ""
         return (
-            f"up to {_count(self.rows, 'row')} of {_count(self.capacity, 'token')} for "
-            f"{_count(self.slots, 'prompt')} at a time with {_count(self.num_particles, 'particle')}"
-            f": weights {_size(self.params)}, rows {_size(self.rows * self.row)}, "
+            f"{_count(self.slots, 'prompt')} of {_count(self.num_particles, 'particle')} at a time "
+            f"in up to {_count(self.rows, 'row')} of {_count(self.capacity, 'token')}: "
+            f"weights {_size(self.params)}, rows {_size(self.rows * self.row)}, "
             f"working {_size(self.rows * self.working + self.slots * self.slot)}, "
             f"prefill {_size(self.prefill)}, {rules}"
             f"total {_size(self.total)} of {_size(self.limit)} on {self.device}"

@@ -16,7 +16,6 @@ Each is written for the prompts of one device; on a mesh every data shard runs i
 Letters: P slots, G prompts or prefixes that enter or leave together, S their padded length, R rows.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -225,9 +224,9 @@ def decode_chunk(
         return is_running(state.prompts.particles, inputs.target, state.prompts.step)
 
     def step(state: DecodeState) -> tuple[DecodeState, Record]:
-        uniforms = jax.vmap(
-            lambda key, step: prng.step_uniforms(key, step, population, dtype)
-        )(inputs.key, state.prompts.step)
+        uniforms = jax.vmap(lambda key, step: prng.step_uniforms(key, step, population, dtype))(
+            inputs.key, state.prompts.step
+        )
         return decode_step(model, params, shared, inputs, state, uniforms, row_limit)
 
     empty = jax.tree.map(
@@ -311,17 +310,20 @@ def resize(
     slots, before = state.prompts.row_of.shape[0], state.rows.owner.shape[0]
     rows = state.rows
     index = jnp.arange(before, dtype=jnp.int32)
-    # Rows beyond the new end go to free ones below it. (What is spoiled there is free and vanishes.)
+    # Rows beyond the new end go to free ones below it; spoiled ones there are free, and vanish.
     leaves = (rows.owner < slots) & (index >= num_rows)
     is_free = (rows.owner >= slots) & ~rows.spoiled & (index < num_rows)
     source, free = (
-        jnp.nonzero(x, size=before, fill_value=before)[0].astype(jnp.int32) for x in (leaves, is_free)
+        jnp.nonzero(x, size=before, fill_value=before)[0].astype(jnp.int32)
+        for x in (leaves, is_free)
     )
     count = jnp.sum(leaves, dtype=jnp.int32)
     destination = jnp.where(index < count, free, before)
     source = jnp.where(index < count, source, 0)
     length = rows.position[source] + 1
-    cache = move_rows(model, rows.cache, source, jnp.minimum(destination, before - 1), length, count)
+    cache = move_rows(
+        model, rows.cache, source, jnp.minimum(destination, before - 1), length, count
+    )
     origin = index.at[destination].set(source, mode="drop")
     place = index.at[jnp.where(index < count, source, before)].set(destination, mode="drop")
 
@@ -345,9 +347,7 @@ def resize(
     return DecodeState(state.prompts._replace(row_of=row_of), table)
 
 
-def reset(
-    params: Params, rows: RowTable, *, model: LanguageModel, capacity: int
-) -> RowTable:
+def reset(params: Params, rows: RowTable, *, model: LanguageModel, capacity: int) -> RowTable:
     """The table with rows that are spoiled and free as ``init_cache`` makes them."""
     empty = model.init_cache(params, rows.owner.shape[0], capacity)
 

@@ -60,17 +60,13 @@ def distinct_prefixes(
         pair, by_pair = jax.lax.sort((pair, index), num_keys=1, is_stable=True)
         begins = jnp.concatenate([jnp.ones((1,), bool), pair[1:] != pair[:-1]])
         first = jax.lax.cummax(jnp.where(begins, index, 0))
-        leader = jnp.zeros((size,), jnp.int32).at[by_pair].set(
-            by_pair[first], unique_indices=True
-        )
+        leader = jnp.zeros((size,), jnp.int32).at[by_pair].set(by_pair[first], unique_indices=True)
     leads = live_ & (leader == index)
     first_of_row = jnp.full((num_rows,), size, jnp.int32)
     first_of_row = first_of_row.at[jnp.where(live_, row_, num_rows)].min(index, mode="drop")
     keeps = live_ & (first_of_row[jnp.minimum(row_, num_rows - 1)] == index)
     shape = live.shape
-    return Prefixes(
-        leader.reshape(shape), keeps.reshape(shape), (leads & ~keeps).reshape(shape)
-    )
+    return Prefixes(leader.reshape(shape), keeps.reshape(shape), (leads & ~keeps).reshape(shape))
 
 
 def may_proceed(

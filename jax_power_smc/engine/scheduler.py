@@ -9,6 +9,7 @@ always has work. What is decided about rows is in ``row_policy``.
 """
 
 import collections
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -221,7 +222,7 @@ class Scheduler:
                 done += self._receive(*self._leaving[0])
                 self._leaving.popleft()
         except jax.errors.JaxRuntimeError as error:
-            done += self._fail(error, entering, done)
+            self._fail(error, entering, done)
         self._timer.book("decode")
         return done
 
@@ -234,7 +235,7 @@ class Scheduler:
         shards = self.rows.layout.data_shards
         suspended = any(r is not None and r.suspended for r in self._occupants)
         # Nobody enters while somebody waits for the rows that it had.
-        new, self._held = ([], requests) if suspended else (self._place_targets(requests), self._held)
+        new, self._held = ([], requests) if suspended else self._place_targets(requests)
         free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
         allocator = self.rows.allocator
         chosen = dict(zip(allocator.round_robin(free), new, strict=False))
@@ -287,9 +288,7 @@ class Scheduler:
         counts = collections.Counter(slot // per_shard for slot in slots)
         return max(counts.values(), default=0)
 
-    def _resize(
-        self, num_rows: int, entering: list[ActiveRequest], resumed: list[int]
-    ) -> None:
+    def _resize(self, num_rows: int, entering: list[ActiveRequest], resumed: list[int]) -> None:
         lengths = [len(request.prompt) for request in entering]
         lengths += [len(ids) for slot in resumed for _, ids, _ in self._of(slot).prefixes]
         if not (any(self._occupants) or entering):
@@ -303,15 +302,16 @@ class Scheduler:
         self.rows.resize(num_rows, capacity)
         self.stats.rows_used = max(self.stats.rows_used, num_rows)
 
-    def _place_targets(self, requests: list[ActiveRequest]) -> list[ActiveRequest]:
-        """Those whose targets can be placed now; the others are held until requests leave."""
+    def _place_targets(
+        self, requests: list[ActiveRequest]
+    ) -> tuple[list[ActiveRequest], list[ActiveRequest]]:
+        """Those whose targets can be placed now; and the others, held until requests leave."""
         in_use = {occupant.target for occupant in self._occupants if occupant is not None}
         for number, request in enumerate(requests):
             if not self.rows.targets.place(request.target, in_use):
-                requests, self._held = requests[:number], requests[number:]
-                break
+                return requests[:number], requests[number:]
             in_use.add(request.target)
-        return requests
+        return requests, []
 
     def _drop_cancelled(self) -> list[ActiveRequest]:
         unwanted = np.array([r is not None and r.cancelled for r in self._occupants])
@@ -503,53 +503,56 @@ class Scheduler:
 
     def _fail(
         self, error: Exception, entering: list[ActiveRequest], done: list[ActiveRequest]
-    ) -> list[ActiveRequest]:
+    ) -> None:
         """After a program has failed: what ran resumes with fewer rows, if that was for memory.
 
-        Returns the requests that are lost: all in slots or leaving them, but none that waits.
+        Adds to ``done`` the requests that are lost: all in slots or leaving them, but none that
+        waits.
         """
+        # What is finished does not depend on the program that failed.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            while self._leaving:
+                rescued = self._receive(*self._leaving[0])
+                self._leaving.popleft()
+                done += rescued
         occupants = [r for r in self._occupants if r is not None]
         leaving = [request for group, _ in self._leaving for request in group.values()]
         safe, held = {*done, *self._held}, self._held
         unfinished = [r for r in dict.fromkeys([*leaving, *occupants, *entering]) if r not in safe]
-        fewer = [size for size in self.sizes.rows if size < self._largest_tried()]
-        if "RESOURCE_EXHAUSTED" in str(error) and fewer:
+        tried, least = self.rows.num_rows, self.rows.sampler.num_particles
+        fewer = [size for size in self.sizes.rows if size < tried] or [tried // 2]
+        if "RESOURCE_EXHAUSTED" in str(error) and fewer[-1] >= least:
             self.sizes = self.rows.sizes = dataclasses.replace(self.sizes, rows=tuple(fewer))
             self._recover(unfinished, held)
-            return []
+            return
         for request in unfinished:
             request.error = error
         self._clear()
         self._held = held
-        return unfinished
-
-    def _largest_tried(self) -> int:
-        """The number of rows of the table that did not fit; at least what one prompt may need."""
-        return max(self.rows.num_rows, self.rows.sampler.num_particles + 1)
+        done += unfinished
 
     def _recover(self, requests: list[ActiveRequest], held: list[ActiveRequest]) -> None:
         """Resumes what ran from the last chunk that the host has; what entered since begins anew.
 
         Nothing is decided twice with other numbers, so no result changes.
         """
-        seen = self._seen
+        seen, before = self._seen, self._occupants
         self._clear()
         anew = []
         for request in requests:
-            slot = None if seen is None or request not in seen.occupants else seen.occupants.index(request)
-            if seen is None or slot is None or self._occupants[slot] is not None:
-                if request.suspended is None:
-                    anew.append(request)
-                    request.pieces = []
-                    continue
-                slot = self._occupants.index(None)
-            else:
+            slot = before.index(request) if request in before else None
+            if slot is not None and seen is not None and request is seen.occupants[slot]:
                 last = [pending for pending, _ in request.pieces].index(seen.records)
                 request.pieces = request.pieces[: last + 1]
                 self._suspend(request, slot, seen)
+            elif slot is None or request.suspended is None:
+                request.pieces = []
+                anew.append(request)
+                continue
             self.rows.targets.place(request.target, [r.target for r in self._occupants if r])
             self._occupants[slot] = request
         self._held = [*sorted(anew, key=lambda r: r.order), *held]
+
 
 def _rows_needed(progress: Progress, slot: int) -> int:
     """How many prefixes a stalled prompt has after the tokens that it drew."""

@@ -81,9 +81,9 @@ class TargetBatch:
         ``in_use`` are the targets that prompts still need; what the others need may be evicted.
         """
         rule = target.stop
-        if rule is not None and rule not in self._blocks:
-            if not self._place(rule, {other.stop for other in in_use}):
-                return False
+        missing = rule is not None and rule not in self._blocks
+        if missing and not self._place(rule, {other.stop for other in in_use}):  # type: ignore[arg-type]
+            return False
         self._place_end_set(target.eos_ids, {other.eos_ids for other in in_use})
         everything = {"min_new_tokens": 0, "forced": False, "top_k": self._vocab_size, "top_p": 1.0}
         own = self._restrictions(target)
@@ -190,9 +190,7 @@ class TargetBatch:
         args = table, states, np.int32(first)
         return executables.call(programs.write_states, {}, args, self._layout)
 
-    def _place_end_set(
-        self, eos_ids: tuple[int, ...], in_use: Collection[tuple[int, ...]]
-    ) -> None:
+    def _place_end_set(self, eos_ids: tuple[int, ...], in_use: Collection[tuple[int, ...]]) -> None:
         if eos_ids in self._end_sets:
             return
         self._end_sets = [ids if ids in in_use else None for ids in self._end_sets]

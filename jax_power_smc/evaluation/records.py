@@ -1,6 +1,6 @@
 """A record: everything known about one finished item, as one line of JSON.
 
-An item is one problem, sampled by one run of a config with one seed. Its record holds
+An item is one problem, sampled by one run of a config with one seed. Its record has
 
     digest          part -> digest of what the result depends on, see ``conditions``
     run             name of the sampler in the config, such as "smc"
@@ -23,8 +23,10 @@ An item is one problem, sampled by one run of a config with one seed. Its record
         moves       the genealogy: [step, row, parent] wherever a row continues another row's past;
                     all other rows continue their own. Of all steps, even those after the end of
                     the longest particle that is left
-        distinct_roots, coalescence, unfinished_mass, dropped_mass, acceptance_rate, model_tokens
-                    see ``SampleInfo``
+        distinct_roots, coalescence, unfinished_mass, dropped_mass, acceptance_rate, model_tokens,
+        drawn_tokens, preempted
+                    see ``SampleInfo``. (Records of the engine that had a row per particle have no
+                    drawn_tokens: their model_tokens are that.)
     seconds         by phase, spent by the run since its previous record: many items share a device,
                     so only sums over items are meaningful
 
@@ -38,7 +40,6 @@ from typing import Any
 import numpy as np
 
 from jax_power_smc.core.types import Tokenizer
-from jax_power_smc.grading.base import Verdict
 from jax_power_smc.results.result import SampleResult
 from jax_power_smc.tasks.base import Problem
 
@@ -63,18 +64,7 @@ def ungraded_record(
     result: SampleResult,
     tokenizer: Tokenizer,
 ) -> Record:
-    """The record of one prompt's result, without verdicts and seconds.
-
-    Args:
-      digests: of the item's conditions.
-      run: name of the sampler in the job's config.
-      seed: of the item.
-      problem: the problem.
-      prompt_id: the integer that the random numbers were derived from.
-      rendered: the prompt as the model read it.
-      result: what was sampled, P = 1.
-      tokenizer: that of the model.
-    """
+    """The record of one prompt's result, P = 1, without verdicts and seconds."""
     used = np.flatnonzero(result.info.particle_index[0] >= 0).tolist()
     particles = _particles(result, tokenizer, used)
     choice = int(result.choice[0])
@@ -105,19 +95,10 @@ def ungraded_record(
             "dropped_mass": finite(info.dropped_mass[0]),
             "acceptance_rate": finite(info.acceptance_rate[0]),
             "model_tokens": int(info.model_tokens[0]),
+            "drawn_tokens": int(info.drawn_tokens[0]),
+            "preempted": int(info.preempted[0]),
         },
     }
-
-
-def add_verdicts(record: Record, verdicts: Sequence[Verdict]) -> None:
-    """Adds to every particle the verdict on its text."""
-    for particle, verdict in zip(record["particles"], verdicts, strict=True):
-        particle.update(verdict._asdict())
-
-
-def texts(record: Record) -> list[str]:
-    """The texts of all particles."""
-    return [particle["text"] for particle in record["particles"]]
 
 
 def weights(record: Record) -> list[float]:

@@ -22,12 +22,9 @@ ANSWERS: tuple[Answer, ...] = ("draw", "vote", "best")
 
 @dataclasses.dataclass(frozen=True)
 class AnswerScore:
-    """The score of one answer of one item.
+    """The score of one answer of one item, by the task's rule and by comparison of strings.
 
-    Attributes:
-      correct, correct_string: by the task's rule, and by comparison of strings.
-      log_prob: its log p; for a vote, the mean over all particles of positive weight; None if there
-        is no answer.
+    For a vote, log p is the mean over all particles of positive weight; None without an answer.
     """
 
     correct: bool
@@ -40,15 +37,15 @@ class ItemScores:
     """What tables and plots need of one record.
 
     Attributes:
-      item: (run, seed, problem id).
-      answers: by kind.
       right: total weight of the particles with a correct answer, in [0, 1].
       num_right, num: number of particles of positive weight that are correct, and of all.
-      log_evidence: log Z_hat, or None.
       failed: whether the result is meaningless; then all answers count as wrong.
       ungraded: number of particles that could not be graded.
       degenerate: total weight of the particles that loop or are very short.
-      tokens: number of tokens that the model processed.
+      tokens: number of tokens that the particles drew.
+      model_tokens: number of tokens that the model processed, each distinct prefix once; None for a
+        record that does not say.
+      draw_length: tokens of the draw.
       seconds: by phase, as in the record.
     """
 
@@ -62,14 +59,14 @@ class ItemScores:
     ungraded: int
     degenerate: float
     tokens: int
+    model_tokens: int | None
+    draw_length: int
     seconds: dict[str, float]
 
     def pass_at(self, k: int, independent: bool) -> float:
         """The probability that one of k answers is correct.
 
-        Args:
-          k: at least 1, and for independent samples at most their number.
-          independent: whether the particles are independent samples of equal weight.
+        ``independent`` particles are samples of equal weight, of which there are at least k.
         """
         if not independent:
             # Sums of rounded weights may exceed 1 a little.
@@ -81,13 +78,11 @@ class ItemScores:
 
 def read(record: Record) -> ItemScores:
     """The scores of a graded record."""
-    particles = record["particles"]
+    particles, info = record["particles"], record["info"]
     alive = [(p, w) for p, w in zip(particles, weights(record), strict=True) if w > 0]
     failed = record["failure"] is not None or not alive
-    if failed:
-        nothing = AnswerScore(False, False, None)
-        answers: dict[Answer, AnswerScore] = dict.fromkeys(ANSWERS, nothing)
-    else:
+    answers = dict.fromkeys(ANSWERS, AnswerScore(False, False, None))
+    if not failed:
         answers = {
             "draw": _score(particles[record["choice"]]),
             "vote": _vote(alive),
@@ -104,7 +99,9 @@ def read(record: Record) -> ItemScores:
         failed=failed,
         ungraded=sum(particle["note"] is not None for particle in particles),
         degenerate=math.fsum(w for p, w in alive if p["loop"] or p["very_short"]),
-        tokens=record["info"]["model_tokens"],
+        tokens=info.get("drawn_tokens", info["model_tokens"]),
+        model_tokens=info["model_tokens"] if "drawn_tokens" in info else None,
+        draw_length=len(particles[record["choice"]]["tokens"]) if alive else 0,
         seconds=record["seconds"],
     )
 

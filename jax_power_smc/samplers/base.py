@@ -217,9 +217,10 @@ class Kernel(Sampler):
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> StepResult:
-        """``advance`` where every particle has a prefix of its own: logits [N, V], ends [N or 1, V].
+        """``advance`` where every particle has a prefix of its own.
 
-        ``uniforms`` is all the randomness of the step, ``step`` [] int32 is t.
+        logits [N, V], ends [N or 1, V]; ``uniforms`` is all the randomness of the step, ``step``
+        [] int32 is t.
         """
         exponent = jnp.broadcast_to(self.exponent(target, step), (self.num_particles,))
         rows = RowTargets(exponent, ends, support(logits, target, ends, step))

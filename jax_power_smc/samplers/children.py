@@ -2,8 +2,8 @@
 
 All V children of a prefix are reduced to a few without changing any expectation (docs/math.md,
 eqs. 23 and 24): each prefix has K explicit children, and the rest of its vocabulary is one *tail*
-child that does not end the sequence and one that does. If a tail child is selected, its token is drawn from
-p^a on that rest.
+child that does not end the sequence and one that does. If a tail child is selected, its token is
+drawn from p^a on that rest.
 
 Tail masses are sums over the rest, never differences: at V = 152k and alpha = 4 a float32
 difference gives 0 where the truth is 1e-16.

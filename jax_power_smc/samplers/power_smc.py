@@ -161,8 +161,15 @@ class PowerSMC(Kernel):
         due = due & (step < target.cap - 1)
         particles, ess, resampled, parent = self._resample(particles, uniforms, due)
         particles = reorder(particles, parent)
-        drawn = (x[parent] for x in (token, token_log_p, active))
-        return StepResult(particles, parent, *drawn, ess, resampled)
+        return StepResult(
+            particles,
+            parent,
+            token[parent],
+            token_log_p[parent],
+            active[parent],
+            ess,
+            resampled,
+        )
 
     def finish(
         self, target: TargetArrays, particles: Particles, uniforms: jax.Array

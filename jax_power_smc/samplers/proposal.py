@@ -203,10 +203,8 @@ class ProposalTables(NamedTuple):
         """[R] bool, see ``Normaliser``."""
         return self.normaliser.is_bad
 
-    def draw(
-        self, row: jax.Array, uniforms: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """A token for every particle at ``row`` [N], its log p, and whether it ends the sequence."""
+    def draw(self, row: jax.Array, uniforms: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A token for each particle at ``row`` [N], its log p, and whether it ends the sequence."""
         token = draw(self.tempered or self.proposal, row, uniforms)
         return self.at(row, token)
 

@@ -7,11 +7,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jax_power_smc.core import checks
-from jax_power_smc.tasks import aime, gpqa, gsm8k, humaneval, jsonl, math500, prompts, tiny_reasoner
+from jax_power_smc.tasks import aime, gpqa, gsm8k, humaneval, jsonl, math500, prompts
 from jax_power_smc.tasks.base import KINDS, Kind, Problem, Task
 from jax_power_smc.tasks.dataset import DatasetSpec, Example
 from jax_power_smc.tasks.hub_data import UnavailableError, hub_records, is_hub_dataset
 from jax_power_smc.tasks.records import Record, numbered, read_records
+from jax_power_smc.tiny_reasoner import problems
 
 # The only place where datasets are listed.
 DATASETS = {
@@ -23,6 +24,8 @@ DATASETS = {
 }
 TINY, OWN = "tiny_reasoner", "jsonl"
 TASKS = (*DATASETS, TINY, OWN)
+# Problems of the tiny reasoner if the config does not say how many.
+NUM_GENERATED = 400
 FIELDS = ("id", "question", "answer", "solution")
 
 
@@ -44,8 +47,10 @@ def load_task(config: ConfigDict, *, chat: bool | None = None) -> Task:
     check_task(config)
     if config.task == TINY:
         template = config.prompt_format or prompts.QUESTION
-        made = tiny_reasoner.tiny_problems(
-            config.split, config.limit, config.problem_seed, template
+        count = NUM_GENERATED if config.limit is None else config.limit
+        generated = problems.problems(config.split, count, config.problem_seed)
+        made = (
+            Problem(p.key, prompts.write_prompt(template, p.question), p.answer) for p in generated
         )
         return Task("tiny-reasoner", tuple(made), "reasoner")
     chat = bool(chat if config.chat is None else config.chat)
@@ -60,11 +65,11 @@ def load_task(config: ConfigDict, *, chat: bool | None = None) -> Task:
     template = config.prompt_format or (chat and dataset.chat_prompt) or dataset.prompt
     if chat and dataset.kind == "code":
         shots = [dataclasses.replace(shot, solution=_code_block(shot)) for shot in shots]
-    problems = tuple(
+    asked = tuple(
         Problem(example.id, prompts.write_prompt(template, example.question, shots), example.gold)
         for example in examples
     )
-    return Task(dataset.title, problems, dataset.kind)
+    return Task(dataset.title, asked, dataset.kind)
 
 
 def kind_of(config: ConfigDict) -> Kind:
@@ -100,7 +105,7 @@ def check_task(config: ConfigDict) -> None:
             "with the examples."
         )
     if config.task == TINY:
-        checks.one_of("config.split", config.split, tiny_reasoner.SPLITS)
+        checks.one_of("config.split", config.split, problems.SPLITS)
     elif config.task != OWN and config.data in (None, DATASETS[config.task].data):
         checks.one_of("config.split", config.split, DATASETS[config.task].splits)
     elif not isinstance(config.split, str) or not config.split:

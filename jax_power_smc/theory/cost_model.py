@@ -34,7 +34,8 @@ def smc_tokens(num_tokens: int, num_particles: int) -> float:
       ValueError: if either is not an integer of at least 1.
     """
     num_tokens = checks.integer("num_tokens", num_tokens, at_least=1)
-    return float(_particles(num_particles) * num_tokens)
+    num_particles = checks.integer("num_particles", num_particles, at_least=1)
+    return float(num_particles * num_tokens)
 
 
 def mh_tokens(num_tokens: int, num_blocks: int, moves_per_block: int, edit: Edit) -> float:
@@ -76,7 +77,7 @@ def equal_cost_moves(num_particles: int, num_blocks: int, edit: Edit) -> int:
     Raises:
       ValueError: for a value outside its range.
     """
-    num_particles = _particles(num_particles)
+    num_particles = checks.integer("num_particles", num_particles, at_least=1)
     num_blocks, _ = _chain(num_blocks, 1, edit)
     return round((num_particles - 1) / (_mh_tokens_per_token(num_blocks, 1, edit) - 1))
 
@@ -105,7 +106,7 @@ def work_ratio(
     Raises:
       ValueError: for a value outside its range, or if B does not divide T.
     """
-    num_particles = _particles(num_particles)
+    num_particles = checks.integer("num_particles", num_particles, at_least=1)
     num_blocks, moves_per_block = _chain(num_blocks, moves_per_block, edit)
     chain = _mh_tokens_per_token(num_blocks, moves_per_block, edit)
     if num_tokens is not None:
@@ -133,7 +134,7 @@ def wall_clock_ratio(
     Raises:
       ValueError: as ``work_ratio``, or if the gain is not a positive number.
     """
-    gain = _positive("gain", gain)
+    gain = checks.number("gain", gain, above=0)
     return gain / work_ratio(num_particles, num_blocks, moves_per_block, edit, num_tokens)
 
 
@@ -149,7 +150,8 @@ def smc_seconds(token_seconds: float, num_tokens: int, num_particles: int, gain:
     Raises:
       ValueError: for a value outside its range.
     """
-    seconds, gain = _positive("token_seconds", token_seconds), _positive("gain", gain)
+    seconds = checks.number("token_seconds", token_seconds, above=0)
+    gain = checks.number("gain", gain, above=0)
     return seconds * smc_tokens(num_tokens, num_particles) / gain
 
 
@@ -160,10 +162,6 @@ def _mh_tokens_per_token(num_blocks: int, moves_per_block: int, edit: Edit) -> f
     """The chain's cost per generated token, without the constant M B/2."""
     half_moves = moves_per_block / 2
     return 1 + half_moves * ((num_blocks + 1) / 2 if edit == "global" else 1)
-
-
-def _particles(num_particles: int) -> int:
-    return checks.integer("num_particles", num_particles, at_least=1)
 
 
 def _chain(num_blocks: int, moves_per_block: int, edit: str) -> tuple[int, int]:
@@ -182,7 +180,3 @@ def _horizon(num_tokens: int, num_blocks: int) -> int:
             "the first must be a multiple of the second."
         )
     return num_tokens
-
-
-def _positive(name: str, value: float) -> float:
-    return checks.number(name, value, above=0)

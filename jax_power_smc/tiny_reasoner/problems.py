@@ -36,6 +36,8 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from jax_power_smc.core import checks
+
 SPLITS = ("train", "valid", "test")
 
 # Probability that a step is written out rather than stated.
@@ -124,8 +126,7 @@ def sample_problem(rng: random.Random, split: str = "train") -> Problem:
     Raises:
       ValueError: if ``split`` is none of these.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}.")
+    checks.one_of("split", split, SPLITS)
     while True:
         problem = _write_question(rng, _sample_steps(rng))
         if split_of(problem.key) == split:

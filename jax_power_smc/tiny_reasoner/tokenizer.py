@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from jax_power_smc.core.files import write_json
+from jax_power_smc.core.files import write_bytes_whole, write_json
 from jax_power_smc.tiny_reasoner.problems import sample_problem, write_solution
 
 END = "<|end|>"
@@ -87,7 +87,5 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> N
         "chat_template": "{{ messages[0]['content'] | trim + '\\n' }}",
     }
     write_json(root / "tokenizer_config.json", settings)
-    # Written last and renamed into place, so that tokenizer.json is never incomplete.
-    partial = root / f"{TOKENIZER_FILE}.tmp"
-    tokenizer.save(str(partial))
-    partial.replace(root / TOKENIZER_FILE)
+    # Last, and whole: a directory with tokenizer.json is complete.
+    write_bytes_whole(root / TOKENIZER_FILE, tokenizer.to_str(pretty=True).encode())

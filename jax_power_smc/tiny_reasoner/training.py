@@ -72,32 +72,6 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-@jax.custom_vjp
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Negative log-likelihood: logits [..., V] float32, targets [...] int32 -> [...].
-
-    Its derivative is written by hand: ``softmax - one_hot`` is one pass over the logits, where
-    automatic differentiation would store the exponentials and scatter.
-    """
-    return _cross_entropy_forward(logits, targets)[0]
-
-
-def _cross_entropy_forward(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Any]:
-    log_sum = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return log_sum - picked, (logits, targets, log_sum)
-
-
-def _cross_entropy_backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    logits, targets, log_sum = residuals
-    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    one_hot = (ids == targets[..., None]).astype(logits.dtype)
-    return (jnp.exp(logits - log_sum[..., None]) - one_hot) * cotangent[..., None], None
-
-
-cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
-
-
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """The optimizer that ``config`` describes."""
     schedule = optax.warmup_cosine_decay_schedule(
@@ -179,7 +153,8 @@ def _make_loss_sum(
 
     def loss_sum(params: nnx.State, batch: Batch) -> jax.Array:
         module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
-        losses = cross_entropy(module(batch.inputs), batch.targets)
+        logits = module(batch.inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
         return jnp.sum(jnp.where(batch.loss_mask, losses, jnp.float32(0.0)))
 
     return loss_sum

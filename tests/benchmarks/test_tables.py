@@ -87,21 +87,6 @@ def test_every_section_of_the_recorded_speed_figures_has_a_table(capsys):
     assert printed(tables.speed([]), capsys) == ""
 
 
-def test_the_recorded_figures_of_pods_have_a_row_for_every_case():
-    figures = [x for x in recorded("pods_lowered") if x.get("compiled_for") is None]
-    made = tables.pods(figures)
-    cases = {(x["machine"], x["mesh"], str(x["num_particles"])) for x in figures}
-    assert {tuple(cell.text for cell in row[:3]) for row in made.rows} == cases
-    assert all(cell.text for row in made.rows for cell in row)
-
-
-def test_the_recorded_figures_of_the_theory_have_three_tables():
-    figures = [x for x in recorded("theory_cpu") if x["model"] == "tiny-reasoner"]
-    temperatures, sequences, costliest = tables.theory(figures)
-    assert "1/alpha = 0.25" in [row[0].text for row in temperatures.rows]
-    assert len(sequences.rows) == 8 and len(costliest.rows) == 20
-
-
 def test_the_picture_is_drawn_only_from_tables(tmp_path):
     figures, picture = tmp_path / "lines.jsonl", tmp_path / "picture.png"
     figures.write_text(

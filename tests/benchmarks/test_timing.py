@@ -17,7 +17,7 @@ def test_variants_are_interleaved_and_the_first_round_does_not_count():
 
     seconds = timing.interleaved("x", {n: variant(n) for n in "ab"}, 3, lambda *a: titles.append(a))
     assert order == list("abababab")
-    assert titles == [("x", i, 8) for i in range(8)]
+    assert titles == [("x", i, 8) for i in range(9)]
     assert (seconds.median("a"), seconds.median("b")) == (2, 6)
     assert seconds.ratio("b", "a") == 3
 

@@ -23,9 +23,6 @@ SHAPE = {
 }
 SMALL = {
     "steps": {"particles": (1, 4), "max_new_tokens": (6,)},
-    "parts": {"particles": (4,), "max_new_tokens": 6},
-    "resampling": {"particles": (4,), "max_new_tokens": 9, "periods": (4, 1)},
-    "forks": {"particles": (4,), "scales": (1.0, 64.0), "max_new_tokens": 6},
     "throughput": {
         "num_particles": 2,
         "slots": 2,
@@ -82,27 +79,7 @@ def test_steps_are_multiples_of_one_sequence(figures):
 
 
 @pytest.mark.slow
-def test_parts_are_shares_of_the_whole(figures):
-    shares = of(figures, "part_share", "sampler", "part")
-    for sampler in ("smc", "swor"):
-        parts = [value for (name, _), value in shares.items() if name == sampler]
-        assert len(parts) == 4 and sum(parts) == pytest.approx(1.0)
-
-
-@pytest.mark.slow
-def test_resampling_is_forced(figures):
-    ratios = of(figures, "resampling_ratio", "resampled")
-    assert ratios.keys() == {("none",), ("never",), ("every 4",), ("every 1",)}
-    lines = {x["resampled"]: x for x in figures if x["metric"] == "resampling_ratio"}
-    assert lines["every 1"]["fork_share"] > lines["every 4"]["fork_share"] > 0
-    assert lines["never"]["fork_share"] == 0 and lines["every 1"]["ess_share"] < 1
-
-
-@pytest.mark.slow
 def test_the_other_sections_have_their_figures(figures):
-    forks = [x for x in figures if x["metric"] == "swor_over_smc"]
-    assert [x["logit_scale"] for x in forks] == [1.0, 64.0]
-    assert forks[0]["swor_fork_share"] > forks[1]["swor_fork_share"]
     methods = of(figures, "throughput_ratio", "method")
     assert methods.keys() == {("slots",), ("slots, looking at once",), ("batches",)}
     assert methods["batches",] == 1.0
@@ -134,7 +111,7 @@ def changed(section, **fields):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (config(sections=("stepz",)), "config.sections is 'stepz'; allowed are steps, parts"),
+        (config(sections=("stepz",)), "config.sections is 'stepz'; allowed are steps, throughput"),
         (config(sections="steps"), "config.sections is 'steps'; it must be a tuple."),
         (config(repeats=0), "config.repeats is 0; it must be an integer of at least 1."),
         (config(dtype="int8"), "config.dtype is 'int8'; allowed are"),
@@ -144,7 +121,7 @@ def changed(section, **fields):
         (changed("steps", models=("huge",)), "config.steps.models is 'huge'; allowed are tiny."),
         (changed("steps", particles=(0,)), "config.steps.particles is 0"),
         (changed("steps", particles=4), "config.steps.particles is 4; it must be a tuple."),
-        (changed("forks", scales=(0.0,)), "config.forks.scales is 0.0"),
+        (changed("torch", max_new_tokens=1), "config.torch.max_new_tokens is 1"),
         (changed("throughput", slots=-2), "config.throughput.slots is -2"),
     ],
 )

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc.benchmarks.collectives import collectives
-from jax_power_smc.benchmarks.pods import lower_chunk
 from jax_power_smc.core import prng
 from jax_power_smc.core.mesh import make_mesh
 from jax_power_smc.engine import decode, programs
 from jax_power_smc.engine.layout import ONE_DEVICE
 from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
+from tests.engine.collectives import collectives, lower_chunk
 
 pytestmark = pytest.mark.usefixtures("full_optimization")
 

@@ -382,7 +382,7 @@ def test_what_an_early_stop_leaves_out_is_bounded(early_stop, num_particles):
         finished, there = np.asarray(stopped.finished), alive(stopped)
         assert finished[stops][there[stops]].all()
         assert not finished[~there].any()
-        assert (stopped.info.model_tokens[stops] <= full.info.model_tokens[stops]).all()
+        assert (stopped.info.drawn_tokens[stops] <= full.info.drawn_tokens[stops]).all()
         if num_particles == LEAVES:  # against the truth, not another estimate
             truth = np.array([log_z(p, target) for p in prompts])
             left = 1 - np.exp(np.asarray(stopped.log_evidence) - truth)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jax_power_smc.tasks import aime, gpqa, gsm8k, humaneval, jsonl, math500, tiny_reasoner
+from jax_power_smc.tasks import aime, gpqa, gsm8k, humaneval, jsonl, math500
 from jax_power_smc.tasks.base import KINDS
 from jax_power_smc.tasks.load import DATASETS
 from jax_power_smc.tasks.records import Record, read_records
@@ -240,14 +240,3 @@ def test_real_files_are_read_whole(name, file, count):
     if name == "gsm8k":
         assert all(float(example.gold) == int(example.gold) for example in examples)
         assert not any("<<" in example.solution for example in examples)
-
-
-def test_tiny_problems_are_those_of_the_reasoner():
-    made = tiny_reasoner.tiny_problems("valid", 3, 5, "Q: {question}")
-    assert [problem.id for problem in made] == [p.key for p in _reasoner("valid", 3, 5)]
-    for problem, p in zip(made, _reasoner("valid", 3, 5), strict=True):
-        assert problem.prompt == f"Q: {p.question}" and problem.gold == p.answer
-
-
-def _reasoner(*arguments):
-    return list(tiny_reasoner.problems.problems(*arguments))

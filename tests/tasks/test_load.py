@@ -10,6 +10,7 @@ from jax_power_smc.evaluation import job_config
 from jax_power_smc.tasks import prompts
 from jax_power_smc.tasks.hub_data import UnavailableError, is_hub_dataset
 from jax_power_smc.tasks.load import DATASETS, kind_of, load_task
+from jax_power_smc.tiny_reasoner import problems
 
 RECORDS = [
     {"problem": f"Q{i}", "answer": str(i), "id": f"p{i}", "solution": f"S{i}"} for i in range(4)
@@ -231,6 +232,10 @@ def test_tiny_problems():
     task = load_task(make_config(task="tiny_reasoner", split="valid", limit=3, problem_seed=2))
     assert task.kind == "reasoner" and len(task.problems) == 3
     assert all(isinstance(p.gold, int) and p.prompt.endswith("?\n") for p in task.problems)
+    asked = list(problems.problems("valid", 3, 2))
+    assert [(p.id, p.prompt, p.gold) for p in task.problems] == [
+        (p.key, p.question, p.answer) for p in asked
+    ]
     other = load_task(make_config(task="tiny_reasoner", split="valid", limit=3, problem_seed=3))
     assert {p.id for p in task.problems}.isdisjoint(p.id for p in other.problems)
     assert len(load_task(make_config(task="tiny_reasoner")).problems) == 400

@@ -60,17 +60,8 @@ def file_digests(directory: str | os.PathLike[str], *, weights: bool = True) -> 
         return {name: _digest_of(root, files, pool) for name, files in groups.items()}
 
 
-def fingerprint(directory: str | os.PathLike[str], *, weights: bool = True) -> str:
-    """One digest of all files that determine what a model computes, see ``file_digests``.
-
-    Returns:
-      32 hexadecimal digits.
-    """
-    return of_digests(file_digests(directory, weights=weights))
-
-
 def of_digests(digests: Mapping[str, str]) -> str:
-    """The fingerprint made of the digests of the files."""
+    """One digest of all files, see ``file_digests``: 32 hexadecimal digits."""
     text = json.dumps(digests, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=_BYTES).hexdigest()
 

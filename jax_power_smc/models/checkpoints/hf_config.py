@@ -7,6 +7,7 @@ name.
 
 import json
 import os
+import pathlib
 from typing import Any
 
 from jax_power_smc.core import checks
@@ -56,20 +57,30 @@ def read_config(
       CheckpointError: if config.json is missing, unreadable or inconsistent.
       UnsupportedModelError: if it asks for an architecture or a feature that is not implemented.
     """
-    path = os.path.join(directory, "config.json")
-    if not os.path.isfile(path):
+    path = pathlib.Path(directory, "config.json")
+    if not path.is_file():
         raise CheckpointError(
-            f"{os.fspath(directory)} has no config.json; a model directory in Hugging Face format "
+            f"{path.parent} has no config.json; a model directory in Hugging Face format "
             "holds config.json, model.safetensors (or shards with an index) and tokenizer.json."
         )
+    return config_from_hf(read_object(path), str(path), max_positions)
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one if there is no such file.
+
+    Raises:
+      CheckpointError: if the file holds anything else.
+    """
+    if not path.is_file():
+        return {}
     try:
-        with open(path, encoding="utf-8") as file:
-            raw = json.load(file)
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}).") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(raw).__name__}; it must be an object.")
-    return config_from_hf(raw, path, max_positions)
+        raise CheckpointError(f"{path} is not a JSON object ({error}).") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object (it is a JSON {type(value).__name__}).")
+    return value
 
 
 def config_from_hf(

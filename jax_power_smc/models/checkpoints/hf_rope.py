@@ -1,5 +1,6 @@
 """The rotary settings of a ``config.json``, wherever its schema puts them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax_power_smc.models.transformer.config import (
@@ -118,31 +119,27 @@ class _Settings:
     def __init__(self, values: dict[str, Any], source: str) -> None:
         self.values, self.source = values, source
 
-    def number(self, name: str) -> float:
-        value = self.values.get(name)
-        if not is_positive(value):
+    def checked(self, name: str, value: Any, is_right: Callable[[Any], bool], wanted: str) -> Any:
+        if not is_right(value):
             raise CheckpointError(
-                f"{self.source} has a rotary {name} {value!r}; it must be a positive number."
+                f"{self.source} has a rotary {name} {value!r}; it must be {wanted}."
             )
-        return float(value)  # type: ignore[arg-type]
+        return value
+
+    def number(self, name: str) -> float:
+        return float(self.checked(name, self.values.get(name), is_positive, "a positive number"))
 
     def numbers(self, name: str) -> tuple[float, ...]:
-        value = self.values.get(name)
-        if not isinstance(value, list) or not all(is_positive(x) for x in value):
-            raise CheckpointError(
-                f"{self.source} has a rotary {name} {value!r}; it must be a list of positive "
-                "numbers."
-            )
-        return tuple(float(x) for x in value)
+        def are_positive(value: Any) -> bool:
+            return isinstance(value, list) and all(map(is_positive, value))
+
+        wanted = "a list of positive numbers"
+        return tuple(map(float, self.checked(name, self.values.get(name), are_positive, wanted)))
 
     def original(self) -> int:
         """The context length of pretraining."""
         value = self.values.get(_ORIGINAL, self.values["max_position_embeddings"])
-        if not is_size(value):
-            raise CheckpointError(
-                f"{self.source} has {_ORIGINAL} {value!r}; it must be a positive integer."
-            )
-        return int(value)
+        return int(self.checked(_ORIGINAL, value, is_size, "a positive integer"))
 
 
 def _linear(settings: _Settings) -> RopeScaling:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,10 @@ import numpy as np
 from flax import nnx
 from safetensors.flax import save
 
-from jax_power_smc.core.files import write_json
+from jax_power_smc.core.files import write_bytes_whole, write_json
+from jax_power_smc.core.progress import ProgressDisplay
 from jax_power_smc.models.checkpoints import placement
 from jax_power_smc.models.checkpoints.hf_config import config_to_hf
-from jax_power_smc.models.checkpoints.progress_bar import loading_bar
 from jax_power_smc.models.checkpoints.safetensors_index import (
     FLOATS,
     INDEX,
@@ -27,6 +28,8 @@ from jax_power_smc.models.transformer.config import CheckpointError, Transformer
 from jax_power_smc.models.transformer.tensor_parallel import ParamPath
 from jax_power_smc.models.transformer.transformer import TransformerLM
 
+# Bytes above which progress is shown by default; less is loaded in a second or two.
+LARGE = 256 * 10**6
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -46,7 +49,8 @@ def load_params(
       dtype: the dtype to convert to.
       shardings: where the parameters go, see ``placement.resolve_shardings``; each process reads
         only what its devices hold.
-      progress: whether to show a progress bar, see ``progress_bar.loading_bar``.
+      progress: whether to show a progress bar if stderr is a terminal; None shows it for more than
+        ``LARGE`` bytes.
 
     Returns:
       The parameters of ``TransformerLM(config, dtype)``.
@@ -64,7 +68,8 @@ def load_params(
     arrays: dict[ParamPath, jax.Array] = {}
     not_finite: dict[str, None] = {}  # a set in the order of the files
     total = sum(tensor.size for tensor in {tensor for _, tensor in pairs})
-    with loading_bar(total, progress) as advance:
+    done, show = 0, total > LARGE if progress is None else progress
+    with ProgressDisplay(None, in_bytes=True, stream=sys.stderr, show=show) as display:
         for entry, tensor in pairs:
             rows = slice(entry.first_row, entry.first_row + entry.file_shape[0])
             view = entry.flip(tensor.map()[rows])
@@ -72,7 +77,8 @@ def load_params(
             arrays[entry.path], finite = placement.place(view, jnp.dtype(dtype), place)
             if not finite:
                 not_finite[entry.name] = None
-            advance(view.nbytes)
+            done += view.nbytes
+            display.update("loading", done, total)
     if not_finite:
         raise CheckpointError(
             f"{root} has weights that are NaN or infinite in {jnp.dtype(dtype).name}, in "
@@ -90,10 +96,7 @@ def save_pretrained(
     eos_ids: tuple[int, ...],
     bos_id: int | None = None,
 ) -> None:
-    """Writes config.json, generation_config.json and model.safetensors.
-
-    The weights are written to a temporary file and renamed, so that no reader sees half a file.
-    """
+    """Writes config.json, generation_config.json and model.safetensors, each in one atomic step."""
     root = pathlib.Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     flat = {path: leaf[...] for path, leaf in nnx.to_flat_state(params)}
@@ -101,17 +104,20 @@ def save_pretrained(
     for entry in weight_map(config):
         part = entry.first_row, entry.flip(flat[entry.path])
         parts.setdefault(entry.name, []).append(part)
-    tensors = {name: _joined(rows) for name, rows in parts.items()}
+    tensors = {
+        name: jnp.concatenate([part for _, part in sorted(rows, key=lambda row: row[0])])
+        if len(rows) > 1
+        else rows[0][1]
+        for name, rows in parts.items()
+    }
     some = next(iter(tensors.values()))
     ids = {"eos_token_id": list(eos_ids) if len(eos_ids) != 1 else eos_ids[0]}
     if bos_id is not None:
         ids["bos_token_id"] = bos_id
     write_json(root / "config.json", config_to_hf(config, dtype=str(some.dtype), **ids))
     write_json(root / "generation_config.json", ids)
-    partial = root / f"{WEIGHTS}.tmp"
     # Written by Python: the library's own writer makes files that only their owner can read.
-    partial.write_bytes(save(tensors, metadata={"format": "pt"}))
-    partial.replace(root / WEIGHTS)
+    write_bytes_whole(root / WEIGHTS, save(tensors, metadata={"format": "pt"}))
 
 
 def _refuse(root: pathlib.Path, problems: Sequence[str]) -> None:
@@ -189,13 +195,6 @@ def _untied(tensors: Sequence[StoredTensor]) -> list[str]:
         f"{_HEAD} differs from {_EMBEDDING}, but tie_word_embeddings is true (if it is false, the "
         "head is used)"
     ]
-
-
-def _joined(parts: list[tuple[int, jax.Array]]) -> jax.Array:
-    """A tensor from its parts, pairs of (first row, rows)."""
-    if len(parts) == 1:
-        return parts[0][1]
-    return jnp.concatenate([part for _, part in sorted(parts, key=lambda part: part[0])])
 
 
 def _ignorable(name: str, config: TransformerConfig) -> bool:

@@ -4,7 +4,6 @@ It has the real model's family, with every feature of that family, and, if they 
 its vocabulary, chat template and end tokens. Nothing is downloaded.
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jax_power_smc.core import prng
 from jax_power_smc.models.checkpoints import hub
-from jax_power_smc.models.checkpoints.hf_config import config_from_hf
+from jax_power_smc.models.checkpoints.hf_config import config_from_hf, read_object
 from jax_power_smc.models.checkpoints.load import EMBEDDED, embedded_directory
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.models.checkpoints.tokenizer import load_tokenizer, read_eos_ids
@@ -117,12 +116,7 @@ def tiny_model(config: ConfigDict) -> LoadedModel:
 def _family(config: ConfigDict) -> str:
     """The key of ``families.FAMILIES``."""
     path = _find(config, "config.json")
-    named = None
-    if path is not None:
-        try:
-            named = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is not a JSON object ({error}).") from error
+    named = None if path is None else read_object(path).get("model_type")
     if named is not None and config.architecture not in (None, named):
         raise ValueError(f"config.architecture is {config.architecture!r}; {path} says {named!r}.")
     family = named or config.architecture

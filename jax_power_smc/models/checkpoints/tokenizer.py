@@ -1,12 +1,12 @@
 """The tokenizer of a checkpoint, and the tokens that begin its prompts and end its answers."""
 
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from jax_power_smc.core.types import Tokenizer
+from jax_power_smc.models.checkpoints.hf_config import read_object
 from jax_power_smc.models.transformer.config import CheckpointError
 
 _CONFIG = "tokenizer_config.json"
@@ -42,7 +42,7 @@ def load_tokenizer(directory: pathlib.Path) -> HfTokenizer:
     """
     if not (directory / "tokenizer.json").is_file():
         raise CheckpointError(f"{directory} has no tokenizer.json.")
-    settings = _read_object(directory / _CONFIG)
+    settings = read_object(directory / _CONFIG)
     # Imported here: it takes a second, and callers with their own tokens do not need it.
     # Not AutoTokenizer: it goes by config.json's model_type, and for "qwen2" it always builds a
     # byte-pair tokenizer, even if tokenizer.json holds another kind. This class follows the file.
@@ -93,7 +93,7 @@ def read_eos_ids(directory: pathlib.Path, tokenizer: HfTokenizer) -> tuple[int, 
       CheckpointError: for a file that is not a JSON object, or values that are not ids.
     """
     for file in ("generation_config.json", "config.json"):
-        value = _read_object(directory / file).get("eos_token_id")
+        value = read_object(directory / file).get("eos_token_id")
         if value is None:
             continue
         ids = value if isinstance(value, list) else [value]
@@ -124,16 +124,3 @@ def refuse_tokens_without_embedding(
             f"the tokenizer in {source} has ids up to {max(beyond)}, but the embedding has only "
             f"{vocab_size} rows."
         )
-
-
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not a JSON object ({error}).") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object (it is a {type(value).__name__}).")
-    return value

@@ -80,9 +80,7 @@ def weight_map(config: TransformerConfig) -> list[MappedWeight]:
             _linear(f"{file}.self_attn.{name[0]}_proj", (*inner, name), d, size)
             for name, size in heads.items()
         ]
-        gates = [
-            _linear(f"{file}.mlp.{name}_proj", (*ours, name), d, f) for name in ("gate", "up")
-        ]
+        gates = [_linear(f"{file}.mlp.{name}_proj", (*ours, name), d, f) for name in ("gate", "up")]
         if family.fused:
             projections = _rows_of(f"{file}.self_attn.qkv_proj.weight", projections)
             gates = _rows_of(f"{file}.mlp.gate_up_proj.weight", gates)

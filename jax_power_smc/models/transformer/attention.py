@@ -14,8 +14,8 @@ from jax_power_smc.models.transformer.precision import wide
 # Low enough to vanish in a softmax, and finite so that a row without any visible entry stays
 # finite.
 MASKED = -1e30
-# The most scores that are held at the same time: 128 MB in float32.
-MAX_SCORES = 1 << 25
+# The most scores that are held at the same time: 64 MB in float32.
+MAX_SCORES = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,9 +29,7 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def _dot(
-    x: jax.Array, weight: nnx.Param, parallel: TensorParallel = UNSHARDED_MODEL
-) -> jax.Array:
+def _dot(x: jax.Array, weight: nnx.Param, parallel: TensorParallel = UNSHARDED_MODEL) -> jax.Array:
     """x [M, A] times a weight [A, B], accumulated in ``wide`` and returned in the dtype of ``x``.
 
     If the contracted axis is sharded over the devices of ``parallel``, the partial sums are added

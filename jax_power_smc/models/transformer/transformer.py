@@ -250,8 +250,9 @@ class TransformerLM:
     def temporaries(self, num_rows: int, block: int, capacity: int) -> int:
         """Bytes that ``extend`` needs besides its results, on one device.
 
-        At most twice as many as XLA CPU planned for the shapes tried, never fewer. It leaves out
-        that XLA CPU carries a 16-bit cache through a loop of steps in float32.
+        Never fewer than XLA CPU planned for the shapes tried, and at most 64 MB or twice as many
+        more: some programs hold the scores once, some twice. It leaves out that XLA CPU carries a
+        16-bit cache through a loop of steps in float32.
         """
         config, parts = self.config, self.parallel.size
         heads = config.num_heads // parts
@@ -259,8 +260,7 @@ class TransformerLM:
         # Sizes of a token in the residual stream, among the heads, and in the MLP.
         token = config.hidden_size + heads * config.head_dim
         token = 4 * token + 5 * config.mlp_size // (2 * parts)
-        # Of one token per row, all stages of the softmax are there at the same time.
-        copies = 4 if block == 1 else 1
+        copies = 4 if block == 1 else 2
         return wide(self.dtype).itemsize * (copies * scores + num_rows * block * token)
 
     @functools.cached_property

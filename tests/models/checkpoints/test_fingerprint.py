@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import jax_power_smc as psmc
 from jax_power_smc.evaluation import job_config
 from jax_power_smc.models.checkpoints import fingerprint as module
-from jax_power_smc.models.checkpoints.fingerprint import fingerprint, hub_commit
+from jax_power_smc.models.checkpoints.fingerprint import file_digests, hub_commit, of_digests
 from jax_power_smc.models.checkpoints.safetensors_io import save_pretrained
 from jax_power_smc.models.checkpoints.tiny_random import tiny_model
 from tests.models import small
@@ -28,6 +28,10 @@ def directory(tmp_path):
     small.save_tokenizer(tmp_path, 20)
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     return tmp_path
+
+
+def fingerprint(directory):
+    return of_digests(file_digests(directory))
 
 
 def nudge(file, name, index):

@@ -296,11 +296,11 @@ def test_directory_without_a_config(tmp_path):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"{not json", "not valid JSON"),
-        (b"", "not valid JSON"),
-        (b"\xff\xfe\x00", "not valid JSON"),
-        (b"[1, 2]", "holds a JSON list"),
-        (b"null", "holds a JSON NoneType"),
+        (b"{not json", "is not a JSON object"),
+        (b"", "is not a JSON object"),
+        (b"\xff\xfe\x00", "is not a JSON object"),
+        (b"[1, 2]", "is not a JSON object (it is a JSON list)"),
+        (b"null", "is not a JSON object (it is a JSON NoneType)"),
     ],
 )
 def test_config_that_is_not_a_json_object(tmp_path, content, part):

@@ -1,8 +1,9 @@
 """Safetensors in and out: round trips, shards, dtypes, and every way a file can be wrong."""
 
-import contextlib
 import dataclasses
+import io
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jax_power_smc.models.checkpoints import safetensors_io
 from jax_power_smc.models.checkpoints.hf_config import read_config
 from jax_power_smc.models.checkpoints.safetensors_index import StoredTensor
 from jax_power_smc.models.checkpoints.safetensors_io import load_params, save_pretrained
@@ -345,21 +347,34 @@ def test_parameters_outlive_their_file(tmp_path, dtype):
     np.testing.assert_array_equal(np.asarray(params["embedding"][...]), embedding)
 
 
-def test_progress_is_counted_in_bytes_of_the_file(tmp_path, monkeypatch):
-    seen = []
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
-    @contextlib.contextmanager
-    def bar(total, show):
-        seen.extend([total, show])
-        yield seen.append
 
-    monkeypatch.setattr("jax_power_smc.models.checkpoints.safetensors_io.loading_bar", bar)
+@pytest.mark.parametrize(
+    ("stream", "is_large", "progress", "drawn"),
+    [
+        (Terminal, True, None, True),
+        (Terminal, False, None, False),
+        (Terminal, False, True, True),
+        (Terminal, True, False, False),
+        (io.StringIO, True, True, False),
+    ],
+)
+def test_progress_is_shown_in_bytes_of_the_file(
+    tmp_path, monkeypatch, stream, is_large, progress, drawn
+):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "stderr", stderr := stream())
     tensors = {k: v.astype(np.float16) for k, v in oracle.random_tensors(CONFIG).items()}
     small.write(tmp_path, CONFIG, tensors)
-    load_params(tmp_path, CONFIG, progress=True)
-    total, show, *steps = seen
-    assert total == sum(steps) == sum(array.nbytes for array in tensors.values())
-    assert show is True and len(steps) == len(tensors)
+    total = sum(array.nbytes for array in tensors.values())
+    monkeypatch.setattr(safetensors_io, "LARGE", total - is_large)
+    load_params(tmp_path, CONFIG, progress=progress)
+    assert ("loading" in stderr.getvalue()) == drawn
+    assert (f"{total / 1000:.1f}/{total / 1000:.1f} kB" in stderr.getvalue()) == drawn
 
 
 def test_tensors_at_odd_places_of_the_file(tmp_path):

@@ -159,9 +159,10 @@ def test_half_precision_keeps_its_dtype_and_stays_close(dtype):
 
 
 def test_double_precision(x64):
-    q, (k, v) = normal(0, 2, K, 2, H, dtype=jnp.float64), [
-        normal(i, 2, 5, K, H, dtype=jnp.float64) for i in (1, 2)
-    ]
+    q, (k, v) = (
+        normal(0, 2, K, 2, H, dtype=jnp.float64),
+        [normal(i, 2, 5, K, H, dtype=jnp.float64) for i in (1, 2)],
+    )
     out = decode(q, *viewed(k, v), jnp.asarray([3, 4], jnp.int32), PLAIN)
     for r, position in enumerate((3, 4)):
         expected = one(q[r], k[r], v[r], position, PLAIN)

@@ -63,9 +63,7 @@ def test_only_the_given_entries_are_written(layout, heads, entry):
     entry = jnp.asarray(entry, jnp.int32)
     cache = random_cache(layout, entry.shape[0], capacity, layers=1, heads=heads)
     rng = np.random.default_rng(1)
-    new = [
-        jnp.asarray(rng.normal(size=(*entry.shape, heads, H)), jnp.float32) for _ in range(2)
-    ]
+    new = [jnp.asarray(rng.normal(size=(*entry.shape, heads, H)), jnp.float32) for _ in range(2)]
     leaves = cache.keys[0], cache.values[0]
     keys, values = jax.jit(kv_cache.write, static_argnums=0)(layout, *leaves, *new, entry)
     expected = [x.copy() for x in by_entry(cache)]

@@ -107,6 +107,48 @@ def test_a_mesh_gives_what_one_device_gives(name, size):
         np.testing.assert_allclose(left, right, rtol=0, atol=1e-4, err_msg=field)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_on_a_mesh_give_what_one_device_gives(name, size):
+    """A prefill, a move and steps; each device has the keys and values of its own heads."""
+    model, params = model_and_params(name)
+    part, where = model.on(size), mesh.make_mesh(size)
+    tokens = np.random.default_rng(3).integers(0, 23, (3, 10))
+    tokens[2, :6] = tokens[0, :6]
+    lengths = jnp.asarray([6, 4, 6], jnp.int32)
+
+    def run(model, params, tokens):
+        cache = model.init_cache(params, 3, 16)
+        start = jnp.zeros_like(lengths)
+        # Row 2 has nothing yet; it continues as a copy of row 0.
+        first, cache = model.extend(params, cache, tokens[:, :6], start, lengths.at[2].set(0))
+        pair = [jnp.asarray(x, jnp.int32) for x in ([0], [2], [6], 1)]
+        cache = model.move(cache, *pair)
+        found = [first[:2, :4]]
+        for t in range(3):
+            token = jnp.take_along_axis(tokens, (lengths + t)[:, None], axis=1)
+            logits, cache = model.extend(params, cache, token, lengths + t, jnp.ones_like(lengths))
+            found.append(logits)
+        return found, cache
+
+    placed = part.vocabulary.axis
+    mapped = jax.shard_map(
+        lambda params, tokens: run(part, params, tokens)[0],
+        mesh=where,
+        in_specs=(part.param_specs(params), PartitionSpec()),
+        out_specs=PartitionSpec(None, None, placed),
+        check_vma=False,
+    )
+    tokens = jnp.asarray(tokens, jnp.int32)
+    found = jax.jit(mapped)(params, tokens)
+    expected, cache = jax.jit(functools.partial(run, model))(params, tokens)
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-4)
+    local = jax.eval_shape(lambda: part.init_cache(params, 3, 16))
+    for whole, own in zip(jax.tree.leaves(cache), jax.tree.leaves(local), strict=True):
+        assert own.size * size == whole.size
+
+
 # --- what lies where ---
 
 

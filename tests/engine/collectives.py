@@ -1,21 +1,27 @@
-"""What the devices of a mesh exchange in a decode step, read from the compiled program.
-
-Nothing is run and no speed is claimed. The chunk of decode steps is compiled from shapes alone, for
-as many CPU devices as the machine in question has, or by the machine's own compiler. The text of
-the program lists the arrays that are exchanged; with the makers' figures for memory and links, two
-times follow whose ratio is of interest:
-
-    memory    reading all parameters, contexts and caches of a device once
-    links     sending the device's part of each exchange, in a ring
-
-Both are lower bounds. Real collectives of so little data take longer than their bytes do; this
-overhead per collective is an assumption that the reader chooses, and is reported separately.
-"""
+"""What devices exchange in a chunk of decode steps, read from the compiled program."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jax_power_smc.engine.decode import PromptInputs, SharedInputs
+
+from jax_power_smc.core import prng
+from jax_power_smc.engine import executables, programs
+from jax_power_smc.engine.layout import layout_of
+from jax_power_smc.models.transformer.transformer import TransformerLM
+from jax_power_smc.samplers import Kernel
+from jax_power_smc.targets.power import PowerTarget
+
+# Enough steps that the compiled program has a loop over them.
+_STEPS = 4
 
 _KINDS = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
@@ -54,18 +60,6 @@ class Collective:
         """Bytes of the results on one device."""
         return sum(_BYTES[dtype] * math.prod(shape) for dtype, shape in self.arrays)
 
-    @property
-    def sent(self) -> float:
-        """Bytes that each device sends to its neighbour in a ring."""
-        others = (self.group - 1) / self.group
-        if self.kind == "all-reduce":
-            return 2 * others * self.size
-        if self.kind == "reduce-scatter":
-            return (self.group - 1) * self.size
-        if self.kind in ("all-gather", "all-to-all"):
-            return others * self.size
-        return self.size
-
 
 def collectives(text: str) -> list[Collective]:
     """All exchanges of a compiled program.
@@ -94,6 +88,59 @@ def collectives(text: str) -> list[Collective]:
             )
             found.append(Collective(kind, arrays, _group(line), loops))
     return found
+
+
+def lower_chunk(
+    model: TransformerLM,
+    mesh: Mesh | None,
+    sampler: Kernel,
+    *,
+    prompts: int,
+    prompt_tokens: int,
+    capacity: int,
+    num_steps: int = _STEPS,
+) -> tuple[Any, Any]:
+    """Lowers a chunk of decode steps from shapes alone.
+
+    Args:
+      model: as one device runs it.
+      mesh: the mesh, or None for one device.
+      sampler: any that has slots.
+      prompts: P, over all data shards.
+      prompt_tokens, capacity: S and T.
+      num_steps: of the chunk.
+
+    Returns:
+      The lowered program, and the shapes of the caches on one device.
+    """
+    layout = layout_of(model, mesh)
+    params = nnx.state(model.abstract_module())
+
+    def of_all(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((prompts, *x.shape), x.dtype)
+
+    target = PowerTarget(4.0, (0,)).arrays(model.vocab_size, capacity)
+    shared = SharedInputs(jax.eval_shape(sampler.traced))
+    own = PromptInputs(None, target, prng.prompt_keys(prng.seed_key(0), [0])[0])
+    args: Any = (
+        params,
+        shared,
+        jax.tree.map(of_all, own),
+        of_all(jax.ShapeDtypeStruct((prompt_tokens,), jnp.int32)),
+        of_all(jnp.zeros((), jnp.int32)),
+    )
+    static: dict[str, Any] = {"model": layout.model}
+    inputs, state, _ = executables.results(
+        programs.prefill, static | {"capacity": capacity}, args, layout
+    )
+    make = functools.partial(programs.empty_cache, layout.model, params)
+    sizes = sampler.num_particles, capacity
+    cache = jax.eval_shape(lambda: make(prompts * layout.model_shards, *sizes))
+    clocks = jax.ShapeDtypeStruct((num_steps,), jnp.int32)
+    args = params, shared, inputs, state._replace(cache=cache), clocks
+    specs = programs.SPECS[programs.decode_chunk](layout, args)
+    lowered = layout.lower(programs.decode_chunk, static, args, specs)
+    return lowered, jax.eval_shape(lambda: make(prompts // layout.data_shards, *sizes))
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
