@@ -94,7 +94,9 @@ class Decoded(NamedTuple):
     def fork_share(self) -> float:
         """The share of running rows that took over another one's past, over all steps."""
         # The last chunk may go beyond the cap.
-        forks = [np.asarray(x.steps.forks)[0, : x.cap] for x in self.requests]
+        forks = [
+            np.asarray(x.steps.forks)[0, : x.cap] for x in self.requests if x.steps is not None
+        ]
         outcomes = [request.outcome for request in self.requests if request.outcome]
         (num,) = {outcome.final.particle_index.shape[-1] for outcome in outcomes}
         return float(np.mean(np.concatenate(forks)) / num)

@@ -24,7 +24,6 @@ from jax_power_smc.evaluation.scores import read
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.report.job_status import status_of
 from jax_power_smc.report.load import read_report
-from jax_power_smc.tasks import tiny_reasoner
 from jax_power_smc.tiny_reasoner import problems
 from tests.cli.command import ROOT, assert_refused, call, outcomes
 from tests.evaluation import tiny
@@ -128,7 +127,7 @@ def easy():
             yield listed[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_reasoner.problems, "problems", changed)
+        patch.setattr(problems, "problems", changed)
         yield listed
 
 
