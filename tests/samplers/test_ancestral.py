@@ -31,7 +31,7 @@ END = PowerTarget(1.0, (EOS,))
 
 
 def sample(sampler, target=END, *, seed=0, prompts=((0,),), params=PARAMS, cap=CAP):
-    return psmc.sample(
+    return psmc.plain.sample(
         MODEL,
         params,
         prompts,
