@@ -143,7 +143,19 @@ def plan(position: jax.Array, live: jax.Array, blocks: int, block: int, window: 
 def _first_block(position: Any, block: int, window: int | None) -> Any:
     if window is None:
         return position * 0
-    return jnp.maximum(position - jnp.int32(window - 1), 0) // block
+    return _quotient(jnp.maximum(position - jnp.int32(window - 1), 0), block)
+
+
+# Of numbers that are not negative. To look at signs, as ``//`` and ``%`` do, Pallas must know the
+# chip, and a program that is compiled for another machine has none.
+
+
+def _quotient(x: jax.Array, divisor: int) -> jax.Array:
+    return jax.lax.div(x, jnp.full_like(x, divisor))
+
+
+def _remainder(x: jax.Array, divisor: int) -> jax.Array:
+    return jax.lax.rem(x, jnp.full_like(x, divisor))
 
 
 def _call(
@@ -180,7 +192,7 @@ def _call(
         sizes_ref, row_ref, block_ref, position_ref, order_ref,
         q_ref, new_k_ref, new_v_ref, k_ref, v_ref,
         out_ref, all_k_ref, all_v_ref,
-        part_ref, top_ref, total_ref, tile_k_ref, tile_v_ref, sems,
+        part_ref, top_ref, total_ref, tile_k_ref, tile_v_ref, sem_k_ref, sem_v_ref,
     ):  # fmt: skip
         i = pl.program_id(0)
         row, at = row_ref[i], block_ref[i]
@@ -188,14 +200,13 @@ def _call(
 
         def write_back(row: Any, slot: Any, first: Any) -> list[Any]:
             """The copies of a row's tiles to memory."""
-            there = pl.ds(first, tile)
+            to = row, pl.ds(first, tile), slice(None)
             return [
-                pltpu.make_async_copy(
-                    tile_k_ref.at[slot], all_k_ref.at[row, there, :], sems.at[0, slot]
-                ),
-                pltpu.make_async_copy(
-                    tile_v_ref.at[slot], all_v_ref.at[row, there, :], sems.at[1, slot]
-                ),
+                pltpu.make_async_copy(tile_ref.at[slot], ref.at[to], sem_ref.at[slot])
+                for tile_ref, ref, sem_ref in (
+                    (tile_k_ref, all_k_ref, sem_k_ref),
+                    (tile_v_ref, all_v_ref, sem_v_ref),
+                )
             ]
 
         def is_item(condition: Any) -> Any:
@@ -236,7 +247,7 @@ def _call(
                 part_ref[head] = shrink[:, :1] * part_ref[head] + part
                 top_ref[head] = top
 
-        @is_item(at == new // block)
+        @is_item(at == _quotient(new, block))
         def _() -> None:
             new_k, new_v = new_k_ref[...], new_v_ref[...]  # [1, K*H]
             for head in range(heads):
@@ -248,21 +259,22 @@ def _call(
                 part = shrink * part_ref[head] + weight * new_v[:, columns(head)]
                 out_ref[head] = part / total
 
-            order, slot = order_ref[row], jax.lax.rem(order_ref[row], 2)
+            order = order_ref[row]
+            slot = _remainder(order, 2)
 
             @pl.when(order >= 2)
             def _() -> None:
                 for copy in write_back(row, slot, 0):  # what the slot held has arrived
                     copy.wait()
 
-            inside = pl.multiple_of(jax.lax.rem(new, block) // tile * tile, tile)
-            is_new = jax.lax.broadcasted_iota(jnp.int32, (tile, width), 0) == jax.lax.rem(new, tile)
+            inside = pl.multiple_of(_quotient(_remainder(new, block), tile) * tile, tile)
+            is_new = jax.lax.broadcasted_iota(jnp.int32, (tile, width), 0) == _remainder(new, tile)
             for tile_ref, ref, entry in (
                 (tile_k_ref, k_ref, new_k), (tile_v_ref, v_ref, new_v),
             ):  # fmt: skip
                 old = ref[pl.ds(inside, tile), :].astype(jnp.float32)
                 tile_ref[slot] = jnp.where(is_new, entry, old).astype(dtype)
-            for copy in write_back(row, slot, pl.multiple_of(new // tile * tile, tile)):
+            for copy in write_back(row, slot, pl.multiple_of(_quotient(new, tile) * tile, tile)):
                 copy.start()
 
             @pl.when(order == sizes_ref[1] - 1)
@@ -309,7 +321,8 @@ def _call(
                 pltpu.VMEM((heads, padded, _LANES), jnp.float32),
                 pltpu.VMEM((2, tile, width), dtype),
                 pltpu.VMEM((2, tile, width), dtype),
-                pltpu.SemaphoreType.DMA((2, 2)),
+                pltpu.SemaphoreType.DMA((2,)),
+                pltpu.SemaphoreType.DMA((2,)),
             ],
         ),
         # Read in blocks, written by hand: one buffer each.
