@@ -367,10 +367,7 @@ def _run_batch(
             out_specs=DATA_SHARDED,
             check_vma=False,  # it does not know the axis of the vmap
         )
-    outcome: tuple[LoopState, StepInfo, FinalWeights] = batch(
-        params, inputs, prompts, lengths, keys
-    )
-    return outcome
+    return batch(params, inputs, prompts, lengths, keys)
 
 
 def _data_mesh(mesh: Mesh | None) -> Mesh | None:
@@ -437,7 +434,7 @@ def _result(
             dropped_mass=np.asarray(particles.dropped),
             acceptance_rate=np.full((len(index),), np.nan),
             # The prompt's last token, and then one for each prefix that runs on.
-            model_tokens=np.asarray(1 + num_rows.sum(axis=1), np.int32),
+            model_tokens=np.asarray(1 + np.sum(num_rows, axis=1, dtype=np.int32)),
             drawn_tokens=np.asarray(particles.drawn),
             num_rows=num_rows,
             copies=copies,

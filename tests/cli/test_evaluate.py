@@ -40,6 +40,8 @@ SMALL = {
     "max_new_tokens": 16,
     "slots": 4,
 }
+# The generator itself, which the fixture `easy` replaces.
+MADE = problems.problems
 # The known model never says 7.
 GOLD = (3, 4, 5, 7)
 RUNS = ["temperature_1", "low_temperature", "greedy", "samples", "mh", "smc", "smc_ramp", "swor"]
@@ -119,10 +121,10 @@ class Finished:
 @pytest.fixture(scope="module")
 def easy():
     """Answers of the problems that the known model may give; the list of problems asked for."""
-    listed, make = [], problems.problems
+    listed = []
 
     def changed(split, limit, seed):
-        for problem, answer in zip(make(split, limit, seed), GOLD, strict=False):
+        for problem, answer in zip(MADE(split, limit, seed), GOLD, strict=False):
             listed.append(dataclasses.replace(problem, answer=answer))
             yield listed[-1]
 
@@ -709,7 +711,7 @@ def test_the_command_writes_its_files(model, tmp_path):
     summary = strictly((tmp_path / "new/summary.json").read_text())
     assert list(dict.fromkeys(row["run"] for row in summary["rows"])) == RUNS
     lines = (tmp_path / "new/records.jsonl").read_text().splitlines()
-    listed = list(problems.problems("test", 3, 3))
+    listed = list(MADE("test", 3, 3))
     assert sorted((r["run"], r["prompt"], r["gold"]) for r in map(strictly, lines)) == sorted(
         (run, problem.question, problem.answer) for run in RUNS for problem in listed
     )
