@@ -9,11 +9,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc.models.transformer.kernels import MASKED
 from jax_power_smc.models.transformer.precision import wide
 
-# Low enough to vanish in a softmax, and finite so that a row without any visible entry stays
-# finite.
-MASKED = -1e30
 # The most scores that are held at the same time: 64 MB in float32.
 MAX_SCORES = 1 << 24
 
@@ -112,7 +110,7 @@ def extend(
 
 
 def scores_at_a_time(rows: int, block: int, heads: int, capacity: int) -> int:
-    """How many scores ``extend`` holds in memory, of R rows with B tokens, all heads and entries."""
+    """How many scores ``extend`` holds in memory, of R rows with B tokens and all query heads."""
     of_a_token = rows * heads * capacity
     return of_a_token * min(block, max(1, MAX_SCORES // of_a_token))
 

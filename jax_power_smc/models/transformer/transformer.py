@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jax_power_smc.core.vocab_sharding import VocabSharding
-from jax_power_smc.models.transformer import attention, kv_cache
+from jax_power_smc.models.transformer import attention, cached_attention, kv_cache
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.kv_cache import KVCache
 from jax_power_smc.models.transformer.layers import Block, RMSNorm, random_weight, times
@@ -89,16 +89,15 @@ class Transformer(nnx.Module):
         lead = (rows,) if block == 1 else (rows, block)
         if block > 1:
             position = position[:, None] + jnp.arange(block, dtype=jnp.int32)[None]
-        attend = attention.decode if block == 1 else attention.extend
-        entry = kv_cache.entries(position, count, cache.capacity)
+        attend = cached_attention.decode if block == 1 else cached_attention.extend
         x = self.embed(tokens.reshape(-1))
         keys, values = [], []
         for layer, *leaves in zip(self.layers, cache.keys, cache.values, strict=True):
             projected = layer.project(x, position.reshape(-1))
             q, *new = (y.reshape(*lead, *y.shape[1:]) for y in projected)
-            leaves = kv_cache.write(cache.layout, *leaves, *new, entry)
-            viewed = kv_cache.by_head(cache.layout, *leaves, q.shape[-1])
-            x = layer.finish(x, attend(q, *viewed, position, layer.attention.scoring))
+            scoring = layer.attention.scoring
+            out, *leaves = attend(cache.layout, scoring, q, *new, *leaves, position, count)
+            x = layer.finish(x, out)
             keys.append(leaves[0])
             values.append(leaves[1])
         cache = KVCache(tuple(keys), tuple(values), cache.layout)

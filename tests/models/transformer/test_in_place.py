@@ -70,9 +70,10 @@ def of_leaf_size(compiled, cache):
     found = []
     for line in compiled.as_text().splitlines():
         match = re.match(r"\s*(?:ROOT )?%?(\S+) = \w+\[([\d,]+)\]\S* ([\w-]+)\(", line)
-        if match and math.prod(map(int, match[2].split(","))) in sizes:
-            if match[3] not in free | updates or "copy" in match[1] or "transpose" in match[1]:
-                found.append(match[1])
+        if not match or math.prod(map(int, match[2].split(","))) not in sizes:
+            continue
+        if match[3] not in free | updates or "copy" in match[1] or "transpose" in match[1]:
+            found.append(match[1])
     return found
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jax_power_smc.models.cache_moves import insert_rows, resize_cache
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.kv_cache import KVCache
 from jax_power_smc.models.transformer.transformer import Transformer, TransformerLM
@@ -212,6 +213,36 @@ def test_a_rewound_row_forgets_what_it_had(built, block):
             np.testing.assert_allclose(
                 logits[row], expected[row, n + done : n + done + block], **TOLERANCE
             )
+
+
+@every_layout
+@pytest.mark.parametrize(("rows", "capacity"), [(5, 24), (2, 24), (3, 16)])
+def test_inserted_rows_go_on_in_a_cache_of_another_size(built, layout, rows, capacity):
+    model, params = built("qwen2-grouped-untied")
+    model, tokens = with_layout(model, layout), sequences(11, rows=2)
+    expected = forward(model, params, tokens)
+    lengths = np.array([5, 8])
+    small_cache = used_before(model, params, 3, capacity=8)
+    padded = [*tokens[:, :8], [0] * 8]
+    _, prefilled = extend(model, params, small_cache, padded, [0] * 3, [*lengths, 0])
+    # The third of the group is padding.
+    cache = used_before(model, params, 4, capacity=12)
+    cache = insert_rows(model, cache, jnp.asarray([1, 0, 4], jnp.int32), prefilled)
+    cache = resize_cache(model, params, cache, rows, capacity)
+    for leaf, other in zip(
+        jax.tree.leaves(cache),
+        jax.tree.leaves(model.init_cache(params, rows, capacity)),
+        strict=True,
+    ):
+        assert leaf.shape == other.shape
+    for t in range(4):
+        token, position = np.zeros((rows, 1)), np.zeros(rows)
+        token[:2, 0] = tokens[[1, 0], lengths[[1, 0]] + t]
+        position[:2] = lengths[[1, 0]] + t
+        logits, cache = extend(model, params, cache, token, position, np.arange(rows) < 2)
+        for row, prompt in enumerate([1, 0]):
+            wanted = expected[prompt, lengths[prompt] + t]
+            np.testing.assert_allclose(logits[row, 0], wanted, **TOLERANCE)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
