@@ -71,7 +71,8 @@ def _check_rows(scheduler):
             state = jax.tree.map(lambda x, place=place: np.asarray(x)[place], prompts)
             _check_prompt(scheduler._occupants[place], slot, state, local, rows, cache)
     # What the host believes is never too little.
-    assert max(in_use) <= min(rows.num_rows, scheduler._at_most), (in_use, scheduler._at_most)
+    assert max(in_use) <= rows.num_rows
+    assert (np.array(in_use) <= scheduler._at_most).all(), (in_use, scheduler._at_most)
 
 
 def _check_prompt(request, slot, state, table, rows, cache):
