@@ -16,9 +16,7 @@ from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
 from jax_power_smc.engine import executables, programs, slot_plan
 from jax_power_smc.engine.target_batch import TargetBatch
 from jax_power_smc.engine.timing import ReadyTimes
-from tests.engine.integrity import integrity
 
-__all__ = ["integrity"]
 # Of every scheduler, after every round.
 pytestmark = pytest.mark.usefixtures("quick_compilation", "integrity")
 
@@ -115,7 +113,7 @@ def test_with_too_few_rows_for_all_prompts_they_get_what_they_get_alone(integrit
     assert made.stats.stalls > 0 and len(integrity) > 5
 
 
-def test_rows_come_and_go_with_the_prompts(integrity):
+def test_rows_come_and_go_with_the_prompts(growing, integrity):
     asked = [request(0, prompt=[i % 5], max_new_tokens=12) for i in range(12)]
     made = make(rows=None)
     done = list(made.stream(iter(asked), key=KEY))
@@ -568,7 +566,7 @@ def test_metropolis_hastings_and_wrong_keys_are_refused():
 
 
 @pytest.mark.parametrize("rows", [7, None])
-def test_warmup_compiles_everything_for_plain_targets(rows):
+def test_warmup_compiles_everything_for_plain_targets(growing, rows):
     made = make(slots=2, rows=rows, max_prompt_tokens=100, max_new_tokens=200)
     assert made.warmup() > 0
     names = ["start", "prefill", "decode_chunk", "finalize", "suspend", "cancel"]

@@ -74,6 +74,7 @@ def assert_same(one, two, prompts=None, other_prompts=None, atol=1e-12):
 
 @pytest.fixture(scope="module")
 def four():
+    """With a table that grows, unlike most other runs here."""
     result = sample()
     # What follows would prove little of a run in which nothing happens.
     assert result.info.forks.sum() > 3 and len(set(np.asarray(result.lengths).ravel())) > 2
@@ -116,7 +117,7 @@ def test_order_and_slot_do_not_matter(four, order):
 
 
 @pytest.mark.parametrize("width", [1, 2])
-def test_the_size_of_batches_does_not_matter(four, width):
+def test_the_size_of_batches_does_not_matter(growing, four, width):
     assert_same(four, sample(prompts_per_batch=width))
 
 

@@ -11,7 +11,6 @@ from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
 from jax_power_smc.engine.device_rows import DeviceRows
 from jax_power_smc.engine.records import PendingRecords
 from jax_power_smc.engine.scheduler import Scheduler
-from tests.engine.integrity import integrity
 from tests.engine.runs import (
     CAP,
     KEY,
@@ -27,7 +26,6 @@ from tests.engine.runs import (
 )
 from tests.models.small import assert_sentence
 
-__all__ = ["integrity"]
 pytestmark = pytest.mark.usefixtures("quick_compilation", "integrity")
 
 TARGET = PowerTarget(1.5, (5,))
@@ -186,7 +184,7 @@ def test_memory_may_fail_more_than_once_and_the_table_gets_smaller_each_time(mon
     assert failure.failed == 3 and last().sizes.rows == (7,)
 
 
-def test_where_the_number_of_rows_follows_the_load_the_larger_ones_are_given_up(monkeypatch, last):
+def test_where_rows_follow_the_load_the_larger_tables_are_given_up(growing, monkeypatch, last):
     failure = Failure(monkeypatch, *PLACES["chunk"], {4})
     engine = make(SMC, rows=None)
     sizes = engine._sizes.rows

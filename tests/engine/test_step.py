@@ -12,7 +12,6 @@ import jax_power_smc as psmc
 from jax_power_smc import Ancestral, PowerSMC, PowerTarget, WithoutReplacement
 from jax_power_smc.engine import device_rows, programs, rows, step
 from jax_power_smc.engine.device_rows import DeviceRows
-from tests.engine.integrity import integrity
 from tests.engine.runs import (
     CAP,
     MODEL,
@@ -25,7 +24,6 @@ from tests.engine.runs import (
     run,
 )
 
-__all__ = ["integrity"]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PLAIN = PowerTarget(1.5, (5,))
