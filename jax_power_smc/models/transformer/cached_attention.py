@@ -67,8 +67,8 @@ def _by_products(
 
 
 def _by_kernel(scoring: Scoring, q: jax.Array, *arrays: jax.Array) -> Result:
-    limits = {"softcap": scoring.softcap, "window": scoring.window}
-    return kernels.decode(scoring.scaled(q), *arrays, **limits)
+    q = scoring.scaled(q)
+    return kernels.decode(q, *arrays, softcap=scoring.softcap, window=scoring.window)
 
 
 def by_library(
