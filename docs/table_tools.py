@@ -43,7 +43,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def grid(
     records: Sequence[Record],
     names: Sequence[str],
-    rows: Mapping[tuple[str, ...], Record],
+    rows: Mapping[Any, Record],
     columns: Mapping[str, tuple[str, Record]],
     *,
     gaps: bool = False,

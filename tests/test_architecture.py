@@ -143,7 +143,6 @@ UNTESTED: dict[str, str] = {
     "jax_power_smc.grading.subprocesses": "tests/grading/test_pool.py",
     "jax_power_smc.grading.thinking": "tests/grading/test_factory.py",
     "jax_power_smc.grading.worker_process": "tests/grading/test_pool.py",
-    "jax_power_smc.models.adapters.cached": "tests/models/adapters/test_adapters.py",
     "jax_power_smc.models.adapters.plain": "tests/models/adapters/test_adapters.py",
     "jax_power_smc.models.adapters.validation": "tests/models/adapters/test_adapters.py",
     "jax_power_smc.models.checkpoints.hf_rope": "tests/models/checkpoints/test_hf_config.py",

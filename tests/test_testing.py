@@ -1,7 +1,11 @@
 """The checks of language models: what obeys the protocol passes, and every fault is named."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jax_power_smc as psmc
@@ -9,6 +13,7 @@ from jax_power_smc.models import cache_moves
 from jax_power_smc.testing import check_language_model
 from tests.models import small
 from tests.models.test_base import VOCAB, AsDocumented, Recurrent
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -93,6 +98,18 @@ def test_tokens_that_are_impossible_pass():
     params = model.init(jax.random.key(0))
     params = params._replace(logits=params.logits.at[:, ::2, 1].set(-jnp.inf))
     check_language_model(model, params, capacity=8)
+
+
+def test_the_example_of_the_documentation_passes():
+    page = (ROOT / "docs" / "models.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (code,) = [block for block in blocks if "def extend" in block]
+    names = {"dataclasses": dataclasses, "jax": jax, "jnp": jnp}
+    exec(code, names)
+    rng = np.random.default_rng(0)
+    shapes = {"embed": (VOCAB, 8), "keys": (8, 8), "values": (8, 8), "head": (8, VOCAB)}
+    params = {name: jnp.asarray(rng.normal(size=s), jnp.float32) for name, s in shapes.items()}
+    check_language_model(names["Attention"](VOCAB, 8), params)
 
 
 # --- Faults: each is one change of a model that passes ---

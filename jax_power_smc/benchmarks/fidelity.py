@@ -94,27 +94,27 @@ def measure_markov_models(
     """
     prompt = [0]
     total, done = len(grid) * len(settings), 0
-    for place in grid:
-        horizon = place["horizon"]
+    for about_model in grid:
+        horizon = about_model["horizon"]
         model, params = markov_models.make(
-            vocab_size, horizon, place["entropy"], place["kind"], place["seed"]
+            vocab_size, horizon, about_model["entropy"], about_model["kind"], about_model["seed"]
         )
         exact = markov_models.exact_moments(model, params, prompt, alpha, horizon)
-        write("exact_log_evidence", exact.log_evidence, "nats", **place, alpha=alpha)
-        write("exact_mean_log_prob", exact.mean_log_prob, "nats", **place, alpha=alpha)
+        write("exact_log_evidence", exact.log_evidence, "nats", **about_model, alpha=alpha)
+        write("exact_mean_log_prob", exact.mean_log_prob, "nats", **about_model, alpha=alpha)
         for setting in settings:
-            progress("Markov models", done, total, _title(place))
+            progress("Markov models", done, total, _title(about_model))
             done += 1
             result = sample.sample(
                 model,
                 params,
                 [prompt] * runs,
-                key=prng.seed_key(place["seed"]),
+                key=prng.seed_key(about_model["seed"]),
                 target=PowerTarget(alpha),
                 sampler=setting.sampler(horizon),
                 max_new_tokens=horizon,
             )
-            about = {**place, **dataclasses.asdict(setting), "alpha": alpha, "runs": runs}
+            about = {**about_model, **dataclasses.asdict(setting), "alpha": alpha, "runs": runs}
             if setting.name != "mh":
                 evidence = np.asarray(result.log_evidence, np.float64)
                 write("gap", exact.log_evidence - evidence.mean(), "nats", **about)
@@ -190,10 +190,10 @@ def measure_model(
         write("estimated_gap", (log_z - evidence.mean(axis=1)).mean(), "nats", **labels)
 
 
-def _title(place: dict[str, Any]) -> str:
+def _title(about_model: dict[str, Any]) -> str:
     return (
-        f"{place['kind']} model, T {place['horizon']}, {place['entropy']} nats, "
-        f"seed {place['seed']}"
+        f"{about_model['kind']} model, T {about_model['horizon']}, {about_model['entropy']} nats, "
+        f"seed {about_model['seed']}"
     )
 
 

@@ -24,19 +24,19 @@ def fidelity(figures: pathlib.Path, picture: pathlib.Path) -> None:
         return
     means = tables.mean_over_seeds(lines)
     longest = max(horizon for _, horizon, _ in means["shortfall"])
-    places = sorted(place for place in means["shortfall"] if place[1] == longest)
+    kinds = sorted(kind for kind in means["shortfall"] if kind[1] == longest)
     ticks = sorted({line["num_particles"] for line in settings.values()})
     titles = {
         "gap": "log Z - E[log Z_hat], nats",
         "shortfall": "log p: exact mean - mean of output, nats",
     }
     figure, axes = plt.subplots(
-        2, len(places), figsize=(3.1 * len(places), 7), squeeze=False, sharex=True, sharey="row"
+        2, len(kinds), figsize=(3.1 * len(kinds), 7), squeeze=False, sharex=True, sharey="row"
     )
     drawn: dict[str, Any] = {}
     for row, (metric, title) in enumerate(titles.items()):
-        for axis, place in zip(axes[row], places, strict=True):
-            for label, points in _series(means[metric].get(place, {}), settings).items():
+        for axis, kind in zip(axes[row], kinds, strict=True):
+            for label, points in _series(means[metric].get(kind, {}), settings).items():
                 sizes, values, errors = zip(*sorted(points), strict=True)
                 drawn[label] = axis.errorbar(
                     sizes, values, errors, capsize=2, **_style(label), label=label
@@ -47,7 +47,7 @@ def fidelity(figures: pathlib.Path, picture: pathlib.Path) -> None:
             axis.grid(alpha=0.3)
             axis.axhline(0, color="black", linewidth=0.8)
         axes[row][0].set_ylabel(title)
-    for column, (kind, horizon, entropy) in enumerate(places):
+    for column, (kind, horizon, entropy) in enumerate(kinds):
         axes[0][column].set_title(f"{kind}\nT = {horizon}, {entropy:g} nats per token", fontsize=10)
         axes[1][column].set_xlabel("N (mh: tokens of N)")
     figure.legend(

@@ -1,5 +1,7 @@
 """The figures of each benchmark as tables for the terminal."""
 
+import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -43,29 +45,31 @@ def mean_over_seeds(
       with the error over seeds (NaN with one seed).
     """
     exact = {
-        (*_place(x), x["seed"]): x["value"] for x in figures if x["metric"] == "exact_mean_log_prob"
+        (*_model_kind(x), x["seed"]): x["value"]
+        for x in figures
+        if x["metric"] == "exact_mean_log_prob"
     }
     found: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     for x in figures:
         if "kind" not in x or "name" not in x or x["value"] is None:
             continue
-        at = (_place(x), setting_name(x))
+        at = (_model_kind(x), setting_name(x))
         if x["metric"] == "mean_log_prob":
-            found["shortfall"][at].append(exact[*_place(x), x["seed"]] - x["value"])
+            found["shortfall"][at].append(exact[*_model_kind(x), x["seed"]] - x["value"])
         else:
             found[x["metric"]][at].append(x["value"])
     means: dict[str, dict[Any, dict[str, tuple[float, float]]]] = {
         "gap": defaultdict(dict),
         "shortfall": defaultdict(dict),
     }
-    for metric, by_place in means.items():
-        for (place, name), values in found[metric].items():
+    for metric, by_model in means.items():
+        for (model_kind, name), values in found[metric].items():
             count = len(values)
             if metric == "gap":
-                error = np.linalg.norm(found["gap_error"][place, name]) / count
+                error = float(np.linalg.norm(found["gap_error"][model_kind, name])) / count
             else:
-                error = np.std(values, ddof=1) / np.sqrt(count) if count > 1 else np.nan
-            by_place[place][name] = (float(np.mean(values)), float(error))
+                error = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
+            by_model[model_kind][name] = (statistics.fmean(values), error)
     return means
 
 
@@ -75,15 +79,15 @@ def fidelity(figures: Sequence[Figure]) -> Iterator[Table]:
         "gap": "log Z - E[log Z_hat], nats",
         "shortfall": "exact mean log p - mean log p of the output, nats",
     }
-    for metric, by_place in mean_over_seeds(figures).items():
-        for kind in dict.fromkeys(place[0] for place in by_place):
+    for metric, by_model in mean_over_seeds(figures).items():
+        for kind in dict.fromkeys(model_kind[0] for model_kind in by_model):
             yield pivot(
                 f"{kind} models: {titles[metric]}",
                 ("sampler, N",),
                 (
-                    ((name,), f"T {place[1]}\nH {place[2]:g}", f"{mean:.2f}")
-                    for place, by_setting in by_place.items()
-                    if place[0] == kind
+                    ((name,), f"T {model_kind[1]}\nH {model_kind[2]:g}", f"{mean:.2f}")
+                    for model_kind, by_setting in by_model.items()
+                    if model_kind[0] == kind
                     for name, (mean, _) in by_setting.items()
                 ),
             )
@@ -142,5 +146,5 @@ def speed(figures: Sequence[Figure]) -> list[Table]:
     ]
 
 
-def _place(figure: Mapping[str, Any]) -> tuple[Any, ...]:
+def _model_kind(figure: Mapping[str, Any]) -> tuple[Any, ...]:
     return figure["kind"], figure["horizon"], figure["entropy"]

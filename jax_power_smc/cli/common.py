@@ -67,8 +67,8 @@ def plain_errors() -> Iterator[None]:
 def sentence(error: Exception) -> str:
     """The error message on one line, for readers who do not know the code."""
     if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        return f"{place}{error.strerror}."
+        prefix = f"{error.filename}: " if error.filename is not None else ""
+        return f"{prefix}{error.strerror}."
     return " ".join(str(error).split()) or type(error).__name__
 
 

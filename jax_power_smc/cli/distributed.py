@@ -48,7 +48,7 @@ _SECONDS_TO_BE_ENDED = 10
 _GRACE_SECONDS = 10
 _TOKEN = "jax_power_smc"
 # Room for the addresses of process 0.
-_PLACE_BYTES = 4096
+_LOCATION_BYTES = 4096
 _CHILD = "JAX_POWER_SMC_PROCESS"
 _PR_SET_PDEATHSIG = 1
 # Cluster managers, and the environment variable in which each gives the number of processes. (A
@@ -171,8 +171,8 @@ def _join_by_cluster(values: Any) -> ProcessGroup:
     _initialize(values)
     index, count = jax.process_index(), jax.process_count()
     server = StoreServer(secrets.token_hex(16)) if index == 0 else None
-    place = [addresses(), server.port, server.token] if server else []
-    message = np.frombuffer(json.dumps(place).encode().ljust(_PLACE_BYTES), np.uint8)
+    location = [addresses(), server.port, server.token] if server else []
+    message = np.frombuffer(json.dumps(location).encode().ljust(_LOCATION_BYTES), np.uint8)
     told = multihost_utils.broadcast_one_to_all(message)
     if server is not None:
         return ProcessGroup(index, count, server)
@@ -244,15 +244,15 @@ def _watch(command: Sequence[str]) -> int:
     # Ctrl-C reaches the whole group; the watcher must outlive the child.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     assert child.stderr is not None
-    held: list[str] = []
+    last_words: list[str] = []
     with child.stderr:
         for line in child.stderr:
-            if held or _LAST_WORDS.match(line):
-                held.append(line)
+            if last_words or _LAST_WORDS.match(line):
+                last_words.append(line)
             else:
                 print(line, end="", file=sys.stderr, flush=True)
     code = child.wait()
-    words = "".join(held)
+    words = "".join(last_words)
     # The runtime has aborted the child; how exactly it then ended does not matter.
     if code not in (0, BAD_INPUT) and (sentence := explain(words)):
         return _lost(sentence)

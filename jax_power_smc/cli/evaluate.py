@@ -63,7 +63,7 @@ def evaluate(
     if config.dry_run:
         job_config.shrink(config)
     plan, lm = _plan(config, workdir, processes)
-    done = [] if plan.held is None else start.finished(plan, start.expected(plan))
+    done = [] if plan.stored is None else start.finished(plan, start.expected(plan))
     if processes.is_first:
         print(start.headline(plan, lm), flush=True)
         if done:
@@ -74,7 +74,7 @@ def evaluate(
     is_finished = str(len(done) == len(plan.scope))
     if processes.broadcast("whether all is finished", is_finished) == str(False):
         done = _work(plan, lm or _load(config), done, until, processes)
-    elif plan.held is not None:
+    elif plan.stored is not None:
         start.check_files(plan)
         if processes.is_first:
             start.narrow(plan)
@@ -93,15 +93,15 @@ def _plan(
     root = _directory(workdir)
     labels = job_config.labels(config)
     runs = [Run(name, labels[name], made) for name, made in job_config.samplers(config).items()]
-    sizes, held, lm = store.sizes(root), start.read_held(root, config), None
-    date = start.fixed_date(held, processes)
-    task = load_task(config, chat=held is not None and held["chat"])
-    if held is None:
+    sizes, stored, lm = store.sizes(root), start.read_stored(root, config), None
+    date = start.fixed_date(stored, processes)
+    task = load_task(config, chat=stored is not None and stored["chat"])
+    if stored is None:
         lm = _load(config)
         if lm.is_chat:
             task = load_task(config, chat=True)
     scope = Scope(list(labels), config.seeds, [problem.id for problem in task.problems])
-    return Plan(config, root, task, runs, scope, date, held, sizes), lm
+    return Plan(config, root, task, runs, scope, date, stored, sizes), lm
 
 
 def _directory(workdir: str) -> epath.Path:
@@ -228,12 +228,12 @@ def _mesh(config: ConfigDict) -> Mesh | None:
 def _conclude(plan: Plan, done: Sequence[ItemScores], processes: ProcessGroup) -> dict[str, Any]:
     """Writes the summary and prints the table."""
     config, root, scope = plan.config, plan.root, plan.scope
-    held = claim.read_config(root)
-    assert held is not None
+    stored = claim.read_config(root)
+    assert stored is not None
     if processes.count > 1:  # the others have written records too
-        done = start.finished(plan, conditions.conditions_of(held))
+        done = start.finished(plan, conditions.conditions_of(stored))
     seeds, total = list(config.seeds), len(scope)
-    summary = summarize(done, plan.runs, scope.problems, seeds, config.alpha, held["device"])
+    summary = summarize(done, plan.runs, scope.problems, seeds, config.alpha, stored["device"])
     store.write_json(root / "summary.json", summary)
     if summary["rows"]:
         summary_tables.show(summary)

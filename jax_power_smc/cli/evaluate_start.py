@@ -31,8 +31,8 @@ from jax_power_smc.tasks.base import Task
 
 _PACKAGES = ("jax_power_smc", "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
 _GRADING = ("math-verify", "latex2sympy2_extended")
-# What config.json must hold beside the config.
-_HELD = ("chat", "device", "date", "decided", "labels", "num_problems", "commit", "starts")
+# What config.json must contain beside the config.
+_STORED = ("chat", "device", "date", "decided", "labels", "num_problems", "commit", "starts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Plan:
       runs: the samplers, in the order of the table.
       scope: the items.
       date: what prompts take as today's date.
-      held: the content of config.json when this start began; None if the workdir was unclaimed.
+      stored: the content of config.json when this start began; None if the workdir was unclaimed.
       sizes: of the files of records at that time, see ``store.sizes``.
     """
 
@@ -56,7 +56,7 @@ class Plan:
     runs: Sequence[Run]
     scope: Scope
     date: datetime.date
-    held: Mapping[str, Any] | None
+    stored: Mapping[str, Any] | None
     sizes: Mapping[str, int]
 
 
@@ -77,27 +77,27 @@ def agree_on_work(processes: ProcessGroup, made: Conditions, scope: Scope) -> No
     agree(processes, "what each process has loaded", facts)
 
 
-def read_held(root: epath.Path, config: ConfigDict) -> dict[str, Any] | None:
+def read_stored(root: epath.Path, config: ConfigDict) -> dict[str, Any] | None:
     """The content of the workdir's config.json; None if it has not been claimed.
 
     Raises:
       ValueError: if it is damaged, or belongs to another config.
     """
-    held = claim.read_config(root)
-    if held is None:
+    stored = claim.read_config(root)
+    if stored is None:
         return None
-    conditions.check_version(held, os.fspath(root))
-    if missing := [name for name in _HELD if name not in held]:
+    conditions.check_version(stored, os.fspath(root))
+    if missing := [name for name in _STORED if name not in stored]:
         raise ValueError(
             f"{root / claim.CONFIG} is not what a job wrote: it has no {' and no '.join(missing)}."
         )
-    claim.check_same(root, {"config": config.to_dict()}, held)
-    return held
+    claim.check_same(root, {"config": config.to_dict()}, stored)
+    return stored
 
 
-def fixed_date(held: Mapping[str, Any] | None, processes: ProcessGroup) -> datetime.date:
+def fixed_date(stored: Mapping[str, Any] | None, processes: ProcessGroup) -> datetime.date:
     """The date that prompts state: that of the first start in the workdir."""
-    own = today().isoformat() if held is None else str(held["date"])
+    own = today().isoformat() if stored is None else str(stored["date"])
     return datetime.date.fromisoformat(processes.broadcast("the date", own))
 
 
@@ -126,26 +126,26 @@ def common_conditions(config: ConfigDict, lm: LoadedModel, task: Task) -> dict[s
 
 def expected(plan: Plan) -> Conditions:
     """The conditions of the items, as far as they are known without the model."""
-    assert plan.held is not None
+    assert plan.stored is not None
     samplers = conditions.of_config(plan.config.to_dict())["samplers"]
     problems = job.problem_digests(plan.task)
-    return Conditions(plan.held["conditions"], samplers, problems, plan.held["renderings"])
+    return Conditions(plan.stored["conditions"], samplers, problems, plan.stored["renderings"])
 
 
 def finished(plan: Plan, made: Conditions) -> list[ItemScores]:
     """The scores of the records in the workdir; ValueError for records of other conditions."""
-    place = os.fspath(plan.root)
-    listed = conditions.checked(store.read_records(plan.root), made, plan.scope, place)
-    return [_scores(record, place) for record in listed]
+    workdir = os.fspath(plan.root)
+    listed = conditions.checked(store.read_records(plan.root), made, plan.scope, workdir)
+    return [_scores(record, workdir) for record in listed]
 
 
-def _scores(record: Record, place: str) -> ItemScores:
+def _scores(record: Record, workdir: str) -> ItemScores:
     try:
         return read(record)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         item = ", ".join(map(str, item_of(record)))
         raise ValueError(
-            f"the record of {item} in {place} is damaged ({type(error).__name__}: {error})."
+            f"the record of {item} in {workdir} is damaged ({type(error).__name__}: {error})."
         ) from error
 
 
@@ -154,22 +154,22 @@ def check_files(plan: Plan) -> None:
 
     Asks nothing of a hub; files that are no longer there have not changed.
     """
-    config, held = plan.config, plan.held
-    assert held is not None
+    config, stored = plan.config, plan.stored
+    assert stored is not None
     directory = None if config.dry_run else local_directory(config.model)
     if directory is not None:
-        model = held["conditions"]["model"] | {"files": file_digests(directory)}
-        _check_same(plan, held["conditions"] | {"model": model}, held["commit"])
+        model = stored["conditions"]["model"] | {"files": file_digests(directory)}
+        _check_same(plan, stored["conditions"] | {"model": model}, stored["commit"])
 
 
 def check_unchanged(
     plan: Plan, lm: LoadedModel, made: Conditions, done: Sequence[ItemScores]
 ) -> None:
     """Raises ValueError if model, config or prompts of finished items differ from the workdir's."""
-    if plan.held is None:
+    if plan.stored is None:
         return
     _check_same(plan, made.common, lm.commit)
-    before = plan.held["renderings"]
+    before = plan.stored["renderings"]
     ids = dict.fromkeys(scores.item[2] for scores in done)
     changed = [name for name in ids if made.renderings[name] != before.get(name)]
     if changed:
@@ -181,19 +181,19 @@ def check_unchanged(
 
 
 def _check_same(plan: Plan, common: Mapping[str, Any], commit: str | None) -> None:
-    assert plan.held is not None
+    assert plan.stored is not None
     wanted = {"config": plan.config.to_dict(), "conditions": common, "commit": commit}
-    claim.check_same(plan.root, wanted, plan.held)
+    claim.check_same(plan.root, wanted, plan.stored)
 
 
 def narrow(plan: Plan) -> None:
     """For a job with no work left because its scope shrank: writes the scope to config.json."""
-    assert plan.held is not None
+    assert plan.stored is not None
     changes = {"config": plan.config.to_dict(), **_scope(plan)}
-    if any(conditions.as_json(value) != plan.held[name] for name, value in changes.items()):
+    if any(conditions.as_json(value) != plan.stored[name] for name, value in changes.items()):
         problems = job.problem_digests(plan.task)
         with claim.locked(plan.root):
-            claim.claim(plan.root, {**plan.held, **changes, "problems": problems})
+            claim.claim(plan.root, {**plan.stored, **changes, "problems": problems})
 
 
 def about(plan: Plan, lm: LoadedModel, made: Conditions, processes: ProcessGroup) -> dict[str, Any]:
@@ -229,8 +229,8 @@ def headline(plan: Plan, lm: LoadedModel | None) -> str:
     if lm is not None:
         described = lm.describe(config.chat)
     else:
-        assert plan.held is not None
-        described = plan.held["decided"]
+        assert plan.stored is not None
+        described = plan.stored["decided"]
     dry = "DRY RUN with random weights, the figures mean nothing. " if config.dry_run else ""
     return (
         f"{dry}{config.model} on {len(task.problems)} problems of {task.name}, "

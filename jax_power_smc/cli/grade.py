@@ -186,12 +186,12 @@ def _write(file: IO[str], lines: Sequence[Line], grader: Grader) -> list[Verdict
     """Grades the lines, and writes each once all lines before it are written."""
     for index, line in enumerate(lines):
         grader.submit(index, line.gold, [line.fields["response"]])
-    waiting: dict[int, Verdict] = {}
+    waiting: dict[Any, Verdict] = {}
     verdicts: list[Verdict] = []
     with ProgressDisplay(None, stream=sys.stderr, transient=True) as progress:
         while grader.pending:
-            for index, (verdict,) in grader.finished(wait=True):
-                waiting[index] = verdict
+            for number, (verdict,) in grader.finished(wait=True):
+                waiting[number] = verdict
             while len(verdicts) in waiting:
                 line = lines[len(verdicts)]
                 verdicts.append(waiting.pop(len(verdicts)))

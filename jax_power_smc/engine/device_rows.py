@@ -139,6 +139,9 @@ class DeviceRows:
 
     def decode_chunk(self, row_limit: int) -> tuple[Record, Progress]:
         """A chunk of steps of all slots: what was recorded, and how the prompts stand."""
+        assert self._inputs is not None
+        # The target of a request that waits for rows may have been placed already.
+        self._inputs = self.targets.widen(self._inputs)
         static = {"num_ticks": self.sizes.chunk}
         args = self.params, self._shared(), self._inputs, self._state, np.int32(row_limit)
         self._state, records, progress = self._call(programs.decode_chunk, static, *args)

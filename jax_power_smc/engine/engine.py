@@ -188,7 +188,11 @@ class Engine(BaseEngine):
         return None if self._current is None else self._current()
 
     def warmup(self) -> float:
-        """Compiles what a stream of targets without truncations and stop rules will run.
+        """Compiles what a stream of targets with one set of end tokens and no restriction will run.
+
+        Restrictions are a minimum length, "forced_eos", a truncation, and a stop rule. If the
+        number of rows follows the load, as by default on a CPU, small programs that resize the
+        table are compiled later.
 
         Returns:
           Seconds of compiling.

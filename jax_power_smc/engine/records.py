@@ -47,25 +47,32 @@ def trace(history: Any, index: np.ndarray, cap: int) -> tuple[np.ndarray, np.nda
     Returns:
       Tokens [N, T] int32, pad after the end; and log p of each token [N, T], 0 after the end.
     """
-    count = len(history.step)
-    tokens = np.full((len(index), cap), PAD_ID, np.int32)
-    log_probs = np.zeros((len(index), cap), history.log_prob.dtype)
-    for step in range(count - 1, -1, -1):
-        drew = history.active[step][index]
-        tokens[:, step] = np.where(drew, history.token[step][index], PAD_ID)
-        log_probs[:, step] = np.where(drew, history.log_prob[step][index], 0)
-        index = history.parent[step][index]
+    tokens, log_probs, _ = _trace(history, index, cap)
     return tokens, log_probs
 
 
 def settled(history: Any, index: np.ndarray) -> np.ndarray:
     """The tokens [n] that all particles at ``index`` share from the first on, and so always will.
 
-    By tokens, not by ancestors: where nobody resamples these never meet.
+    By tokens, not by ancestors: where nobody resamples these never meet. Padding after the end of
+    a sequence is not a token of it.
     """
-    tokens, _ = trace(history, index, len(history.step))
-    same = np.all(tokens == tokens[:1], axis=0)
-    return tokens[0, : int(np.argmin(np.append(same, False)))]
+    tokens, _, drew = _trace(history, index, len(history.step))
+    shared = np.all((tokens == tokens[:1]) & drew, axis=0)
+    return tokens[0, : int(np.argmin(np.append(shared, False)))]
+
+
+def _trace(history: Any, index: np.ndarray, cap: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens and log p as ``trace``, and which of them were drawn, [N, T] bool."""
+    tokens = np.full((len(index), cap), PAD_ID, np.int32)
+    log_probs = np.zeros((len(index), cap), history.log_prob.dtype)
+    drew = np.zeros((len(index), cap), bool)
+    for step in range(len(history.step) - 1, -1, -1):
+        drew[:, step] = drawn = history.active[step][index]
+        tokens[:, step] = np.where(drawn, history.token[step][index], PAD_ID)
+        log_probs[:, step] = np.where(drawn, history.log_prob[step][index], 0)
+        index = history.parent[step][index]
+    return tokens, log_probs, drew
 
 
 def copy_to_host_async(tree: Any) -> None:

@@ -329,7 +329,8 @@ def sample(
     count = len(asked.prompts)
     # Every shard has the same number of prompts: the first one is repeated, and then dropped.
     missing = 0 if mesh is None else -count % mesh.shape[DATA]
-    padded, ids = (x + x[:1] * missing for x in (asked.prompts, asked.prompt_ids))
+    padded = asked.prompts + asked.prompts[:1] * missing
+    ids = asked.prompt_ids + asked.prompt_ids[:1] * missing
     tokens, lengths = pad_prompts(padded, len(padded), max(map(len, padded)))
     args = (
         LoopInputs(sampler.traced(), target.arrays(vocab, cap), stop),
@@ -366,7 +367,7 @@ def _run_batch(
             out_specs=DATA_SHARDED,
             check_vma=False,  # it does not know the axis of the vmap
         )
-    return batch(params, inputs, prompts, lengths, keys)  # type: ignore[no-any-return]
+    return batch(params, inputs, prompts, lengths, keys)
 
 
 def _data_mesh(mesh: Mesh | None) -> Mesh | None:
@@ -433,7 +434,7 @@ def _result(
             dropped_mass=np.asarray(particles.dropped),
             acceptance_rate=np.full((len(index),), np.nan),
             # The prompt's last token, and then one for each prefix that runs on.
-            model_tokens=1 + np.sum(num_rows, axis=1, dtype=np.int32),
+            model_tokens=np.asarray(1 + np.sum(num_rows, axis=1, dtype=np.int32)),
             drawn_tokens=np.asarray(particles.drawn),
             num_rows=num_rows,
             copies=copies,

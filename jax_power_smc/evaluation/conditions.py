@@ -116,8 +116,8 @@ class Conditions:
 
     def differing(self, record: Record) -> list[str]:
         """The parts in which a record's conditions differ from these, as far as these are known."""
-        held = record["digest"]
-        return [p for p, value in self.digests(item_of(record)).items() if held.get(p) != value]
+        saved = record["digest"]
+        return [p for p, value in self.digests(item_of(record)).items() if saved.get(p) != value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Scope:
 
 
 def checked(
-    records: Iterable[Record], conditions: Conditions, scope: Scope, place: str
+    records: Iterable[Record], conditions: Conditions, scope: Scope, where: str
 ) -> Iterator[Record]:
     """The records within a scope; all records are checked.
 
@@ -152,7 +152,7 @@ def checked(
     for record in records:
         item = item_of(record)
         if not isinstance(record.get("digest"), dict):
-            raise ValueError(_of_earlier_version(place))
+            raise ValueError(_of_earlier_version(where))
         if parts := conditions.differing(record):
             refused.append(f"{item[0]}, seed {item[1]}, {item[2]!r}: {' and '.join(parts)}")
         elif item in scope:
@@ -161,33 +161,33 @@ def checked(
         named = "; ".join(refused[:_NAMED])
         rest = len(refused) - _NAMED
         raise ValueError(
-            f"{place} holds {len(refused)} record(s) made under other conditions than those of its "
+            f"{where} holds {len(refused)} record(s) made under other conditions than those of its "
             f"job ({named}{f'; and {rest} more' if rest > 0 else ''}); they cannot share one "
             "table, so start in a new workdir."
         )
 
 
-def conditions_of(held: Mapping[str, Any]) -> Conditions:
+def conditions_of(saved: Mapping[str, Any]) -> Conditions:
     """The conditions in a workdir's config.json."""
-    samplers = of_config(held["config"])["samplers"]
-    return Conditions(held["conditions"], samplers, held["problems"], held["renderings"])
+    samplers = of_config(saved["config"])["samplers"]
+    return Conditions(saved["conditions"], samplers, saved["problems"], saved["renderings"])
 
 
-def scope_of(held: Mapping[str, Any]) -> Scope:
+def scope_of(saved: Mapping[str, Any]) -> Scope:
     """The scope in a workdir's config.json, which is that of the latest start."""
-    problems = list(held["problems"])[: held.get("num_problems")]
-    return Scope(list(held["labels"]), held["config"]["seeds"], problems)
+    problems = list(saved["problems"])[: saved.get("num_problems")]
+    return Scope(list(saved["labels"]), saved["config"]["seeds"], problems)
 
 
-def check_version(held: Mapping[str, Any], place: str) -> None:
+def check_version(saved: Mapping[str, Any], where: str) -> None:
     """Raises ValueError for the config.json of an early version, whose records have no digests."""
-    if not {"conditions", "problems", "renderings"} <= held.keys():
-        raise ValueError(_of_earlier_version(place))
+    if not {"conditions", "problems", "renderings"} <= saved.keys():
+        raise ValueError(_of_earlier_version(where))
 
 
-def _of_earlier_version(place: str) -> str:
+def _of_earlier_version(where: str) -> str:
     return (
-        f"{place} was written by an earlier version of this package, whose records do not say "
+        f"{where} was written by an earlier version of this package, whose records do not say "
         "which model and prompts they were made with, so start in a new workdir."
     )
 

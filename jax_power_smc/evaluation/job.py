@@ -174,7 +174,7 @@ def evaluate(
         recorder = _Recorder(run, writer, grader, report, before, share)
         decode = _chains if run.sampler.runs_as_chains else _streamed
         # These call ``until`` themselves: whatever has been decoded together is all recorded.
-        for record in decode(job, run, remaining, until):
+        for record in decode(job, run, remaining, until) if remaining else ():
             recorder.submit(record)
         recorder.finish()
         scores += recorder.scores
@@ -206,8 +206,6 @@ def _streamed(
     job: Job, run: Run, items: Sequence[tuple[int, Problem]], until: Callable[[], bool]
 ) -> Iterator[Record]:
     """Records without verdicts, as the engine finishes their prompts."""
-    if not items:
-        return
     prompts, keys = job.prompts, {seed: seed_key(seed) for seed in job.seeds}
     engine = Engine(
         job.lm.model,
@@ -244,8 +242,6 @@ def _chains(
     job: Job, run: Run, items: Sequence[tuple[int, Problem]], until: Callable[[], bool]
 ) -> Iterator[Record]:
     """Records without verdicts, batch by batch: all chains of a batch follow one schedule."""
-    if not items:
-        return
     count, prompts = len(job.task.problems), job.prompts
     fitting, _ = plan_slots(
         job.lm.model,

@@ -9,6 +9,7 @@ samplers share are references, so a flag may change all of them or one:
 
 import collections
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -64,11 +65,9 @@ def _defaults(fields: Any) -> ConfigDict:
 
 
 def entry(kind: str, **values: Any) -> ConfigDict:
-    """An entry of ``config.samplers`` with all fields of its kind.
+    """An entry of ``config.samplers`` with all fields of its kind, a key of ``KINDS``.
 
-    Args:
-      kind: a key of ``KINDS``.
-      **values: of fields, or ``label``, its name in the table; the others get their defaults.
+    Values are of fields, or of ``label``, its name in the table; other fields get their defaults.
     """
     made = ConfigDict({"kind": kind, "label": config_dict.placeholder(str)})
     for field in dataclasses.fields(KINDS[kind]):
@@ -115,11 +114,7 @@ def paper(model: str, architecture: str, task: str) -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Turns a config into that of a dry run: 2 problems, 1 seed, at most 16 tokens, 4 particles.
-
-    Args:
-      config: a checked config; it is modified.
-    """
+    """Makes a checked config a dry run: 2 problems, 1 seed, at most 16 tokens, 4 particles."""
     with config.unlocked():
         config.dry_run = True
         config.limit = min(config.limit or _DRY["limit"], _DRY["limit"])
@@ -214,12 +209,7 @@ def check(config: ConfigDict) -> None:
 
     Reads neither a model nor a file.
     """
-    missing = [name for name in FIELDS if name not in config]
-    if missing:
-        raise ValueError(f"the config lacks {', '.join(missing)}.")
-    unknown = [name for name in config if name not in FIELDS]
-    if unknown:
-        raise ValueError(f"the config has {', '.join(unknown)}; allowed are {', '.join(FIELDS)}.")
+    _check_names("the config", config, allowed=FIELDS, needed=FIELDS)
     check_fields(config)
     check_task(config)
     if kind_of(config) == "code" and not config.allow_code_execution:
@@ -270,14 +260,18 @@ def _check_entry(path: str, entry: Any) -> None:
     if entry.kind not in KINDS:
         raise ValueError(f"{path}.kind is {entry.kind!r}; allowed are {', '.join(KINDS)}.")
     fields = dataclasses.fields(KINDS[entry.kind])
-    allowed = [*OF_ENTRY, *(field.name for field in fields)]
-    unknown = [name for name in entry if name not in allowed]
-    if unknown:
-        raise ValueError(f"{path} has {', '.join(unknown)}; allowed are {', '.join(allowed)}.")
     needed = [field.name for field in fields if field.default is dataclasses.MISSING]
-    missing = [name for name in needed if name not in entry]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    _check_names(path, entry, [*OF_ENTRY, *(field.name for field in fields)], needed)
     label = entry.get("label")
     if label is not None and (not isinstance(label, str) or not label):
         raise ValueError(f"{path}.label is {label!r}; it must be None or a text.")
+
+
+def _check_names(
+    path: str, given: Iterable[str], allowed: Iterable[str], needed: Iterable[str]
+) -> None:
+    names = list(given)
+    if missing := [name for name in needed if name not in names]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    if unknown := [name for name in names if name not in allowed]:
+        raise ValueError(f"{path} has {', '.join(unknown)}; allowed are {', '.join(allowed)}.")

@@ -22,12 +22,9 @@ ANSWERS: tuple[Answer, ...] = ("draw", "vote", "best")
 
 @dataclasses.dataclass(frozen=True)
 class AnswerScore:
-    """The score of one answer of one item.
+    """The score of one answer of one item, by the task's rule and by comparison of strings.
 
-    Attributes:
-      correct, correct_string: by the task's rule, and by comparison of strings.
-      log_prob: its log p; for a vote, the mean over all particles of positive weight; None if there
-        is no answer.
+    For a vote, log p is the mean over all particles of positive weight; None without an answer.
     """
 
     correct: bool
@@ -69,9 +66,7 @@ class ItemScores:
     def pass_at(self, k: int, independent: bool) -> float:
         """The probability that one of k answers is correct.
 
-        Args:
-          k: at least 1, and for independent samples at most their number.
-          independent: whether the particles are independent samples of equal weight.
+        ``independent`` particles are samples of equal weight, of which there are at least k.
         """
         if not independent:
             # Sums of rounded weights may exceed 1 a little.

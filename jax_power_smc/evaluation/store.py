@@ -76,11 +76,7 @@ def sizes(workdir: epath.Path) -> dict[str, int]:
 class Appender:
     """Appends records to a local file; each is on the disk before ``add`` returns.
 
-    Args:
-      path: the file; if its last line is torn, that line is removed.
-
-    Attributes:
-      torn: the bytes of that line.
+    If the file's last line is torn, it is removed, and ``torn`` is the number of its bytes.
 
     Raises:
       ValueError: if another process is writing to it.
@@ -127,10 +123,7 @@ class ObjectWriter:
     """Writes records to a remote directory as objects of several lines each.
 
     If the process is killed, records not yet written are lost; the next start redoes their items.
-
-    Args:
-      directory: of the objects.
-      writer: a name that tells this process from others that write there at the same time.
+    ``writer`` is a name that tells this process from others that write at the same time.
     """
 
     torn = 0
@@ -171,10 +164,8 @@ Writer = Appender | ObjectWriter
 def open_writer(workdir: epath.Path, process: int = 0, num_processes: int = 1) -> Iterator[Writer]:
     """The writer of one process, closed at the end.
 
-    Args:
-      workdir: claimed by the job, and locked by its process 0: jobs with other numbers of processes
-        write to other files, whose locks would not keep them out.
-      process, num_processes: this process's number, and how many there are.
+    The workdir must be claimed by the job, and locked by its process 0: jobs with other numbers of
+    processes write to other files, whose locks would not keep them out.
     """
     if is_remote(workdir):
         writer: Writer = ObjectWriter(workdir / "records", f"{process:05d}")

@@ -74,11 +74,13 @@ def solution(response: str, prompt: str, entry_point: str) -> str:
         if blocks:
             response = blocks[-1]
         elif _defines(response, entry_point) and (code := _after_prose(response)):
-            return _preamble(prompt, entry_point) + _until_prose(code)
+            return _preamble(prompt, entry_point) + _until(code, _ENDS_CODE.match)
         response = response.lstrip("\n")
         if response[:1] not in (" ", "\t"):  # stripping the text removed the first indent
             response = _INDENT + response
-    return prompt.rstrip("\n") + "\n" + _body(response)
+    # The body ends before the first line that is not indented and does not close a bracket.
+    body = _until(response, lambda line: line[:1] not in ("", *" \t\r)]}"))
+    return prompt.rstrip("\n") + "\n" + body
 
 
 def normalise(code: str) -> str:
@@ -103,11 +105,6 @@ def _preamble(prompt: str, entry_point: str) -> str:
     return prompt[: found.start()] + "\n" if found else ""
 
 
-def _body(continuation: str) -> str:
-    """The lines before the first one that is not indented and does not close a bracket."""
-    return _until(continuation, lambda line: line[:1] not in ("", *" \t\r)]}"))
-
-
 def _after_prose(response: str) -> str | None:
     """The response from its first line of code; None if what precedes it is a body, not prose."""
     lines = response.split("\n")
@@ -121,11 +118,7 @@ def _after_prose(response: str) -> str | None:
     return None
 
 
-def _until_prose(code: str) -> str:
-    """The lines before the first one that looks like prose."""
-    return _until(code, _ENDS_CODE.match)
-
-
 def _until(text: str, is_end: Callable[[str], object]) -> str:
+    """The lines before the first one that ends it."""
     lines = itertools.takewhile(lambda line: not is_end(line), text.split("\n"))
     return "".join(f"{line}\n" for line in lines)

@@ -45,9 +45,8 @@ class InlineGrader(Grader):
 
 def judge_string(gold: str, response: str) -> Verdict:
     """Applies the string rule alone."""
-    answer = string_rule.extract(response)
     same = string_rule.equal(gold, response)
-    return Verdict(None if answer is None else string_rule.normalise(answer) or None, same, same)
+    return Verdict(string_rule.parsed(response), same, same)
 
 
 def judge_reasoner(gold: int, response: str) -> Verdict:

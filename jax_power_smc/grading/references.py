@@ -67,7 +67,8 @@ def _check_answer(gold: Any) -> str:
 
 
 def _check_code(gold: Any) -> dict[str, str]:
-    fields = {name: gold.get(name) if isinstance(gold, dict) else None for name in CODE_FIELDS}
+    given = gold if isinstance(gold, dict) else {}
+    fields: dict[str, Any] = {name: given.get(name) for name in CODE_FIELDS}
     are_texts = all(isinstance(text, str) for text in fields.values())
     _require(are_texts, gold, f"an object with the texts {', '.join(CODE_FIELDS)}")
     name = fields["entry_point"]

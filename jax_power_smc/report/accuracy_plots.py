@@ -136,8 +136,8 @@ def _draw_answer(axes: Any, row: dict[str, Any], look: RunStyle, size: float) ->
         axes.add_line(Line2D([x], [y], **_filled(look, size), zorder=5))
     else:
         shift, marker, _ = _OTHERS[row["answer"]]
-        place = style.beside(axes, shift)
-        axes.plot(x, y, color=look.colour, marker=marker, **_OPEN, transform=place, zorder=6)
+        beside = style.beside(axes, shift)
+        axes.plot(x, y, color=look.colour, marker=marker, **_OPEN, transform=beside, zorder=6)
 
 
 def _filled(look: RunStyle, size: float = _MARK) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """The gap of the estimates of log Z against the number of particles."""
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -20,8 +19,7 @@ _WIDE = 20.0
 _FREE = ("num_particles", "label")
 
 
-@dataclasses.dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """log Z_hat of all runs on the problems that all of them have finished.
 
     Attributes:
@@ -50,21 +48,21 @@ def evidence(data: ReportData) -> Evidence | None:
     A run is included if it estimates log Z for any problem; a problem, if every such run has an
     estimate with every seed.
     """
-    found: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
+    found = {
+        item.scores.item: item.scores.log_evidence
+        for item in data.items
+        if item.scores.log_evidence is not None and not item.scores.failed
+    }
     seeds = sorted({item.scores.item[1] for item in data.items})
-    for item in data.items:
-        run, seed, name = item.scores.item
-        if item.scores.log_evidence is not None and not item.scores.failed:
-            found[run][name, seed] = item.scores.log_evidence
-    runs = [run for run in data.labels if run in found]
+    runs = [run for run in data.labels if any(run == own for own, _, _ in found)]
     names = list(dict.fromkeys(item.scores.item[2] for item in data.items if item.run in runs))
     shared = [
-        name for name in names if all((name, seed) in found[run] for run in runs for seed in seeds)
+        name for name in names if all((run, seed, name) in found for run in runs for seed in seeds)
     ]
     if not shared:
         return None
     values = {
-        run: np.array([[found[run][name, seed] for seed in seeds] for name in shared])
+        run: np.array([[found[run, seed, name] for seed in seeds] for name in shared])
         for run in runs
     }
     return Evidence(values, len(shared), len(names) - len(shared))
@@ -107,10 +105,10 @@ def gap(data: ReportData) -> list[Plot]:
         room = (480.0 if is_single else 60.0) / len(panels) / len(lines)
         styles = style.run_styles(data)
         handles = []
-        for number, (name, runs) in enumerate(lines.items()):
+        for number, runs in enumerate(lines.values()):
             shift = (number - (len(lines) - 1) / 2) * room
             shown = [(sizes[run], *points[run], styles[run]) for run in runs]
-            handles.append(_line(axes, name, shown, style.beside(axes, shift), is_single))
+            handles.append(_line(axes, shown, style.beside(axes, shift), is_single))
         style.size_axis(axes, sizes.values(), "N, particles (logarithmic)")
         _height(axes, list(points.values()))
         axes.set_ylabel(title)
@@ -134,26 +132,21 @@ def gap(data: ReportData) -> list[Plot]:
     return [style.finish("gap", "Gap of log Z against N", caption.strip(), figure)]
 
 
-def _line(axes: Any, name: str, points: Sequence[Any], place: Any, with_numbers: bool) -> Line2D:
-    """Draws one series, every point in the style of its run; returns the line for the legend.
+def _line(axes: Any, points: Sequence[Any], transform: Any, with_numbers: bool) -> Line2D:
+    """Draws one series and returns its line for the legend.
 
-    Args:
-      axes: where to draw.
-      name: of the series.
-      points: (N, mean, low, high, style) of every run.
-      place: the transform of the points.
-      with_numbers: whether there is room for the means beside the marks.
+    Points are (N, mean, low, high, style), in data coordinates of ``transform``.
     """
     first = points[0][-1]
     sizes, means = [point[0] for point in points], [point[1] for point in points]
     look = {"color": first.colour, "linestyle": first.line, "linewidth": 1.6}
-    axes.plot(sizes, means, **look, transform=place, zorder=3)
+    axes.plot(sizes, means, **look, transform=transform, zorder=3)
     for size, value, low, high, own in points:
-        axes.vlines(size, low, high, color=own.colour, linewidth=1.1, transform=place)
-        mark = style.mark(own, markersize=7.5, transform=place, zorder=4)
+        axes.vlines(size, low, high, color=own.colour, linewidth=1.1, transform=transform)
+        mark = style.mark(own, markersize=7.5, transform=transform, zorder=4)
         axes.plot(size, value, **mark, clip_on=False)
         if with_numbers:
-            style.note(axes, f"{value:.3g}", (size, value), xycoords=place)
+            style.note(axes, f"{value:.3g}", (size, value), xycoords=transform)
     return Line2D([], [], **look, marker=first.marker, markersize=7)
 
 

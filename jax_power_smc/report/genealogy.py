@@ -83,16 +83,13 @@ def genealogy(records: Sequence[Record], labels: Mapping[str, str]) -> list[Plot
     has_seeds = len({record["seed"] for record in records}) > 1
     plots = []
     for record in records:
-        if record["failure"] is None and _has_ancestry(record):
+        alive = sum(p["log_weight"] is not None for p in record["particles"])
+        has_ancestry = alive > 1 or (alive and record["info"]["moves"])
+        if record["failure"] is None and has_ancestry:
             label = style.printable(labels.get(record["run"], record["run"]))
             seed = f", seed {record['seed']}" if has_seeds else ""
             plots.append(_picture(record, f"{label}{seed}: ancestry of the particles"))
     return plots
-
-
-def _has_ancestry(record: Record) -> bool:
-    alive = [p for p in record["particles"] if p["log_weight"] is not None]
-    return bool(alive) and (len(alive) > 1 or bool(record["info"]["moves"]))
 
 
 def _picture(record: Record, title: str) -> Plot:

@@ -59,7 +59,6 @@ class ReportData:
     """An evaluation, finished or not.
 
     Attributes:
-      workdir: of the job.
       about: config.json: the config with its hash, labels of the runs, device and versions.
       summary: summary.json, or None if the job has not written it yet.
       items: those that are finished.

@@ -146,11 +146,11 @@ def _outputs(record: Record, label: str) -> RunOutputs:
     particles = record["particles"]
     weights = weights_of(record)
     same: dict[tuple[int, ...], list[int]] = {}
-    for place, particle in enumerate(particles):
-        same.setdefault(tuple(particle["tokens"]), []).append(place)
-    groups = sorted(same.values(), key=lambda places: -math.fsum(weights[i] for i in places))
+    for index, particle in enumerate(particles):
+        same.setdefault(tuple(particle["tokens"]), []).append(index)
+    groups = sorted(same.values(), key=lambda group: -math.fsum(weights[i] for i in group))
     choice = None if record["failure"] is not None else record["choice"]
-    made = [_output(particles, places, weights, choice) for places in groups]
+    made = [_output(particles, group, weights, choice) for group in groups]
     shown = [output for rank, output in enumerate(made) if rank < MOST_OUTPUTS or output.is_drawn]
     first = [output for rank, output in enumerate(shown) if rank < OPEN_OUTPUTS or output.is_drawn]
     return RunOutputs(
@@ -169,19 +169,19 @@ def _outputs(record: Record, label: str) -> RunOutputs:
 
 
 def _output(
-    particles: Sequence[Record], places: Sequence[int], weights: Sequence[float], choice: int | None
+    particles: Sequence[Record], group: Sequence[int], weights: Sequence[float], choice: int | None
 ) -> Output:
-    particle = particles[places[0]]
+    particle = particles[group[0]]
     flags = {
-        DRAWN: choice in places,
+        DRAWN: choice in group,
         "loop": particle["loop"],
         "very short": particle["very_short"],
         "unfinished": not particle["finished"],
     }
     mark = "right" if particle["correct"] else "wrong"
     return Output(
-        weight=math.fsum(weights[i] for i in places),
-        copies=len(places),
+        weight=math.fsum(weights[i] for i in group),
+        copies=len(group),
         tokens=len(particle["tokens"]),
         log_prob=particle["log_prob"],
         answer=particle["parsed"],

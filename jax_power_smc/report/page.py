@@ -7,7 +7,7 @@ import base64
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -37,8 +37,7 @@ class Picture:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
-@dataclasses.dataclass(frozen=True)
-class ProblemSection:
+class ProblemSection(NamedTuple):
     """A problem in full, with its pictures."""
 
     problem: ProblemInFull
@@ -93,11 +92,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": formatting.percent,
-        "share": formatting.share,
-        "fixed": formatting.fixed,
-    }
+    for form in (formatting.percent, formatting.share, formatting.fixed):
+        environment.filters[form.__name__] = form
     return environment
 
 

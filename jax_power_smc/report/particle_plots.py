@@ -75,9 +75,9 @@ def diversity(data: ReportData) -> list[Plot]:
     for axes in (left, right):
         style.style_axes(axes, grid="x")
         axes.set_ylim(len(found) - 0.5, -0.5)
-    for place, (run, items) in enumerate(found.items()):
-        _box(left, place, [item.distinct_roots for item in items], styles[run])
-        _box(right, place, [100 * common_share(item) for item in items], styles[run])
+    for height, (run, items) in enumerate(found.items()):
+        _box(left, height, [item.distinct_roots for item in items], styles[run])
+        _box(right, height, [100 * common_share(item) for item in items], styles[run])
     left.set_yticks(range(len(found)), [styles[run].label for run in found])
     right.tick_params(left=False)
     # Marks at the edge are not cut off, and a few tokens do not fill the panel.
@@ -121,16 +121,14 @@ def _joined(items: Sequence[ItemSummary]) -> tuple[np.ndarray, np.ndarray]:
 def _weighted_median(items: Sequence[ItemSummary]) -> float:
     """The least length such that half of the weight is on lengths up to it."""
     lengths, weights = _joined(items)
-    order = np.argsort(lengths, kind="stable")
-    reached = np.cumsum(weights[order])
-    return float(lengths[order][np.searchsorted(reached, 0.5 * reached[-1] * (1 - 1e-9))])
+    return float(np.quantile(lengths, 0.5, weights=weights, method="inverted_cdf"))
 
 
-def _box(axes: Any, place: int, values: Sequence[float], look: style.RunStyle) -> None:
+def _box(axes: Any, height: int, values: Sequence[float], look: style.RunStyle) -> None:
     low, first, middle, third, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
-    axes.hlines(place, low, high, color=look.colour, linewidth=1.3)
+    axes.hlines(height, low, high, color=look.colour, linewidth=1.3)
     axes.barh(
-        place, third - first, 0.56, first, color=look.colour, alpha=0.35, edgecolor=look.colour
+        height, third - first, 0.56, first, color=look.colour, alpha=0.35, edgecolor=look.colour
     )
     mark = style.mark(look, markersize=8, markeredgecolor="white", markeredgewidth=0.6)
-    axes.plot(middle, place, **mark, clip_on=False, zorder=4)
+    axes.plot(middle, height, **mark, clip_on=False, zorder=4)

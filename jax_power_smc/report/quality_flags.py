@@ -56,8 +56,8 @@ def degenerate(data: ReportData) -> list[DegenerateShares]:
         worst = sorted(flagged, key=lambda item: -item.share)[:MOST_EXAMPLES]
         if items:
             kinds = [[item.loops, item.very_short, item.unfinished] for item in items]
-            means = np.mean(kinds, axis=0).tolist()
-            made.append(DegenerateShares(run, label, len(items), *means, worst))
+            loops, short, unfinished = np.mean(kinds, axis=0).tolist()
+            made.append(DegenerateShares(run, label, len(items), loops, short, unfinished, worst))
     return made
 
 

@@ -177,11 +177,11 @@ def mark(look: RunStyle, **values: Any) -> dict[str, Any]:
     return {"color": look.colour, "marker": look.marker, "linestyle": "none", **values}
 
 
-def note(axes: Any, text: str, place: tuple[float, float], **values: Any) -> None:
+def note(axes: Any, text: str, point: tuple[float, float], **values: Any) -> None:
     """Text to the right of a point."""
     axes.annotate(
         text,
-        place,
+        point,
         (9, 0),
         textcoords="offset points",
         va="center_baseline",
@@ -200,16 +200,16 @@ def small_multiples(titles: Sequence[str], row: float, name: str) -> tuple[Figur
     rows = -(-len(titles) // columns)
     figure = new_figure(0.9 + row * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for place, axes in enumerate(grid):
-        if place >= len(titles):
+    for number, axes in enumerate(grid):
+        if number >= len(titles):
             axes.set_visible(False)
             continue
         style_axes(axes)
-        axes.set_title(printable(titles[place], room), fontsize=FONT, color=INK)
+        axes.set_title(printable(titles[number], room), fontsize=FONT, color=INK)
         integer_ticks(axes.xaxis, 5)
-        if place + columns >= len(titles):
+        if number + columns >= len(titles):
             axes.tick_params(labelbottom=True)
-        if place + columns >= len(grid):
+        if number + columns >= len(grid):
             axes.set_xlabel(name)
     return figure, list(grid[: len(titles)])
 

@@ -1,9 +1,10 @@
 """The content of summary.json by run, and its comparisons by pair."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 Summary = Mapping[str, Any]
 # Samplers with weighted particles, which are compared with all others.
@@ -16,18 +17,13 @@ class Estimate:
 
     value: float
     ends: tuple[float, float]
+    # Of a difference: those that both runs have.
+    problems: int = 0
 
     @property
     def is_clear(self) -> bool:
         """Whether 0 lies outside the interval."""
         return self.ends[0] > 0 or self.ends[1] < 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference(Estimate):
-    """One share minus another, over the problems that both runs have."""
-
-    problems: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +78,7 @@ class Comparisons:
 
     methods: list[str]
     against: list[str]
-    cells: dict[tuple[str, str], Difference]
+    cells: dict[tuple[str, str], Estimate]
 
 
 def comparisons(summary: Summary, main_only: bool = False) -> Comparisons:
@@ -96,8 +92,7 @@ def comparisons(summary: Summary, main_only: bool = False) -> Comparisons:
     for pair in summary["comparisons"]:
         if not main_only or _is_main(rows[pair["against"]], rows.values()):
             key = pair["method"], pair["against"]
-            shared = _estimate(pair["difference"], pair["ci95"])
-            cells[key] = Difference(shared.value, shared.ends, pair["problems"])
+            cells[key] = _estimate(pair["difference"], pair["ci95"], pair["problems"])
     return Comparisons(
         methods=list(dict.fromkeys(method for method, _ in cells)),
         # In the order of the summary's rows.
@@ -112,16 +107,13 @@ def _is_main(row: Mapping[str, Any], rows: Sequence[Any] | Any) -> bool:
     if row["num_particles"] > 1 and row["answer"] != "draw":
         return True
     plain = [r for r in rows if r["sampler"] == "Ancestral" and r["answer"] == "draw"]
-    chosen = [r for r in plain if any(_is_at(r, t) for t in (1.0, 1 / row["alpha"]))] or plain
+    usual = np.array([1.0, 1 / row["alpha"]])
+    chosen = [r for r in plain if np.isclose(r["temperature"], usual, 1e-6, 0.0).any()] or plain
     single = [r for r in chosen if r["num_particles"] == 1] or chosen
     return row in single
 
 
-def _is_at(row: Mapping[str, Any], temperature: float) -> bool:
-    return math.isclose(row["temperature"], temperature, rel_tol=1e-6)
-
-
-def _estimate(value: float, ends: Sequence[float]) -> Estimate:
+def _estimate(value: float, ends: Sequence[float], problems: int = 0) -> Estimate:
     # The bootstrap is computed in float32; less than its precision is not a difference from 0.
     low, high = (round(end, 6) + 0.0 for end in ends)
-    return Estimate(value, (low, high))
+    return Estimate(value, (low, high), problems)

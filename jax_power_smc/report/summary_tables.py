@@ -50,12 +50,9 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def results(runs: Sequence[RunSummary], problems: int, layout: Layout = "page") -> Table:
-    """Accuracies and costs, one row for each run.
+    """Accuracies and costs, one row for each run; the layout decides which columns are left out.
 
-    Args:
-      runs: of the summary.
-      problems: of the whole job; a column counts them if some run has finished fewer.
-      layout: where the table is shown, which decides on columns that may be left out.
+    A column counts problems if some run has finished fewer than the ``problems`` of the whole job.
     """
     on_page, narrow = layout == "page", layout == "narrow"
     columns: list[tuple[Column, list[Cell]]] = []
@@ -109,12 +106,8 @@ def comparison_table(
 ) -> Table:
     """The draw of each method, in percentage points over the others; bold where it is clear.
 
-    Args:
-      pairs: the comparisons.
-      methods: a column for each.
-      problems: on a page, those of the whole job: a difference over fewer says so, and a clear one
-        has an arrow. None in a terminal.
-      label_width: characters of a label before it is folded.
+    On a page, ``problems`` is the number of the whole job's: a difference over fewer says so, and a
+    clear one has an arrow. In a terminal it is None.
     """
 
     def cell(method: str, against: str) -> Cell:

@@ -67,7 +67,8 @@ def pool(
     def like(name: str, values: np.ndarray) -> np.ndarray:
         return values.astype(np.result_type(*[np.asarray(getattr(r, name)).dtype for r in results]))
 
-    arrays = {name: joined(name) for name in ("tokens", "lengths", "finished", "log_probs")}
+    names = ("tokens", "lengths", "finished", "log_probs", "token_log_probs")
+    arrays = {name: joined(name) for name in names}
     arrays["log_weights"] = like("log_weights", log_weights)
     arrays["log_evidence"] = like("log_evidence", total - math.log(len(results)))
     arrays["choice"] = _categorical(np.exp(log_weights), uniform)
@@ -93,7 +94,7 @@ def _pooled_info(
         parts = np.stack([np.asarray(getattr(info, name)) for info in infos])
         return parts.sum(axis=0, dtype=parts.dtype)
 
-    particles = [arrays[name] for name in ("tokens", "lengths", "finished", "log_weights")]
+    own = {name: arrays[name] for name in ("tokens", "lengths", "finished", "log_weights")}
     rates = np.stack([np.asarray(info.acceptance_rate) for info in infos])
     dropped_dtype = np.asarray(infos[0].dropped_mass).dtype
     return SampleInfo(
@@ -104,7 +105,7 @@ def _pooled_info(
         forks=total("forks"),
         parent=parent,
         particle_index=particle_index,
-        **diagnose(*particles, parent, particle_index)._asdict(),
+        **diagnose(**own, parent=parent, particle_index=particle_index)._asdict(),
         bad_logits=np.any([info.bad_logits for info in infos], axis=0),
         dropped_mass=run_arrays.dropped_share(results, shares).astype(dropped_dtype),
         model_tokens=total("model_tokens"),

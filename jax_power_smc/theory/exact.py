@@ -14,6 +14,7 @@ from jax_power_smc.core.types import Params, TokenIds
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine.validation import check_prompt, check_target
 from jax_power_smc.models.base import LanguageModel
+from jax_power_smc.models.cache_moves import insert_rows, move_rows
 from jax_power_smc.smc.weights import weight_dtype
 from jax_power_smc.targets.power import PowerTarget, TargetArrays, support
 from jax_power_smc.targets.stop_arrays import (
@@ -178,11 +179,15 @@ def _teacher_forced(
 
     @jax.jit
     def run(params: Params) -> Any:
-        cache = model.init_cache(params, 1, num_read + horizon)
-        if num_read:  # all but the last token, which is every sequence's first
-            begin, count = jnp.zeros((1,), jnp.int32), jnp.full((1,), num_read, jnp.int32)
-            _, cache = model.extend(params, cache, ids[None, :-1], begin, count)
-        cache = jax.tree.map(lambda leaf: jnp.repeat(leaf, num, axis=0), cache)
+        # The prompt is read once, up to its last token, and copied to every row.
+        zero, read = jnp.zeros((1,), jnp.int32), jnp.full((1,), num_read, jnp.int32)
+        prefilled = model.init_cache(params, 1, num_read + horizon)
+        if num_read:
+            _, prefilled = model.extend(params, prefilled, ids[None, :-1], zero, read)
+        cache = model.init_cache(params, num, num_read + horizon)
+        cache = insert_rows(model, cache, zero, prefilled)
+        others = jnp.arange(1, num + 1, dtype=jnp.int32)
+        cache = move_rows(model, cache, 0 * others, others, read * every, jnp.int32(num - 1))
 
         def step(carry: Any, t: jax.Array) -> tuple[Any, Any]:
             cache, state, token = carry

@@ -24,7 +24,6 @@ from jax_power_smc.evaluation.scores import read
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.report.job_status import status_of
 from jax_power_smc.report.load import read_report
-from jax_power_smc.tasks import tiny_reasoner
 from jax_power_smc.tiny_reasoner import problems
 from tests.cli.command import ROOT, assert_refused, call, outcomes
 from tests.evaluation import tiny
@@ -41,6 +40,8 @@ SMALL = {
     "max_new_tokens": 16,
     "slots": 4,
 }
+# The generator itself, which the fixture `easy` replaces.
+MADE = problems.problems
 # The known model never says 7.
 GOLD = (3, 4, 5, 7)
 RUNS = ["temperature_1", "low_temperature", "greedy", "samples", "mh", "smc", "smc_ramp", "swor"]
@@ -120,15 +121,15 @@ class Finished:
 @pytest.fixture(scope="module")
 def easy():
     """Answers of the problems that the known model may give; the list of problems asked for."""
-    listed, make = [], problems.problems
+    listed = []
 
     def changed(split, limit, seed):
-        for problem, answer in zip(make(split, limit, seed), GOLD, strict=False):
+        for problem, answer in zip(MADE(split, limit, seed), GOLD, strict=False):
             listed.append(dataclasses.replace(problem, answer=answer))
             yield listed[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_reasoner.problems, "problems", changed)
+        patch.setattr(problems, "problems", changed)
         yield listed
 
 
@@ -710,7 +711,7 @@ def test_the_command_writes_its_files(model, tmp_path):
     summary = strictly((tmp_path / "new/summary.json").read_text())
     assert list(dict.fromkeys(row["run"] for row in summary["rows"])) == RUNS
     lines = (tmp_path / "new/records.jsonl").read_text().splitlines()
-    listed = list(problems.problems("test", 3, 3))
+    listed = list(MADE("test", 3, 3))
     assert sorted((r["run"], r["prompt"], r["gold"]) for r in map(strictly, lines)) == sorted(
         (run, problem.question, problem.answer) for run in RUNS for problem in listed
     )

@@ -1,7 +1,6 @@
 """What devices exchange in a chunk of decode steps, read from the compiled program."""
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Iterator
@@ -11,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jax_power_smc.engine.decode import PromptInputs, SharedInputs
 
 from jax_power_smc.core import prng
 from jax_power_smc.engine import executables, programs
 from jax_power_smc.engine.layout import layout_of
+from jax_power_smc.engine.state import PromptInputs, SharedInputs
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from jax_power_smc.samplers import Kernel
 from jax_power_smc.targets.power import PowerTarget
@@ -96,7 +95,7 @@ def lower_chunk(
     sampler: Kernel,
     *,
     prompts: int,
-    prompt_tokens: int,
+    rows: int,
     capacity: int,
     num_steps: int = _STEPS,
 ) -> tuple[Any, Any]:
@@ -107,40 +106,37 @@ def lower_chunk(
       mesh: the mesh, or None for one device.
       sampler: any that has slots.
       prompts: P, over all data shards.
-      prompt_tokens, capacity: S and T.
+      rows, capacity: R of each device, and the positions of a row.
       num_steps: of the chunk.
 
     Returns:
-      The lowered program, and the shapes of the caches on one device.
+      The lowered program, and the shapes of the cache on one device.
     """
     layout = layout_of(model, mesh)
     params = nnx.state(model.abstract_module())
+    traced = jax.eval_shape(sampler.traced)
+    sizes = {
+        "num_slots": prompts // layout.data_shards,
+        "num_rows": rows,
+        "capacity": capacity,
+        "dtype": jnp.dtype(jnp.float32),
+    }
+    static: dict[str, Any] = {"model": layout.model}
+    state = executables.results(programs.start, static | sizes, (params, traced), layout)
 
     def of_all(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((prompts, *x.shape), x.dtype)
 
+    none = jnp.zeros((), jnp.int32)
     target = PowerTarget(4.0, (0,)).arrays(model.vocab_size, capacity)
-    shared = SharedInputs(jax.eval_shape(sampler.traced))
-    own = PromptInputs(None, target, prng.prompt_keys(prng.seed_key(0), [0])[0])
-    args: Any = (
-        params,
-        shared,
-        jax.tree.map(of_all, own),
-        of_all(jax.ShapeDtypeStruct((prompt_tokens,), jnp.int32)),
-        of_all(jnp.zeros((), jnp.int32)),
-    )
-    static: dict[str, Any] = {"model": layout.model}
-    inputs, state, _ = executables.results(
-        programs.prefill, static | {"capacity": capacity}, args, layout
-    )
-    make = functools.partial(programs.empty_cache, layout.model, params)
-    sizes = sampler.num_particles, capacity
-    cache = jax.eval_shape(lambda: make(prompts * layout.model_shards, *sizes))
-    clocks = jax.ShapeDtypeStruct((num_steps,), jnp.int32)
-    args = params, shared, inputs, state._replace(cache=cache), clocks
+    target = target._replace(ends=None, forced=None, min_new_tokens=None)
+    own = PromptInputs(target, none, prng.prompt_keys(prng.seed_key(0), [0])[0], none)
+    ends = jax.ShapeDtypeStruct((1, model.vocab_size), jnp.bool_)
+    shared = SharedInputs(traced, ends)
+    args: Any = params, shared, jax.tree.map(of_all, own), state, jax.eval_shape(lambda: none)
     specs = programs.SPECS[programs.decode_chunk](layout, args)
-    lowered = layout.lower(programs.decode_chunk, static, args, specs)
-    return lowered, jax.eval_shape(lambda: make(prompts // layout.data_shards, *sizes))
+    lowered = layout.lower(programs.decode_chunk, static | {"num_ticks": num_steps}, args, specs)
+    return lowered, jax.eval_shape(lambda p: layout.model.init_cache(p, rows, capacity), params)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

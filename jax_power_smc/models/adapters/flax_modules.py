@@ -18,6 +18,11 @@ from jax_power_smc.core.types import Cache, Params
 from jax_power_smc.models.adapters.cached import CachedLM, Position
 from jax_power_smc.models.adapters.plain import PlainLM
 
+_NOT_EVALUATING = (
+    "the module cannot be applied ({}); use it in evaluation mode, with deterministic=True for "
+    "dropout and use_running_average=True for batch norms."
+)
+
 
 def from_nnx(
     module: nnx.Module,
@@ -121,9 +126,7 @@ class _NnxPlain:
     call: Callable[..., Any] | None
 
     def __call__(self, params: Params, tokens: jax.Array) -> Any:
-        module = nnx.merge(self.graph, params)
-        with _evaluating():
-            return module(tokens) if self.call is None else self.call(module, tokens)
+        return _call_nnx(nnx.merge(self.graph, params), self.call, tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +142,7 @@ class _NnxCached:
         module = nnx.merge(self.graph, params)
         self.init_cache(module, tokens.shape[0], self.capacity)
         nnx.update(module, cache)
-        with _evaluating():
-            logits = module(tokens) if self.call is None else self.call(module, tokens)
+        logits = _call_nnx(module, self.call, tokens)
         return logits, nnx.state(module, nnx.Cache)
 
 
@@ -199,6 +201,20 @@ class _LinenEmpty:
             return self.module.init(jax.random.key(0), tokens, method=self.call)["cache"]
 
 
+def _call_nnx(module: nnx.Module, call: Callable[..., Any] | None, tokens: jax.Array) -> Any:
+    """The module's logits; ValueError if it draws, or normalizes by the batch, to get them."""
+
+    def drawn_or_averaged() -> list[Any]:
+        return jax.tree.leaves(nnx.state(module, nnx.Any(nnx.RngState, nnx.BatchStat)))
+
+    before = drawn_or_averaged()
+    with _evaluating():
+        logits = module(tokens) if call is None else call(module, tokens)
+    if any(x is not y for x, y in zip(before, drawn_or_averaged(), strict=True)):
+        raise ValueError(_NOT_EVALUATING.format("it draws random numbers or updates averages"))
+    return logits
+
+
 def _check_call(module: Any, call: Callable[..., Any] | None) -> None:
     """Raises ValueError unless the module, or ``call``, needs no arguments but tokens."""
     try:
@@ -218,7 +234,4 @@ def _evaluating() -> Iterator[None]:
     try:
         yield
     except flax.errors.FlaxError as error:
-        raise ValueError(
-            f"the module cannot be applied ({type(error).__name__}); use it in evaluation mode, "
-            "with deterministic=True for dropout and use_running_average=True for batch norms."
-        ) from error
+        raise ValueError(_NOT_EVALUATING.format(type(error).__name__)) from error

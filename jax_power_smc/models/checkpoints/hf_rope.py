@@ -37,7 +37,7 @@ def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
       CheckpointError: for invalid values.
       UnsupportedModelError: for a kind of scaling that is not implemented.
     """
-    places = []
+    groups = []
     local: dict[str, Any] = {}
     for name in ("rope_parameters", "rope_scaling"):
         value = raw.get(name) or {}
@@ -52,13 +52,13 @@ def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
                 )
             local = value.get(_WINDOW) or {}
             value = value.get(_FULL) or {}
-        places.append(value)
-    places.append({"rope_theta": raw.get("rope_theta")})
+        groups.append(value)
+    groups.append({"rope_theta": raw.get("rope_theta")})
 
-    kinds = [place.get("rope_type") or place.get("type") or "default" for place in places]
+    kinds = [group.get("rope_type") or group.get("type") or "default" for group in groups]
     kind = next((kind for kind in kinds if kind != "default"), "default")
     local_kind = local.get("rope_type") or "default"
-    factors = [place.get("partial_rotary_factor") for place in (*places, local, raw)]
+    factors = [group.get("partial_rotary_factor") for group in (*groups, local, raw)]
     known = ("default", *_READERS)
     refusals = {
         f"rope_type {kind!r} (only {', '.join(map(repr, known))} are implemented)": kind
@@ -72,10 +72,10 @@ def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
     if refused:
         raise UnsupportedModelError(f"{source} asks for {' and '.join(refused)}.")
 
-    theta = next((x["rope_theta"] for x in places if x.get("rope_theta") is not None), family.theta)
+    theta = next((x["rope_theta"] for x in groups if x.get("rope_theta") is not None), family.theta)
     scaling = None
     if kind != "default":
-        settings = places[kinds.index(kind)]
+        settings = groups[kinds.index(kind)]
         # The one entry that the reference looks for outside these settings first.
         original = {_ORIGINAL: raw[_ORIGINAL]} if _ORIGINAL in raw else {}
         scaling = _READERS[kind](_Settings({**raw, **settings, **original}, source))

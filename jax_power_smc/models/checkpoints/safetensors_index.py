@@ -67,18 +67,18 @@ def read_headers(directory: pathlib.Path) -> tuple[list[StoredTensor], dict[str,
     """
     if (directory / WEIGHTS).is_file():
         return _read_header(directory / WEIGHTS), {}
-    places = _read_index(directory)
-    if not places:
+    file_of = _read_index(directory)
+    if not file_of:
         pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
         hint = f"; {', '.join(pickles)} is a pickle, which is never loaded" if pickles else ""
         raise CheckpointError(f"{directory} has neither {WEIGHTS} nor {INDEX}{hint}.")
-    files = {name: directory / name for name in sorted(set(places.values()))}
+    files = {name: directory / name for name in sorted(set(file_of.values()))}
     missing = [name for name, file in files.items() if not file.is_file()]
     if missing:
         raise CheckpointError(
             f"{directory / INDEX} names {', '.join(missing)}, which is not there."
         )
-    return [tensor for file in files.values() for tensor in _read_header(file)], places
+    return [tensor for file in files.values() for tensor in _read_header(file)], file_of
 
 
 def weight_files(directory: pathlib.Path) -> list[str]:
@@ -89,8 +89,8 @@ def weight_files(directory: pathlib.Path) -> list[str]:
     """
     if (directory / WEIGHTS).is_file():
         return [WEIGHTS]
-    places = _read_index(directory)
-    return [INDEX, *sorted(set(places.values()))] if places else []
+    file_of = _read_index(directory)
+    return [INDEX, *sorted(set(file_of.values()))] if file_of else []
 
 
 def _read_index(directory: pathlib.Path) -> dict[str, str]:
@@ -99,12 +99,12 @@ def _read_index(directory: pathlib.Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        places = json.loads(path.read_text("utf-8"))["weight_map"]
-        if not all(isinstance(file, str) for file in places.values()):
+        file_of = json.loads(path.read_text("utf-8"))["weight_map"]
+        if not all(isinstance(file, str) for file in file_of.values()):
             raise TypeError("weight_map holds values that are not file names")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a safetensors index ({error!r}).") from error
-    return dict(places)
+    return dict(file_of)
 
 
 def _read_header(file: pathlib.Path) -> list[StoredTensor]:

@@ -63,7 +63,7 @@ def load_params(
     """
     root = pathlib.Path(directory)
     state = nnx.state(TransformerLM(config, dtype).abstract_module())
-    places = placement.resolve_shardings(shardings, state)
+    sharding_of = placement.resolve_shardings(shardings, state)
     pairs = _match(root, config)
     arrays: dict[ParamPath, jax.Array] = {}
     not_finite: dict[str, None] = {}  # a set in the order of the files
@@ -73,8 +73,8 @@ def load_params(
         for entry, tensor in pairs:
             rows = slice(entry.first_row, entry.first_row + entry.file_shape[0])
             view = entry.flip(tensor.map()[rows])
-            place = places[entry.path]
-            arrays[entry.path], finite = placement.place(view, jnp.dtype(dtype), place)
+            sharding = sharding_of[entry.path]
+            arrays[entry.path], finite = placement.place(view, jnp.dtype(dtype), sharding)
             if not finite:
                 not_finite[entry.name] = None
             done += view.nbytes
@@ -147,8 +147,8 @@ def _match(
         if problem is not None:
             problems.append(problem)
         seen.add(tensor.name)
-    held = {(tensor.name, tensor.file.name) for tensor in tensors}
-    misplaced = {name: file for name, file in indexed.items() if (name, file) not in held}
+    found = {(tensor.name, tensor.file.name) for tensor in tensors}
+    misplaced = {name: file for name, file in indexed.items() if (name, file) not in found}
     problems += [
         f"{name} is not in {file}, where {INDEX} places it" for name, file in misplaced.items()
     ]

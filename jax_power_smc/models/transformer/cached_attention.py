@@ -67,8 +67,9 @@ def _by_products(
 
 
 def _by_kernel(scoring: Scoring, q: jax.Array, *arrays: jax.Array) -> Result:
-    q = scoring.scaled(q)
-    return kernels.decode(q, *arrays, softcap=scoring.softcap, window=scoring.window)
+    return kernels.decode(
+        scoring.scaled(q), *arrays, softcap=scoring.softcap, window=scoring.window
+    )
 
 
 def by_library(
