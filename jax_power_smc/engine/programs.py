@@ -71,6 +71,7 @@ class Progress(NamedTuple):
       stop_state: [P, N] int32, that of each particle's row.
       running: [P] bool.
       num_ticks: [1] int32, steps that were run.
+      stuck: [1] bool, prompts that have rows are running, and none took the last step.
       in_use: [1] int32, rows that are in use, or spoiled.
       longest: [1] int32, positions of the longest row, its last token included.
       spoiled: [1] bool, whether any row is.
@@ -82,6 +83,7 @@ class Progress(NamedTuple):
     stop_state: jax.Array
     running: jax.Array
     num_ticks: jax.Array
+    stuck: jax.Array
     in_use: jax.Array
     longest: jax.Array
     spoiled: jax.Array
@@ -259,7 +261,7 @@ def decode_chunk(
         return state, records, tick + 1, moving, row_steps + live, stalls + stalled
 
     start = (state, records, zero, jnp.ones((), bool), zero, zero)
-    state, records, tick, _, row_steps, stalls = jax.lax.while_loop(go_on, body, start)
+    state, records, tick, moving, row_steps, stalls = jax.lax.while_loop(go_on, body, start)
     owned = state.rows.owner < slots
     spoiled = state.rows.spoiled
     progress = Progress(
@@ -267,6 +269,7 @@ def decode_chunk(
         stop_state=state.rows.stop_state[jnp.minimum(state.prompts.row_of, num_rows - 1)],
         running=running(state),
         num_ticks=tick[None],
+        stuck=(~moving & jnp.any(running(state) & has_rows(state)))[None],
         in_use=jnp.sum(owned | spoiled, dtype=jnp.int32)[None],
         longest=jnp.max(jnp.where(owned, state.rows.position + 1, 0))[None],
         spoiled=jnp.any(spoiled)[None],

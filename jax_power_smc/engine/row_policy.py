@@ -43,12 +43,10 @@ class RowPlan(NamedTuple):
     Attributes:
       num_rows: R.
       row_limit: as many rows may be in use.
-      arrivals: prompts that may enter each device, which take a row each.
     """
 
     num_rows: int
     row_limit: int
-    arrivals: int
 
 
 def plan_rows(
@@ -56,7 +54,6 @@ def plan_rows(
     num_rows: int,
     at_most: int,
     load: Load,
-    arriving: int,
     reserve: int,
 ) -> RowPlan:
     """The size of a row table for the next chunk.
@@ -64,26 +61,23 @@ def plan_rows(
     Args:
       ladder: the allowed sizes, ascending.
       num_rows: the present one; 0 if there is no table yet.
-      at_most: as many rows may be in use by now.
-      load: what was seen last.
-      arriving: prompts that wait for a slot that is free, per device.
+      at_most: as many rows may be in use when the chunk begins, those that enter before included.
+      load: what was seen last, with the rows that enter.
       reserve: prompts that may arrive while the chunk runs, per device.
     """
     most = ladder[-1]
-    arrivals = min(arriving, max(most - at_most, 0))
-    need = load.in_use + arrivals
-    wanted = math.ceil(need * (1 + (SLACK_IF_STALLED if load.stalled else SLACK)))
+    wanted = math.ceil(load.in_use * (1 + (SLACK_IF_STALLED if load.stalled else SLACK)))
     if load.stalled:
         wanted = max(wanted, num_rows + 1)
     size = smallest(ladder, wanted)
-    floor = smallest(ladder, at_most + arrivals)
+    floor = smallest(ladder, at_most)
     limit = size
     if size < floor:
         # Rows are given back first, below a limit, and the table shrinks one look later.
         size = max(floor, num_rows) if num_rows else floor
     if size == most and limit == most and not load.stuck:
         limit = max(most - reserve, 1)
-    return RowPlan(size, limit, arrivals)
+    return RowPlan(size, limit)
 
 
 def smallest(ladder: Sequence[int], least: int) -> int:

@@ -49,6 +49,7 @@ class _Chunk(NamedTuple):
       num_rows: R of each device.
       row_limit: as many rows it may use.
       entered: rows of the fullest device that were put in just before it.
+      longest: positions of the longest of these rows.
     """
 
     occupants: list[ActiveRequest | None]
@@ -57,6 +58,7 @@ class _Chunk(NamedTuple):
     num_rows: int
     row_limit: int
     entered: int
+    longest: int
 
 
 class Scheduler:
@@ -109,8 +111,11 @@ class Scheduler:
         # The last chunk that was looked at, in host memory, and what it showed.
         self._seen: _Chunk | None = None
         self._load = Load()
-        # Rows of the fullest device that were put in since the last chunk was handed out.
-        self._entered = 0
+        # Rows that are in use on each device, as the last chunk that was looked at showed it.
+        self._in_use = np.zeros((self.rows.layout.data_shards,), np.int32)
+        # Rows of the fullest device that were put in since the last chunk was handed out, and the
+        # positions of the longest of them.
+        self._entered = self._entered_longest = 0
 
     def check(self, target: PowerTarget) -> None:
         """Raises ValueError for a target that cannot be served, see ``TargetBatch``."""
@@ -168,12 +173,23 @@ class Scheduler:
         return any(self._occupants) or bool(self._leaving)
 
     @property
-    def _at_most(self) -> int:
-        """As many rows may be in use on the fullest device when the next chunk begins."""
-        rows = self._load.in_use
+    def _at_most(self) -> np.ndarray:
+        """[D] int32: as many rows may be in use on each device when the next chunk begins."""
+        rows = self._in_use
         for chunk in self._unseen:
-            rows = max(rows + chunk.entered, chunk.row_limit)
-        return rows + self._entered
+            rows = np.maximum(rows + chunk.entered, chunk.row_limit)
+        # Where all that ran is known to be done, nothing can have been added.
+        return np.where(self._idle_shards, self._in_use, rows + self._entered)
+
+    @property
+    def _idle_shards(self) -> np.ndarray:
+        """[D] bool: devices without prompts, also in the chunks that run."""
+        slots: list[Any] = [self._occupants, *(chunk.occupants for chunk in self._unseen)]
+        runs = [
+            any(r is not None and (r in self._occupants or r.cancelled) for r in requests)
+            for requests in zip(*slots, strict=True)
+        ]
+        return ~np.reshape(runs, (self.rows.layout.data_shards, -1)).any(axis=1)
 
     @property
     def _must_wait(self) -> bool:
@@ -209,7 +225,7 @@ class Scheduler:
         try:
             done += self._drop_cancelled()
             # Only what is seen tells how many rows are free for a request that resumes.
-            while self._unseen and self._resumable(self._load.in_use):
+            while self._unseen and self._resumable(self._in_use):
                 done += self._look(self._unseen.popleft())
             row_limit = self._enter(entering, is_open)
             if self._active:
@@ -239,28 +255,24 @@ class Scheduler:
         free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
         allocator = self.rows.allocator
         chosen = dict(zip(allocator.round_robin(free), new, strict=False))
-        resumed = self._resumable(self._at_most)
-        arriving = max(
-            self._fullest(list(chosen)),
-            max((self._of(slot).needs for slot in resumed), default=0),
-        )
-        more = is_open or bool(self._held) or len(new) > len(chosen)
+        at_most, most = self._at_most, self.sizes.rows[-1]
+        resumed = self._resumable(at_most)
+        entering, kept = np.zeros_like(at_most), {}
+        for slot in resumed:
+            entering[slot // allocator.slots_per_shard] += self._of(slot).needs
+        for slot, request in chosen.items():
+            shard = slot // allocator.slots_per_shard
+            if at_most[shard] + entering[shard] < most:
+                entering[shard] += 1
+                kept[slot] = request
+        more = is_open or bool(self._held) or len(new) > len(kept)
         plan = row_policy.plan_rows(
             self.sizes.rows,
             self.rows.num_rows,
-            self._at_most,
-            self._load,
-            arriving,
+            int((at_most + entering).max()),
+            self._load._replace(in_use=int((self._in_use + entering).max())),
             reserve=-(-self.sizes.group // shards) if more and not suspended else 0,
         )
-        if resumed and arriving > plan.arrivals:
-            resumed = []
-        per_shard, kept = [0] * shards, {}
-        for slot, request in chosen.items():
-            shard = slot // allocator.slots_per_shard
-            per_shard[shard] += 1
-            if per_shard[shard] <= plan.arrivals:
-                kept[slot] = request
         self._held = [r for r in new if r not in kept.values()] + self._held
         self._resize(plan.num_rows, [*kept.values()], resumed)
         for slot in resumed:
@@ -276,17 +288,11 @@ class Scheduler:
                 for place, tokens in ids.items()
             ]
             self.rows.enter(members, prefixes, group)
-        self._entered = max(self._fullest(list(kept)), arriving if resumed else 0)
+        self._entered = int(entering.max())
         if was_idle and kept:
             self.rows.block_until_ready()
             self._timer.book("prefill")
         return plan.row_limit
-
-    def _fullest(self, slots: list[int]) -> int:
-        """The largest number of these slots on one device."""
-        per_shard = self.rows.allocator.slots_per_shard
-        counts = collections.Counter(slot // per_shard for slot in slots)
-        return max(counts.values(), default=0)
 
     def _resize(self, num_rows: int, entering: list[ActiveRequest], resumed: list[int]) -> None:
         lengths = [len(request.prompt) for request in entering]
@@ -295,7 +301,9 @@ class Scheduler:
             return
         bucket = max((self.sizes.prompt_bucket(length) for length in lengths), default=0)
         chunks = len(self._unseen) + 1
-        longest = max([self._load.longest, *lengths]) + chunks * self.sizes.chunk
+        self._entered_longest = max(lengths, default=0)
+        known = [self._load.longest, *(chunk.longest for chunk in self._unseen)]
+        longest = max(*known, self._entered_longest) + chunks * self.sizes.chunk
         ladder = self.sizes.cache_buckets()
         needed = max(min(longest, ladder[-1]), bucket)
         capacity = row_policy.plan_capacity(ladder, self.rows.capacity, needed)
@@ -330,10 +338,9 @@ class Scheduler:
         pending = PendingRecords(recorded)
         active = [None if r is None or r.suspended else r for r in self._occupants]
         rows = self.rows.num_rows
-        self._unseen.append(
-            _Chunk(active, pending, progress, rows, min(row_limit, rows), self._entered)
-        )
-        self._entered = 0
+        put_in = self._entered, self._entered_longest
+        self._unseen.append(_Chunk(active, pending, progress, rows, min(row_limit, rows), *put_in))
+        self._entered = self._entered_longest = 0
         for slot, request in enumerate(active):
             if request is not None:
                 request.pieces.append((pending, slot))
@@ -349,8 +356,9 @@ class Scheduler:
         self.stats.add(progress)
         running = progress.running.tolist()
         stuck = self._stuck(chunk)
+        self._in_use = progress.in_use
         self._load = Load(
-            in_use=int(progress.in_use.max()),
+            in_use=int(self._in_use.max()),
             longest=int(progress.longest.max()),
             # Stalls in a table that has grown since are no reason to let it grow again.
             stalled=self._stalled(chunk) if chunk.num_rows == self.rows.num_rows else 0,
@@ -387,16 +395,10 @@ class Scheduler:
         """For each device on which no prompt could move: the slots that have rows."""
         per_shard = self.rows.allocator.slots_per_shard
         stuck = []
-        for shard, ticks in enumerate(chunk.progress.num_ticks.tolist()):
+        for shard in np.flatnonzero(chunk.progress.stuck).tolist():
             slots = range(shard * per_shard, (shard + 1) * per_shard)
-            holding = [
-                slot
-                for slot in slots
-                if chunk.progress.running[slot]
-                and (chunk.progress.prompts.row_of[slot] < chunk.num_rows).any()
-            ]
-            if ticks < self.sizes.chunk and holding:
-                stuck.append(holding)
+            running, row_of = chunk.progress.running, chunk.progress.prompts.row_of
+            stuck.append([s for s in slots if running[s] and (row_of[s] < chunk.num_rows).any()])
         return stuck
 
     def _make_room(self, chunk: _Chunk, stuck: list[list[int]]) -> list[ActiveRequest]:
@@ -424,16 +426,16 @@ class Scheduler:
         if failed:
             self.rows.cancel(unwanted & np.array([o is None for o in self._occupants]))
         self.rows.suspend(unwanted)
-        in_use = self._rows_in_use(chunk, unwanted)
-        self._load = self._load._replace(in_use=in_use, stuck=False)
+        self._in_use = self._rows_in_use(chunk, unwanted)
+        self._load = self._load._replace(in_use=int(self._in_use.max()), stuck=False)
         return failed
 
-    def _rows_in_use(self, chunk: _Chunk, without: np.ndarray) -> int:
-        """On the fullest device, after some prompts gave theirs back."""
+    def _rows_in_use(self, chunk: _Chunk, without: np.ndarray) -> np.ndarray:
+        """[D] int32, after some prompts gave theirs back."""
         row_of = chunk.progress.prompts.row_of
         counts = [len(np.unique(x[x < chunk.num_rows])) for x in row_of]
         held = np.where(without, 0, counts).reshape(-1, self.rows.allocator.slots_per_shard)
-        return int(held.sum(axis=1).max())
+        return held.sum(axis=1).astype(np.int32)
 
     def _suspend(self, request: ActiveRequest, slot: int, chunk: _Chunk) -> None:
         """Takes note of what the request resumes with."""
@@ -459,8 +461,8 @@ class Scheduler:
         assert request is not None and request.suspended is not None
         return request.suspended
 
-    def _resumable(self, in_use: int) -> list[int]:
-        """The slot of the earliest suspended request, if the rows that are free are enough for it.
+    def _resumable(self, in_use: np.ndarray) -> list[int]:
+        """The slot of the earliest suspended request, if the free rows of its device suffice.
 
         It waits for a chunk in which no other one stalled: those that come before it have had what
         they asked for, and so have taken steps, before they can be in each other's way again.
@@ -469,7 +471,8 @@ class Scheduler:
         if not waiting or (self._active and self._load.stalled):
             return []
         first = min(waiting, key=lambda slot: self._occupants[slot].order)  # type: ignore[union-attr]
-        return [first] if in_use + self._of(first).needs <= self.sizes.rows[-1] else []
+        there = in_use[first // self.rows.allocator.slots_per_shard]
+        return [first] if there + self._of(first).needs <= self.sizes.rows[-1] else []
 
     def _resume(self, slot: int) -> None:
         (group,) = self.rows.allocator.groups([slot])

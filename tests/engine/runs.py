@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ MODEL = TableLM(V, 2)
 # The last token ends sequences in most tests.
 PIECES = [b"a", b"b", b"c", b"ab", b"", b""]
 PROMPTS = [[1, 2], [3], [4, 0, 2, 1], [1, 2], [0, 0, 0]]
+# More than any run takes here.
+MOST_ROUNDS = 500
 KEY = jax.random.key(7)
 with jax.enable_x64(True):
     PARAMS = MODEL.init(jax.random.key(1), dtype=jnp.float64, scale=1.0)
@@ -53,8 +56,11 @@ def run(engine, target, *, prompts=PROMPTS, order=None, cap=CAP):
     """The results by prompt; ``order`` is that of their arrival."""
     order = range(len(prompts)) if order is None else order
     asked = [psmc.StreamRequest(prompts[i], target, cap, prompt_id=i, tag=i) for i in order]
+    rounds = itertools.count()
     with jax.enable_x64(True):
-        done = {one.request.tag: one for one in engine.stream(asked, key=KEY)}
+        stream = engine.stream(asked, key=KEY, until=lambda: next(rounds) > MOST_ROUNDS)
+        done = {one.request.tag: one for one in stream}
+    assert len(done) == len(prompts), "no result of prompts that go round in circles"
     assert [done[i].error for i in sorted(done)] == [None] * len(prompts)
     return [done[i].result for i in sorted(done)]
 

@@ -124,6 +124,16 @@ def test_rows_come_and_go_with_the_prompts(integrity):
     assert 4 < made.stats.rows_used <= made.stats.rows_there == 12
 
 
+def test_a_long_prompt_enters_among_short_ones(integrity):
+    # The rows have room for it also while only what ran before it has been seen.
+    asked = [request(0, prompt=[i % 5], max_new_tokens=20) for i in range(6)]
+    asked.insert(3, request(0, prompt=[2, 3] * 140, max_new_tokens=20))
+    made = make(max_prompt_tokens=300, max_new_tokens=20, slots=2)
+    done = list(made.stream(iter(asked), key=KEY))
+    for one in done:
+        assert_as_alone(one)
+
+
 def test_invalid_requests_are_refused_one_by_one():
     asked = [
         request(0),

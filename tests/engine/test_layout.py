@@ -29,7 +29,8 @@ PIECES = [bytes([letter]) for letter in b"abcdefghijklmnop"]
 PROMPTS = [[0], [2, 3, 4], [5] * 9, [7, 7], [15]]
 ARRAYS = ("tokens", "lengths", "finished", "choice")
 REALS = ("log_probs", "log_weights", "log_evidence")
-INFO = ("forks", "parent", "resampled", "model_tokens", "bad_logits")
+INFO = ("forks", "parent", "resampled", "bad_logits")
+INFO += ("drawn_tokens", "model_tokens", "num_rows", "copies")
 
 PLAIN = PowerTarget(2.0, (1,))
 SMC = PowerSMC(4, 0.9)
@@ -179,7 +180,7 @@ def request(i, **changes):
 @pytest.fixture
 def short_chunks(monkeypatch):
     """Many rounds within few steps."""
-    monkeypatch.setattr(slot_plan, "CHUNK", 3)
+    monkeypatch.setattr(slot_plan, "CHUNK_ON_CPU", 3)
 
 
 def make(size, **options):
@@ -324,14 +325,11 @@ class Uncut:
 
     vocab_size = V
 
-    def prefill(self, params, prompt, length):
-        return MODEL.prefill(params, prompt, length)
+    def init_cache(self, params, num_rows, capacity):
+        return MODEL.init_cache(params, num_rows, capacity)
 
-    def init_cache(self, params, num_particles, capacity):
-        return MODEL.init_cache(params, num_particles, capacity)
-
-    def decode(self, params, context, cache, token, step, clock):
-        return MODEL.decode(params, context, cache, token, step, clock)
+    def extend(self, params, cache, tokens, position, count):
+        return MODEL.extend(params, cache, tokens, position, count)
 
 
 def test_a_model_that_cannot_be_sharded():

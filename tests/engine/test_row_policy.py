@@ -24,36 +24,35 @@ def test_sizes_double_and_from_32_on_go_by_halves():
 
 
 def test_an_empty_table_is_made_for_those_who_arrive():
-    assert plan_rows(LADDER, 0, 0, Load(), arriving=3, reserve=0) == RowPlan(4, 4, 3)
-    assert plan_rows(LADDER, 0, 0, Load(), arriving=9, reserve=2) == RowPlan(16, 16, 9)
-    # Never more than there will be rows for.
-    assert plan_rows(LADDER, 0, 0, Load(), arriving=99, reserve=0) == RowPlan(48, 48, 48)
+    assert plan_rows(LADDER, 0, 3, Load(in_use=3), reserve=0) == RowPlan(4, 4)
+    assert plan_rows(LADDER, 0, 9, Load(in_use=9), reserve=2) == RowPlan(16, 16)
+    assert plan_rows(LADDER, 0, 48, Load(in_use=48), reserve=0) == RowPlan(48, 48)
 
 
 def test_stalls_let_the_table_grow():
     load = Load(in_use=8, stalled=1)
-    assert plan_rows(LADDER, 8, 8, load, 0, 0).num_rows == 16
+    assert plan_rows(LADDER, 8, 8, load, 0).num_rows == 16
     # Also where rows are free, since none of the sizes seen was enough.
-    assert plan_rows(LADDER, 16, 16, Load(in_use=3, stalled=2), 0, 0).num_rows == 32
-    assert plan_rows(LADDER, 48, 48, Load(in_use=40, stalled=2), 0, 0).num_rows == 48
+    assert plan_rows(LADDER, 16, 16, Load(in_use=3, stalled=2), 0).num_rows == 32
+    assert plan_rows(LADDER, 48, 48, Load(in_use=40, stalled=2), 0).num_rows == 48
 
 
 def test_a_table_shrinks_in_two_looks():
     # So many rows may be in use that the smaller table might not hold them: first a limit.
-    first = plan_rows(LADDER, 32, 32, Load(in_use=5), 0, 0)
-    assert first == RowPlan(32, 8, 0)
+    first = plan_rows(LADDER, 32, 32, Load(in_use=5), 0)
+    assert first == RowPlan(32, 8)
     # One look later no more are in use than the limit says.
-    second = plan_rows(LADDER, 32, 8, Load(in_use=5), 0, 0)
-    assert second == RowPlan(8, 8, 0)
+    second = plan_rows(LADDER, 32, 8, Load(in_use=5), 0)
+    assert second == RowPlan(8, 8)
 
 
 def test_a_reserve_is_kept_at_the_largest_size_only():
     full = Load(in_use=44)
-    assert plan_rows(LADDER, 48, 48, full, 0, reserve=4).row_limit == 44
-    assert plan_rows(LADDER, 32, 32, Load(in_use=20), 0, reserve=4).row_limit == 32
+    assert plan_rows(LADDER, 48, 48, full, reserve=4).row_limit == 44
+    assert plan_rows(LADDER, 32, 32, Load(in_use=20), reserve=4).row_limit == 32
     # Before anybody has to give his rows back, the reserve is used up.
-    assert plan_rows(LADDER, 48, 48, full._replace(stuck=True, stalled=3), 0, 4).row_limit == 48
-    assert plan_rows((4,), 4, 4, Load(in_use=4), 0, reserve=9).row_limit == 1
+    assert plan_rows(LADDER, 48, 48, full._replace(stuck=True, stalled=3), 4).row_limit == 48
+    assert plan_rows((4,), 4, 4, Load(in_use=4), reserve=9).row_limit == 1
 
 
 class Prompts:
@@ -71,15 +70,16 @@ class Prompts:
 
     def round(self, seen, before):
         """A chunk: ``seen`` is the load of the last one looked at, ``before`` the unseen limit."""
-        free = min(self.slots - len(self.running), len(self.waiting))
         at_most = max(seen.in_use, before)
-        plan = plan_rows(self.ladder, self.num_rows, at_most, seen, free, self.reserve)
+        room = self.ladder[-1] - at_most
+        arrivals = min(self.slots - len(self.running), len(self.waiting), max(room, 0))
+        load = seen._replace(in_use=seen.in_use + arrivals)
+        plan = plan_rows(self.ladder, self.num_rows, at_most + arrivals, load, self.reserve)
         self.plans.append(plan)
-        assert plan.num_rows in self.ladder and 0 <= plan.arrivals <= free
-        assert 1 <= plan.row_limit <= plan.num_rows
-        assert self.in_use + plan.arrivals <= plan.num_rows, "rows in use are cut off"
+        assert plan.num_rows in self.ladder and 1 <= plan.row_limit <= plan.num_rows
+        assert self.in_use + arrivals <= plan.num_rows, "rows in use are cut off"
         self.num_rows, self.row_limit = plan.num_rows, plan.row_limit
-        for _ in range(plan.arrivals):
+        for _ in range(arrivals):
             self.running.append([1, self.waiting.pop(0)])
         # In order of arrival; giving back never waits.
         self.in_use = sum(held for held, _ in self.running)

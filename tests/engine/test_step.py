@@ -191,13 +191,14 @@ def test_a_transformer_whose_prompts_stall_and_resume(garbage, integrity):
         model = psmc.TransformerLM(CONFIG, jnp.float64)
         params = model.init(jax.random.key(2))
         # Sharper than at random, so that particles share prefixes for a while.
-        params = jax.tree.map(lambda x: 2.5 * x, params)
-    engine = make(SMC, rows=FEW, model=model, params=params)
-    found = run(engine, PLAIN)
-    assert_same(found, plain_of(model, params, SMC, PLAIN))
+        params = jax.tree.map(lambda x: 2.0 * x, params)
+        engine = make(SMC, rows=FEW, model=model, params=params)
+    target = PowerTarget(1.5)
+    found = run(engine, target)
+    assert_same(found, plain_of(model, params, SMC, target))
     assert engine.stats.preemptions > 0
     copied = sum(int(one.info.copies[0]) for one in found)
-    assert copied > 10 and sum(int(one.info.forks.sum()) for one in found) > 5
+    assert copied > 10 and sum(int(one.info.forks.sum()) for one in found) > 3
 
 
 # --- Mutations ---
@@ -295,9 +296,13 @@ def mutate(monkeypatch):
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda f: f.__name__)
 def test_the_comparison_notices(mutate, mutation):
-    assert_same(run(make(SMC, rows=FEW), PLAIN), plain(SMC, PLAIN))
+    # Prompts that forget their draws would preempt each other for ever with fewer rows.
+    num_rows = 11 if mutation is draw_again else FEW
+    engine = make(SMC, rows=num_rows)
+    assert_same(run(engine, PLAIN), plain(SMC, PLAIN))
+    assert engine.stats.stalls > 0
     mutate(mutation)
-    found = run(make(SMC, rows=FEW), PLAIN)
+    found = run(make(SMC, rows=num_rows), PLAIN)
     with pytest.raises(AssertionError, match="of prompt"):
         assert_same(found, plain(SMC, PLAIN))
 

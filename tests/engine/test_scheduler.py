@@ -1,0 +1,307 @@
+"""The scheduler when something goes wrong: nothing is lost, no row leaks, others are unharmed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
+from jax_power_smc.engine.device_rows import DeviceRows
+from jax_power_smc.engine.records import PendingRecords
+from jax_power_smc.engine.scheduler import Scheduler
+from tests.engine.integrity import integrity
+from tests.engine.runs import (
+    CAP,
+    KEY,
+    PARAMS,
+    PROMPTS,
+    V,
+    assert_same,
+    chunks_of,
+    make,
+    plain,
+    plain_of,
+    run,
+)
+from tests.models.small import assert_sentence
+
+__all__ = ["integrity"]
+pytestmark = pytest.mark.usefixtures("quick_compilation", "integrity")
+
+TARGET = PowerTarget(1.5, (5,))
+SMC = PowerSMC(6, 0.9)
+FEW = 7
+
+
+@pytest.fixture
+def after_round(monkeypatch):
+    """Calls each function that is appended after every round, with the scheduler."""
+    original, calls = Scheduler._round, []
+
+    def watched(self, arrivals, is_open):
+        done = original(self, arrivals, is_open)
+        for call in calls:
+            call(self)
+        return done
+
+    monkeypatch.setattr(Scheduler, "_round", watched)
+    return calls
+
+
+@pytest.fixture
+def last(after_round):
+    """The scheduler of the last run."""
+    seen = []
+    after_round.append(lambda scheduler: seen.append(scheduler))
+    return lambda: seen[-1]
+
+
+def asked(target=TARGET, prompts=PROMPTS):
+    return [
+        StreamRequest(prompt, target, CAP, prompt_id=i, tag=i) for i, prompt in enumerate(prompts)
+    ]
+
+
+def stream(engine, requests):
+    """What became of each request, by index."""
+    with jax.enable_x64(True):
+        done = {one.index: one for one in engine.stream(requests, key=KEY)}
+    assert sorted(done) == list(range(len(requests)))
+    return done
+
+
+def assert_as_plain(done, expected, indices):
+    for i in indices:
+        assert done[i].error is None, done[i].error
+        assert_same([done[i].result], expected.one(i))
+
+
+def assert_all_rows_free(scheduler):
+    _, table = jax.device_get(scheduler.rows._state)
+    assert (table.owner >= scheduler.sizes.slots).all() and not table.spoiled.any()
+
+
+# --- Cancelled ---
+
+
+def is_stalled(scheduler, slot):
+    return bool(np.asarray(scheduler.rows._state.prompts.stalled)[slot])
+
+
+def is_preempted(scheduler, slot):
+    return scheduler._occupants[slot].suspended is not None
+
+
+@pytest.mark.parametrize("state", [is_stalled, is_preempted])
+def test_a_request_is_cancelled_while_it_has_to_wait(after_round, last, state):
+    cancelled = []
+
+    def cancel(scheduler):
+        for slot, request in enumerate(scheduler._occupants):
+            if request is not None and not cancelled and state(scheduler, slot):
+                request.cancelled = True
+                cancelled.append(request.prompt_id)
+
+    after_round.append(cancel)
+    done = stream(make(SMC, rows=FEW), asked())
+    assert len(cancelled) == 1
+    assert done[cancelled[0]].error == "cancelled."
+    assert_as_plain(done, plain(SMC, TARGET), set(range(5)) - set(cancelled))
+    assert_all_rows_free(last())
+
+
+# --- Too few rows ---
+
+
+def test_a_prompt_that_alone_needs_more_rows_than_there_are_fails_by_name(last):
+    # Small exponents have many prefixes, large ones few.
+    target = PowerTarget(2.5, (5,))
+    expected = plain(SMC, target)
+    needs = np.asarray(expected.info.num_rows).max(axis=1)
+    too_many = [i for i in range(5) if needs[i] > 4]
+    assert 0 < len(too_many) < 5
+    engine = make(SMC, rows=4)
+    done = stream(engine, asked(target))
+    for i in too_many:
+        assert_sentence(done[i].error, "a prompt alone needs", "and there are 4; raise rows=")
+        (rows,) = [int(word) for word in done[i].error.split() if word.isdigit()]
+        assert 4 < rows <= needs[i]
+    assert_as_plain(done, expected, set(range(5)) - set(too_many))
+    assert_all_rows_free(last())
+    assert_as_plain(stream(engine, asked(target)), expected, set(range(5)) - set(too_many))
+
+
+# --- No memory ---
+
+
+class Failure:
+    """Lets a method fail on some calls, as a device does that runs out of memory.
+
+    What was to be donated is gone then.
+    """
+
+    def __init__(self, monkeypatch, owner, name, calls, message="RESOURCE_EXHAUSTED: no memory."):
+        original, self.count, self.failed = getattr(owner, name), 0, 0
+
+        def failing(this, *args, **options):
+            self.count += 1
+            if self.count in calls:
+                self.failed += 1
+                if isinstance(this, DeviceRows):
+                    jax.tree.map(lambda x: x.delete(), this._state)
+                raise jax.errors.JaxRuntimeError(message)
+            return original(this, *args, **options)
+
+        monkeypatch.setattr(owner, name, failing)
+
+
+PLACES = {
+    "chunk": (DeviceRows, "decode_chunk"),
+    "enter": (DeviceRows, "_enter"),
+    "outcome": (Scheduler, "_look"),
+}
+
+
+@pytest.mark.parametrize("call", [1, 2, 5, 9])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_lack_of_memory_changes_no_result(monkeypatch, last, place, call):
+    failure = Failure(monkeypatch, *PLACES[place], {call})
+    results = run(make(SMC, rows=14), TARGET)
+    assert_same(results, plain(SMC, TARGET))
+    assert failure.failed == (failure.count >= call)  # few programs let prompts enter
+    assert last().sizes.rows == ((7,) if failure.failed else (14,))
+
+
+def test_a_chunk_whose_records_do_not_come_is_taken_again(monkeypatch, last):
+    failure = Failure(monkeypatch, PendingRecords, "fetch", {4})
+    assert_same(run(make(SMC, rows=14), TARGET), plain(SMC, TARGET))
+    assert failure.failed == 1 and last().sizes.rows == (7,)
+
+
+def test_memory_may_fail_more_than_once_and_the_table_gets_smaller_each_time(monkeypatch, last):
+    failure = Failure(monkeypatch, *PLACES["chunk"], {3, 4, 7})
+    assert_same(run(make(SMC, rows=56), TARGET), plain(SMC, TARGET))
+    assert failure.failed == 3 and last().sizes.rows == (7,)
+
+
+def test_where_the_number_of_rows_follows_the_load_the_larger_ones_are_given_up(monkeypatch, last):
+    failure = Failure(monkeypatch, *PLACES["chunk"], {4})
+    engine = make(SMC, rows=None)
+    sizes = engine._sizes.rows
+    assert sizes == (4, 8, 16, 18)
+    assert_same(run(engine, TARGET), plain(SMC, TARGET))
+    assert failure.failed == 1
+    assert last().sizes.rows == sizes[: len(last().sizes.rows)] != sizes
+
+
+def test_with_rows_for_less_than_one_prompt_what_runs_has_failed(monkeypatch):
+    Failure(monkeypatch, *PLACES["chunk"], {2})
+    done = stream(make(SMC, rows=FEW, slots=2), asked())
+    failed = [i for i in range(5) if done[i].error is not None]
+    assert failed == [0, 1] and "RESOURCE_EXHAUSTED" in done[0].error
+    assert_as_plain(done, plain(SMC, TARGET), [2, 3, 4])
+
+
+def test_another_failure_of_the_device_is_no_lack_of_memory(monkeypatch):
+    Failure(monkeypatch, *PLACES["chunk"], {2}, "INTERNAL: the device has failed.")
+    done = stream(make(SMC, rows=14, slots=2), asked())
+    failed = [i for i in range(5) if done[i].error is not None]
+    assert failed == [0, 1] and done[0].error == "INTERNAL: the device has failed."
+    assert_as_plain(done, plain(SMC, TARGET), [2, 3, 4])
+
+
+# --- Invalid logits ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned(TableLM):
+    """A table that returns NaN after token 4, and leaves it in the cache.
+
+    As attention does, it multiplies entries that nobody may read by zero: a NaN would spread.
+    """
+
+    def init_cache(self, params, num_rows, capacity):
+        own = super().init_cache(params, num_rows, capacity)
+        return own, jnp.zeros((num_rows, capacity), params.logits.dtype)
+
+    def extend(self, params, cache, tokens, position, count):
+        own, values = cache
+        logits, own = super().extend(params, own, tokens, position, count)
+        entry = jnp.arange(values.shape[1], dtype=jnp.int32)[None]
+        known = entry < (position + count)[:, None]
+        bad = known & (own == 4) & (entry >= position[:, None])
+        values = jnp.where(bad, jnp.nan, values)
+        read = jnp.where(count[:, None] > 0, values, 0.0)
+        return logits + jnp.sum(0 * read, axis=1)[:, None, None], (own, values)
+
+
+BAD = [0, 3, 6]
+AMONG_BAD = [[1, 4], *PROMPTS[:2], [0, 4], *PROMPTS[3:], [4], *PROMPTS[:2]]
+
+
+def among_bad(rows):
+    """Nobody draws token 4; some prompts end with it. Also what is expected of the others."""
+    logits = np.array(PARAMS.logits)
+    logits[..., 4] = -np.inf
+    params = PARAMS._replace(logits=logits)
+    engine = make(SMC, rows=rows, model=Poisoned(V, 2), params=params)
+    done = stream(engine, asked(prompts=AMONG_BAD))
+    return done, plain_of(TableLM(V, 2), params, SMC, TARGET, prompts=AMONG_BAD)
+
+
+@pytest.mark.parametrize("rows", [FEW, 18])
+def test_invalid_logits_harm_nobody_else_and_their_rows_are_used_again(last, rows):
+    done, expected = among_bad(rows)
+    for i in BAD:
+        assert done[i].result.info.bad_logits.tolist() == [True]
+        assert "invalid logits" in done[i].result.failures()[0]
+    others = set(range(len(AMONG_BAD))) - set(BAD)
+    assert_as_plain(done, expected, others)
+    assert_all_rows_free(last())
+
+
+def test_without_a_reset_what_is_left_in_a_row_harms_the_next_one(monkeypatch):
+    def forget(self):
+        table = self._state.rows
+        self._state = self._state._replace(
+            rows=table._replace(spoiled=jnp.zeros_like(table.spoiled))
+        )
+
+    monkeypatch.setattr(DeviceRows, "reset", forget)
+    done, _ = among_bad(FEW)
+    assert any(done[i].result.info.bad_logits[0] for i in range(len(AMONG_BAD)) if i not in BAD)
+
+
+# --- A look at who runs ---
+
+
+def test_nobody_overtakes_whoever_waits_for_his_rows(after_round):
+    entered, waits = [], []
+
+    def note(scheduler):
+        running = [r.prompt_id for r in scheduler._occupants if r is not None]
+        if waits and waits[-1]:
+            assert set(running) <= set(waits[-1]), "somebody entered while others waited"
+        preempted = any(r is not None and r.suspended for r in scheduler._occupants)
+        waits.append(running if preempted else [])
+        entered.extend(i for i in running if i not in entered)
+
+    after_round.append(note)
+    run(make(SMC, rows=FEW), TARGET)
+    assert entered == [0, 1, 2, 3, 4] and any(waits)
+
+
+def test_without_lookahead_the_results_are_the_same():
+    engine = make(SMC, rows=FEW)
+    scheduler = engine.scheduler
+    with pytest.MonkeyPatch.context() as patch, chunks_of(4):
+
+        def at_once(key):
+            made = scheduler(key)
+            made.lookahead = 0
+            return made
+
+        patch.setattr(engine, "scheduler", at_once)
+        assert_same(run(engine, TARGET), plain(SMC, TARGET))
