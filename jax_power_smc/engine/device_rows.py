@@ -103,12 +103,16 @@ class DeviceRows:
         """Gives the tables another size, or makes them."""
         if (num_rows, capacity) == (self.num_rows, self.capacity):
             return
+        fewer = num_rows < self.num_rows
         self.num_rows, self.capacity = num_rows, capacity
         sizes = {"num_rows": num_rows, "capacity": capacity}
         if self._state is None:
             static = {**sizes, "num_slots": self.allocator.slots_per_shard, "dtype": self.dtype}
             self._state = self._call(programs.start, static, self.params, self.sampler)
         else:
+            if fewer:
+                static = {"num_rows": num_rows}
+                self._state = self._call(programs.compact, static, self._state)
             self._state = self._call(programs.resize, sizes, self.params, self._state)
 
     def enter(
@@ -290,7 +294,7 @@ class DeviceRows:
 
 _OF_MODEL = {
     *(programs.start, programs.prefill, programs.insert),
-    *(programs.decode_chunk, programs.resize, programs.reset),
+    *(programs.decode_chunk, programs.compact, programs.resize, programs.reset),
 }
 
 

@@ -29,15 +29,17 @@ CPU_SHARE = 0.7
 CGROUP_ROOT = pathlib.Path("/sys/fs/cgroup")
 OWN_CGROUPS = pathlib.Path("/proc/self/cgroup")
 
-# Temporary float32 arrays. XLA CPU planned (``memory_analysis``) up to 3.0 times the logits for
-# ``PowerSMC``, 4.3 for ``WithoutReplacement``; 2.1 times a layer's scores, to which bfloat16 adds
-# a half; 3.0 times the middle of its MLP.
-LOGITS_COPIES = 5
+# Temporary float32 arrays of the logits' size. XLA CPU planned (``memory_analysis``) 1.1 to 3.3 of
+# them for targets without truncation, 7 with top-p, and 10.5 with all restrictions at once.
+LOGITS_COPIES = 11
+# For models that do not say what they need: 2.1 times a layer's scores, to which bfloat16 adds a
+# half; 3.0 times the middle of its MLP.
 SCORES_COPIES = 3
 MLP_COPIES = 3
-# Of a particle, in the state, in what the host keeps of it, and in the records of two chunks.
-PARTICLE_BYTES = 64
-RECORD_BYTES = 16
+# Of a particle, in the state and in what the host keeps of it; and in the records of two chunks.
+# Without replacement a particle also has an entry in the finished pool.
+PARTICLE_BYTES = 128
+RECORD_BYTES = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,8 @@ class MemoryPlan:
       device, limit: its name, and how much of it the engine may use.
       params: the model's parameters; on a CPU with the float32 copies of 16-bit ones.
       row: the cache of one row.
-      working: of one row, the temporary arrays of a step; on a CPU also the second cache that
-        exists while the table is resized.
+      working: of one row, the temporary arrays of a step; or, if that is more, the second cache
+        that exists while the table is resized.
       slot: of one prompt slot, its particles and what is recorded of them.
       prefill: of a group of prompts, temporary arrays, and a cache of their own.
       slots, rows, num_particles, capacity: P, R, N, and the positions of a row.
@@ -107,6 +109,7 @@ def plan(
     device: Any = None,
     layout: Layout = ONE_DEVICE,
     stop_states: int = 0,
+    resizes: bool = True,
 ) -> MemoryPlan:
     """The largest number of slots, up to ``slots``, and of rows for them, that fits.
 
@@ -124,6 +127,7 @@ def plan(
       device: a JAX device; default the first one, of the mesh if there is one.
       layout: how the model is laid out on a mesh. The plan is for one of its devices.
       stop_states: the states of stop rules that must fit.
+      resizes: whether the table follows the load, if that pays on the device.
 
     Raises:
       ValueError: if not even one slot fits, saying what would.
@@ -146,8 +150,9 @@ def plan(
 
     def one(num: int, positions: int) -> MemoryPlan:
         row, converted = cache_of(positions)
-        working = LOGITS_COPIES * 4 * model.vocab_size + converted + (row if on_cpu else 0)
+        working = LOGITS_COPIES * 4 * model.vocab_size + converted
         working += _temporaries(model, 1, 1, positions)
+        working = max(working, row if on_cpu and resizes else 0)
         padded = min(bucket, positions)
         prefill = sum(cache_of(padded)) + _temporaries(model, 1, padded, padded)
         slot = num * (PARTICLE_BYTES + 2 * chunk * RECORD_BYTES)

@@ -7,6 +7,7 @@
     finalize      final weights and choices of a group of slots
     suspend       takes prompts' rows away; ``insert`` puts them back
     cancel        ends prompts that are no longer wanted
+    compact       moves rows to the beginning of the table, so that it can shrink
     resize        gives the row table another number of rows, or another capacity
     reset         clears rows whose logits were invalid
     write_states  writes the states of a stop rule into the table
@@ -306,47 +307,70 @@ def cancel(cap: jax.Array, unwanted: jax.Array) -> jax.Array:
     return jnp.where(unwanted, jnp.zeros_like(cap), cap)
 
 
-def resize(
-    params: Params, state: DecodeState, *, model: LanguageModel, num_rows: int, capacity: int
-) -> DecodeState:
-    """The state with R = ``num_rows``, which must hold those in use, and another capacity."""
-    slots, before = state.prompts.row_of.shape[0], state.rows.owner.shape[0]
-    rows = state.rows
-    index = jnp.arange(before, dtype=jnp.int32)
-    # Rows beyond the new end go to free ones below it; spoiled ones there are free, and vanish.
+def compact(state: DecodeState, *, model: LanguageModel, num_rows: int) -> DecodeState:
+    """The state with all rows that are in use below ``num_rows``, where there must be enough.
+
+    A program of its own, since it can move rows within the memory of a donated cache.
+    """
+    rows, row_of = state.rows, state.prompts.row_of
+    slots, size = row_of.shape[0], rows.owner.shape[0]
+    index = jnp.arange(size, dtype=jnp.int32)
     leaves = (rows.owner < slots) & (index >= num_rows)
     is_free = (rows.owner >= slots) & ~rows.spoiled & (index < num_rows)
     source, free = (
-        jnp.nonzero(x, size=before, fill_value=before)[0].astype(jnp.int32)
-        for x in (leaves, is_free)
+        jnp.nonzero(x, size=size, fill_value=size)[0].astype(jnp.int32) for x in (leaves, is_free)
     )
     count = jnp.sum(leaves, dtype=jnp.int32)
-    destination = jnp.where(index < count, free, before)
-    source = jnp.where(index < count, source, 0)
-    length = rows.position[source] + 1
+    moves = index < count
+    destination = jnp.where(moves, free, size)
+    length = rows.position[jnp.minimum(source, size - 1)] + 1
     cache = move_rows(
-        model, rows.cache, source, jnp.minimum(destination, before - 1), length, count
+        model,
+        rows.cache,
+        jnp.minimum(source, size - 1),
+        jnp.minimum(destination, size - 1),
+        length,
+        count,
     )
     origin = index.at[destination].set(source, mode="drop")
-    place = index.at[jnp.where(index < count, source, before)].set(destination, mode="drop")
+    place = index.at[jnp.where(moves, source, size)].set(destination, mode="drop")
+    there = row_of < size
+    row_of = jnp.where(there, place[jnp.minimum(row_of, size - 1)], jnp.int32(size))
+    table = RowTable(
+        owner=jnp.where(leaves, slots, rows.owner[origin]),
+        token=rows.token[origin],
+        position=rows.position[origin],
+        stop_state=rows.stop_state[origin],
+        spoiled=rows.spoiled,
+        cache=cache,
+    )
+    return DecodeState(state.prompts._replace(row_of=row_of), table)
+
+
+def resize(
+    params: Params, state: DecodeState, *, model: LanguageModel, num_rows: int, capacity: int
+) -> DecodeState:
+    """The state with R = ``num_rows`` and another capacity; rows beyond must be free.
+
+    What is spoiled beyond the new end vanishes.
+    """
+    slots, before = state.prompts.row_of.shape[0], state.rows.owner.shape[0]
+    rows, row_of = state.rows, state.prompts.row_of
 
     def fit(x: jax.Array, fill: Any) -> jax.Array:
-        x = x[origin]
         if num_rows <= before:
             return x[:num_rows]
         return jnp.pad(x, (0, num_rows - before), constant_values=fill)
 
-    row_of = state.prompts.row_of
-    there = row_of < before
-    row_of = jnp.where(there, place[jnp.minimum(row_of, before - 1)], jnp.int32(num_rows))
     table = RowTable(
         owner=fit(rows.owner, slots),
         token=fit(rows.token, 0),
         position=fit(rows.position, 0),
         stop_state=fit(rows.stop_state, 0),
         spoiled=fit(rows.spoiled, False),
-        cache=resize_cache(model, params, cache, num_rows, capacity),
+        cache=resize_cache(model, params, rows.cache, num_rows, capacity),
     )
+    row_of = jnp.where(row_of < before, row_of, jnp.int32(num_rows))
     return DecodeState(state.prompts._replace(row_of=row_of), table)
 
 
@@ -401,6 +425,12 @@ def _finalize_specs(layout: Layout, args: Any) -> Specs:
     return Specs((_shared_specs(layout), *[DATA_SHARDED] * 3), DATA_SHARDED, True)
 
 
+def _compact_specs(layout: Layout, args: Any) -> Specs:
+    del args
+    _, state = _specs(layout)
+    return Specs((state,), state, False, (0,))
+
+
 def _resize_specs(layout: Layout, args: Any) -> Specs:
     _, state = _specs(layout)
     # Not donated: no array of another size fits into its memory.
@@ -424,6 +454,7 @@ SPECS: dict[Program, Callable[[Layout, Any], Specs]] = {
     finalize: _finalize_specs,
     suspend: lambda layout, args: Specs((_EACH, _EACH, _EACH), (_EACH, _EACH), False),
     cancel: lambda layout, args: Specs((_EACH, _EACH), _EACH, False),
+    compact: _compact_specs,
     resize: _resize_specs,
     reset: _reset_specs,
     write_states: lambda layout, args: Specs(

@@ -100,6 +100,7 @@ def plan_slots(
         limit=memory_limit,
         layout=layout,
         stop_states=stop_states,
+        resizes=not sampler.runs_as_chains and (rows is None or capacity is None),
     )
     if slots is not None and plan.slots < count:
         raise ValueError(
