@@ -232,11 +232,9 @@ def decode_chunk(
         )
         return decode_step(model, params, shared, inputs, state, uniforms, row_limit)
 
-    empty = jax.tree.map(
-        lambda x: jnp.zeros((x.shape[0], num_ticks, *x.shape[1:]), x.dtype),
-        jax.eval_shape(step, state)[1],
-    )
-    records: Record = empty._replace(step=empty.step - 1)
+    none = jnp.zeros((slots,), jnp.int32)
+    nothing = Record(none - 1, *no_draw(slots, population, dtype), num_rows=none, copies=none)
+    records: Record = jax.tree.map(lambda x: jnp.repeat(x[:, None], num_ticks, axis=1), nothing)
     zero = jnp.zeros((), jnp.int32)
     Carry: TypeAlias = tuple[DecodeState, Record, jax.Array, jax.Array, jax.Array, jax.Array]
 
