@@ -25,20 +25,12 @@ from jax_power_smc.targets.power import PowerTarget
 
 # The samplers that run in slots.
 Sampler = Ancestral | PowerSMC | WithoutReplacement
-SAMPLERS: Mapping[str, Callable[[int], Sampler]] = {
-    "smc": PowerSMC,
-    "swor": WithoutReplacement,
-}
+SAMPLERS: Mapping[str, Callable[[int], Sampler]] = {"smc": PowerSMC, "swor": WithoutReplacement}
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model to measure.
-
-    Attributes:
-      name: of the model, in the figures.
-      model, params: the model.
-    """
+    """A model to measure, with its name in the figures."""
 
     name: str
     model: TransformerLM
@@ -53,13 +45,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What all sections share.
-
-    Attributes:
-      alpha: exponent.
-      repeats: rounds that count.
-      write, progress: receive the figures, and what is being measured.
-    """
+    """What all sections share; ``repeats`` are the rounds that count."""
 
     alpha: float
     repeats: int

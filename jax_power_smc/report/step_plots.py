@@ -21,13 +21,11 @@ _FORKS = style.INK
 
 @dataclasses.dataclass(frozen=True)
 class StepCurves:
-    """How the items of one run developed over the steps.
+    """How the items of one run developed over bins of steps, of which ``steps`` has the middles.
 
-    Attributes:
-      steps: [bins], the middle of each bin of steps.
-      running: [bins], share of the items that had not ended.
-      ess, forks: [3, bins], lower quartile, median and upper quartile over the items still running,
-        of each item's mean over the steps of the bin, divided by N.
+    ``running`` is the share of the items that had not ended; ``ess`` and ``forks`` [3, bins] are
+    the lower quartile, median and upper quartile over the items still running, of each item's mean
+    over the steps of the bin, divided by N.
     """
 
     steps: np.ndarray
@@ -77,22 +75,9 @@ def steps(data: ReportData) -> list[Plot]:
     ]
     texts = ["effective sample size / N", "forks / N", "items still running"]
     style.legend_below(figure, handles, texts)
-    caption = (
-        "How the particles develop over the steps: the solid coloured line is the effective sample "
-        "size divided by N, the dashed one the share of particles that continued the past of "
-        "another particle. Lines are medians over problems and seeds, bands reach from the lower "
-        "to the upper quartile. An effective sample size near 1/N means that one particle has all "
-        "the weight; frequent forks mean that the particles share most of their past. The grey "
-        "area is the share of items that had not ended: where it is low, the lines rest on few "
-        "items."
-    )
-    if width > 1:
-        caption += f" Each point is a mean over {width} steps of an item."
-    if top > 1:
-        caption += " Without replacement, finished sequences are kept as well, so it can exceed N."
-    return [
-        style.finish("steps", "Effective sample size and forks along the steps", caption, figure)
-    ]
+    caption = style.caption("steps", width=width, exceeds=top > 1)
+    title = "Effective sample size and forks along the steps"
+    return [style.finish("steps", title, caption, figure)]
 
 
 def _quartiles(curves: Sequence[np.ndarray], bins: int, width: int) -> np.ndarray:

@@ -26,12 +26,9 @@ class Ropes(NamedTuple):
 
 
 def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
-    """Reads the rotary settings of a ``config.json``.
+    """Reads the rotary settings of a ``config.json`` with its family's defaults.
 
-    Args:
-      raw: the JSON object, with the family's defaults.
-      family: of the model.
-      source: how error messages refer to it.
+    Error messages refer to it as ``source``.
 
     Raises:
       CheckpointError: for invalid values.
@@ -98,10 +95,7 @@ def write_ropes(config: TransformerConfig) -> dict[str, Any]:
     if scaling.kind != "linear":
         settings[_ORIGINAL] = scaling.original_positions
     if scaling.kind == "llama3":
-        settings |= {
-            "low_freq_factor": scaling.low_factor,
-            "high_freq_factor": scaling.high_factor,
-        }
+        settings |= {"low_freq_factor": scaling.low_factor, "high_freq_factor": scaling.high_factor}
     if scaling.kind == "longrope":
         made[_ORIGINAL] = scaling.original_positions
         settings |= {

@@ -11,11 +11,7 @@ from flax import nnx
 
 from jax_power_smc.models.checkpoints.fingerprint import file_digests, hub_commit, of_digests
 from jax_power_smc.models.checkpoints.template_date import with_date
-from jax_power_smc.models.checkpoints.tokenizer import (
-    HfTokenizer,
-    begins_with_bos,
-    special_tokens,
-)
+from jax_power_smc.models.checkpoints.tokenizer import HfTokenizer, begins_with_bos, special_tokens
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
 
@@ -87,11 +83,7 @@ class LoadedModel:
         return not ends or not ends.isdisjoint(self.eos_ids)
 
     def describe(self, chat: bool | None = None) -> str:
-        """How prompts begin and answers end, in one sentence.
-
-        Args:
-          chat: as for ``encode``.
-        """
+        """How prompts begin and answers end, in one sentence; ``chat`` as for ``encode``."""
         chat = self.is_chat if chat is None else chat
         kind = "chat model" if chat else "base model"
         bos = self.tokenizer.bos_token

@@ -15,7 +15,7 @@ from jax_power_smc import PowerSMC, PowerTarget
 from jax_power_smc.core import mesh
 from jax_power_smc.core.mesh import MODEL
 from jax_power_smc.engine import layout as mesh_layout
-from jax_power_smc.engine import memory_plan, programs
+from jax_power_smc.engine import memory_plan
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.tensor_parallel import (
     UNSHARDED_MODEL,
@@ -300,12 +300,18 @@ def test_a_mesh_with_other_axes_gets_copies(checkpoint, axes):
 def test_the_plan_of_one_of_the_devices(size, make):
     model, params = model_and_params("biases")
     layout = mesh_layout.layout_of(model, mesh.make_mesh(size))
-    args = (model, params, 4, 64, 96, 8, 2)
-    alone, one = memory_plan.plan(*args), memory_plan.plan(*args, layout=layout)
-    assert one.context == alone.context // size and one.cache == alone.cache // size
+
+    def plan_of(params, layout):
+        sizes = {"capacity": 96, "bucket": 64, "slots": 8, "group": 2, "chunk": 8}
+        return memory_plan.plan(
+            model, params, 4, **sizes, rows=lambda slots: (slots, 4 * slots), layout=layout
+        )
+
+    alone, one = plan_of(params, mesh_layout.ONE_DEVICE), plan_of(params, layout)
+    assert one.row == alone.row // size
     where = mesh_layout.Layout(make(size), layout.model)
     placed = where.put(params, layout.params(params))
-    assert memory_plan.plan(model, placed, *args[2:], layout=layout) == one
+    assert plan_of(placed, layout) == one
     device = jax.devices()[3]
     held = sum(
         shard.data.nbytes
@@ -315,9 +321,7 @@ def test_the_plan_of_one_of_the_devices(size, make):
     )
     assert one.params == held
     assert one.total <= alone.total and (size == 1) == (one.total == alone.total)
-    # As the caches themselves are, of two slots of a row.
-    caches = layout.zeros(
-        lambda: programs.empty_cache(layout.model, params, 2 * 8, 4, 96), mesh.PER_DEVICE
-    )
+    # As the caches themselves are, of two rows on every device.
+    caches = layout.zeros(lambda: layout.model.init_cache(params, 2 * 8, 96), mesh.PER_DEVICE)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(caches))
-    assert held == 2 * one.cache
+    assert held == 2 * one.row
