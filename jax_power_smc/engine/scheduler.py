@@ -112,7 +112,7 @@ class Scheduler:
         self._seen: _Chunk | None = None
         self._load = Load()
         # Rows that are in use on each device, as the last chunk that was looked at showed it.
-        self._in_use = np.zeros((self.rows.layout.data_shards,), np.int32)
+        self._in_use: np.ndarray = np.zeros((self.rows.layout.data_shards,), np.int32)
         # Rows of the fullest device that were put in since the last chunk was handed out, and the
         # positions of the longest of them.
         self._entered = self._entered_longest = 0
@@ -189,7 +189,8 @@ class Scheduler:
             any(r is not None and (r in self._occupants or r.cancelled) for r in requests)
             for requests in zip(*slots, strict=True)
         ]
-        return ~np.reshape(runs, (self.rows.layout.data_shards, -1)).any(axis=1)
+        by_device = np.reshape(runs, (self.rows.layout.data_shards, -1))
+        return np.logical_not(by_device.any(axis=1))
 
     @property
     def _must_wait(self) -> bool:
@@ -356,7 +357,7 @@ class Scheduler:
         self.stats.add(progress)
         running = progress.running.tolist()
         stuck = self._stuck(chunk)
-        self._in_use = progress.in_use
+        self._in_use = np.asarray(progress.in_use)
         self._load = Load(
             in_use=int(self._in_use.max()),
             longest=int(progress.longest.max()),
