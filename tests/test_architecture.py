@@ -129,7 +129,6 @@ UNTESTED: dict[str, str] = {
     "jax_power_smc.engine.mh_chains": "tests/samplers/test_metropolis_hastings.py",
     "jax_power_smc.engine.mh_step": "tests/samplers/test_metropolis_hastings.py",
     "jax_power_smc.engine.request": "tests/engine/test_engine.py",
-    "jax_power_smc.engine.scheduler": "tests/engine/test_engine.py",
     "jax_power_smc.engine.slot_plan": "tests/engine/test_engine.py",
     "jax_power_smc.engine.state": "tests/engine/test_reference.py",
     "jax_power_smc.engine.stats": "tests/engine/test_sample.py",

@@ -4,6 +4,7 @@ Rows live on the device that their prompt's slot is on; every device's table has
 rows and the same capacity, which the fullest one sets.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -197,6 +198,11 @@ class DeviceRows:
                         self.cancel(every)
                 _, progress = self.decode_chunk(rows)
         self.finalize(progress.prompts, group)
+        if len(self.sizes.rows) == 1:
+            for before, after in itertools.permutations(self.sizes.cache_buckets(), 2):
+                self.clear()
+                self.resize(self.sizes.rows[0], before)
+                self.resize(self.sizes.rows[0], after)
         self.clear()
 
     def _call(self, function: programs.Program, static: dict[str, Any], *args: Any) -> Any:
