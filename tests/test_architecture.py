@@ -150,7 +150,6 @@ UNTESTED: dict[str, str] = {
     "jax_power_smc.models.checkpoints.hf_rope": "tests/models/checkpoints/test_hf_config.py",
     "jax_power_smc.models.transformer.families": "tests/models/checkpoints/test_hf_config.py",
     "jax_power_smc.models.transformer.layers": "tests/models/transformer/test_transformer.py",
-    "jax_power_smc.report.footnotes": "tests/report/test_summary_tables.py",
     "jax_power_smc.targets.regex_nfa": "tests/targets/test_regex_dfa.py",
     "jax_power_smc.tasks.aime": "tests/tasks/test_dataset.py",
     "jax_power_smc.tasks.base": "tests/tasks/test_load.py",

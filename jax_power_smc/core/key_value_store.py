@@ -1,6 +1,6 @@
 """A key-value store shared by the processes of one job, over TCP.
 
-Process 0 serves it, and every process holds a full copy. A value set by one process goes to process
+Process 0 serves it, and every process keeps a full copy. A value set by one process goes to process
 0, which sends it to the others. So reading is free, and waiting for a value is local and may take
 hours. (JAX's runtime has a store of its own, but it is not public.)
 
@@ -23,7 +23,7 @@ _CONNECT_SECONDS, _RETRY_SECONDS = 5.0, 0.2
 
 
 class KeyValueStore:
-    """The copy that a process holds; see ``StoreServer`` and ``StoreClient``."""
+    """The copy that a process keeps; see ``StoreServer`` and ``StoreClient``."""
 
     def __init__(self) -> None:
         self._values: dict[str, str] = {}
@@ -69,13 +69,9 @@ class KeyValueStore:
 class StoreServer(KeyValueStore):
     """The store of process 0.
 
-    Args:
-      token: what clients must send; tells this job's server from any other.
-      port: to listen on, at all addresses of the host; 0 for a free one.
-
     Attributes:
-      token: see above.
-      port: where it listens.
+      token: what clients must send; tells this job's server from any other.
+      port: where it listens, at all addresses of the host; 0 in the arguments is any free one.
 
     Raises:
       OSError: if the port is taken.
@@ -84,12 +80,9 @@ class StoreServer(KeyValueStore):
     def __init__(self, token: str, port: int = 0) -> None:
         super().__init__()
         self.token, self._clients = token, list[socket.socket]()
-        if socket.has_dualstack_ipv6():
-            self._listener = socket.create_server(
-                ("", port), family=socket.AF_INET6, dualstack_ipv6=True
-            )
-        else:
-            self._listener = socket.create_server(("", port))
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        self._listener = socket.create_server(("", port), family=family, dualstack_ipv6=both)
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -133,11 +126,7 @@ class StoreServer(KeyValueStore):
 class StoreClient(KeyValueStore):
     """The store of any other process.
 
-    Args:
-      hosts: names or addresses of process 0's host, tried in turn.
-      port: of the server.
-      token: of the server.
-      seconds: how long to try.
+    Tries names or addresses of process 0's host in turn, for so many seconds.
 
     Raises:
       TimeoutError: if no such server answers in that time.

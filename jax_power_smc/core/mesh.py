@@ -20,7 +20,7 @@ REPLICATED = PartitionSpec()
 
 
 def make_mesh(model: int = 1, devices: Sequence[jax.Device] | np.ndarray | None = None) -> Mesh:
-    """A mesh of devices in which groups of ``model`` devices each hold the parameters once.
+    """A mesh of devices in which groups of ``model`` devices each store the parameters once.
 
     Args:
       model: size of the axis "model"; the axis "data" takes the rest.

@@ -55,13 +55,7 @@ def prompt_id(name: str) -> int:
 
 
 def prompt_keys(key: jax.Array, prompt_ids: Sequence[int], run: int = 0) -> jax.Array:
-    """[P] keys of one run on P prompts.
-
-    Args:
-      key: one key for all prompts, or [P].
-      prompt_ids: non-negative integers below 2^63.
-      run: index of the run.
-    """
+    """[P] keys of one run on P prompts, whose ids lie in [0, 2^63); from one key, or [P] keys."""
     ids = np.asarray(prompt_ids, np.uint64)
     high, low = (ids >> np.uint64(32)).astype(np.uint32), ids.astype(np.uint32)
     keys = jnp.broadcast_to(key, ids.shape)
@@ -95,11 +89,7 @@ def host_uniforms(
 ) -> np.ndarray:
     """[P, R] numbers in [0, 1) in float64, each from (key, purpose, prompt id, run) only.
 
-    Args:
-      key: a single key.
-      purpose: a constant of the table above.
-      prompt_ids: P ids.
-      runs: R indices.
+    The purpose is a constant of the table above.
     """
     folded = jax.random.fold_in(key, purpose)
     keys = jnp.stack([prompt_keys(folded, prompt_ids, run) for run in runs], axis=1)

@@ -23,12 +23,9 @@ _STOP, _FAILED = "stop", "failed"
 
 @dataclasses.dataclass(frozen=True)
 class ProcessGroup:
-    """One process and its place among those of the job.
+    """One process among the ``count`` of the job; process 0 is the primary one.
 
-    Attributes:
-      index: from 0; process 0 is the primary one, which speaks for all.
-      count: how many processes there are.
-      store: what they share; unused if there is only one.
+    The store is what they share, unused if there is only one.
     """
 
     index: int = 0
@@ -100,11 +97,8 @@ SINGLE_PROCESS = ProcessGroup()
 class Stop:
     """Whether the job should stop, because any of its processes was asked to.
 
-    Args:
-      processes: of the job.
-      asked: whether this process was.
-      in_step: whether all processes run one program together, look at the same points of it, and
-        must decide alike.
+    ``asked`` says whether this process was. Processes ``in_step`` run one program together, look at
+    the same points of it, and must decide alike.
     """
 
     def __init__(self, processes: ProcessGroup, asked: Callable[[], bool], in_step: bool) -> None:

@@ -65,11 +65,11 @@ class ProgressDisplay:
             self._live.stop()
 
     def update(self, stage: str, done: int, total: int, text: str = "", line: str = "") -> None:
-        """Shows the state of a stage.
+        """Shows how much of a stage is done.
 
         Args:
           stage: its name; a new one gets a bar of its own.
-          done, total: how much is done, and of how much.
+          done, total: amounts.
           text: what to show behind the amounts.
           line: the plain line instead; "" for one made of the above.
         """

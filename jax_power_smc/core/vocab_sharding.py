@@ -1,6 +1,6 @@
 """The vocabulary axis, whole on one device or sharded over several.
 
-With tensor parallelism every device of a "model" group holds the logits of V/m tokens, in device
+With tensor parallelism every device of a "model" group has the logits of V/m tokens, in device
 order. From a particle's logits the samplers need a maximum, a sum, or the value of one token: the
 group exchanges a few numbers per particle, never the logits. All its devices end up with the same
 values.

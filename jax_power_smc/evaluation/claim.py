@@ -61,69 +61,70 @@ def claim(workdir: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = conditions.as_json(dict(wanted))
     started = [made.pop("start")] if "start" in made else []
     own = hash_of(made)
-    held = read_config(workdir)
-    if held is None:
-        _refuse_strays(workdir)
+    saved = read_config(workdir)
+    if saved is None:
+        if strays := store.record_files(workdir):
+            raise ValueError(
+                f"{os.fspath(workdir)} holds {os.fspath(strays[0])} and no {CONFIG} that says what "
+                "it is; choose another workdir."
+            )
         workdir.mkdir(parents=True, exist_ok=True)
         if store.is_remote(workdir):
             _claim_remote(workdir, own)
     else:
-        check_same(workdir, wanted, held)
-        made |= {name: held[name] for name in _FIRST if name in held}
+        check_same(workdir, wanted, saved)
+        made |= {name: saved[name] for name in _FIRST if name in saved}
         for name in ("problems", "renderings"):
             # Those of this start come first: ``conditions.scope_of`` counts them.
-            made[name] |= {x: v for x, v in held[name].items() if x not in made[name]}
-        started = [*held["starts"], *started]
+            made[name] |= {x: v for x, v in saved[name].items() if x not in made[name]}
+        started = [*saved["starts"], *started]
     # The hash and the config come first, where people look.
     made = {"hash": own, "config": made["config"]} | made | {"hash": own, "starts": started}
-    if made != held:
+    if made != saved:
         store.write_json(workdir / CONFIG, made)
     return made
 
 
-def check_same(workdir: epath.Path, wanted: Mapping[str, Any], held: Mapping[str, Any]) -> None:
+def check_same(workdir: epath.Path, wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Raises ValueError if the conditions of a start differ from those of the workdir.
 
-    Args:
-      workdir: for the error message.
-      wanted: of the start: "config", and "conditions" and "commit" if the model is known already.
-      held: the content of config.json.
+    ``wanted`` has the config and, if the model is known already, "conditions" and "commit".
     """
-    place = os.fspath(workdir)
-    conditions.check_version(held, place)
-    changed = conditions.config_differences(conditions.as_json(wanted["config"]), held["config"])
+    where = os.fspath(workdir)
+    conditions.check_version(saved, where)
+    changed = conditions.config_differences(conditions.as_json(wanted["config"]), saved["config"])
     if not changed and "conditions" in wanted:
         own = conditions.as_json(wanted["conditions"])
-        changed = conditions.differences(own, held["conditions"])
+        changed = conditions.differences(own, saved["conditions"])
     files = [name.removeprefix(_FILES) for name, *_ in changed if name.startswith(_FILES)]
     if files:
-        commits = [str(each.get("commit")) for each in (held, wanted)]
+        commits = [str(each.get("commit")) for each in (saved, wanted)]
         moved = f" (commit {commits[0]} then, {commits[1]} now)" if len(set(commits)) > 1 else ""
         raise ValueError(
-            f"{place} holds the records of another model{moved}: its {' and '.join(files)} "
+            f"{where} holds the records of another model{moved}: its {' and '.join(files)} "
             "changed since the first start; restore them, or choose another workdir."
         )
     if changed:
         named = "; ".join(f"{name} is {own}, there it is {other}" for name, own, other in changed)
         raise ValueError(
-            f"{place} holds the records of another config: {named}; use that config, or "
+            f"{where} holds the records of another config: {named}; use that config, or "
             "choose another workdir."
         )
-    check_hash(workdir, held)
+    check_hash(workdir, saved)
 
 
-def check_hash(workdir: epath.Path, held: Mapping[str, Any]) -> None:
+def check_hash(workdir: epath.Path, saved: Mapping[str, Any]) -> None:
     """Raises ValueError if config.json was changed after a job wrote it."""
-    if held["hash"] != hash_of(held):
+    if saved["hash"] != hash_of(saved):
         raise ValueError(
-            f"{os.fspath(workdir / CONFIG)} is damaged: its hash is {held['hash']}, and that of "
-            f"what it holds {hash_of(held)}."
+            f"{os.fspath(workdir / CONFIG)} is damaged: its hash is {saved['hash']}, and that of "
+            f"what it holds {hash_of(saved)}."
         )
 
 
-def hash_of(held: Mapping[str, Any]) -> str:
+def hash_of(saved: Mapping[str, Any]) -> str:
     """The hash of a config and of the conditions outside it."""
-    return digest([conditions.as_json(held["config"]), held["conditions"]])
+    return digest([conditions.as_json(saved["config"]), saved["conditions"]])
 
 
 def read_config(workdir: epath.Path) -> dict[str, Any] | None:
@@ -136,20 +137,11 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        held = json.loads(path.read_text())
-        held["config"].keys(), held["hash"]
+        saved = json.loads(path.read_text())
+        saved["config"].keys(), saved["hash"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is not what a job wrote ({error}).") from error
-    return held
-
-
-def _refuse_strays(workdir: epath.Path) -> None:
-    stray = [os.fspath(path) for path in store.record_files(workdir)]
-    if stray:
-        raise ValueError(
-            f"{os.fspath(workdir)} holds {stray[0]} and no {CONFIG} that says what it is; choose "
-            "another workdir."
-        )
+    return saved
 
 
 def _claim_remote(workdir: epath.Path, own: str) -> None:

@@ -48,19 +48,23 @@ def as_json(value: Any) -> Any:
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(field, our value, their value) wherever two nested mappings differ."""
-    ours, theirs = _flat(ours), _flat(theirs)
-    pairs = (
-        (name, _shown(ours.get(name, _ABSENT)), _shown(theirs.get(name, _ABSENT)))
-        for name in sorted({*ours, *theirs})
-    )
     # Compared as shown, because to Python 2 equals 2.0 and True equals 1.
-    return [(name, own, other) for name, own, other in pairs if own != other]
+    own, other = (
+        {name: json.dumps(value, default=repr) for name, value in _flat(each).items()}
+        for each in (ours, theirs)
+    )
+    found = ((n, own.get(n, _ABSENT), other.get(n, _ABSENT)) for n in sorted({*own, *other}))
+    return [(name, a, b) for name, a, b in found if a != b]
 
 
 def of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config that are conditions; those of samplers without their labels."""
     fields = {name: config[name] for name in config if name not in (*SCOPE, *FREE)}
-    return fields | {"samplers": {name: _unlabelled(x) for name, x in config["samplers"].items()}}
+    samplers = {
+        run: {name: value for name, value in settings.items() if name != "label"}
+        for run, settings in config["samplers"].items()
+    }
+    return fields | {"samplers": samplers}
 
 
 def config_differences(
@@ -69,7 +73,9 @@ def config_differences(
     """``differences`` in the conditions of two configs, in samplers that both of them list."""
     ours, theirs = of_config(ours), of_config(theirs)
     shared = ours["samplers"].keys() & theirs["samplers"].keys()
-    return differences(*(c | {"samplers": _only(c["samplers"], shared)} for c in (ours, theirs)))
+    for config in (ours, theirs):
+        config["samplers"] = {run: config["samplers"][run] for run in shared}
+    return differences(ours, theirs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,28 +95,29 @@ class Conditions:
     renderings: Mapping[str, str]
 
     @functools.cached_property
-    def _common_digests(self) -> dict[str, str]:
-        return {part: digest(values) for part, values in self.common.items()}
-
-    @functools.cached_property
-    def _sampler_digests(self) -> dict[str, str]:
-        return {run: digest(settings) for run, settings in self.samplers.items()}
+    def _digests(self) -> tuple[dict[str, str], dict[str, str]]:
+        common, samplers = (
+            {name: digest(values) for name, values in each.items()}
+            for each in (self.common, self.samplers)
+        )
+        return common, samplers
 
     def digests(self, item: Item) -> dict[str, str]:
         """Part -> digest, of one item; unknown parts are left out."""
         run, seed, problem = item
+        common, samplers = self._digests
         own = {
-            "sampler": self._sampler_digests.get(run),
+            "sampler": samplers.get(run),
             "problem": self.problems.get(problem),
             "rendering": self.renderings.get(problem),
         }
         known = {part: value for part, value in own.items() if value is not None}
-        return {**self._common_digests, **known, "seed": digest([seed, problem])}
+        return {**common, **known, "seed": digest([seed, problem])}
 
     def differing(self, record: Record) -> list[str]:
         """The parts in which a record's conditions differ from these, as far as these are known."""
-        held = record["digest"]
-        return [p for p, value in self.digests(item_of(record)).items() if held.get(p) != value]
+        saved = record["digest"]
+        return [p for p, value in self.digests(item_of(record)).items() if saved.get(p) != value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +140,7 @@ class Scope:
 
 
 def checked(
-    records: Iterable[Record], conditions: Conditions, scope: Scope, place: str
+    records: Iterable[Record], conditions: Conditions, scope: Scope, where: str
 ) -> Iterator[Record]:
     """The records within a scope; all records are checked.
 
@@ -145,7 +152,7 @@ def checked(
     for record in records:
         item = item_of(record)
         if not isinstance(record.get("digest"), dict):
-            raise ValueError(_of_earlier_version(place))
+            raise ValueError(_of_earlier_version(where))
         if parts := conditions.differing(record):
             refused.append(f"{item[0]}, seed {item[1]}, {item[2]!r}: {' and '.join(parts)}")
         elif item in scope:
@@ -154,54 +161,40 @@ def checked(
         named = "; ".join(refused[:_NAMED])
         rest = len(refused) - _NAMED
         raise ValueError(
-            f"{place} holds {len(refused)} record(s) made under other conditions than those of its "
+            f"{where} holds {len(refused)} record(s) made under other conditions than those of its "
             f"job ({named}{f'; and {rest} more' if rest > 0 else ''}); they cannot share one "
             "table, so start in a new workdir."
         )
 
 
-def conditions_of(held: Mapping[str, Any]) -> Conditions:
+def conditions_of(saved: Mapping[str, Any]) -> Conditions:
     """The conditions in a workdir's config.json."""
-    samplers = of_config(held["config"])["samplers"]
-    return Conditions(held["conditions"], samplers, held["problems"], held["renderings"])
+    samplers = of_config(saved["config"])["samplers"]
+    return Conditions(saved["conditions"], samplers, saved["problems"], saved["renderings"])
 
 
-def scope_of(held: Mapping[str, Any]) -> Scope:
+def scope_of(saved: Mapping[str, Any]) -> Scope:
     """The scope in a workdir's config.json, which is that of the latest start."""
-    problems = list(held["problems"])[: held.get("num_problems")]
-    return Scope(list(held["labels"]), held["config"]["seeds"], problems)
+    problems = list(saved["problems"])[: saved.get("num_problems")]
+    return Scope(list(saved["labels"]), saved["config"]["seeds"], problems)
 
 
-def check_version(held: Mapping[str, Any], place: str) -> None:
+def check_version(saved: Mapping[str, Any], where: str) -> None:
     """Raises ValueError for the config.json of an early version, whose records have no digests."""
-    if not {"conditions", "problems", "renderings"} <= held.keys():
-        raise ValueError(_of_earlier_version(place))
+    if not {"conditions", "problems", "renderings"} <= saved.keys():
+        raise ValueError(_of_earlier_version(where))
 
 
-def _of_earlier_version(place: str) -> str:
+def _of_earlier_version(where: str) -> str:
     return (
-        f"{place} was written by an earlier version of this package, whose records do not say "
+        f"{where} was written by an earlier version of this package, whose records do not say "
         "which model and prompts they were made with, so start in a new workdir."
     )
-
-
-def _unlabelled(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "label"}
-
-
-def _only(mapping: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: mapping[name] for name in names}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
+        is_group = isinstance(value, Mapping) and value
+        flat |= _flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
     return flat
-
-
-def _shown(value: Any) -> str:
-    return _ABSENT if value is _ABSENT else json.dumps(value, default=repr)

@@ -4,7 +4,7 @@ A check takes the field's full name and its value, and raises ValueError with on
 values can only be checked together with others; for those the table names who does it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax_power_smc.core import checks
@@ -60,34 +60,24 @@ def each(check: Check) -> Check:
 
 def text(allowed: str) -> Check:
     """A string that is not empty; ``allowed`` says in the error what it must be."""
-
-    def check(name: str, value: Any) -> None:
-        if not isinstance(value, str) or not value:
-            raise ValueError(f"{name} is {value!r}; it must be {allowed}.")
-
-    return check
+    return _instance(str, allowed)
 
 
 def boolean(allowed: str = "True or False") -> Check:
     """A bool."""
+    return _instance(bool, allowed)
 
+
+def _instance(kind: type, allowed: str) -> Check:
     def check(name: str, value: Any) -> None:
-        if not isinstance(value, bool):
+        if not isinstance(value, kind) or value == "":
             raise ValueError(f"{name} is {value!r}; it must be {allowed}.")
 
     return check
 
 
-def by_task(name: str, value: Any) -> None:
-    """Checked by ``tasks.load.check_task``, because it depends on the task."""
-
-
-def by_target(name: str, value: Any) -> None:
-    """Checked by ``PowerTarget``, which is built from it."""
-
-
-def by_sampler(name: str, value: Any) -> None:
-    """Checked by ``job_config.check``: names here, and values by the samplers' classes."""
+def elsewhere(name: str, value: Any) -> None:
+    """By ``tasks.load.check_task``, ``PowerTarget``, or ``job_config.check``."""
 
 
 # --- The fields -----------------------------------------------------------------------------------
@@ -110,25 +100,27 @@ FIELDS: dict[str, Field | dict[str, Field]] = {
         bool,
     ),
     # The problems.
-    "task": Field("tiny_reasoner", by_task, "a key of tasks.load.TASKS"),
-    "data": Field(None, by_task, "file, or data set on the hub; None for the task's own", str),
-    "data_name": Field(None, by_task, "which configuration of a data set on the hub", str),
-    "split": Field("test", by_task, "which part of the data set"),
-    "limit": Field(None, by_task, "evaluate only the first N problems; None for all", int),
-    "problem_seed": Field(0, by_task, "of problems that are generated"),
-    "few_shot": Field(0, by_task, "worked examples before each question"),
-    "few_shot_data": Field(None, by_task, "file with them, in the data set's layout", str),
+    "task": Field("tiny_reasoner", elsewhere, "a key of tasks.load.TASKS"),
+    "data": Field(None, elsewhere, "file, or data set on the hub; None for the task's own", str),
+    "data_name": Field(None, elsewhere, "which configuration of a data set on the hub", str),
+    "split": Field("test", elsewhere, "which part of the data set"),
+    "limit": Field(None, elsewhere, "evaluate only the first N problems; None for all", int),
+    "problem_seed": Field(0, elsewhere, "of problems that are generated"),
+    "few_shot": Field(0, elsewhere, "worked examples before each question"),
+    "few_shot_data": Field(None, elsewhere, "file with them, in the data set's layout", str),
     "prompt_format": Field(
-        None, by_task, "a text with {question} in it; None for the task's own", str
+        None, elsewhere, "a text with {question} in it; None for the task's own", str
     ),
     # The user's own problems, task = "jsonl": the names of their fields, and how to grade them.
     "fields": {
-        "id": Field("id", by_task, "None for an id made from the question", str),
-        "question": Field("question", by_task, "of the question"),
-        "answer": Field("answer", by_task, "of the reference answer"),
-        "solution": Field("solution", by_task, "of a worked solution; None if there is none", str),
+        "id": Field("id", elsewhere, "None for an id made from the question", str),
+        "question": Field("question", elsewhere, "of the question"),
+        "answer": Field("answer", elsewhere, "of the reference answer"),
+        "solution": Field(
+            "solution", elsewhere, "of a worked solution; None if there is none", str
+        ),
     },
-    "grader": Field(None, by_task, "math, choice, code, string or reasoner", str),
+    "grader": Field(None, elsewhere, "math, choice, code, string or reasoner", str),
     # Grading.
     "allow_code_execution": Field(
         False, boolean(), "whether code written by the model may run on this machine"
@@ -138,11 +130,11 @@ FIELDS: dict[str, Field | dict[str, Field]] = {
         None, integer(1), "None for one less than the cores, at most 8", int
     ),
     # The target p^alpha, see ``PowerTarget``.
-    "alpha": Field(4.0, by_target, "the exponent"),
-    "length": Field("stopped", by_target, "what may end a sequence"),
-    "min_new_tokens": Field(0, by_target, "shortest sequence"),
-    "top_k": Field(None, by_target, "support of each step", int),
-    "top_p": Field(None, by_target, "support of each step", float),
+    "alpha": Field(4.0, elsewhere, "the exponent"),
+    "length": Field("stopped", elsewhere, "what may end a sequence"),
+    "min_new_tokens": Field(0, elsewhere, "shortest sequence"),
+    "top_k": Field(None, elsewhere, "support of each step", int),
+    "top_p": Field(None, elsewhere, "support of each step", float),
     "stop": Field(
         None,
         text("None, 'boxed' or a text"),
@@ -155,7 +147,7 @@ FIELDS: dict[str, Field | dict[str, Field]] = {
     "num_particles": Field(64, integer(1), "N"),
     "ramp_tokens": Field(100, integer(0), "tokens over which the exponent rises"),
     "ess_threshold": Field(0.5, number(at_least=0, at_most=1), "kappa"),
-    "samplers": Field({}, by_sampler, "name -> entry, see ``job_config.entry``"),
+    "samplers": Field({}, elsewhere, "name -> entry, see ``job_config.entry``"),
     "slots": Field(None, integer(1), "prompts decoded together; None lets the engine choose", int),
     # Several devices.
     "mesh": {
@@ -179,13 +171,8 @@ def check_fields(config: Any, fields: Any = FIELDS, prefix: str = "config.") -> 
             if not hasattr(value, "keys"):
                 raise ValueError(f"{prefix}{name} is {value!r}; it must be a ConfigDict.")
             if set(value) != set(field):
-                raise ValueError(
-                    f"{prefix}{name} has {_listed(value)}; it must have {_listed(field)}."
-                )
+                given, needed = ", ".join(value), ", ".join(field)
+                raise ValueError(f"{prefix}{name} has {given}; it must have {needed}.")
             check_fields(value, field, f"{prefix}{name}.")
         elif field.kind is None or value is not None:
             field.check(f"{prefix}{name}", value)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)

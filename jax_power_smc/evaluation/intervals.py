@@ -17,18 +17,12 @@ _Z = 1.959963984540054
 _DIGITS = 6
 # Scores may differ by so much through rounding: weights do not sum to 1 exactly.
 _ROUNDING = 1e-6
-# Entries of the resamples that are held in memory at a time.
+# Entries of the resamples that are in memory at a time.
 _BLOCK = 2**22
 
 
 def mean_and_interval(scores: np.ndarray) -> tuple[float, float, float]:
-    """The mean of scores over problems and seeds, with its 95% percentile interval.
-
-    Args:
-      scores: [problems, seeds], of a method, or differences of two methods.
-
-    Returns:
-      (mean, lower end, upper end).
+    """(mean, lower end, upper end): scores [problems, seeds] with their 95% percentile interval.
 
     Raises:
       ValueError: if there is no score, or the shape is wrong.
@@ -66,15 +60,7 @@ def difference_interval(scores: np.ndarray) -> tuple[float, float, float]:
 
 
 def wilson(accuracy: float, num_problems: int) -> tuple[float, float]:
-    """The 95% Wilson interval of an accuracy.
-
-    Args:
-      accuracy: in [0, 1].
-      num_problems: over how many problems, at least 1.
-
-    Returns:
-      Its ends, in [0, 1].
-    """
+    """The ends of the 95% Wilson interval of an accuracy in [0, 1]."""
     n, z2 = num_problems, _Z**2
     centre = (accuracy + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z / (1 + z2 / n) * math.sqrt(accuracy * (1 - accuracy) / n + z2 / (4 * n**2))

@@ -105,17 +105,7 @@ Report = Callable[[Progress], None]
 def tokenize(
     lm: LoadedModel, task: Task, chat: bool | None = None, date: datetime.date | None = None
 ) -> dict[str, list[int]]:
-    """The token ids of every problem's prompt, by problem id.
-
-    Args:
-      lm: the model.
-      task: the problems.
-      chat: whether prompts go through the chat template; None if the model is a chat model.
-      date: what a template takes as today's date.
-
-    Raises:
-      ValueError: for an invalid prompt, see ``LoadedModel.encode``.
-    """
+    """The token ids of every problem's prompt, by problem id; see ``LoadedModel.encode``."""
     return {p.id: lm.encode(p.prompt, chat=chat, date=date) for p in task.problems}
 
 
@@ -137,21 +127,19 @@ def check(job: Job) -> None:
         except ValueError as error:
             raise ValueError(f"problem {problem.id!r}: {error}") from error
     prompts = [job.prompts[problem.id] for problem in job.task.problems]
-    limit = job.lm.model.max_positions
-    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = len(prompts[longest])
-    if size + job.max_new_tokens > limit:
-        raise ValueError(
-            f"the prompt of problem {job.task.problems[longest].id!r} has {size} tokens and "
-            f"max_new_tokens is {job.max_new_tokens}; together they must not exceed the model's "
-            f"{limit} positions."
-        )
     model, key, cap = job.lm.model, seed_key(0), job.max_new_tokens
+    longest = max(job.task.problems, key=lambda problem: len(job.prompts[problem.id])).id
+    size = len(job.prompts[longest])
+    if size + cap > model.max_positions:
+        raise ValueError(
+            f"the prompt of problem {longest!r} has {size} tokens and max_new_tokens is {cap}; "
+            f"together they must not exceed the model's {model.max_positions} positions."
+        )
     for index, prompt in enumerate(prompts):
         check_prompt(index, prompt, model, cap)
     for run in job.runs:
         check_request(model, prompts[:1], None, key, job.target, run.sampler, cap, job.slots)
-    stop_arrays(job.target.stop, job.lm.tokenizer, job.lm.model.vocab_size)
+    stop_arrays(job.target.stop, job.lm.tokenizer, model.vocab_size)
 
 
 def evaluate(
@@ -183,14 +171,13 @@ def evaluate(
         share = {_item(run, *each) for each in job.processes.shard(remaining)}
         if not job.decodes_together:
             remaining = job.processes.shard(remaining)
-        tracker = _Tracker(run, before, len(before) + len(share), report)
-        grading = _GradingQueue(writer, grader, tracker, share)
+        recorder = _Recorder(run, writer, grader, report, before, share)
         decode = _chains if run.sampler.runs_as_chains else _streamed
         # These call ``until`` themselves: whatever has been decoded together is all recorded.
-        for record in decode(job, run, remaining, until):
-            grading.submit(record)
-        grading.finish()
-        scores += tracker.scores[len(before) :]
+        for record in decode(job, run, remaining, until) if remaining else ():
+            recorder.submit(record)
+        recorder.finish()
+        scores += recorder.scores
         if until():
             break
     writer.flush()
@@ -219,10 +206,7 @@ def _streamed(
     job: Job, run: Run, items: Sequence[tuple[int, Problem]], until: Callable[[], bool]
 ) -> Iterator[Record]:
     """Records without verdicts, as the engine finishes their prompts."""
-    if not items:
-        return
-    prompts = job.prompts
-    keys = {seed: seed_key(seed) for seed in job.seeds}
+    prompts, keys = job.prompts, {seed: seed_key(seed) for seed in job.seeds}
     engine = Engine(
         job.lm.model,
         job.lm.params,
@@ -258,10 +242,7 @@ def _chains(
     job: Job, run: Run, items: Sequence[tuple[int, Problem]], until: Callable[[], bool]
 ) -> Iterator[Record]:
     """Records without verdicts, batch by batch: all chains of a batch follow one schedule."""
-    if not items:
-        return
-    count = len(job.task.problems)
-    prompts = job.prompts
+    count, prompts = len(job.task.problems), job.prompts
     fitting, _ = plan_slots(
         job.lm.model,
         job.lm.params,
@@ -303,28 +284,40 @@ def _chains(
 
 
 def _record(job: Job, run: Run, seed: int, problem: Problem, result: SampleResult) -> Record:
-    tokenizer = job.lm.tokenizer
+    digests, tokenizer = job.conditions.digests(_item(run, seed, problem)), job.lm.tokenizer
+    rendered = tokenizer.decode(job.prompts[problem.id], clean_up_tokenization_spaces=False)
+    number = prompt_id(problem.id)
     return records.ungraded_record(
-        job.conditions.digests(_item(run, seed, problem)),
-        run.name,
-        seed,
-        problem,
-        prompt_id(problem.id),
-        tokenizer.decode(job.prompts[problem.id], clean_up_tokenization_spaces=False),
-        result,
-        tokenizer,
+        digests, run.name, seed, problem, number, rendered, result, tokenizer
     )
 
 
-class _GradingQueue:
-    """Passes this process's records through the grader and on to the file."""
+class _Recorder:
+    """Passes this process's records of a run through the grader and on to the file.
+
+    Args:
+      run: what is recorded.
+      writer, grader, report: see ``evaluate``.
+      before: scores of the items that earlier starts finished.
+      share: the items that this process records.
+    """
 
     def __init__(
-        self, writer: Writer, grader: Grader, tracker: "_Tracker", share: set[Item]
+        self,
+        run: Run,
+        writer: Writer,
+        grader: Grader,
+        report: Report,
+        before: Sequence[ItemScores],
+        share: set[Item],
     ) -> None:
-        self._writer, self._grader, self._tracker = writer, grader, tracker
-        self._share = share
+        self._label, self._writer, self._grader, self._report = run.label, writer, grader, report
+        self._before, self._share = len(before), share
+        self._began = time.monotonic()
         self._pending: dict[Item, Record] = {}
+        self.scores: list[ItemScores] = []
+        self._correct = sum(each.answers["draw"].correct for each in before)
+        self._compiling = 0.0
 
     def submit(self, record: Record) -> None:
         """Submits a record to the grader, and writes those that have been graded."""
@@ -332,7 +325,8 @@ class _GradingQueue:
         if item not in self._share:
             return
         self._pending[item] = record
-        self._grader.submit(item, record["gold"], records.texts(record))
+        texts = [particle["text"] for particle in record["particles"]]
+        self._grader.submit(item, record["gold"], texts)
         self._write_graded()
         while len(self._pending) > MAX_PENDING:
             self._write_graded(wait=True)
@@ -345,28 +339,18 @@ class _GradingQueue:
     def _write_graded(self, wait: bool = False) -> None:
         for item, verdicts in self._grader.finished(wait):
             record = self._pending.pop(item)  # type: ignore[call-overload]
-            records.add_verdicts(record, verdicts)
+            for particle, verdict in zip(record["particles"], verdicts, strict=True):
+                particle.update(verdict._asdict())
             self._writer.add(record)
-            self._tracker.add(read(record))
+            self._add(read(record))
 
-
-class _Tracker:
-    """Counts the items of a run, those of earlier starts included, and reports its progress."""
-
-    def __init__(self, run: Run, before: Sequence[ItemScores], total: int, report: Report) -> None:
-        self._label, self._total, self._report = run.label, total, report
-        self.scores = list(before)
-        self._correct = sum(each.answers["draw"].correct for each in before)
-        self._before, self._began = len(before), time.monotonic()
-        self._compiling = 0.0
-
-    def add(self, scores: ItemScores) -> None:
-        """Adds a finished item."""
+    def _add(self, scores: ItemScores) -> None:
         self.scores.append(scores)
         self._correct += scores.answers["draw"].correct
         self._compiling += scores.seconds["compile"]
-        done = len(self.scores)
+        new, left = len(self.scores), len(self._share) - len(self.scores)
+        done = self._before + new
         worked = time.monotonic() - self._began - self._compiling
-        new, left = done - self._before, self._total - done
         seconds = worked / new * left if new >= ENOUGH or not left else math.nan
-        self._report(Progress(self._label, done, self._total, self._correct / done, seconds))
+        accuracy = self._correct / done
+        self._report(Progress(self._label, done, done + left, accuracy, seconds))

@@ -7,42 +7,43 @@ samplers share are references, so a flag may change all of them or one:
     --config.samplers.smc.num_particles=32      that one
 """
 
+import collections
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from jax_power_smc.evaluation import build
-from jax_power_smc.evaluation.build import KINDS, labels, samplers, target
 from jax_power_smc.evaluation.config_fields import FIELDS, check_fields
+from jax_power_smc.samplers import (
+    Ancestral,
+    MetropolisHastings,
+    PowerSMC,
+    Sampler,
+    WithoutReplacement,
+)
+from jax_power_smc.targets.power import PowerTarget
+from jax_power_smc.targets.stop_rules import StopBoxed, StopRule, StopString
 from jax_power_smc.tasks.load import check_task, kind_of
 
-__all__ = [
-    "KINDS",
-    "check",
-    "default",
-    "entry",
-    "labels",
-    "paper",
-    "paper_samplers",
-    "samplers",
-    "shared",
-    "shrink",
-    "target",
-]
-
+# Kind of a sampler in a config -> its class.
+KINDS: dict[str, type[Any]] = {
+    "ancestral": Ancestral,
+    "mh": MetropolisHastings,
+    "smc": PowerSMC,
+    "swor": WithoutReplacement,
+}
+TITLES = {"mh": "Metropolis-Hastings", "smc": "Power-SMC", "swor": "without replacement"}
+# The fields of an entry of config.samplers beside those of its class.
+OF_ENTRY = ("kind", "label")
+BOXED = "boxed"
 # The types of samplers' fields that may be None.
 _OPTIONAL = {"proposal_temperature": float, "explicit_children": int}
 # The largest sizes of a dry run.
 _DRY = {"limit": 2, "max_new_tokens": 16, "num_particles": 4, "ramp_tokens": 4}
 _DRY_SAMPLER = {
-    "num_particles": 4,
-    "num_samples": 4,
-    "num_chains": 4,
-    "ramp_tokens": 4,
-    "explicit_children": 4,
-    "num_blocks": 2,
-    "moves_per_block": 1,
+    **dict.fromkeys(("num_particles", "num_samples", "num_chains", "explicit_children"), 4),
+    **{"ramp_tokens": 4, "num_blocks": 2, "moves_per_block": 1},
 }
 
 
@@ -64,15 +65,11 @@ def _defaults(fields: Any) -> ConfigDict:
 
 
 def entry(kind: str, **values: Any) -> ConfigDict:
-    """An entry of ``config.samplers`` with all fields of its kind.
+    """An entry of ``config.samplers`` with all fields of its kind, a key of ``KINDS``.
 
-    Args:
-      kind: a key of ``KINDS``.
-      **values: of fields, or ``label``, its name in the table; the others get their defaults.
+    Values are of fields, or of ``label``, its name in the table; other fields get their defaults.
     """
-    made = ConfigDict()
-    made.kind = kind
-    made.label = config_dict.placeholder(str)
+    made = ConfigDict({"kind": kind, "label": config_dict.placeholder(str)})
     for field in dataclasses.fields(KINDS[kind]):
         if field.name in _OPTIONAL:
             made[field.name] = config_dict.placeholder(_OPTIONAL[field.name])
@@ -111,20 +108,13 @@ def paper(model: str, architecture: str, task: str) -> ConfigDict:
       task: a key of ``tasks.load.TASKS``.
     """
     config = default()
-    config.model = model
-    config.architecture = architecture
-    config.dtype = "bfloat16"
-    config.task = task
+    config.update(model=model, architecture=architecture, dtype="bfloat16", task=task)
     paper_samplers(config)
     return config
 
 
 def shrink(config: ConfigDict) -> None:
-    """Turns a config into that of a dry run: 2 problems, 1 seed, at most 16 tokens, 4 particles.
-
-    Args:
-      config: a checked config; it is modified.
-    """
+    """Makes a checked config a dry run: 2 problems, 1 seed, at most 16 tokens, 4 particles."""
     with config.unlocked():
         config.dry_run = True
         config.limit = min(config.limit or _DRY["limit"], _DRY["limit"])
@@ -141,17 +131,85 @@ def shrink(config: ConfigDict) -> None:
                 sampler.num_blocks = min(sampler.num_blocks, config.max_new_tokens)
 
 
+def samplers(config: ConfigDict) -> dict[str, Sampler]:
+    """The samplers of a config, by name, in the order of the table.
+
+    A ConfigDict does not keep the order in which it was filled, so the table has its own: plain
+    decoding by falling temperature, then the samplers as in ``KINDS``.
+
+    Raises:
+      ValueError: for a value outside its range, naming the entry.
+    """
+    made: dict[str, Sampler] = {}
+    for name, entry in config.samplers.items():
+        values = {k: v for k, v in entry.to_dict().items() if k not in OF_ENTRY}
+        try:
+            made[name] = KINDS[entry.kind](**values)
+        except ValueError as error:
+            raise ValueError(f"config.samplers.{name}: {error}") from error
+    return dict(sorted(made.items(), key=lambda item: _order(*item)))
+
+
+def _order(name: str, sampler: Sampler) -> tuple[Any, ...]:
+    """The sort key of the table."""
+    temperature, ramp = getattr(sampler, "temperature", 0.0), getattr(sampler, "ramp_tokens", 0)
+    is_set = isinstance(sampler, Ancestral) and sampler.num_particles > 1
+    return list(KINDS.values()).index(type(sampler)), is_set, -temperature, ramp, name
+
+
+def target(config: ConfigDict, eos_ids: tuple[int, ...]) -> PowerTarget:
+    """The target of every sampler.
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+    stop: StopRule | None = None
+    if config.stop is not None:
+        stop = StopBoxed() if config.stop == BOXED else StopString(config.stop)
+    fields = {f.name: config[f.name] for f in dataclasses.fields(PowerTarget) if f.name in config}
+    return PowerTarget(**fields | {"eos_ids": eos_ids, "stop": stop})
+
+
+def labels(config: ConfigDict) -> dict[str, str]:
+    """The labels of samplers in the table: as given, or else derived from what they do.
+
+    Derived labels that are equal get the name of the entry appended.
+    """
+    own = {name: entry.get("label") for name, entry in config.samplers.items()}
+    made = {name: own[name] or _derived_label(config, name) for name in own}
+    count = collections.Counter(made.values())
+    return {
+        name: label if own[name] or count[label] == 1 else f"{label} ({name})"
+        for name, label in made.items()
+    }
+
+
+def _derived_label(config: ConfigDict, name: str) -> str:
+    entry = config.samplers[name]
+    if entry.kind == "ancestral":
+        return _ancestral_label(entry.get("temperature", 1.0), entry.get("num_samples", 1))
+    ramp = entry.get("ramp_tokens", 0)
+    return TITLES.get(entry.kind, name) + (f", ramp {ramp}" if ramp else "")
+
+
+def _ancestral_label(temperature: float, samples: int) -> str:
+    if temperature == 0:
+        what = "greedy"
+    elif temperature < 1 and abs(1 / temperature - round(1 / temperature)) < 1e-9:
+        what = f"temperature 1/{round(1 / temperature)}"
+    else:
+        what = f"temperature {temperature:g}"
+    if samples == 1:
+        return what
+    return f"{samples} samples, {what}" if temperature == 0 else f"{samples} samples at {what}"
+
+
 def check(config: ConfigDict) -> None:
     """Raises ValueError, one sentence that names the field, for a config that cannot be run.
 
     Reads neither a model nor a file.
     """
-    missing = [name for name in FIELDS if name not in config]
-    if missing:
-        raise ValueError(f"the config lacks {', '.join(missing)}.")
-    unknown = [name for name in config if name not in FIELDS]
-    if unknown:
-        raise ValueError(f"the config has {', '.join(unknown)}; allowed are {', '.join(FIELDS)}.")
+    _check_names("the config", config, allowed=FIELDS, needed=FIELDS)
     check_fields(config)
     check_task(config)
     if kind_of(config) == "code" and not config.allow_code_execution:
@@ -167,49 +225,53 @@ def check(config: ConfigDict) -> None:
 def _check_target(config: ConfigDict) -> None:
     try:
         # The tokens that end a sequence are not known yet; any will do here.
-        build.target(config, (0,)).check(1, config.max_new_tokens)
+        target(config, (0,)).check(1, config.max_new_tokens)
     except ValueError as error:
         raise ValueError(f"config.{error}") from error
 
 
 def _check_samplers(config: ConfigDict) -> None:
     if not isinstance(config.samplers, ConfigDict) or not config.samplers:
+        given = str(config.samplers).strip()
         raise ValueError(
-            f"config.samplers is {str(config.samplers).strip()}; it must be a ConfigDict with at "
-            "least one entry."
+            f"config.samplers is {given}; it must be a ConfigDict with at least one entry."
         )
     for name in config.samplers:
         _check_entry(f"config.samplers.{name}", config.samplers[name])
     taken: dict[str, str] = {}
-    for name, label in build.labels(config).items():
+    for name, label in labels(config).items():
         if label in taken:
             raise ValueError(
                 f"config.samplers.{taken[label]} and config.samplers.{name} are both called "
                 f"{label!r} in the table; give one of them another label."
             )
         taken[label] = name
-    for name, sampler in build.samplers(config).items():
+    for name, sampler in samplers(config).items():
         try:
             sampler.check(config.max_new_tokens)
         except ValueError as error:
             raise ValueError(f"config.samplers.{name}: {error}") from error
 
 
-def _check_entry(place: str, entry: Any) -> None:
+def _check_entry(path: str, entry: Any) -> None:
     """Checks the names in an entry, and its label; its values are checked by its class."""
     if not isinstance(entry, ConfigDict) or "kind" not in entry:
-        raise ValueError(f"{place} must be a ConfigDict with a kind; see job_config.entry.")
+        raise ValueError(f"{path} must be a ConfigDict with a kind; see job_config.entry.")
     if entry.kind not in KINDS:
-        raise ValueError(f"{place}.kind is {entry.kind!r}; allowed are {', '.join(KINDS)}.")
+        raise ValueError(f"{path}.kind is {entry.kind!r}; allowed are {', '.join(KINDS)}.")
     fields = dataclasses.fields(KINDS[entry.kind])
-    allowed = [*build.OF_ENTRY, *(field.name for field in fields)]
-    unknown = [name for name in entry if name not in allowed]
-    if unknown:
-        raise ValueError(f"{place} has {', '.join(unknown)}; allowed are {', '.join(allowed)}.")
     needed = [field.name for field in fields if field.default is dataclasses.MISSING]
-    missing = [name for name in needed if name not in entry]
-    if missing:
-        raise ValueError(f"{place} lacks {', '.join(missing)}.")
+    _check_names(path, entry, [*OF_ENTRY, *(field.name for field in fields)], needed)
     label = entry.get("label")
     if label is not None and (not isinstance(label, str) or not label):
-        raise ValueError(f"{place}.label is {label!r}; it must be None or a text.")
+        raise ValueError(f"{path}.label is {label!r}; it must be None or a text.")
+
+
+def _check_names(
+    path: str, given: Iterable[str], allowed: Iterable[str], needed: Iterable[str]
+) -> None:
+    names = list(given)
+    if missing := [name for name in needed if name not in names]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    if unknown := [name for name in names if name not in allowed]:
+        raise ValueError(f"{path} has {', '.join(unknown)}; allowed are {', '.join(allowed)}.")

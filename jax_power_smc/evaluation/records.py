@@ -1,6 +1,6 @@
 """A record: everything known about one finished item, as one line of JSON.
 
-An item is one problem, sampled by one run of a config with one seed. Its record holds
+An item is one problem, sampled by one run of a config with one seed. Its record has
 
     digest          part -> digest of what the result depends on, see ``conditions``
     run             name of the sampler in the config, such as "smc"
@@ -38,7 +38,6 @@ from typing import Any
 import numpy as np
 
 from jax_power_smc.core.types import Tokenizer
-from jax_power_smc.grading.base import Verdict
 from jax_power_smc.results.result import SampleResult
 from jax_power_smc.tasks.base import Problem
 
@@ -63,18 +62,7 @@ def ungraded_record(
     result: SampleResult,
     tokenizer: Tokenizer,
 ) -> Record:
-    """The record of one prompt's result, without verdicts and seconds.
-
-    Args:
-      digests: of the item's conditions.
-      run: name of the sampler in the job's config.
-      seed: of the item.
-      problem: the problem.
-      prompt_id: the integer that the random numbers were derived from.
-      rendered: the prompt as the model read it.
-      result: what was sampled, P = 1.
-      tokenizer: that of the model.
-    """
+    """The record of one prompt's result, P = 1, without verdicts and seconds."""
     used = np.flatnonzero(result.info.particle_index[0] >= 0).tolist()
     particles = _particles(result, tokenizer, used)
     choice = int(result.choice[0])
@@ -107,17 +95,6 @@ def ungraded_record(
             "model_tokens": int(info.model_tokens[0]),
         },
     }
-
-
-def add_verdicts(record: Record, verdicts: Sequence[Verdict]) -> None:
-    """Adds to every particle the verdict on its text."""
-    for particle, verdict in zip(record["particles"], verdicts, strict=True):
-        particle.update(verdict._asdict())
-
-
-def texts(record: Record) -> list[str]:
-    """The texts of all particles."""
-    return [particle["text"] for particle in record["particles"]]
 
 
 def weights(record: Record) -> list[float]:

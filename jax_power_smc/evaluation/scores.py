@@ -22,12 +22,9 @@ ANSWERS: tuple[Answer, ...] = ("draw", "vote", "best")
 
 @dataclasses.dataclass(frozen=True)
 class AnswerScore:
-    """The score of one answer of one item.
+    """The score of one answer of one item, by the task's rule and by comparison of strings.
 
-    Attributes:
-      correct, correct_string: by the task's rule, and by comparison of strings.
-      log_prob: its log p; for a vote, the mean over all particles of positive weight; None if there
-        is no answer.
+    For a vote, log p is the mean over all particles of positive weight; None without an answer.
     """
 
     correct: bool
@@ -40,11 +37,8 @@ class ItemScores:
     """What tables and plots need of one record.
 
     Attributes:
-      item: (run, seed, problem id).
-      answers: by kind.
       right: total weight of the particles with a correct answer, in [0, 1].
       num_right, num: number of particles of positive weight that are correct, and of all.
-      log_evidence: log Z_hat, or None.
       failed: whether the result is meaningless; then all answers count as wrong.
       ungraded: number of particles that could not be graded.
       degenerate: total weight of the particles that loop or are very short.
@@ -67,9 +61,7 @@ class ItemScores:
     def pass_at(self, k: int, independent: bool) -> float:
         """The probability that one of k answers is correct.
 
-        Args:
-          k: at least 1, and for independent samples at most their number.
-          independent: whether the particles are independent samples of equal weight.
+        ``independent`` particles are samples of equal weight, of which there are at least k.
         """
         if not independent:
             # Sums of rounded weights may exceed 1 a little.
@@ -84,10 +76,8 @@ def read(record: Record) -> ItemScores:
     particles = record["particles"]
     alive = [(p, w) for p, w in zip(particles, weights(record), strict=True) if w > 0]
     failed = record["failure"] is not None or not alive
-    if failed:
-        nothing = AnswerScore(False, False, None)
-        answers: dict[Answer, AnswerScore] = dict.fromkeys(ANSWERS, nothing)
-    else:
+    answers = dict.fromkeys(ANSWERS, AnswerScore(False, False, None))
+    if not failed:
         answers = {
             "draw": _score(particles[record["choice"]]),
             "vote": _vote(alive),

@@ -3,7 +3,7 @@
     config.json         what the records were made with, see ``claim``
     records.jsonl       a line per finished item, flushed and synced before the next one; several
                         processes write records-00000.jsonl and so on
-    .lock               held by process 0 of the running job
+    .lock               locked by process 0 of the running job
     records/*.jsonl     in place of records.jsonl if the workdir is remote (gs://): objects cannot
                         be appended to, so each is written whole, with several lines
 
@@ -13,6 +13,7 @@ A job that was killed leaves at most a torn last line, which the next start remo
 import contextlib
 import fcntl
 import json
+import mmap
 import os
 import time
 import uuid
@@ -21,23 +22,11 @@ from typing import IO, Any
 
 from etils import epath
 
-from jax_power_smc.core.files import is_remote, sync_directory, write_bytes_whole, write_json
+from jax_power_smc.core.files import is_remote as is_remote
+from jax_power_smc.core.files import sync_directory
+from jax_power_smc.core.files import write_bytes_whole as write_bytes_whole
+from jax_power_smc.core.files import write_json as write_json
 from jax_power_smc.evaluation.records import Item, Record, item_of
-
-__all__ = [
-    "Appender",
-    "ObjectWriter",
-    "Writer",
-    "is_remote",
-    "lock",
-    "open_writer",
-    "read_json",
-    "read_records",
-    "record_files",
-    "sizes",
-    "write_bytes_whole",
-    "write_json",
-]
 
 # A remote object is written when it has this many records, or when its first one is this old.
 OBJECT_RECORDS = 64
@@ -80,18 +69,14 @@ def sizes(workdir: epath.Path) -> dict[str, int]:
     """The bytes of every local file of records that is not empty: they tell if any was added."""
     if is_remote(workdir):
         return {}
-    held = {os.fspath(path): os.path.getsize(path) for path in record_files(workdir)}
-    return {path: size for path, size in held.items() if size}
+    paths = map(os.fspath, record_files(workdir))
+    return {path: size for path in paths if (size := os.path.getsize(path))}
 
 
 class Appender:
     """Appends records to a local file; each is on the disk before ``add`` returns.
 
-    Args:
-      path: the file; if its last line is torn, that line is removed.
-
-    Attributes:
-      torn: the bytes of that line.
+    If the file's last line is torn, it is removed, and ``torn`` is the number of its bytes.
 
     Raises:
       ValueError: if another process is writing to it.
@@ -108,17 +93,13 @@ class Appender:
 
     def _repair(self, path: epath.Path) -> int:
         """Cuts the file off after its last complete line; returns how many bytes were removed."""
-        size = end = os.path.getsize(path)
-        with open(path, "rb") as file:
-            # A line can be long: search for its start block by block, from the end.
-            while end > 0:
-                start = max(0, end - 2**20)
-                file.seek(start)
-                newline = file.read(end - start).rfind(b"\n")
-                if newline >= 0:
-                    end = start + newline + 1
-                    break
-                end = start
+        size, end = os.path.getsize(path), 0
+        if size:
+            with (
+                open(path, "rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                end = content.rfind(b"\n") + 1
         if end < size:
             self._file.truncate(end)
             os.fsync(self._file.fileno())
@@ -142,10 +123,7 @@ class ObjectWriter:
     """Writes records to a remote directory as objects of several lines each.
 
     If the process is killed, records not yet written are lost; the next start redoes their items.
-
-    Args:
-      directory: of the objects.
-      writer: a name that tells this process from others that write there at the same time.
+    ``writer`` is a name that tells this process from others that write at the same time.
     """
 
     torn = 0
@@ -186,10 +164,8 @@ Writer = Appender | ObjectWriter
 def open_writer(workdir: epath.Path, process: int = 0, num_processes: int = 1) -> Iterator[Writer]:
     """The writer of one process, closed at the end.
 
-    Args:
-      workdir: claimed by the job, and locked by its process 0: jobs with other numbers of processes
-        write to other files, whose locks would not keep them out.
-      process, num_processes: this process's number, and how many there are.
+    The workdir must be claimed by the job, and locked by its process 0: jobs with other numbers of
+    processes write to other files, whose locks would not keep them out.
     """
     if is_remote(workdir):
         writer: Writer = ObjectWriter(workdir / "records", f"{process:05d}")
@@ -213,11 +189,7 @@ def record_files(workdir: epath.Path) -> list[epath.Path]:
     """The files of records, of all processes and starts."""
     if not workdir.exists():
         return []
-    objects = workdir / "records"
-    found = [*workdir.glob("records*.jsonl")]
-    if objects.is_dir():
-        found += objects.glob("*.jsonl")
-    return sorted(found)
+    return sorted([*workdir.glob("records*.jsonl"), *(workdir / "records").glob("*.jsonl")])
 
 
 def _parse(line: bytes, path: epath.Path, number: int) -> Record:

@@ -15,13 +15,7 @@ from jax_power_smc.samplers import Ancestral, Sampler
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One sampler on all problems, with all seeds.
-
-    Attributes:
-      name: its key in the config.
-      label: its name in tables.
-      sampler: the sampler.
-    """
+    """One sampler on all problems, with all seeds: its key in the config, and name in tables."""
 
     name: str
     label: str
@@ -34,11 +28,7 @@ class Run:
 
     def method(self, answer: Answer) -> str:
         """The name of this answer's line in the table."""
-        return {
-            "draw": self.label,
-            "vote": f"{self.label}, vote",
-            "best": f"{self.label}, best by log p",
-        }[answer]
+        return self.label + {"draw": "", "vote": ", vote", "best": ", best by log p"}[answer]
 
     @property
     def answers(self) -> tuple[Answer, ...]:
@@ -54,14 +44,17 @@ class _RunScores:
         seeds = sorted({seed for _, seed in items})
         self.by_problem = {name: [items[name, seed] for seed in seeds] for name in ids}
         self.all = list(itertools.chain.from_iterable(self.by_problem.values()))
-        self.seconds = sum(r.seconds["prefill"] + r.seconds["decode"] for r in self.all) / len(
-            self.all
-        )
+        seconds = [item.seconds["prefill"] + item.seconds["decode"] for item in self.all]
+        self.seconds = sum(seconds) / len(seconds)
 
     def values(self, value: Callable[[ItemScores], float], ids: Sequence[str] | None = None) -> Any:
         """[problems, seeds], of these problems; None for all."""
         chosen = [self.by_problem[name] for name in (self.ids if ids is None else ids)]
         return np.array([[value(item) for item in items] for items in chosen], np.float64)
+
+    def correct(self, answer: Answer, ids: Sequence[str] | None = None) -> Any:
+        """[problems, seeds], whether this answer is correct."""
+        return self.values(lambda item: item.answers[answer].correct, ids)
 
     def mean(self, value: Callable[[ItemScores], float | None]) -> float | None:
         """Over all items that have not failed and have such a value."""
@@ -86,13 +79,13 @@ def summarize(
     Args:
       scores: of the finished items.
       runs: in the order of the table.
-      ids: of all problems.
-      seeds: of the job.
+      ids, seeds: of all problems, and of the job.
       alpha: of the target.
       device: the kind of device that the job ran on.
     """
     tables = [table for run in runs if (table := _finished(run, scores, ids, seeds)) is not None]
-    base = next((t.seconds for t in tables if _is_plain(t.run.sampler)), None)
+    # Plain decoding, whose cost is the unit of "multiple".
+    base = next((t.seconds for t in tables if t.run.sampler == Ancestral(1.0)), None)
     return {
         "device": device,
         "problems": len(ids),
@@ -115,14 +108,9 @@ def _finished(
     return _RunScores(run, own, complete) if complete else None
 
 
-def _is_plain(sampler: Sampler) -> bool:
-    """Whether it is plain decoding, whose cost is the unit of "multiple"."""
-    return sampler == Ancestral(1.0)
-
-
 def _row(table: _RunScores, answer: Answer, alpha: float, base: float | None) -> dict[str, Any]:
     run = table.run
-    accuracy, low, high = accuracy_interval(table.values(lambda r: r.answers[answer].correct))
+    accuracy, low, high = accuracy_interval(table.correct(answer))
     return {
         "run": run.name,
         "method": run.method(answer),
@@ -134,9 +122,7 @@ def _row(table: _RunScores, answer: Answer, alpha: float, base: float | None) ->
         "problems": len(table.ids),
         "accuracy": accuracy,
         "ci95": [low, high],
-        "accuracy_string": float(
-            table.values(lambda r: r.answers[answer].correct_string).mean(),
-        ),
+        "accuracy_string": float(table.values(lambda r: r.answers[answer].correct_string).mean()),
         "mean_log_prob": table.mean(lambda r: r.answers[answer].log_prob),
         "log_evidence": table.mean(lambda r: r.log_evidence),
         "failed": sum(r.failed for r in table.all),
@@ -167,33 +153,26 @@ def _comparisons(tables: Sequence[_RunScores]) -> list[dict[str, Any]]:
     They are to every answer of the other samplers, and to the draws of earlier weighted ones.
     """
     pairs = []
-    weighted = [table for table in tables if table.run.has_weights]
-    for place, ours in enumerate(weighted):
-        others = [
-            (theirs, answer)
-            for theirs in tables
-            if not theirs.run.has_weights
-            for answer in theirs.run.answers
-        ] + [(theirs, ANSWERS[0]) for theirs in weighted[:place]]
+    others = [(t, answer) for t in tables if not t.run.has_weights for answer in t.run.answers]
+    for ours in tables:
+        if not ours.run.has_weights:
+            continue
         for theirs, answer in others:
-            pairs += _comparison(ours, theirs, answer)
+            known = set(theirs.ids)
+            shared = [name for name in ours.ids if name in known]
+            if not shared:
+                continue
+            difference, low, high = difference_interval(
+                ours.correct("draw", shared) - theirs.correct(answer, shared)
+            )
+            pairs.append(
+                {
+                    "method": ours.run.method("draw"),
+                    "against": theirs.run.method(answer),
+                    "problems": len(shared),
+                    "difference": difference,
+                    "ci95": [low, high],
+                }
+            )
+        others.append((ours, "draw"))
     return pairs
-
-
-def _comparison(ours: _RunScores, theirs: _RunScores, answer: Answer) -> list[dict[str, Any]]:
-    shared = [name for name in ours.ids if name in set(theirs.ids)]
-    if not shared:
-        return []
-    difference, low, high = difference_interval(
-        ours.values(lambda r: r.answers["draw"].correct, shared)
-        - theirs.values(lambda r: r.answers[answer].correct, shared)
-    )
-    return [
-        {
-            "method": ours.run.method("draw"),
-            "against": theirs.run.method(answer),
-            "problems": len(shared),
-            "difference": difference,
-            "ci95": [low, high],
-        }
-    ]

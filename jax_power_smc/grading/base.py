@@ -1,7 +1,7 @@
 """The verdict on a response, and the interface of whatever produces verdicts."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 
 class Verdict(NamedTuple):
@@ -34,18 +34,22 @@ class Grader(Protocol):
           tag: returned with the verdicts.
           gold: the reference answer, in the form of ``tasks.base.Problem.gold``.
           responses: texts; duplicates are graded once.
+
+        Raises:
+          ValueError: if ``gold`` is invalid, or the grader is closed.
         """
 
     def finished(self, wait: bool = False) -> list[tuple[Hashable, list[Verdict]]]:
-        """Returns each finished submission once, with a verdict per response.
+        """Each finished submission once, with a verdict per response.
 
-        Args:
-          wait: whether to wait until at least one is finished, if any is pending.
+        With ``wait``, waits until at least one is finished, if any is pending.
         """
 
     def close(self) -> None:
         """Stops all workers and drops pending submissions."""
 
-    def __enter__(self) -> "Grader": ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *details: object) -> None: ...
+    def __exit__(self, *details: object) -> None:
+        self.close()

@@ -3,6 +3,7 @@
 import functools
 import os
 
+from jax_power_smc.core import checks
 from jax_power_smc.grading.base import Grader
 from jax_power_smc.grading.humaneval import CodeWorker
 from jax_power_smc.grading.inline import InlineGrader
@@ -33,12 +34,8 @@ def open_grader(
     check_kind(kind)
     if processes is None:
         processes = default_processes(os.cpu_count())
-    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise ValueError(f"processes is {processes!r}; it must be an integer of at least 1.")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise ValueError(f"seconds is {seconds!r}; it must be a number.")
-    if not 0 < seconds <= 3600:
-        raise ValueError(f"seconds is {seconds}; it must be greater than 0 and at most 3600.")
+    processes = checks.integer("processes", processes, at_least=1)
+    seconds = checks.number("seconds", seconds, above=0, at_most=3600)
     if kind == "code":
         if not allow_code_execution:
             raise ValueError(

@@ -12,9 +12,10 @@ A block may be indented, for example in a list item. Text between <think> tags i
 Votes for code are counted by its text, without comments and blank lines.
 """
 
+import itertools
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax_power_smc.grading.sandbox import Sandbox
@@ -36,15 +37,8 @@ _ENDS_CODE = re.compile(r"```|[A-Z][a-z']* [a-z']+ |\*{0,2}[A-Z][\w ]*:\W*$|[-*]
 _INDENT = "    "
 
 
-class CodeWorker:
-    """A ``pool.Worker`` that runs programs.
-
-    Args:
-      seconds: time limit of one program.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._sandbox = Sandbox(seconds)
+class CodeWorker(Sandbox):
+    """A ``pool.Worker`` that runs programs."""
 
     def call(self, function: str, **arguments: Any) -> dict[str, Any]:
         """Returns the fields of ``Verdict``.
@@ -56,10 +50,6 @@ class CodeWorker:
             raise ValueError(f'function is {function!r}; only "judge" is possible for code.')
         return self._judge(**arguments)
 
-    def kill(self) -> None:
-        """As in ``pool.Worker``."""
-        self._sandbox.kill()
-
     def close(self) -> None:
         """Does nothing: no process outlives its call."""
 
@@ -67,7 +57,7 @@ class CodeWorker:
         code = solution(response, gold["prompt"], gold["entry_point"])
         if len(code) > MAX_CODE_LENGTH:  # a model that repeats itself
             return {"parsed": None, "correct": False, "correct_string": False}
-        passed = self._sandbox.passes(code, gold["test"], gold["entry_point"])
+        passed = self.passes(code, gold["test"], gold["entry_point"])
         return {"parsed": normalise(code) or None, "correct": passed, "correct_string": passed}
 
 
@@ -84,11 +74,13 @@ def solution(response: str, prompt: str, entry_point: str) -> str:
         if blocks:
             response = blocks[-1]
         elif _defines(response, entry_point) and (code := _after_prose(response)):
-            return _preamble(prompt, entry_point) + _until_prose(code)
+            return _preamble(prompt, entry_point) + _until(code, _ENDS_CODE.match)
         response = response.lstrip("\n")
         if response[:1] not in (" ", "\t"):  # stripping the text removed the first indent
             response = _INDENT + response
-    return prompt.rstrip("\n") + "\n" + _body(response)
+    # The body ends before the first line that is not indented and does not close a bracket.
+    body = _until(response, lambda line: line[:1] not in ("", *" \t\r)]}"))
+    return prompt.rstrip("\n") + "\n" + body
 
 
 def normalise(code: str) -> str:
@@ -113,15 +105,6 @@ def _preamble(prompt: str, entry_point: str) -> str:
     return prompt[: found.start()] + "\n" if found else ""
 
 
-def _body(continuation: str) -> str:
-    """The lines before the first one that is not indented and does not close a bracket."""
-    lines = continuation.split("\n")
-    for number, line in enumerate(lines):
-        if line[:1] not in ("", " ", "\t", "\r", ")", "]", "}"):
-            return "\n".join(lines[:number]) + "\n"
-    return continuation + "\n"
-
-
 def _after_prose(response: str) -> str | None:
     """The response from its first line of code; None if what precedes it is a body, not prose."""
     lines = response.split("\n")
@@ -135,10 +118,7 @@ def _after_prose(response: str) -> str | None:
     return None
 
 
-def _until_prose(code: str) -> str:
-    """The lines before the first one that looks like prose."""
-    lines = code.split("\n")
-    for number, line in enumerate(lines):
-        if _ENDS_CODE.match(line):
-            return "\n".join(lines[:number]) + "\n"
-    return code + "\n"
+def _until(text: str, is_end: Callable[[str], object]) -> str:
+    """The lines before the first one that ends it."""
+    lines = itertools.takewhile(lambda line: not is_end(line), text.split("\n"))
+    return "".join(f"{line}\n" for line in lines)

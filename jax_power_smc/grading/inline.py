@@ -4,13 +4,13 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from jax_power_smc.grading import multiple_choice, string_rule
-from jax_power_smc.grading.base import Verdict
+from jax_power_smc.grading.base import Grader, Verdict
 from jax_power_smc.grading.references import parse_reference
 from jax_power_smc.grading.thinking import strip_thinking
 from jax_power_smc.tiny_reasoner.problems import parse_answer
 
 
-class InlineGrader:
+class InlineGrader(Grader):
     """A ``Grader`` that works in the caller's thread.
 
     Args:
@@ -18,24 +18,16 @@ class InlineGrader:
     """
 
     def __init__(self, kind: str) -> None:
-        self.pending = 0
-        self._kind = kind
-        self._judge = _JUDGES[kind]
-        self._closed = False
+        self.pending, self._closed = 0, False
+        self._kind, self._judge = kind, _JUDGES[kind]
         self._finished: list[tuple[Hashable, list[Verdict]]] = []
 
     def submit(self, tag: Hashable, gold: Any, responses: Sequence[str]) -> None:
-        """As in ``Grader``.
-
-        Raises:
-          ValueError: if ``gold`` is invalid, or the grader is closed.
-        """
+        """As in ``Grader``."""
         if self._closed:
             raise ValueError("the grader is closed; nothing can be submitted.")
         arguments = parse_reference(self._kind, gold)
-        verdicts = {
-            response: self._judge(response=response, **arguments) for response in set(responses)
-        }
+        verdicts = {each: self._judge(response=each, **arguments) for each in set(responses)}
         self._finished.append((tag, [verdicts[response] for response in responses]))
         self.pending += 1
 
@@ -50,18 +42,11 @@ class InlineGrader:
         self._closed = True
         self.finished()
 
-    def __enter__(self) -> "InlineGrader":
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.close()
-
 
 def judge_string(gold: str, response: str) -> Verdict:
     """Applies the string rule alone."""
-    answer = string_rule.extract(response)
     same = string_rule.equal(gold, response)
-    return Verdict(None if answer is None else string_rule.normalise(answer) or None, same, same)
+    return Verdict(string_rule.parsed(response), same, same)
 
 
 def judge_reasoner(gold: int, response: str) -> Verdict:

@@ -56,12 +56,11 @@ def judge(gold: str, response: str, opts: Mapping[str, Any] | None = None) -> di
         rounded; and Math-Verify's "strict" and "allow_set_relation_comp".
     """
     response = strip_thinking(response)
-    answer = string_rule.extract(response)
     same = string_rule.equal(gold, response)
     # The string rule knows nothing about the options.
     correct = _equal(gold, response, opts) if opts else same or _equal(gold, response, {})
     return {
-        "parsed": None if answer is None else string_rule.normalise(answer) or None,
+        "parsed": string_rule.parsed(response),
         "correct": correct,
         "correct_string": same,
     }
@@ -70,11 +69,8 @@ def judge(gold: str, response: str, opts: Mapping[str, Any] | None = None) -> di
 def merge(answers: Sequence[tuple[str, int]]) -> dict[str, str]:
     """Groups answers that are equal as mathematics but not as text.
 
-    Args:
-      answers: (answer, number of responses), wrong answers as ``judge`` parsed them.
-
-    Returns:
-      answer -> the commonest answer equal to it, possibly itself.
+    From (wrong answer as ``judge`` parsed it, number of responses) to a dictionary: answer -> the
+    commonest answer equal to it, possibly itself.
     """
     leaders: dict[str, list[Any]] = {}
     merged = {}

@@ -70,12 +70,7 @@ _NOT = re.compile(
 
 
 def judge(gold: str, response: str) -> Verdict:
-    """Returns the verdict; the plain string rule accepts only the letter itself, in a box.
-
-    Args:
-      gold: the letter of the right option.
-      response: the model's response.
-    """
+    """Returns the verdict; the plain string rule accepts only the letter itself, in a box."""
     response = strip_thinking(response)
     answer = parse_letter(response)
     return Verdict(answer, answer == gold, (string_rule.last_boxed(response) or "").strip() == gold)
@@ -86,7 +81,10 @@ def parse_letter(response: str) -> str | None:
     response = strip_thinking(response)
     stated = [*_BOXED.finditer(response), *_STATED.finditer(response)]
     for weaker in (_CALLED_RIGHT, _CHOSEN):
-        stated += [found for found in weaker.finditer(response) if not _denied(response, found)]
+        for found in weaker.finditer(response):
+            # The words before it may negate it.
+            if not _NOT.search(response, max(0, found.start() - 40), found.start()):
+                stated.append(found)
     if stated:
         return max(stated, key=lambda found: found.start("letter"))["letter"]
     lines = [line.strip() for line in response.split("\n") if line.strip()]
@@ -95,11 +93,6 @@ def parse_letter(response: str) -> str | None:
     if bracketed := _BRACKETED.findall(response):
         return bracketed[-1]
     return _line(lines, 0)
-
-
-def _denied(response: str, found: re.Match[str]) -> bool:
-    """Whether the words before it negate it."""
-    return _NOT.search(response, max(0, found.start() - 40), found.start()) is not None
 
 
 def _line(lines: Sequence[str], at: int) -> str | None:

@@ -48,28 +48,22 @@ def verify(reference: Any, answer: Any, rounding: int | str, **options: Any) -> 
     """Math-Verify's ``verify`` without a time limit, and with numbers compared as above.
 
     Args:
-      reference: an expression of Math-Verify's ``parse``.
-      answer: another.
+      reference, answer: expressions of Math-Verify's ``parse``.
       rounding: ``RELATIVE``, ``EXACT``, or Math-Verify's number of decimal places.
       options: Math-Verify's "strict" and "allow_set_relation_comp".
     """
-    pair = _unwrap_assignments(reference, answer)
+    pair = reference, answer
+    # x = 1 and x = 2 as 1 and 2: the difference of two equations hides the numbers' size.
+    if all(isinstance(each, Eq) and isinstance(each.lhs, Symbol) for each in pair):
+        pair = (reference.rhs, answer.rhs) if reference.lhs == answer.lhs else pair
     equal = _grader.verify(*pair, float_rounding=rounding, timeout_seconds=None, **options)
     return bool(equal)
 
 
-def _unwrap_assignments(one: Any, other: Any) -> tuple[Any, Any]:
-    """x = 1 and x = 2 as 1 and 2: the difference of two equations hides the numbers' size."""
-    if not (isinstance(one, Eq) and isinstance(other, Eq) and isinstance(one.lhs, Symbol)):
-        return one, other
-    return (one.rhs, other.rhs) if one.lhs == other.lhs else (one, other)
-
-
 def _equal(a: Any, b: Any, float_rounding: int | str, numeric_precision: int) -> bool:
     """Takes the place of ``sympy_numeric_eq``."""
-    if not isinstance(float_rounding, str):
-        return _equal_in_decimals(a, b, float_rounding, numeric_precision)
-    if not (isinstance(a, Expr) and isinstance(b, Expr)):  # calls this for each matrix element
+    are_expressions = isinstance(a, Expr) and isinstance(b, Expr)
+    if not (isinstance(float_rounding, str) and are_expressions):  # it calls this for each element
         return _equal_in_decimals(a, b, float_rounding, numeric_precision)
     whole = functools.partial(_grader.is_atomic_or_pct_atomic, atomic_type=Integer)
     if whole(a) and whole(b):  # 9% is 9

@@ -15,13 +15,14 @@ it would replace is ``WorkerProcess``; HumanEval's sandbox would still need ``Ki
 
 import collections
 import contextlib
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 from jax_power_smc.grading import string_rule
-from jax_power_smc.grading.base import Verdict
+from jax_power_smc.grading.base import Grader, Verdict
 from jax_power_smc.grading.references import parse_reference
 from jax_power_smc.grading.subprocesses import GradingError
 
@@ -39,18 +40,18 @@ class Worker(Protocol):
         """Called by the worker's thread when there will be no further calls."""
 
 
+@dataclasses.dataclass
 class _Submission:
     """One submission; worker threads add verdicts to it under the grader's lock."""
 
-    def __init__(self, tag: Hashable, reference: dict[str, Any], responses: Sequence[str]) -> None:
-        self.tag = tag
-        self.reference = reference
-        self.responses = list(responses)
-        self.distinct = list(dict.fromkeys(responses))
-        self.verdicts: dict[str, Verdict] = {}
+    tag: Hashable
+    reference: dict[str, Any]
+    responses: list[str]
+    distinct: list[str]
+    verdicts: dict[str, Verdict] = dataclasses.field(default_factory=dict)
 
 
-class PooledGrader:
+class PooledGrader(Grader):
     """A ``Grader`` over workers; ``submit`` and ``finished`` must be called from one thread.
 
     Args:
@@ -64,40 +65,30 @@ class PooledGrader:
         self, kind: str, make_worker: Callable[[], Worker], processes: int, merges: bool = False
     ) -> None:
         self.pending = 0
-        self._kind = kind
-        self._make_worker = make_worker
-        self._processes = processes
-        self._merges = merges
-        self._lock = threading.Lock()
-        self._closed = False
+        self._kind, self._make_worker = kind, make_worker
+        self._processes, self._merges = processes, merges
+        self._lock, self._closed = threading.Lock(), False
         self._workers: list[Worker] = []
         self._threads: list[threading.Thread] = []
         self._jobs: queue.SimpleQueue[tuple[_Submission, str] | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[_Submission | Exception] = queue.SimpleQueue()
 
     def submit(self, tag: Hashable, gold: Any, responses: Sequence[str]) -> None:
-        """As in ``Grader``; never blocks.
-
-        Raises:
-          ValueError: if ``gold`` is invalid, or the grader is closed.
-        """
+        """As in ``Grader``; never blocks."""
         if self._closed:
             raise ValueError("the grader is closed; nothing can be submitted.")
-        submission = _Submission(tag, parse_reference(self._kind, gold), responses)
+        reference, distinct = parse_reference(self._kind, gold), list(dict.fromkeys(responses))
+        submission = _Submission(tag, reference, list(responses), distinct)
         self.pending += 1
-        if not submission.distinct:
+        if not distinct:
             self._finished.put(submission)
-        for response in submission.distinct:
+        for response in distinct:
             self._jobs.put((submission, response))
             if len(self._threads) < self._processes:
                 self._add_worker()
 
     def finished(self, wait: bool = False) -> list[tuple[Hashable, list[Verdict]]]:
-        """As in ``Grader``.
-
-        Raises:
-          OSError: if no worker can be started.
-        """
+        """As in ``Grader``; OSError if no worker can be started."""
         finished: list[_Submission | Exception] = []
         with contextlib.suppress(queue.Empty):
             while self.pending > len(finished):
@@ -118,19 +109,12 @@ class PooledGrader:
         with self._lock:
             self._closed = True
             workers, threads = list(self._workers), list(self._threads)
-        for _ in threads:
-            self._jobs.put(None)
         for worker in workers:
+            self._jobs.put(None)
             worker.kill()
         for thread in threads:
             thread.join()
         self.pending = 0
-
-    def __enter__(self) -> "PooledGrader":
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.close()
 
     def _add_worker(self) -> None:
         worker = self._make_worker()

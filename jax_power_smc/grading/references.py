@@ -29,12 +29,11 @@ def parse_reference(kind: str, gold: Any) -> dict[str, Any]:
       ValueError: if it is anything else.
     """
     if kind == "reasoner":
-        if not _is_number(gold) or int(gold) != gold:
-            raise ValueError(f"gold is {_shown(gold)}; it must be an integer.")
+        _require(_is_number(gold) and int(gold) == gold, gold, "an integer")
         return {"gold": int(gold)}
     if kind == "choice":
-        if not (isinstance(gold, str) and len(gold) == 1 and gold in LETTERS):
-            raise ValueError(f"gold is {_shown(gold)}; it must be a letter from A to J.")
+        is_letter = isinstance(gold, str) and len(gold) == 1 and gold in LETTERS
+        _require(is_letter, gold, "a letter from A to J")
         return {"gold": gold}
     if kind == "code":
         return {"gold": _check_code(gold)}
@@ -47,11 +46,16 @@ def parse_reference(kind: str, gold: Any) -> dict[str, Any]:
     return {"gold": _check_answer(gold) if kind == "math" else _check_text(gold)}
 
 
+def _require(holds: bool, value: Any, allowed: str, name: str = "gold") -> None:
+    if not holds:
+        raise ValueError(f"{name} is {_shown(value)}; it must be {allowed}.")
+
+
 def _check_text(gold: Any) -> str:
     if _is_number(gold):
         return str(gold)
-    if not isinstance(gold, str) or not gold.strip():
-        raise ValueError(f"gold is {_shown(gold)}; it must be a non-empty text or a number.")
+    is_text = isinstance(gold, str) and bool(gold.strip())
+    _require(is_text, gold, "a non-empty text or a number")
     return gold
 
 
@@ -63,23 +67,17 @@ def _check_answer(gold: Any) -> str:
 
 
 def _check_code(gold: Any) -> dict[str, str]:
-    fields: dict[str, Any] = {}
-    if isinstance(gold, dict):
-        fields = {name: gold.get(name) for name in CODE_FIELDS}
-    if not fields or not all(isinstance(text, str) for text in fields.values()):
-        raise ValueError(
-            f"gold is {_shown(gold)}; it must be an object with the texts {', '.join(CODE_FIELDS)}."
-        )
-    if not fields["entry_point"].isidentifier():
-        raise ValueError(
-            f"entry_point is {_shown(fields['entry_point'])}; it must be an identifier."
-        )
+    given = gold if isinstance(gold, dict) else {}
+    fields: dict[str, Any] = {name: given.get(name) for name in CODE_FIELDS}
+    are_texts = all(isinstance(text, str) for text in fields.values())
+    _require(are_texts, gold, f"an object with the texts {', '.join(CODE_FIELDS)}")
+    name = fields["entry_point"]
+    _require(name.isidentifier(), name, "an identifier", "entry_point")
     return fields
 
 
 def _check_opts(opts: Any) -> dict[str, Any]:
-    if not isinstance(opts, dict):
-        raise ValueError(f"opts is {_shown(opts)}; it must be an object.")
+    _require(isinstance(opts, dict), opts, "an object", "opts")
     for name, value in opts.items():
         if name not in _OPTS or type(value) is not _OPTS[name]:
             allowed = ", ".join(f"{key} ({kind.__name__})" for key, kind in _OPTS.items())
@@ -94,9 +92,8 @@ def _check_opts(opts: Any) -> dict[str, Any]:
 
 def _is_number(value: Any) -> bool:
     """Whether it is a finite number; booleans are not numbers here."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return value - value == 0
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and value - value == 0
 
 
 def _shown(value: Any) -> str:

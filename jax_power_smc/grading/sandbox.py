@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 
-from jax_power_smc.grading.subprocesses import GradingError, KillableProcess, timed_out
+from jax_power_smc.grading.subprocesses import GradingError, ProcessOwner, timed_out
 
 MAX_MEMORY_BYTES = 4 * 2**30
 MAX_FILE_BYTES = 2**20
@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 _warned_of_network = threading.Event()
 
 
-class Sandbox:
+class Sandbox(ProcessOwner):
     """Runs one program at a time.
 
     Args:
@@ -35,10 +35,8 @@ class Sandbox:
     """
 
     def __init__(self, seconds: float) -> None:
+        super().__init__()
         self._seconds = seconds
-        self._process: KillableProcess | None = None
-        self._closed = False
-        self._lock = threading.Lock()
 
     def passes(self, code: str, test: str, entry_point: str) -> bool:
         """Whether the code defines the function and passes the test's ``check``.
@@ -49,16 +47,9 @@ class Sandbox:
         # The child sends the token back only after the check has passed, so a program that exits
         # early has not passed.
         token = secrets.token_hex(16)
-        job = {
-            "token": token,
-            "code": code,
-            "test": test,
-            "entry_point": entry_point,
-            "seconds": self._seconds,
-            "memory": MAX_MEMORY_BYTES,
-            "file": MAX_FILE_BYTES,
-            "parent": os.getpid(),
-        }
+        limits = {"seconds": self._seconds, "memory": MAX_MEMORY_BYTES, "file": MAX_FILE_BYTES}
+        job = {"token": token, "parent": os.getpid(), **limits}
+        job |= {"code": code, "test": test, "entry_point": entry_point}
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
             lines = self._run(json.dumps(job).encode(), directory)
         if not lines:  # the child sends its first line before it runs the code
@@ -68,35 +59,21 @@ class Sandbox:
             _logger.warning("Model-written programs can reach the network on this system.")
         return lines[1:2] == [token]
 
-    def kill(self) -> None:
-        """Kills the running program and refuses further ones; can be called from any thread."""
-        with self._lock:
-            self._closed = True
-            if self._process:
-                self._process.kill()
-
     def _run(self, job: bytes, directory: str) -> list[str]:
-        with self._lock:
-            if self._closed:
-                raise GradingError("the grader was closed")
-            command = [sys.executable, "-I", os.fspath(_PROGRAM)]
-            process = self._process = KillableProcess(command, env={}, cwd=directory)
-        stdin, stdout = process.popen.stdin, process.popen.stdout
-        assert stdin is not None and stdout is not None
+        command = [sys.executable, "-I", os.fspath(_PROGRAM)]
+        process = self._start_process(command, env={}, cwd=directory)
         try:
             with process.deadline(self._seconds) as expired:
                 try:
-                    stdin.write(job)
-                    stdin.close()
+                    process.stdin.write(job)
+                    process.stdin.close()
                 except BrokenPipeError:
                     return []
                 process.wait()
-            os.set_blocking(stdout.fileno(), False)
-            sent = stdout.read(_MAX_OUTPUT) or b""
+            os.set_blocking(process.stdout.fileno(), False)
+            sent = process.stdout.read(_MAX_OUTPUT) or b""
             if expired.is_set():
                 raise timed_out(self._seconds)
             return sent.decode("ascii", "replace").splitlines()
         finally:
-            with self._lock:
-                self._process = None
-                process.close()
+            self._discard(process)

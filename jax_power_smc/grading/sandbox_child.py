@@ -4,6 +4,7 @@ Reads a JSON object from stdin, gives up rights that the program does not need, 
 the token if the test passes. The first line it sends says whether the network is still reachable.
 """
 
+import contextlib
 import ctypes
 import json
 import math
@@ -39,7 +40,8 @@ def main() -> None:
     """Runs the job read from stdin, and exits."""
     job = json.loads(sys.stdin.buffer.read())
     isolated = isolate(job["parent"])
-    limit_resources(job)
+    cpu = math.ceil(job["seconds"]) + 1
+    limit_resources(CPU=cpu, AS=job["memory"], FSIZE=job["file"], NOFILE=_OPEN_FILES, CORE=0)
     channel = os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -65,43 +67,34 @@ def run(code: str, test: str, entry_point: str) -> None:
 
 
 def isolate(parent: int) -> bool:
-    """On Linux, removes the network and has the kernel kill this process with its parent.
-
-    Returns:
-      Whether the network was removed.
-    """
-    if sys.platform != "linux":
-        return False
+    """Removes the network if Linux allows it, and says so; this process dies with its parent."""
     libc = ctypes.CDLL(None)
-    isolated = libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
+    isolated = sys.platform == "linux" and libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
     # Only now, because a change of credentials clears it.
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with(parent)
     return isolated
 
 
-def limit_resources(job: dict[str, Any]) -> None:
-    """Sets whichever limits the system supports."""
+def die_with(parent: int) -> None:
+    """Has the kernel kill this process when the thread that started it ends (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # the parent ended before that
+        os._exit(1)
+
+
+def limit_resources(**limits: int) -> None:
+    """Sets those of the limits, such as CPU or AS, that the system supports."""
     try:
         import resource
     except ImportError:
         return
-    cpu = math.ceil(job["seconds"]) + 1
-    limits = {
-        resource.RLIMIT_CPU: cpu,
-        resource.RLIMIT_AS: job["memory"],
-        resource.RLIMIT_FSIZE: job["file"],
-        resource.RLIMIT_NOFILE: _OPEN_FILES,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, value in limits.items():
+    for name, value in limits.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
         least = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        try:
+        with contextlib.suppress(ValueError, OSError):  # macOS lacks some of them
             resource.setrlimit(kind, (least, least))
-        except (ValueError, OSError):  # macOS lacks some of them
-            continue
 
 
 def _refuse(directory: str) -> Any:

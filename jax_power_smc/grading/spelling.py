@@ -70,7 +70,8 @@ def respell(text: str) -> str:
     if not text.isascii():
         text = text.translate(_CHARACTERS)
         text = _DASH.sub("-", text)
-        text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", _superscript, text)
+        power = re.compile(f"[{''.join(map(chr, _SUPERSCRIPTS))}]+")
+        text = power.sub(lambda run: f"^{{{run[0].translate(_SUPERSCRIPTS)}}}", text)
         text = _subscripts(text)
         for each, (over, under) in _FRACTIONS.items():
             text = text.replace(each, rf"\frac{{{over}}}{{{under}}}")
@@ -97,9 +98,7 @@ def join_bases(text: str) -> str:
 def mark_bases(text: str, keep: bool = True) -> str:
     r"""Rewrites 52_8 as 52\cdot B_{8}, so that numbers in different bases are not equal.
 
-    Args:
-      text: any text; numbers without a base, or in base 10, are left alone.
-      keep: whether to keep the bases; False removes them.
+    Numbers without a base, or in base 10, are left alone. Without ``keep`` the bases are removed.
     """
     return _rebase(text, lambda base: rf"\cdot B_{{{base}}}" if keep and base != "10" else "")
 
@@ -145,10 +144,6 @@ def _rebase(text: str, write: Callable[[str], str]) -> str:
 
 def _subscripts(text: str) -> str:
     return re.sub(r"[₀-₉]+", lambda run: f"_{{{run[0].translate(_SUBSCRIPTS)}}}", text)
-
-
-def _superscript(run: re.Match[str]) -> str:
-    return f"^{{{run[0].translate(_SUPERSCRIPTS)}}}"
 
 
 def _root(found: re.Match[str]) -> str:

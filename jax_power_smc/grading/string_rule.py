@@ -106,12 +106,7 @@ _DECIMAL = re.compile(r"(-?)0*(\d*)\.(\d*?)0*")
 
 
 def equal(gold: str, response: str) -> bool:
-    """Whether the response is right by this rule.
-
-    Args:
-      gold: the reference answer, or a solution that marks it by a box or "####".
-      response: the model's response.
-    """
+    """Whether the response is right; ``gold`` may be a solution with a box or "####"."""
     answer, reference = extract(response), reference_answer(gold)
     if answer is not None and not spelling.has_base(reference):
         answer = spelling.mark_bases(answer, keep=False)
@@ -123,6 +118,11 @@ def equal(gold: str, response: str) -> bool:
             spelling.mark_half_of_day(each, keep=False) for each in (answer, reference)
         )
     return answer is not None and normalise(answer) == normalise(reference) != ""
+
+
+def parsed(response: str) -> str | None:
+    """The answer in a response, in one spelling; None if there is none."""
+    return normalise(extract(response) or "") or None
 
 
 def reference_answer(gold: str) -> str:
@@ -144,8 +144,10 @@ def extract(response: str) -> str | None:
 def marked(response: str) -> str | None:
     """The answer that a response without a box marks in another way, or consists of."""
     response = spelling.join_bases(strip_thinking(response))
-    finds = (_after_hashes, _stated, _bare)
-    return next((answer for find in finds if (answer := find(response)) is not None), None)
+    for find in (_after_hashes, _stated):
+        if (answer := find(response)) is not None:
+            return answer
+    return response.strip() if is_bare(response) else None
 
 
 def last_boxed(text: str) -> str | None:
@@ -228,12 +230,9 @@ def _after_hashes(text: str) -> str | None:
 
 
 def _stated(text: str) -> str | None:
-    found = None
-    for found in _STATED.finditer(text):  # noqa: B007
-        pass
-    if found is None:
+    if not (stated := list(_STATED.finditer(text))):
         return None
-    tail = text[found.end() :][: MAX_ANSWER_LENGTH + 1]
+    tail = text[stated[-1].end() :][: MAX_ANSWER_LENGTH + 1]
     answer = _SENTENCE_END.split(tail, maxsplit=1)[0].strip().strip("*").strip()
     if not answer:
         return None
@@ -245,10 +244,6 @@ def _stated(text: str) -> str | None:
     if amount is None or (answer.startswith("$") and answer.find("$", 1) > 0):  # $x$: a formula
         return _short(answer)
     return amount["amount"].strip().replace("$", "")
-
-
-def _bare(text: str) -> str | None:
-    return text.strip() if is_bare(text) else None
 
 
 def _last_number(text: str) -> str | None:

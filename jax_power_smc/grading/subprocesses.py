@@ -38,6 +38,8 @@ class KillableProcess:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert self.popen.stdin is not None and self.popen.stdout is not None
+        self.stdin, self.stdout = self.popen.stdin, self.popen.stdout
 
     def kill(self) -> None:
         """Kills the group. Can be called from any thread, any number of times."""
@@ -59,10 +61,9 @@ class KillableProcess:
     def close(self) -> int:
         """Kills the group, closes the pipes and returns the exit code."""
         self.kill()
-        for pipe in (self.popen.stdin, self.popen.stdout):
+        for pipe in (self.stdin, self.stdout):
             with contextlib.suppress(OSError):  # unwritten data can no longer be flushed
-                if pipe:
-                    pipe.close()
+                pipe.close()
         return self.popen.wait()
 
     @contextlib.contextmanager
@@ -83,6 +84,36 @@ class KillableProcess:
             timer.cancel()
             # The process may be reaped and its id reused once this returns.
             timer.join()
+
+
+class ProcessOwner:
+    """What has at most one process at a time, and can be closed from any thread."""
+
+    def __init__(self) -> None:
+        self._process: KillableProcess | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def kill(self) -> None:
+        """Kills the process and refuses further ones; whatever it was doing fails."""
+        with self._lock:
+            self._closed = True
+            if self._process:
+                self._process.kill()
+
+    def _start_process(self, command: Sequence[str], **options: Any) -> KillableProcess:
+        """Raises ``GradingError`` once this is closed."""
+        with self._lock:
+            if self._closed:
+                raise GradingError("the grader was closed")
+            self._process = KillableProcess(command, **options)
+            return self._process
+
+    def _discard(self, process: KillableProcess) -> int:
+        """Kills the process, if it still runs, and returns its exit code."""
+        with self._lock:
+            self._process = None
+            return process.close()
 
 
 def timed_out(seconds: float) -> GradingError:

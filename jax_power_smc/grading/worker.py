@@ -11,8 +11,6 @@ The process ends with its parent: on Linux the kernel kills it; elsewhere it end
 closes, or when a job has taken longer than the parent would have waited.
 """
 
-import contextlib
-import ctypes
 import importlib
 import json
 import math
@@ -24,13 +22,15 @@ from typing import Any
 
 # How long the parent has to kill this process before it ends on its own.
 GRACE_SECONDS = 5
-_PR_SET_PDEATHSIG = 1
 
 
 def main(module: str, seconds: float, memory: int, parent: int) -> None:
     """Answers jobs until stdin closes."""
+    # Not at the top: first the package has to be on the path.
+    from jax_power_smc.grading.sandbox_child import die_with, limit_resources
+
     die_with(parent)
-    limit_memory(memory)
+    limit_resources(AS=memory)
     # Libraries may print, and what they print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     null = os.open(os.devnull, os.O_WRONLY)
@@ -60,26 +60,6 @@ def main(module: str, seconds: float, memory: int, parent: int) -> None:
         else:
             answer(result=result)
         signal.alarm(0)
-
-
-def die_with(parent: int) -> None:
-    """Has the kernel kill this process when the thread that started it ends (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent ended before that
-        os._exit(1)
-
-
-def limit_memory(size: int) -> None:
-    """Limits the address space to ``size`` bytes, on systems that support it."""
-    try:
-        import resource
-    except ImportError:
-        return
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = size if hard == resource.RLIM_INFINITY else min(size, hard)
-    with contextlib.suppress(ValueError, OSError):  # macOS defines it but does not support it
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ import json
 import os
 import pathlib
 import sys
-import threading
 from typing import Any
 
 from jax_power_smc.grading.subprocesses import (
     GradingError,
     KillableProcess,
+    ProcessOwner,
     describe_exit,
     timed_out,
 )
@@ -21,7 +21,7 @@ DEFAULT_MEMORY = 4 * 2**30
 _WORKER = pathlib.Path(__file__).with_name("worker.py")
 
 
-class WorkerProcess:
+class WorkerProcess(ProcessOwner):
     """Runs functions of a module in another process, which is replaced after it was killed.
 
     The process is started when it is first needed. All calls must come from one thread, because
@@ -34,12 +34,8 @@ class WorkerProcess:
     """
 
     def __init__(self, module: str, seconds: float, memory: int = DEFAULT_MEMORY) -> None:
-        self._module = module
-        self._seconds = seconds
-        self._memory = memory
-        self._process: KillableProcess | None = None
-        self._closed = False
-        self._lock = threading.Lock()
+        super().__init__()
+        self._module, self._seconds, self._memory = module, seconds, memory
 
     def call(self, function: str, **arguments: Any) -> Any:
         """Returns what the function returns; arguments and result must be JSON values.
@@ -65,13 +61,6 @@ class WorkerProcess:
             raise GradingError(answer["error"])
         return answer["result"]
 
-    def kill(self) -> None:
-        """Kills the process and refuses further calls; a call in progress fails."""
-        with self._lock:
-            self._closed = True
-            if self._process:
-                self._process.kill()
-
     def close(self) -> None:
         """Kills the process and reaps it; for the calling thread, at the end."""
         self.kill()
@@ -81,10 +70,7 @@ class WorkerProcess:
     def _start(self) -> KillableProcess:
         command = [sys.executable, "-P", os.fspath(_WORKER), self._module]
         command += [str(self._seconds), str(self._memory), str(os.getpid())]
-        with self._lock:
-            if self._closed:
-                raise GradingError("the grader was closed")
-            process = self._process = KillableProcess(command)
+        process = self._start_process(command)
         with process.deadline(START_SECONDS):
             answer = _receive(process)
         if answer is None or "error" in answer:
@@ -95,18 +81,11 @@ class WorkerProcess:
             raise OSError(f"a grading process cannot start: {why}")
         return process
 
-    def _discard(self, process: KillableProcess) -> int:
-        with self._lock:
-            self._process = None
-            return process.close()
-
 
 def _exchange(process: KillableProcess, job: dict[str, Any]) -> dict[str, Any] | None:
-    stdin = process.popen.stdin
-    assert stdin is not None
     try:
-        stdin.write(json.dumps(job).encode() + b"\n")
-        stdin.flush()
+        process.stdin.write(json.dumps(job).encode() + b"\n")
+        process.stdin.flush()
     except OSError:
         return None
     return _receive(process)
@@ -114,7 +93,5 @@ def _exchange(process: KillableProcess, job: dict[str, Any]) -> dict[str, Any] |
 
 def _receive(process: KillableProcess) -> dict[str, Any] | None:
     """The next answer, or None if the process ended before it gave one."""
-    stdout = process.popen.stdout
-    assert stdout is not None
-    line = stdout.readline()
+    line = process.stdout.readline()
     return json.loads(line) if line.endswith(b"\n") else None

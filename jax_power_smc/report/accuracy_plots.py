@@ -10,8 +10,11 @@ from jax_power_smc.report import style
 from jax_power_smc.report.load import ReportData
 from jax_power_smc.report.style import Plot, RunStyle
 
-# Points by which the vote and the best answer are shifted away from the draw, and their markers.
-_BESIDE = {"vote": (-8.0, "o"), "best": (8.0, "D")}
+# Of the vote and the best answer: points to the right of the draw, marker, name.
+_OTHERS = {"vote": (-8.0, "o", "weighted vote"), "best": (8.0, "D", "highest log p")}
+_OPEN = {"markersize": 5.5, "markerfacecolor": "white", "markeredgewidth": 1.3, "linestyle": "none"}
+_DRAW = {"color": style.INK, "marker": "o", "markersize": 8}
+_FILLED = {"markeredgecolor": "white", "markeredgewidth": 0.8}
 # Points: the size of a mark, how much larger one is that another would hide, and how close is near.
 _MARK, _RIM, _NEAR = 10.0, 4.0, 5.0
 
@@ -23,18 +26,13 @@ def accuracy(data: ReportData) -> list[Plot]:
     if not draws or data.summary is None:
         return []
     styles = style.run_styles(data)
-    runs = [row["run"] for row in draws]
-    handles = [_mark(styles[run]) for run in runs]
-    texts = [styles[run].label for run in runs]
-    handles.append(Line2D([], [], color=style.INK, marker="o", markersize=8))
-    texts.append("the draw, with 95 % interval")
-    for answer, text in (("vote", "weighted vote"), ("best", "highest log p")):
+    legend = [(styles[row["run"]].label, _filled(styles[row["run"]])) for row in draws]
+    legend.append(("the draw, with 95 % interval", _DRAW))
+    for answer, (_, marker, text) in _OTHERS.items():
         if any(row["answer"] == answer for row in rows):
-            handles.append(Line2D([], [], **_open(style.INK, _BESIDE[answer][1])))
-            texts.append(text)
-    figure = style.new_figure(5.4 + style.legend_height(texts), layout="constrained")
-    axes = figure.add_subplot()
-    style.style_axes(axes)
+            legend.append((text, {"color": style.INK, "marker": marker, **_OPEN}))
+    texts = [text for text, _ in legend]
+    figure, axes = style.new_axes(5.4, texts)
     seconds = [row["seconds_per_problem"] for row in draws]
     axes.set_xscale("log")
     axes.set_xlim(min(seconds) / 1.4, max(seconds) * 1.4)
@@ -46,12 +44,13 @@ def accuracy(data: ReportData) -> list[Plot]:
     has_multiples = any(row["multiple"] for row in draws)
     if has_multiples:
         _multiples(axes, draws)
+    handles = [Line2D([], [], **look) for _, look in legend]
     style.legend_below(figure, handles, texts)
     style.disable_math(figure)
     figure.draw_without_rendering()  # so that distances in points are known
-    sizes = _sizes(figure, axes, draws)
+    sizes = _sizes(axes, draws)
     for row in rows:
-        _draw_answer(figure, axes, row, styles[row["run"]], sizes[row["run"]])
+        _draw_answer(axes, row, styles[row["run"]], sizes[row["run"]])
     caption = (
         "Every filled mark is one sampler: the higher, the more of its drawn answers are right; "
         "the further left, the less time a problem takes. Vertical bars are 95 % intervals over "
@@ -59,7 +58,7 @@ def accuracy(data: ReportData) -> list[Plot]:
     )
     if any(size > _MARK for size in sizes.values()):
         caption += "Where marks coincide, the later ones lie on larger ones. "
-    if len(handles) > len(runs) + 1:
+    if len(legend) > len(draws) + 1:
         caption += (
             "Small open marks beside a filled one are other ways to read an answer off the same "
             "particles, at the same cost: on its left a vote by weight, on its right the particle "
@@ -82,28 +81,23 @@ def pass_at_k(data: ReportData) -> list[Plot]:
         return []
     styles = style.run_styles(data)
     texts = [styles[run].label for run in runs]
-    figure = style.new_figure(4.4 + style.legend_height(texts), layout="constrained")
-    axes = figure.add_subplot()
-    style.style_axes(axes)
+    figure, axes = style.new_axes(4.4, texts)
     lines = []
     for place, run in enumerate(runs):
         own = sorted((row for row in rows if row["run"] == run), key=lambda row: row["k"])
         values = 100 * np.array([[row["value"], *row["ci95"]] for row in own])
-        # Side by side, so that no interval hides another.
-        beside = style.shift_right(figure, (place - (len(runs) - 1) / 2) * min(5.0, 40 / len(runs)))
         look = styles[run]
-        error = np.abs(values[:, 1:] - values[:, :1]).T
+        # Side by side, so that no interval hides another.
+        shift = (place - (len(runs) - 1) / 2) * min(5.0, 40 / len(runs))
         lines.append(
             axes.errorbar(
                 [row["k"] for row in own],
                 values[:, 0],
-                error,
-                **look.curve,
-                markersize=6,
-                linewidth=1.6,
+                np.abs(values[:, 1:] - values[:, :1]).T,
+                **style.mark(look, linestyle=look.line, markersize=6, linewidth=1.6),
                 elinewidth=0.9,
                 capsize=2,
-                transform=axes.transData + beside,
+                transform=style.beside(axes, shift),
             )
         )
     style.size_axis(axes, [row["k"] for row in rows], "k, number of answers tried (logarithmic)")
@@ -121,61 +115,39 @@ def pass_at_k(data: ReportData) -> list[Plot]:
     return [style.finish("pass_at_k", "One of k answers is right", caption, figure)]
 
 
-def _sizes(figure: Any, axes: Any, draws: list[dict[str, Any]]) -> dict[str, float]:
-    """Run -> the size of its mark: larger than all that come later at the same place."""
-    places = [(row["seconds_per_problem"], 100 * row["accuracy"]) for row in draws]
-    points = axes.transData.transform(places) * 72 / figure.dpi
+def _sizes(axes: Any, draws: list[dict[str, Any]]) -> dict[str, float]:
+    """Run -> the size of its mark: larger than all later ones at the same point."""
+    points = axes.transData.transform(
+        [(row["seconds_per_problem"], 100 * row["accuracy"]) for row in draws]
+    )
+    near = _NEAR * axes.figure.dpi / 72
     return {
-        row["run"]: _MARK
-        + _RIM * sum(math.dist(points[i], later) < _NEAR for later in points[i + 1 :])
+        row["run"]: _MARK + _RIM * sum(math.dist(points[i], p) < near for p in points[i + 1 :])
         for i, row in enumerate(draws)
     }
 
 
-def _draw_answer(figure: Any, axes: Any, row: dict[str, Any], look: RunStyle, size: float) -> None:
+def _draw_answer(axes: Any, row: dict[str, Any], look: RunStyle, size: float) -> None:
     """Draws one answer of one run: the draw with its interval, the others beside it."""
     x, y = row["seconds_per_problem"], 100 * row["accuracy"]
-    if row["answer"] != "draw":
-        shift, marker = _BESIDE[row["answer"]]
-        beside = axes.transData + style.shift_right(figure, shift)
-        axes.plot(x, y, **_open(look.colour, marker), transform=beside, zorder=6)
-        return
-    low, high = (100 * end for end in row["ci95"])
-    axes.vlines(x, low, high, color=look.colour, linewidth=1.4, zorder=2)
-    mark = _mark(look, size)
-    mark.set_data([x], [y])
-    mark.set_zorder(5)
-    axes.add_line(mark)
+    if row["answer"] == "draw":
+        low, high = (100 * end for end in row["ci95"])
+        axes.vlines(x, low, high, color=look.colour, linewidth=1.4, zorder=2)
+        axes.add_line(Line2D([x], [y], **_filled(look, size), zorder=5))
+    else:
+        shift, marker, _ = _OTHERS[row["answer"]]
+        beside = style.beside(axes, shift)
+        axes.plot(x, y, color=look.colour, marker=marker, **_OPEN, transform=beside, zorder=6)
 
 
-def _mark(look: RunStyle, size: float = _MARK) -> Line2D:
-    return Line2D(
-        [],
-        [],
-        color=look.colour,
-        marker=look.marker,
-        markersize=size,
-        markeredgecolor="white",
-        markeredgewidth=0.8,
-        linestyle="none",
-    )
-
-
-def _open(colour: str, marker: str) -> dict[str, Any]:
-    return {
-        "color": colour,
-        "marker": marker,
-        "markersize": 5.5,
-        "markerfacecolor": "white",
-        "markeredgewidth": 1.3,
-        "linestyle": "none",
-    }
+def _filled(look: RunStyle, size: float = _MARK) -> dict[str, Any]:
+    return style.mark(look, markersize=size, **_FILLED)
 
 
 def _multiples(axes: Any, draws: list[dict[str, Any]]) -> None:
     """A second axis in multiples of plain decoding."""
-    known = [row for row in draws if row["multiple"]]
-    base = known[0]["seconds_per_problem"] / known[0]["multiple"]
+    known = next(row for row in draws if row["multiple"])
+    base = known["seconds_per_problem"] / known["multiple"]
     top = axes.secondary_xaxis("top", functions=(lambda x: x / base, lambda x: x * base))
     low, high = axes.get_xlim()
     style.log_ticks(top.xaxis, low / base, high / base, "{:g}" + style.TIMES)

@@ -1,26 +1,25 @@
 """The gap of the estimates of log Z against the number of particles."""
 
-import dataclasses
 from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.lines import Line2D
 
 from jax_power_smc.evaluation.intervals import mean_and_interval
+from jax_power_smc.evaluation.job_config import TITLES
 from jax_power_smc.report import style
 from jax_power_smc.report.load import ReportData
 from jax_power_smc.report.style import Plot
 
 # An axis is logarithmic if the largest value is more than this many times the smallest.
 _WIDE = 20.0
-_TITLES = {"smc": "Power-SMC", "swor": "without replacement"}
 # Settings in which the runs of one line may differ.
 _FREE = ("num_particles", "label")
 
 
-@dataclasses.dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """log Z_hat of all runs on the problems that all of them have finished.
 
     Attributes:
@@ -49,21 +48,21 @@ def evidence(data: ReportData) -> Evidence | None:
     A run is included if it estimates log Z for any problem; a problem, if every such run has an
     estimate with every seed.
     """
+    found = {
+        item.scores.item: item.scores.log_evidence
+        for item in data.items
+        if item.scores.log_evidence is not None and not item.scores.failed
+    }
     seeds = sorted({item.scores.item[1] for item in data.items})
-    found: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
-    for item in data.items:
-        run, seed, name = item.scores.item
-        if item.scores.log_evidence is not None and not item.scores.failed:
-            found[run][name, seed] = item.scores.log_evidence
-    runs = [run for run in data.labels if run in found]
+    runs = [run for run in data.labels if any(run == own for own, _, _ in found)]
     names = list(dict.fromkeys(item.scores.item[2] for item in data.items if item.run in runs))
     shared = [
-        name for name in names if all((name, seed) in found[run] for run in runs for seed in seeds)
+        name for name in names if all((run, seed, name) in found for run in runs for seed in seeds)
     ]
     if not shared:
         return None
     values = {
-        run: np.array([[found[run][name, seed] for seed in seeds] for name in shared])
+        run: np.array([[found[run, seed, name] for seed in seeds] for name in shared])
         for run in runs
     }
     return Evidence(values, len(shared), len(names) - len(shared))
@@ -89,24 +88,28 @@ def gap(data: ReportData) -> list[Plot]:
     if known is None or sum(values.shape[1] for values in known.values.values()) < 2:
         return []
     lines = series(data, list(known.values))
-    gaps = {run: mean_and_interval(values) for run, values in known.gaps().items()}
-    spreads = {
-        run: mean_and_interval(values[:, None]) for run, values in known.deviations().items()
-    }
-    panels = {"mean gap of log Z_hat, nats": gaps}
-    if spreads:
-        panels["sd of log Z_hat over seeds, nats"] = spreads
-    is_single = len({style.num_particles(data, run) for run in gaps}) == 1
-    figure = style.new_figure(
-        (3.0 if is_single else 4.2) + style.legend_height(list(lines)), layout="constrained"
-    )
+    panels = {"mean gap of log Z_hat, nats": known.gaps()}
+    if deviations := known.deviations():
+        panels["sd of log Z_hat over seeds, nats"] = deviations
+    sizes = {run: style.num_particles(data, run) for run in known.values}
+    is_single = len(set(sizes.values())) == 1
+    figure = style.new_figure((3.0 if is_single else 4.2) + style.legend_height(list(lines)))
     handles: list[Any] = []
-    for place, (title, points) in enumerate(panels.items(), start=1):
+    for place, (title, values) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), place)
         style.style_axes(axes)
-        handles = [_line(figure, axes, data, lines, name, points, len(panels)) for name in lines]
-        sizes = [style.num_particles(data, run) for run in points]
-        style.size_axis(axes, sizes, "N, particles (logarithmic)")
+        points = {
+            run: mean_and_interval(each.reshape(known.problems, -1)) for run, each in values.items()
+        }
+        # Side by side, so that no interval hides another; far apart if there is only one N.
+        room = (480.0 if is_single else 60.0) / len(panels) / len(lines)
+        styles = style.run_styles(data)
+        handles = []
+        for number, runs in enumerate(lines.values()):
+            shift = (number - (len(lines) - 1) / 2) * room
+            shown = [(sizes[run], *points[run], styles[run]) for run in runs]
+            handles.append(_line(axes, shown, style.beside(axes, shift), is_single))
+        style.size_axis(axes, sizes.values(), "N, particles (logarithmic)")
         _height(axes, list(points.values()))
         axes.set_ylabel(title)
     style.legend_below(figure, handles, list(lines))
@@ -119,7 +122,7 @@ def gap(data: ReportData) -> list[Plot]:
     )
     if any(len(runs) > 1 for runs in lines.values()):
         caption += "A line joins runs that differ only in N, each with its own colour and mark. "
-    if spreads:
+    if deviations:
         caption += (
             "On the right is the standard deviation of log Z_hat over seeds of the same problem: "
             "how much the result depends on chance. "
@@ -129,61 +132,22 @@ def gap(data: ReportData) -> list[Plot]:
     return [style.finish("gap", "Gap of log Z against N", caption.strip(), figure)]
 
 
-def _line(
-    figure: Any,
-    axes: Any,
-    data: ReportData,
-    lines: dict[str, list[str]],
-    name: str,
-    points: dict[str, tuple[float, float, float]],
-    columns: int,
-) -> Line2D:
-    """Draws one series, every point in the style of its run; returns the line for the legend."""
-    styles = style.run_styles(data)
-    runs = [run for run in lines[name] if run in points]
-    # Side by side, so that no interval hides another; far apart if there is only one N.
-    is_single = len({style.num_particles(data, run) for run in points}) == 1
-    room = 480.0 if is_single else 60.0
-    place = list(lines).index(name) - (len(lines) - 1) / 2
-    beside = axes.transData + style.shift_right(figure, place * room / columns / len(lines))
-    sizes = [style.num_particles(data, run) for run in runs]
-    values = np.array([points[run] for run in runs])
-    first = styles[runs[0]]
-    axes.plot(
-        sizes,
-        values[:, 0],
-        color=first.colour,
-        linestyle=first.line,
-        linewidth=1.6,
-        transform=beside,
-        zorder=3,
-    )
-    for run, size, (value, low, high) in zip(runs, sizes, values, strict=True):
-        look = styles[run]
-        axes.vlines(size, low, high, color=look.colour, linewidth=1.1, transform=beside)
-        axes.plot(
-            size,
-            value,
-            color=look.colour,
-            marker=look.marker,
-            markersize=7.5,
-            linestyle="none",
-            transform=beside,
-            clip_on=False,
-            zorder=4,
-        )
-        if is_single:  # there is room for the number
-            axes.annotate(
-                f"{value:.3g}",
-                (size, value),
-                (9, 0),
-                xycoords=beside,
-                textcoords="offset points",
-                va="center_baseline",
-                fontsize=style.SMALL,
-                color=style.INK,
-            )
-    return Line2D([], [], **first.curve | {"label": name}, linewidth=1.6, markersize=7)
+def _line(axes: Any, points: Sequence[Any], transform: Any, with_numbers: bool) -> Line2D:
+    """Draws one series and returns its line for the legend.
+
+    Points are (N, mean, low, high, style), in data coordinates of ``transform``.
+    """
+    first = points[0][-1]
+    sizes, means = [point[0] for point in points], [point[1] for point in points]
+    look = {"color": first.colour, "linestyle": first.line, "linewidth": 1.6}
+    axes.plot(sizes, means, **look, transform=transform, zorder=3)
+    for size, value, low, high, own in points:
+        axes.vlines(size, low, high, color=own.colour, linewidth=1.1, transform=transform)
+        mark = style.mark(own, markersize=7.5, transform=transform, zorder=4)
+        axes.plot(size, value, **mark, clip_on=False)
+        if with_numbers:
+            style.note(axes, f"{value:.3g}", (size, value), xycoords=transform)
+    return Line2D([], [], **look, marker=first.marker, markersize=7)
 
 
 def _height(axes: Any, points: list[tuple[float, float, float]]) -> None:
@@ -207,7 +171,7 @@ def _series_name(data: ReportData, members: list[str], groups: list[list[str]]) 
     if len(members) == 1:
         return style.printable(data.labels[members[0]])
     own = _fixed(data, members[0])
-    name = _TITLES.get(own["kind"], own["kind"])
+    name = TITLES.get(own["kind"], own["kind"])
     if own.get("ramp_tokens"):
         name += f", ramp {own['ramp_tokens']}"
     # Other settings that distinguish it from lines of the same kind.

@@ -1,14 +1,12 @@
 """Formats of figures, for the terminal and the page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 NONE = "–"  # noqa: RUF001, an en dash
-# Digits after the point of a percentage.
-_DIGITS = 1
 
 
-def percent(value: float | None, digits: int = _DIGITS) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """A share in percent, without the sign."""
     if value is None:
         return NONE
@@ -23,20 +21,15 @@ def share(value: float) -> str:
     return "> 99.9" if text == percent(1.0) and value < 1 - 1e-6 else text
 
 
-def percent_interval(ends: Sequence[float], digits: int = _DIGITS) -> str:
-    """Two shares in percent: [55.0, 76.2]."""
-    return f"[{', '.join(percent(end, digits) for end in ends)}]"
-
-
-def points(value: float, digits: int = _DIGITS) -> str:
+def points(value: float) -> str:
     """A difference of two shares in percentage points, with its sign."""
-    rounded = round(100 * value, digits)
-    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
+    rounded = round(100 * value, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
 
 
-def points_interval(ends: Sequence[float], digits: int = _DIGITS) -> str:
-    """Two differences in percentage points: [-5.0, +7.5]."""
-    return f"[{', '.join(points(end, digits) for end in ends)}]"
+def interval(ends: Sequence[float], form: Callable[[float], str]) -> str:
+    """The ends of an interval: [-5.0, +7.5]."""
+    return f"[{', '.join(map(form, ends))}]"
 
 
 def count(value: float) -> str:

@@ -18,8 +18,7 @@ class JobStatus:
     Attributes:
       summary: as in summary.json, of all items that are finished now; None if this version cannot
         read the config and the job has not written a summary.
-      done: items that are finished.
-      planned: items of the whole job; None if unknown.
+      done, planned: items that are finished, and those of the whole job; None if unknown.
       problems: problems of the whole job; if unknown, those seen so far.
     """
 
@@ -43,18 +42,17 @@ class JobStatus:
 
 def status_of(data: ReportData) -> JobStatus:
     """The status of a job; an unfinished one gets a new summary of its items so far."""
-    config, held = data.about["config"], data.summary
+    summary, done = data.summary, len(data.items)
     ids = list(dict.fromkeys(item.scores.item[2] for item in data.items))
-    problems = data.about.get("num_problems") or (held or {}).get("problems")
-    per_problem = len(data.labels) * len(config["seeds"])
-    done = len(data.items)
+    problems = data.about.get("num_problems") or (summary or {}).get("problems")
+    per_problem = len(data.labels) * len(data.about["config"]["seeds"])
     planned = None if problems is None else problems * per_problem
-    if held is None or not held["complete"]:
-        held = _summary_so_far(data, ids) or held
-        if held is not None:
+    if summary is None or not summary["complete"]:
+        summary = _summary_so_far(data, ids) or summary
+        if summary is not None:
             size = max(problems or 0, len(ids))
-            held = held | {"problems": size, "complete": done == planned}
-    return JobStatus(held, done, planned, problems or len(ids))
+            summary = summary | {"problems": size, "complete": done == planned}
+    return JobStatus(summary, done, planned, problems or len(ids))
 
 
 def _summary_so_far(data: ReportData, ids: list[str]) -> dict[str, Any] | None:

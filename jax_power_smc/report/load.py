@@ -1,6 +1,6 @@
 """Reads an evaluation for the report: one pass over the records, which keeps numbers only.
 
-The records of a large job are gigabytes of tokens and texts. For each item this holds a few
+The records of a large job are gigabytes of tokens and texts. For each item this keeps a few
 scalars, two small arrays over steps and two over particles. Which problems are shown in full
 depends on all records, so those few are read in a second pass (``read_problems``).
 """
@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from jax_power_smc.evaluation import claim, conditions, store
-from jax_power_smc.evaluation.records import Record
+from jax_power_smc.evaluation.records import Record, weights
 from jax_power_smc.evaluation.scores import ItemScores, read
 
 
@@ -25,8 +25,7 @@ class ItemSummary:
 
     Attributes:
       scores: how its answers were judged, its evidence and cost; ``scores.item`` identifies it.
-      ess: [steps], effective sample size.
-      forks: [steps], particles that continued another particle's past.
+      ess, forks: [steps], as in ``SampleInfo``.
       lengths: [N], tokens of each particle of positive weight.
       weights: [N], of the same particles; they sum to 1.
       distinct_roots, coalescence: as in ``SampleInfo``.
@@ -60,7 +59,6 @@ class ReportData:
     """An evaluation, finished or not.
 
     Attributes:
-      workdir: of the job.
       about: config.json: the config with its hash, labels of the runs, device and versions.
       summary: summary.json, or None if the job has not written it yet.
       items: those that are finished.
@@ -78,6 +76,14 @@ class ReportData:
 
     def items_of(self, run: str) -> list[ItemSummary]:
         return [item for item in self.items if item.run == run]
+
+    def valid_items(self, field: str) -> dict[str, list[ItemSummary]]:
+        """Run -> its valid items in which this array is not empty, for runs that have any."""
+        found = {
+            run: [i for i in self.items_of(run) if i.failure is None and len(getattr(i, field))]
+            for run in self.labels
+        }
+        return {run: items for run, items in found.items() if items}
 
 
 def read_report(workdir: epath.Path) -> ReportData:
@@ -105,34 +111,20 @@ def read_problems(data: ReportData, ids: Iterable[str]) -> dict[str, list[Record
     return found
 
 
-def particle_weights(record: Record) -> list[float]:
-    """Weights of all particles of a record; they sum to 1, or are all 0 if none has any weight."""
-    raw = [
-        0.0 if particle["log_weight"] is None else math.exp(particle["log_weight"])
-        for particle in record["particles"]
-    ]
-    total = math.fsum(raw) or 1.0
-    return [weight / total for weight in raw]
-
-
 def _records(workdir: epath.Path, about: dict[str, Any]) -> Iterator[Record]:
     """Those in the scope of the job's latest start, checked against config.json."""
-    place = os.fspath(workdir)
-    conditions.check_version(about, place)
+    path = os.fspath(workdir)
+    conditions.check_version(about, path)
     claim.check_hash(workdir, about)
-    return conditions.checked(
-        store.read_records(workdir),
-        conditions.conditions_of(about),
-        conditions.scope_of(about),
-        place,
-    )
+    wanted = conditions.conditions_of(about), conditions.scope_of(about)
+    return conditions.checked(store.read_records(workdir), *wanted, path)
 
 
 def _item(record: Record) -> ItemSummary:
     info = record["info"]
     alive = [
         (particle, weight)
-        for particle, weight in zip(record["particles"], particle_weights(record), strict=True)
+        for particle, weight in zip(record["particles"], weights(record), strict=True)
         if particle["log_weight"] is not None
     ]
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from jax_power_smc.evaluation.records import Record
+from jax_power_smc.evaluation.records import weights as weights_of
 from jax_power_smc.evaluation.scores import read
-from jax_power_smc.report.load import ReportData, particle_weights
+from jax_power_smc.report.load import ReportData
 
 DRAWN = "drawn"
 # Distinct outputs that are shown of a run, and how many of them are open from the start.
@@ -25,10 +26,7 @@ class Output:
 
     Attributes:
       weight: of all of them together.
-      copies: their number.
       tokens: the length of each.
-      log_prob: log p, or None if it is not finite.
-      answer: parsed from the text, or None.
       mark: "right", "wrong" or "not graded".
       note: why it was not graded, or None.
       flags: of "drawn", "loop", "very short" and "unfinished", those that apply.
@@ -56,13 +54,10 @@ class RunOutputs:
     """The outputs of one run for one problem and one seed.
 
     Attributes:
-      label: of the run.
       failure: why the result is invalid, or None.
       drawn: the output that was drawn, or None.
       right: weight of the correct answers.
       answers: number of distinct answers among the particles of positive weight.
-      num_particles: that were in use.
-      log_evidence: log Z_hat, or None.
       first, more: the heaviest outputs, always with the drawn one: those that are open from the
         start, and those behind a click.
       left_out, left_out_weight: number and weight of all other outputs.
@@ -86,11 +81,9 @@ class ProblemInFull:
     """One problem with the outputs of all runs.
 
     Attributes:
-      id, prompt: of the problem.
       reference: the reference answer, as text.
       seed, seeds: the seed that is shown, and the number of seeds.
-      runs: in the order of the tables.
-      records: of these runs, in the same order.
+      runs, records: in the order of the tables.
     """
 
     id: str
@@ -104,25 +97,20 @@ class ProblemInFull:
 
 def most_contested(data: ReportData, most: int = 3) -> list[str]:
     """Ids of the problems on which the runs disagree most, each split differently if possible."""
-    order = {run: place for place, run in enumerate(data.labels)}
     right: dict[str, dict[str, list[float]]] = {}
     for item in data.items:
-        by_run = right.setdefault(item.scores.item[2], {})
-        by_run.setdefault(item.run, []).append(item.scores.right)
-    scored = []
-    for place, (name, by_run) in enumerate(right.items()):
-        means = {run: float(np.mean(by_run[run])) for run in sorted(by_run, key=order.__getitem__)}
-        pattern = tuple((run, mean >= 0.5) for run, mean in means.items())
+        by_run = right.setdefault(item.scores.item[2], {run: [] for run in data.labels})
+        by_run[item.run].append(item.scores.right)
+    patterns = {}
+    spread = {}
+    for name, by_run in right.items():
+        means = {run: float(np.mean(scores)) for run, scores in by_run.items() if scores}
+        patterns[name] = tuple((run, mean >= 0.5) for run, mean in means.items())
         # Problems that most runs have finished come first, then those with the widest split.
-        scored.append(((-len(means), -float(np.var(list(means.values()))), place), pattern, name))
-    scored.sort()
-    seen: set[tuple[tuple[str, bool], ...]] = set()
-    first: list[str] = []
-    later: list[str] = []
-    for _, pattern, name in scored:
-        (later if pattern in seen else first).append(name)
-        seen.add(pattern)
-    return (first + later)[:most]
+        spread[name] = (-len(means), -float(np.var(list(means.values()))))
+    ordered = sorted(right, key=spread.__getitem__)
+    first = list({patterns[name]: name for name in reversed(ordered)}.values())
+    return sorted(ordered, key=lambda name: name not in first)[:most]
 
 
 def problem_in_full(records: Sequence[Record], labels: Mapping[str, str]) -> ProblemInFull:
@@ -156,14 +144,15 @@ def shortened(text: str) -> str:
 
 def _outputs(record: Record, label: str) -> RunOutputs:
     particles = record["particles"]
-    weights = particle_weights(record)
+    weights = weights_of(record)
     same: dict[tuple[int, ...], list[int]] = {}
-    for place, particle in enumerate(particles):
-        same.setdefault(tuple(particle["tokens"]), []).append(place)
-    groups = sorted(same.values(), key=lambda places: -math.fsum(weights[i] for i in places))
+    for index, particle in enumerate(particles):
+        same.setdefault(tuple(particle["tokens"]), []).append(index)
+    groups = sorted(same.values(), key=lambda group: -math.fsum(weights[i] for i in group))
     choice = None if record["failure"] is not None else record["choice"]
-    made = [_output(particles, places, weights, choice) for places in groups]
+    made = [_output(particles, group, weights, choice) for group in groups]
     shown = [output for rank, output in enumerate(made) if rank < MOST_OUTPUTS or output.is_drawn]
+    first = [output for rank, output in enumerate(shown) if rank < OPEN_OUTPUTS or output.is_drawn]
     return RunOutputs(
         label=label,
         failure=record["failure"],
@@ -172,31 +161,27 @@ def _outputs(record: Record, label: str) -> RunOutputs:
         answers=len({p["parsed"] for p, w in zip(particles, weights, strict=True) if w > 0}),
         num_particles=len(particles),
         log_evidence=record["log_evidence"],
-        first=[output for rank, output in enumerate(shown) if _is_open(rank, output)],
-        more=[output for rank, output in enumerate(shown) if not _is_open(rank, output)],
+        first=first,
+        more=[output for output in shown if output not in first],
         left_out=len(made) - len(shown),
         left_out_weight=max(0.0, 1.0 - math.fsum(o.weight for o in shown)) if particles else 0.0,
     )
 
 
-def _is_open(rank: int, output: Output) -> bool:
-    return rank < OPEN_OUTPUTS or output.is_drawn
-
-
 def _output(
-    particles: Sequence[Record], places: Sequence[int], weights: Sequence[float], choice: int | None
+    particles: Sequence[Record], group: Sequence[int], weights: Sequence[float], choice: int | None
 ) -> Output:
-    particle = particles[places[0]]
+    particle = particles[group[0]]
     flags = {
-        DRAWN: choice in places,
+        DRAWN: choice in group,
         "loop": particle["loop"],
         "very short": particle["very_short"],
         "unfinished": not particle["finished"],
     }
     mark = "right" if particle["correct"] else "wrong"
     return Output(
-        weight=math.fsum(weights[i] for i in places),
-        copies=len(places),
+        weight=math.fsum(weights[i] for i in group),
+        copies=len(group),
         tokens=len(particle["tokens"]),
         log_prob=particle["log_prob"],
         answer=particle["parsed"],

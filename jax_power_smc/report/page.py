@@ -7,31 +7,25 @@ import base64
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
 from jax_power_smc.report import formatting, quality_flags
-from jax_power_smc.report.footnotes import notes, went_wrong
 from jax_power_smc.report.job_status import JobStatus
 from jax_power_smc.report.load import ReportData
 from jax_power_smc.report.outputs import ProblemInFull
 from jax_power_smc.report.sanitize import visible
 from jax_power_smc.report.summary_rows import comparisons, run_summaries
-from jax_power_smc.report.summary_tables import comparison_table, results
+from jax_power_smc.report.summary_tables import comparison_table, notes, results, went_wrong
 
 _TEMPLATE = "page.html.j2"
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A rendered plot.
-
-    Attributes:
-      title, caption: of the plot.
-      png: content of the file.
-    """
+    """A rendered plot."""
 
     title: str
     caption: str
@@ -43,8 +37,7 @@ class Picture:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
-@dataclasses.dataclass(frozen=True)
-class ProblemSection:
+class ProblemSection(NamedTuple):
     """A problem in full, with its pictures."""
 
     problem: ProblemInFull
@@ -57,14 +50,7 @@ def render(
     pictures: Sequence[Picture],
     problems: Sequence[ProblemSection],
 ) -> str:
-    """The page; it can be encoded in UTF-8.
-
-    Args:
-      data: the evaluation.
-      status: its progress, with the summary that the tables are made of.
-      pictures: plots over all problems.
-      problems: those that are shown in full.
-    """
+    """The page, which can be encoded in UTF-8; the tables are of the summary in the status."""
     summary = status.summary
     runs = [] if summary is None else run_summaries(summary)
     pairs = None if summary is None else comparisons(summary)
@@ -106,11 +92,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": formatting.percent,
-        "share": formatting.share,
-        "fixed": formatting.fixed,
-    }
+    for form in (formatting.percent, formatting.share, formatting.fixed):
+        environment.filters[form.__name__] = form
     return environment
 
 

@@ -16,15 +16,14 @@ _BINS = 30
 
 def length_histogram(items: Sequence[ItemSummary], edges: np.ndarray) -> np.ndarray:
     """[bins]: the share of the weight in each bin of lengths; all items count the same."""
-    lengths = np.concatenate([item.lengths for item in items])
-    weights = np.concatenate([item.weights for item in items])
+    lengths, weights = _joined(items)
     mass, _ = np.histogram(lengths, edges, weights=weights)
     return mass / weights.sum()
 
 
 def lengths(data: ReportData) -> list[Plot]:
     """One histogram for each run, over the same bins."""
-    found = _with_particles(data)
+    found = data.valid_items("lengths")
     if not found:
         return []
     longest = max(int(item.lengths.max()) for items in found.values() for item in items)
@@ -43,7 +42,9 @@ def lengths(data: ReportData) -> list[Plot]:
         note = f"median {middle:.0f}"
         if capped > 0:
             note += f"\n{capped:.0f} % at the limit" if capped >= 1 else "\n< 1 % at the limit"
-        _note(axes, note, is_right=middle < edges[-1] / 2)
+        side, x = ("right", 0.98) if middle < edges[-1] / 2 else ("left", 0.02)
+        look = {"transform": axes.transAxes, "fontsize": style.SMALL - 1, "color": style.INK}
+        axes.text(x, 0.97, note, ha=side, va="top", **look)
     for axes in panels:
         axes.set_xlim(0, edges[-1])
         # Room above the highest bar for the note in the corner.
@@ -63,27 +64,25 @@ def diversity(data: ReportData) -> list[Plot]:
     """Distinct first tokens and common beginnings, of every run with several particles."""
     found = {
         run: items
-        for run, items in _with_particles(data).items()
+        for run, items in data.valid_items("lengths").items()
         if style.num_particles(data, run) > 1
     }
     if not found:
         return []
     styles = style.run_styles(data)
-    figure = style.new_figure(1.3 + _BOX * len(found), layout="constrained")
+    figure = style.new_figure(1.3 + _BOX * len(found))
     left, right = figure.subplots(1, 2, sharey=True)
-    panels: dict[Any, list[np.ndarray]] = {left: [], right: []}
-    for items in found.values():
-        panels[left].append(np.array([item.distinct_roots for item in items]))
-        panels[right].append(np.array([100 * common_share(item) for item in items]))
-    for axes, columns in panels.items():
+    for axes in (left, right):
         style.style_axes(axes, grid="x")
-        for place, (run, values) in enumerate(zip(found, columns, strict=True)):
-            _box(axes, place, values, styles[run])
         axes.set_ylim(len(found) - 0.5, -0.5)
+    for height, (run, items) in enumerate(found.items()):
+        _box(left, height, [item.distinct_roots for item in items], styles[run])
+        _box(right, height, [100 * common_share(item) for item in items], styles[run])
     left.set_yticks(range(len(found)), [styles[run].label for run in found])
     right.tick_params(left=False)
     # Marks at the edge are not cut off, and a few tokens do not fill the panel.
-    left.set_xlim(0, 1.06 * max(4, *(values.max() for values in panels[left])))
+    most = max(item.distinct_roots for items in found.values() for item in items)
+    left.set_xlim(0, 1.06 * max(4, most))
     style.integer_ticks(left.xaxis)
     left.set_xlabel("distinct first tokens")
     right.set_xlim(-2, 102)
@@ -113,56 +112,23 @@ def common_share(item: ItemSummary) -> float:
     return min(1.0, item.coalescence / max(1, int(item.lengths.max())))
 
 
-def _with_particles(data: ReportData) -> dict[str, list[ItemSummary]]:
-    """Run -> its valid items, for runs that have any."""
-    return {
-        run: items
-        for run in data.labels
-        if (
-            items := [
-                item for item in data.items_of(run) if item.failure is None and len(item.lengths)
-            ]
-        )
-    }
+def _joined(items: Sequence[ItemSummary]) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths and weights of the particles of all items."""
+    lengths, weights = zip(*((item.lengths, item.weights) for item in items), strict=True)
+    return np.concatenate(lengths), np.concatenate(weights)
 
 
 def _weighted_median(items: Sequence[ItemSummary]) -> float:
     """The least length such that half of the weight is on lengths up to it."""
-    lengths = np.concatenate([item.lengths for item in items])
-    weights = np.concatenate([item.weights for item in items])
-    order = np.argsort(lengths, kind="stable")
-    reached = np.cumsum(weights[order])
-    return float(lengths[order][np.searchsorted(reached, 0.5 * reached[-1] * (1 - 1e-9))])
+    lengths, weights = _joined(items)
+    return float(np.quantile(lengths, 0.5, weights=weights, method="inverted_cdf"))
 
 
-def _box(axes: Any, place: int, values: np.ndarray, look: style.RunStyle) -> None:
+def _box(axes: Any, height: int, values: Sequence[float], look: style.RunStyle) -> None:
     low, first, middle, third, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
-    axes.hlines(place, low, high, color=look.colour, linewidth=1.3)
+    axes.hlines(height, low, high, color=look.colour, linewidth=1.3)
     axes.barh(
-        place, third - first, 0.56, first, color=look.colour, alpha=0.35, edgecolor=look.colour
+        height, third - first, 0.56, first, color=look.colour, alpha=0.35, edgecolor=look.colour
     )
-    axes.plot(
-        middle,
-        place,
-        color=look.colour,
-        marker=look.marker,
-        markersize=8,
-        markeredgecolor="white",
-        markeredgewidth=0.6,
-        linestyle="none",
-        clip_on=False,
-        zorder=4,
-    )
-
-
-def _note(axes: Any, text: str, is_right: bool) -> None:
-    axes.text(
-        0.98 if is_right else 0.02,
-        0.97,
-        text,
-        transform=axes.transAxes,
-        ha="right" if is_right else "left",
-        va="top",
-        fontsize=style.SMALL - 1,
-        color=style.INK,
-    )
+    mark = style.mark(look, markersize=8, markeredgecolor="white", markeredgewidth=0.6)
+    axes.plot(middle, height, **mark, clip_on=False, zorder=4)

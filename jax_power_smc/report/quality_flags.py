@@ -1,7 +1,7 @@
 """What to be wary of: degenerate outputs, and items that failed or were not graded."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,30 +13,16 @@ MOST_EXAMPLES = 8
 _LEAST_SHARE = 0.005
 
 
-@dataclasses.dataclass(frozen=True)
-class FlaggedItem:
-    """An item with degenerate outputs.
-
-    Attributes:
-      problem, seed: of the item.
-      share: weight of its degenerate particles.
-    """
+class FlaggedItem(NamedTuple):
+    """An item, and the weight of its degenerate particles."""
 
     problem: str
     seed: int
     share: float
 
 
-@dataclasses.dataclass(frozen=True)
-class DegenerateShares:
-    """Shares of the weight of degenerate particles in one run, averaged over the valid items.
-
-    Attributes:
-      run, label: of the run.
-      items: number of valid ones.
-      loops, very_short, unfinished: by kind.
-      worst: the items with the largest shares.
-    """
+class DegenerateShares(NamedTuple):
+    """Shares of the weight of degenerate particles in one run, averaged over its valid items."""
 
     run: str
     label: str
@@ -47,16 +33,8 @@ class DegenerateShares:
     worst: list[FlaggedItem]
 
 
-@dataclasses.dataclass(frozen=True)
-class Issue:
-    """What is wrong with some items of a run.
-
-    Attributes:
-      run, label: of the run.
-      sentence: what is wrong.
-      items: how many are affected.
-      examples: the first ones, as (problem id, seed).
-    """
+class Issue(NamedTuple):
+    """What is wrong with some items of a run; the first ones as (problem id, seed)."""
 
     run: str
     label: str
@@ -70,33 +48,23 @@ def degenerate(data: ReportData) -> list[DegenerateShares]:
     made = []
     for run, label in data.labels.items():
         items = [item for item in data.items_of(run) if not item.scores.failed]
+        flagged = [
+            FlaggedItem(item.scores.item[2], item.scores.item[1], share)
+            for item in items
+            if (share := _degenerate_share(item)) >= _LEAST_SHARE
+        ]
+        worst = sorted(flagged, key=lambda item: -item.share)[:MOST_EXAMPLES]
         if items:
-            worst = sorted(items, key=lambda item: -_degenerate_share(item))[:MOST_EXAMPLES]
-            made.append(
-                DegenerateShares(
-                    run=run,
-                    label=label,
-                    items=len(items),
-                    loops=float(np.mean([item.loops for item in items])),
-                    very_short=float(np.mean([item.very_short for item in items])),
-                    unfinished=float(np.mean([item.unfinished for item in items])),
-                    worst=[
-                        _flagged(item) for item in worst if _degenerate_share(item) >= _LEAST_SHARE
-                    ],
-                )
-            )
+            kinds = [[item.loops, item.very_short, item.unfinished] for item in items]
+            loops, short, unfinished = np.mean(kinds, axis=0).tolist()
+            made.append(DegenerateShares(run, label, len(items), loops, short, unfinished, worst))
     return made
 
 
 def failures(data: ReportData) -> list[Issue]:
     """Why results are invalid, each sentence once per run."""
-
-    def sentences(item: ItemSummary) -> list[str]:
-        if not item.scores.failed:
-            return []
-        return ["no particle has any weight." if item.failure is None else item.failure]
-
-    return _issues(data, sentences)
+    nothing = "no particle has any weight."
+    return _issues(data, lambda item: [item.failure or nothing] if item.scores.failed else [])
 
 
 def ungraded(data: ReportData) -> list[Issue]:
@@ -105,28 +73,18 @@ def ungraded(data: ReportData) -> list[Issue]:
 
 
 def _issues(data: ReportData, sentences: Callable[[ItemSummary], Sequence[str]]) -> list[Issue]:
-    found: dict[tuple[str, str], list[ItemSummary]] = {}
+    found: dict[tuple[str, str], list[tuple[str, int]]] = {}
     for run in data.labels:
         for item in data.items_of(run):
+            _, seed, problem = item.scores.item
             for sentence in sentences(item):
-                found.setdefault((run, sentence), []).append(item)
+                found.setdefault((run, sentence), []).append((problem, seed))
     return [
-        Issue(
-            run=run,
-            label=data.labels[run],
-            sentence=sentence,
-            items=len(items),
-            examples=[(item.scores.item[2], item.scores.item[1]) for item in items[:MOST_EXAMPLES]],
-        )
+        Issue(run, data.labels[run], sentence, len(items), items[:MOST_EXAMPLES])
         for (run, sentence), items in found.items()
     ]
 
 
 def _degenerate_share(item: ItemSummary) -> float:
     """Particles that loop are often unfinished too, so the larger share counts, not the sum."""
-    return max(item.loops, item.unfinished) + item.very_short
-
-
-def _flagged(item: ItemSummary) -> FlaggedItem:
-    _, seed, problem = item.scores.item
-    return FlaggedItem(problem, seed, min(1.0, _degenerate_share(item)))
+    return min(1.0, max(item.loops, item.unfinished) + item.very_short)

@@ -37,13 +37,7 @@ class StepCurves:
 
 
 def step_curves(items: Sequence[ItemSummary], num_particles: int, width: int) -> StepCurves:
-    """The curves of one run.
-
-    Args:
-      items: of the run, not all of them without steps.
-      num_particles: N.
-      width: steps of a bin.
-    """
+    """The curves of one run's items, in bins of ``width`` steps."""
     lengths = np.array([len(item.ess) for item in items])
     bins = -(-int(lengths.max()) // width)
     running = np.array([np.mean(lengths > b * width) for b in range(bins)])
@@ -56,12 +50,7 @@ def step_curves(items: Sequence[ItemSummary], num_particles: int, width: int) ->
 def steps(data: ReportData) -> list[Plot]:
     """One panel for each weighted run."""
     found = {
-        run: items
-        for run in data.labels
-        if style.is_weighted(data, run)
-        and (
-            items := [item for item in data.items_of(run) if item.failure is None and len(item.ess)]
-        )
+        run: items for run, items in data.valid_items("ess").items() if style.is_weighted(data, run)
     }
     if not found:
         return []
@@ -118,15 +107,12 @@ def _quartiles(curves: Sequence[np.ndarray], bins: int, width: int) -> np.ndarra
 
 
 def _draw(axes: Any, curves: StepCurves, colour: str) -> None:
-    axes.fill_between(
-        curves.steps, curves.running, color=style.FAINT, alpha=0.4, linewidth=0, zorder=1
-    )
+    def band(low: Any, high: Any, colour: str, alpha: float) -> None:
+        axes.fill_between(curves.steps, low, high, color=colour, alpha=alpha, linewidth=0)
+
+    band(curves.running, 0, style.FAINT, 0.4)
     axes.plot(curves.steps, curves.running, color=style.GREY, linewidth=0.8, zorder=1.5)
-    axes.fill_between(
-        curves.steps, curves.forks[0], curves.forks[2], color=_FORKS, alpha=0.2, linewidth=0
-    )
-    axes.fill_between(
-        curves.steps, curves.ess[0], curves.ess[2], color=colour, alpha=0.25, linewidth=0
-    )
+    band(curves.forks[0], curves.forks[2], _FORKS, 0.2)
+    band(curves.ess[0], curves.ess[2], colour, 0.25)
     axes.plot(curves.steps, curves.ess[1], color=colour, linewidth=1.8)
     axes.plot(curves.steps, curves.forks[1], color=_FORKS, linewidth=1.2, linestyle=(0, (2, 1)))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -29,16 +30,8 @@ INK = "#303030"
 # Distinguishable with all common kinds of colour blindness and dark enough on white (Okabe and
 # Ito's, without yellow and black, and some of Tol's); runs of the same colour differ in the marker.
 COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#e69f00",
-    "#882255",
-    "#999933",
-    "#332288",
-    "#7a5230",
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"),
+    *("#e69f00", "#882255", "#999933", "#332288", "#7a5230"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "d", "8")
 LINES = ("-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1)), (0, (1, 2)))
@@ -54,14 +47,7 @@ _SIZE_OF_N = {"ancestral": "num_samples", "mh": "num_chains"}
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """One plot of the report.
-
-    Attributes:
-      name: stem of its file.
-      title: a few words.
-      caption: a paragraph that says what is shown, and how to read it.
-      figure: matplotlib's.
-    """
+    """One plot of the report; ``name`` is the stem of its file, the caption says how to read it."""
 
     name: str
     title: str
@@ -71,39 +57,20 @@ class Plot:
 
 @dataclasses.dataclass(frozen=True)
 class RunStyle:
-    """How a run is drawn, the same in every plot.
-
-    Attributes:
-      label: its name, as ``printable`` makes it.
-      colour, marker, line: in matplotlib's notation.
-    """
+    """How a run is drawn, the same in every plot; colour, marker and line as matplotlib's."""
 
     label: str
     colour: str
     marker: str
     line: Any
 
-    @property
-    def curve(self) -> dict[str, Any]:
-        """Keyword arguments for a line with markers."""
-        return {
-            "color": self.colour,
-            "marker": self.marker,
-            "linestyle": self.line,
-            "label": self.label,
-        }
-
 
 def run_styles(data: ReportData) -> dict[str, RunStyle]:
     """Run -> its style, in the order of the tables."""
+    looks = zip(*map(itertools.cycle, (COLOURS, MARKERS, LINES)), strict=True)
     return {
-        run: RunStyle(
-            printable(label),
-            COLOURS[place % len(COLOURS)],
-            MARKERS[place % len(MARKERS)],
-            LINES[place % len(LINES)],
-        )
-        for place, (run, label) in enumerate(data.labels.items())
+        run: RunStyle(printable(label), *look)
+        for (run, label), look in zip(data.labels.items(), looks, strict=False)
     }
 
 
@@ -130,25 +97,29 @@ def printable(text: object, most: int = LABEL) -> str:
     their neighbours, are written as their code, such as \\u202e. Long text is cut in the middle.
 
     Args:
-      text: of a model or a data set, so it may hold anything.
+      text: of a model or a data set, so it may contain anything.
       most: the most characters of the result.
     """
-    # Only the ends of a long text can be seen.
-    whole = str(text)
-    if len(whole) > 4 * most:
-        whole = whole[: 2 * most] + "\0" * most + whole[-2 * most :]
-    signs = [_sign(c) for c in " ".join(unicodedata.normalize("NFC", whole).split())]
+    signs = [_sign(c) for c in " ".join(unicodedata.normalize("NFC", str(text)).split())]
     if sum(map(len, signs)) <= most:
         return "".join(signs)
     head, tail = _until(signs, most * 2 // 3), _until(signs[::-1], most - most * 2 // 3 - 1)
-    return "".join(head) + "…" + "".join(tail[::-1])
+    return "".join([*head, "…", *tail[::-1]])
 
 
-def new_figure(height: float, **layout: Any) -> Figure:
+def new_figure(height: float) -> Figure:
     """An empty figure of the report's width, on its own canvas."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", **layout)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def new_axes(height: float, labels: Sequence[str], grid: str = "both") -> tuple[Figure, Any]:
+    """A figure with one plot of this height, and room below it for the legend."""
+    figure = new_figure(height + legend_height(labels))
+    axes = figure.add_subplot()
+    style_axes(axes, grid)
+    return figure, axes
 
 
 def style_axes(axes: Any, grid: str = "both") -> None:
@@ -169,22 +140,14 @@ def size_axis(axes: Any, sizes: Iterable[int], name: str) -> None:
     axes.set_xlim(ticks[0] / 2**0.5, ticks[-1] * 2**0.5)
     # Labels of sizes that are close to each other would overlap.
     apart = (ticks[-1] / ticks[0]) ** (1 / 24)
-    written = [
-        tick for place, tick in enumerate(ticks) if not place or tick / ticks[place - 1] > apart
-    ]
+    written = ticks[:1] + [b for a, b in itertools.pairwise(ticks) if b / a > apart]
     axes.set_xticks(written, [f"{tick}" for tick in written])
     axes.minorticks_off()
     axes.set_xlabel(name)
 
 
 def log_ticks(axis: Any, low: float, high: float, form: str = "{:g}") -> None:
-    """A few ticks for a logarithmic axis, as plain numbers.
-
-    Args:
-      axis: an x or y axis.
-      low, high: its limits.
-      form: format of a number.
-    """
+    """A few ticks between the limits of a logarithmic axis, as plain numbers."""
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks: list[float] = []
     for factors in _FACTORS:
@@ -200,41 +163,53 @@ def log_ticks(axis: Any, low: float, high: float, form: str = "{:g}") -> None:
 
 def integer_ticks(axis: Any, most: int = 10) -> None:
     """At most this many intervals between round integers."""
-    axis.set_major_locator(
-        ticker.MaxNLocator(most, integer=True, steps=[1, 2, 5, 10], prune="upper")
+    locator = ticker.MaxNLocator(most, integer=True, steps=[1, 2, 5, 10], prune="upper")
+    axis.set_major_locator(locator)
+
+
+def beside(axes: Any, points: float) -> Any:
+    """The transform of the data, shifted to the right by some points."""
+    return axes.transData + ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
+
+
+def mark(look: RunStyle, **values: Any) -> dict[str, Any]:
+    """Keyword arguments for a mark of a run, without a line."""
+    return {"color": look.colour, "marker": look.marker, "linestyle": "none", **values}
+
+
+def note(axes: Any, text: str, point: tuple[float, float], **values: Any) -> None:
+    """Text to the right of a point."""
+    axes.annotate(
+        text,
+        point,
+        (9, 0),
+        textcoords="offset points",
+        va="center_baseline",
+        fontsize=SMALL,
+        color=INK,
+        **values,
     )
 
 
-def shift_right(figure: Figure, points: float) -> ScaledTranslation:
-    """A shift to the right, to be added to a transform."""
-    return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
-
-
 def small_multiples(titles: Sequence[str], row: float, name: str) -> tuple[Figure, list[Any]]:
-    """A grid of panels with shared axes.
-
-    Args:
-      titles: of the panels.
-      row: inches of a row.
-      name: label of the x axes, which have integer ticks.
-    """
+    """A grid of panels with shared axes, ``row`` inches per row, and integers on the x axes."""
     # As few empty panels as possible.
     columns = min((4, 3), key=lambda number: -len(titles) % number)
     columns = min(columns, len(titles))
     room = min(LABEL, 112 // columns)
     rows = -(-len(titles) // columns)
-    figure = new_figure(0.9 + row * rows, layout="constrained")
+    figure = new_figure(0.9 + row * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for place, axes in enumerate(grid):
-        if place >= len(titles):
+    for number, axes in enumerate(grid):
+        if number >= len(titles):
             axes.set_visible(False)
             continue
         style_axes(axes)
-        axes.set_title(printable(titles[place], room), fontsize=FONT, color=INK)
+        axes.set_title(printable(titles[number], room), fontsize=FONT, color=INK)
         integer_ticks(axes.xaxis, 5)
-        if place + columns >= len(titles):
+        if number + columns >= len(titles):
             axes.tick_params(labelbottom=True)
-        if place + columns >= len(grid):
+        if number + columns >= len(grid):
             axes.set_xlabel(name)
     return figure, list(grid[: len(titles)])
 
@@ -290,23 +265,15 @@ def to_png(figure: Figure) -> bytes:
 
 
 def _until(signs: list[str], room: int) -> list[str]:
-    kept: list[str] = []
-    for sign in signs:
-        room -= len(sign)
-        if room < 0:
-            break
-        kept.append(sign)
-    return kept
+    ends = itertools.accumulate(map(len, signs))
+    return [sign for sign, end in zip(signs, ends, strict=True) if end <= room]
 
 
 @functools.lru_cache(maxsize=4096)
 def _sign(character: str) -> str:
-    code = ord(character)
-    if character == " " or (
-        unicodedata.category(character)[0] in "LNPSZ"
-        and unicodedata.category(character) not in ("Zl", "Zp")
-        and _font().get_char_index(code)
-    ):
+    code, category = ord(character), unicodedata.category(character)
+    is_visible = category[0] in "LNPSZ" and category not in ("Zl", "Zp")
+    if character == " " or (is_visible and _font().get_char_index(code)):
         return character
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 

@@ -1,9 +1,10 @@
 """The content of summary.json by run, and its comparisons by pair."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 Summary = Mapping[str, Any]
 # Samplers with weighted particles, which are compared with all others.
@@ -16,6 +17,8 @@ class Estimate:
 
     value: float
     ends: tuple[float, float]
+    # Of a difference: those that both runs have.
+    problems: int = 0
 
     @property
     def is_clear(self) -> bool:
@@ -24,46 +27,27 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference(Estimate):
-    """One share minus another, over the problems that both runs have."""
-
-    problems: int
-
-
-@dataclasses.dataclass(frozen=True)
 class RunSummary:
     """All answers of one run.
 
     Attributes:
-      run, label: its name in the config, and in tables.
-      sampler: name of its class.
-      num_particles: N.
-      temperature: of the proposal.
-      problems: number of problems that it has finished with all seeds.
-      draw: accuracy of the drawn particle.
-      vote, best: accuracies of the other answers; None for N = 1.
+      label: its name in tables.
+      accuracy: answer -> its accuracy; there is only the draw for N = 1.
       pass_at_n: share of problems that at least one of N answers solves; None for N = 1.
-      log_probs: mean log p by answer; None if unknown.
-      figures: the row of the draw in the summary, for figures that do not depend on the answer.
+      figures: the row of the draw in the summary.
     """
 
-    run: str
     label: str
-    sampler: str
-    num_particles: int
-    temperature: float
-    problems: int
-    draw: Estimate
-    vote: Estimate | None
-    best: Estimate | None
+    accuracy: dict[str, Estimate]
     pass_at_n: Estimate | None
-    log_probs: dict[str, float | None]
     figures: Mapping[str, Any]
 
     @property
     def is_plain(self) -> bool:
         """Whether this is plain decoding, the unit of the costs."""
-        return self.sampler == "Ancestral" and self.temperature == 1 and self.num_particles == 1
+        row = self.figures
+        kind = row["sampler"], row["temperature"], row["num_particles"]
+        return kind == ("Ancestral", 1, 1)
 
 
 def run_summaries(summary: Summary) -> list[RunSummary]:
@@ -76,23 +60,9 @@ def run_summaries(summary: Summary) -> list[RunSummary]:
     for run, answers in by_run.items():
         draw = answers["draw"]
         last = passed.get((run, draw["num_particles"]))
-        estimates = {name: _accuracy(row) for name, row in answers.items()}
-        made.append(
-            RunSummary(
-                run=run,
-                label=draw["method"],
-                sampler=draw["sampler"],
-                num_particles=draw["num_particles"],
-                temperature=draw["temperature"],
-                problems=draw["problems"],
-                draw=estimates["draw"],
-                vote=estimates.get("vote"),
-                best=estimates.get("best"),
-                pass_at_n=None if last is None else _estimate(last["value"], last["ci95"]),
-                log_probs={name: row["mean_log_prob"] for name, row in answers.items()},
-                figures=draw,
-            )
-        )
+        accuracy = {name: _estimate(row["accuracy"], row["ci95"]) for name, row in answers.items()}
+        pass_at_n = None if last is None else _estimate(last["value"], last["ci95"])
+        made.append(RunSummary(draw["method"], accuracy, pass_at_n, draw))
     return made
 
 
@@ -108,24 +78,21 @@ class Comparisons:
 
     methods: list[str]
     against: list[str]
-    cells: dict[tuple[str, str], Difference]
+    cells: dict[tuple[str, str], Estimate]
 
 
 def comparisons(summary: Summary, main_only: bool = False) -> Comparisons:
     """All differences in the summary.
 
-    Args:
-      summary: what ``summarize`` made.
-      main_only: leave out comparisons that add little: with greedy decoding, with temperatures
-        other than 1 and 1 / alpha, and with the draw from several plain samples.
+    ``main_only`` leaves out those that add little: with greedy decoding, with temperatures other
+    than 1 and 1 / alpha, and with the draw from several plain samples.
     """
     rows = {row["method"]: row for row in summary["rows"]}
     cells = {}
     for pair in summary["comparisons"]:
         if not main_only or _is_main(rows[pair["against"]], rows.values()):
             key = pair["method"], pair["against"]
-            shared = _estimate(pair["difference"], pair["ci95"])
-            cells[key] = Difference(shared.value, shared.ends, pair["problems"])
+            cells[key] = _estimate(pair["difference"], pair["ci95"], pair["problems"])
     return Comparisons(
         methods=list(dict.fromkeys(method for method, _ in cells)),
         # In the order of the summary's rows.
@@ -140,24 +107,13 @@ def _is_main(row: Mapping[str, Any], rows: Sequence[Any] | Any) -> bool:
     if row["num_particles"] > 1 and row["answer"] != "draw":
         return True
     plain = [r for r in rows if r["sampler"] == "Ancestral" and r["answer"] == "draw"]
-    chosen = [r for r in plain if any(_is_at(r, t) for t in (1.0, 1 / row["alpha"]))] or plain
+    usual = np.array([1.0, 1 / row["alpha"]])
+    chosen = [r for r in plain if np.isclose(r["temperature"], usual, 1e-6, 0.0).any()] or plain
     single = [r for r in chosen if r["num_particles"] == 1] or chosen
     return row in single
 
 
-def _is_at(row: Mapping[str, Any], temperature: float) -> bool:
-    return math.isclose(row["temperature"], temperature, rel_tol=1e-6)
-
-
-def _accuracy(row: Mapping[str, Any]) -> Estimate:
-    return _estimate(row["accuracy"], row["ci95"])
-
-
-def _estimate(value: float, ends: Sequence[float]) -> Estimate:
-    low, high = ends
+def _estimate(value: float, ends: Sequence[float], problems: int = 0) -> Estimate:
     # The bootstrap is computed in float32; less than its precision is not a difference from 0.
-    return Estimate(value, (_rounded(low), _rounded(high)))
-
-
-def _rounded(end: float) -> float:
-    return round(end, 6) + 0.0
+    low, high = (round(end, 6) + 0.0 for end in ends)
+    return Estimate(value, (low, high), problems)

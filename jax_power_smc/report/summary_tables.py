@@ -1,13 +1,12 @@
 """The tables of an evaluation: a row for every run, and paired comparisons."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 from rich.console import Console
 from rich.text import Text
 
 from jax_power_smc.report import formatting, tables
-from jax_power_smc.report.footnotes import notes, went_wrong
 from jax_power_smc.report.sanitize import on_one_line
 from jax_power_smc.report.summary_rows import (
     Comparisons,
@@ -16,7 +15,7 @@ from jax_power_smc.report.summary_rows import (
     comparisons,
     run_summaries,
 )
-from jax_power_smc.report.tables import Cell, Column, Table
+from jax_power_smc.report.tables import Cell, Column, Interval, Table
 
 # Where the results are shown. A narrower terminal has no interval of pass@N, and the narrowest no
 # costs but the multiple.
@@ -51,76 +50,51 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def results(runs: Sequence[RunSummary], problems: int, layout: Layout = "page") -> Table:
-    """Accuracies and costs, one row for each run.
+    """Accuracies and costs, one row for each run; the layout decides which columns are left out.
 
-    Args:
-      runs: of the summary.
-      problems: of the whole job; a column counts them if some run has finished fewer.
-      layout: where the table is shown, which decides on columns that may be left out.
+    A column counts problems if some run has finished fewer than the ``problems`` of the whole job.
     """
     on_page, narrow = layout == "page", layout == "narrow"
-    by_strings = any(abs(r.figures["accuracy_string"] - r.draw.value) > 1e-9 for r in runs)
-    with_evidence = any(r.figures["log_evidence"] is not None for r in runs)
-    columns: list[tuple[bool, Column, list[Cell]]] = []
+    columns: list[tuple[Column, list[Cell]]] = []
 
-    def add(column: Column, cells: Sequence[Cell | str], shown: bool = True) -> None:
-        columns.append((shown, column, [Cell(c) if isinstance(c, str) else c for c in cells]))
+    def add(cell: Callable[[RunSummary], Cell | str], *heading: str, **options: Any) -> None:
+        cells = [Cell(x) if isinstance(x, str) else x for x in map(cell, runs)]
+        columns.append((Column("\n".join(heading), **options), cells))
 
-    add(
-        Column("sampler" if on_page else "method", is_text=True, max_width=_LABEL),
-        [_label(r.label) for r in runs],
-    )
-    add(Column("N"), [str(r.num_particles) for r in runs])
-    add(
-        Column("problems"),
-        [f"{r.problems:,}" for r in runs],
-        any(r.problems != problems for r in runs),
-    )
-    add(Column("draw", interval="column"), [_accuracy(r.draw, bold=on_page) for r in runs])
-    add(
-        Column(
-            "draw,\nby strings",
-            hint="The draw, by the plain comparison of strings that the papers used",
-        ),
-        [formatting.percent(r.figures["accuracy_string"]) for r in runs],
-        on_page and by_strings,
-    )
-    add(Column("vote"), [_accuracy(r.vote) for r in runs])
-    add(Column("best by\nlog p"), [_accuracy(r.best) for r in runs])
-    add(
-        Column("pass@N", interval="column" if layout == "wide" else "none"),
-        [_accuracy(r.pass_at_n) for r in runs],
-    )
-    add(
-        Column("mean\nlog p", hint="Of the draw, over the items that worked"),
-        [formatting.fixed(r.log_probs["draw"], 2) for r in runs],
-        on_page,
-    )
-    add(
-        Column(
-            "mean\nlog Z",
-            hint="Estimate of the normalising constant of the target, over the items that worked",
-        ),
-        [formatting.fixed(r.figures["log_evidence"], 2) for r in runs],
-        on_page and with_evidence,
-    )
-    add(
-        Column(
-            "tokens per\nproblem" if on_page else "tokens",
-            hint="Through the model, of all particles",
-        ),
-        [formatting.count(r.figures["tokens_per_problem"]) for r in runs],
-        not narrow,
-    )
-    add(
-        Column("s/problem"),
-        [formatting.three_digits(r.figures["seconds_per_problem"]) for r in runs],
-        not narrow,
-    )
-    add(Column("multiple"), [formatting.three_digits(r.figures["multiple"]) for r in runs])
-    kept = [(column, cells) for shown, column, cells in columns if shown]
-    rows = list(zip(*(cells for _, cells in kept), strict=True))
-    return Table([column for column, _ in kept], rows)
+    def add_figure(name: str, form: Callable[[Any], str], *heading: str, hint: str = "") -> None:
+        add(lambda r: form(r.figures[name]), *heading, hint=hint)
+
+    def two_digits(value: float | None) -> str:
+        return formatting.fixed(value, 2)
+
+    first = "sampler" if on_page else "method"
+    add(lambda r: on_one_line(r.label), first, is_text=True, max_width=_LABEL)
+    add_figure("num_particles", str, "N")
+    if any(r.figures["problems"] != problems for r in runs):
+        add_figure("problems", "{:,}".format, "problems")
+    add(lambda r: _accuracy(r.accuracy["draw"], on_page), "draw", interval="column")
+    strings = [r.figures["accuracy_string"] - r.accuracy["draw"].value for r in runs]
+    if on_page and max(map(abs, strings)) > 1e-9:
+        hint = "The draw, by the plain comparison of strings that the papers used"
+        add_figure("accuracy_string", formatting.percent, "draw,", "by strings", hint=hint)
+    add(lambda r: _accuracy(r.accuracy.get("vote")), "vote")
+    add(lambda r: _accuracy(r.accuracy.get("best")), "best by", "log p")
+    pass_at_n: Interval = "column" if layout == "wide" else "none"
+    add(lambda r: _accuracy(r.pass_at_n), "pass@N", interval=pass_at_n)
+    if on_page:
+        hint = "Of the draw, over the items that worked"
+        add_figure("mean_log_prob", two_digits, "mean", "log p", hint=hint)
+    if on_page and any(r.figures["log_evidence"] is not None for r in runs):
+        hint = "Estimate of the normalising constant of the target, over the items that worked"
+        add_figure("log_evidence", two_digits, "mean", "log Z", hint=hint)
+    if not narrow:
+        tokens = ("tokens per", "problem") if on_page else ("tokens",)
+        hint = "Through the model, of all particles"
+        add_figure("tokens_per_problem", formatting.count, *tokens, hint=hint)
+        add_figure("seconds_per_problem", formatting.three_digits, "s/problem")
+    add_figure("multiple", formatting.three_digits, "multiple")
+    rows = list(zip(*(cells for _, cells in columns), strict=True))
+    return Table([column for column, _ in columns], rows)
 
 
 def comparison_table(
@@ -132,19 +106,18 @@ def comparison_table(
 ) -> Table:
     """The draw of each method, in percentage points over the others; bold where it is clear.
 
-    Args:
-      pairs: the comparisons.
-      methods: a column for each.
-      problems: on a page, those of the whole job: a difference over fewer says so, and a clear one
-        has an arrow. None in a terminal.
-      label_width: characters of a label before it is folded.
+    On a page, ``problems`` is the number of the whole job's: a difference over fewer says so, and a
+    clear one has an arrow. In a terminal it is None.
     """
 
     def cell(method: str, against: str) -> Cell:
         found = pairs.cells.get((method, against))
         if found is None:
             return Cell("")
-        text, interval = formatting.points(found.value), formatting.points_interval(found.ends)
+        text, interval = (
+            formatting.points(found.value),
+            formatting.interval(found.ends, formatting.points),
+        )
         if problems is not None:
             text = ("▲ " if found.ends[0] > 0 else "▼ " if found.ends[1] < 0 else "") + text
             if found.problems != problems:
@@ -155,10 +128,10 @@ def comparison_table(
     return Table(
         [
             Column(first, is_text=True, max_width=label_width),
-            *(Column(_label(m), interval="inline", max_width=_DIFFERENCE) for m in methods),
+            *(Column(on_one_line(m), interval="inline", max_width=_DIFFERENCE) for m in methods),
         ],
         [
-            [Cell(_label(against)), *(cell(method, against) for method in methods)]
+            [Cell(on_one_line(against)), *(cell(method, against) for method in methods)]
             for against in pairs.against
             if any((method, against) in pairs.cells for method in methods)
         ],
@@ -176,13 +149,49 @@ def _fitting_comparisons(pairs: Comparisons, out: Console) -> Iterator[Table]:
         left = left[number:]
 
 
-def _accuracy(estimate: Estimate | None, bold: bool = False) -> Cell:
-    if estimate is None:
-        return Cell(formatting.NONE)
-    return Cell(
-        formatting.percent(estimate.value), formatting.percent_interval(estimate.ends), bold
+def notes(runs: Sequence[RunSummary], summary: dict[str, Any]) -> list[str]:
+    """Sentences below the results that say what the figures are."""
+    over = "problems and seeds" if len(summary["seeds"]) > 1 else "problems"
+    lines = [
+        f"Accuracies are in percent, with 95% intervals over {over}; "
+        "an item that failed counts as wrong.",
+        _costs(runs, formatting.seconds(summary["compile_seconds"])),
+    ]
+    if not summary["complete"]:
+        lines.append(
+            "The job is not finished; each run counts with the problems that it has finished."
+        )
+    return lines
+
+
+def went_wrong(runs: Sequence[RunSummary]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """What went wrong, with the number of times for each label; empty if nothing did."""
+    counted = {
+        "Items that failed": "failed",
+        "Answers that could not be graded, and count as wrong": "ungraded",
+    }
+    found = [
+        (text, [(run.label, run.figures[name]) for run in runs if run.figures[name]])
+        for text, name in counted.items()
+    ]
+    return [(text, counts) for text, counts in found if counts]
+
+
+def _costs(runs: Sequence[RunSummary], compilation: str) -> str:
+    if all(run.figures["multiple"] is None for run in runs):
+        return (
+            f"Compilation took {compilation} in all and is in no other figure; there is no plain "
+            "decoding at temperature 1 to express costs as multiples of."
+        )
+    plain = next(run for run in runs if run.is_plain)
+    return (
+        f"multiple: seconds per problem over those of {on_one_line(plain.label)}. s/problem has no "
+        f"compilation in it, which took {compilation} in all."
     )
 
 
-def _label(text: str) -> str:
-    return on_one_line(text)
+def _accuracy(estimate: Estimate | None, bold: bool = False) -> Cell:
+    if estimate is None:
+        return Cell(formatting.NONE)
+    interval = formatting.interval(estimate.ends, formatting.percent)
+    return Cell(formatting.percent(estimate.value), interval, bold)

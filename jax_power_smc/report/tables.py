@@ -20,13 +20,7 @@ Interval: TypeAlias = Literal["column", "inline", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One value.
-
-    Attributes:
-      text: the value, formatted.
-      interval: its 95% interval, formatted; empty for none.
-      bold: whether it stands out.
-    """
+    """One value, formatted, with its 95% interval if it has one."""
 
     text: str
     interval: str = ""

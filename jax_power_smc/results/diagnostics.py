@@ -47,21 +47,14 @@ def diagnose(
     weights = np.exp(np.asarray(log_weights, np.float64))
     alive = weights > 0
     prompts = range(len(weights))
+    roots = [len(np.unique(tokens[p, alive[p], 0])) for p in prompts]
+    shared = [shared_steps(parent[p], particle_index[p, alive[p]]) for p in prompts]
+    loops = [is_loop(tokens[each][: lengths[each]]) for each in np.ndindex(lengths.shape)]
     return Diagnostics(
         unfinished_mass=np.sum(np.where(finished, 0.0, weights), axis=1),
-        distinct_roots=np.array(
-            [len(np.unique(tokens[p, alive[p], 0])) for p in prompts], np.int32
-        ),
-        coalescence=np.array(
-            [shared_steps(parent[p], particle_index[p, alive[p]]) for p in prompts], np.int32
-        ),
-        loops=np.array(
-            [
-                [is_loop(ids[:length]) for ids, length in zip(tokens[p], lengths[p], strict=True)]
-                for p in prompts
-            ],
-            bool,
-        ).reshape(lengths.shape),
+        distinct_roots=np.array(roots, np.int32),
+        coalescence=np.array(shared, np.int32),
+        loops=np.array(loops, bool).reshape(lengths.shape),
         very_short=finished & (lengths <= SHORT_TOKENS),
     )
 

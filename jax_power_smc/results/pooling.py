@@ -54,12 +54,9 @@ def pool(
     total = np.logaddexp.reduce(evidence, axis=0)
     # [R, P], the runs' shares of the evidence; all zero where every run failed.
     log_share = evidence - np.where(total > -np.inf, total, 0.0)
+    pairs = zip(results, log_share[:, :, None], strict=True)
     log_weights = np.concatenate(
-        [
-            np.asarray(result.log_weights, np.float64) + share[:, None]
-            for result, share in zip(results, log_share, strict=True)
-        ],
-        axis=1,
+        [np.asarray(result.log_weights, np.float64) + share for result, share in pairs], axis=1
     )
     uniform = run_arrays.uniforms(key, prng.FOLD_POOL, len(total), prompt_ids, [0])[:, 0]
 
@@ -86,17 +83,16 @@ def _pooled_info(
     """The pooled ``info``, see ``pool``; shares [R, P] of the evidence."""
     infos = [result.info for result in results]
     offsets = np.cumsum([0] + [info.parent.shape[2] for info in infos[:-1]]).astype(np.int32)
-    parents, indices = [], []
-    for info, offset in zip(infos, offsets, strict=True):
-        parents.append(np.asarray(info.parent) + offset)
-        index = info.particle_index
-        indices.append(np.where(index >= 0, index + offset, index))
-    parent, particle_index = np.concatenate(parents, axis=2), np.concatenate(indices, axis=1)
+    shifted = list(zip(infos, offsets, strict=True))
+    parent = np.concatenate([np.asarray(info.parent) + offset for info, offset in shifted], axis=2)
+    index = [np.where((i := info.particle_index) >= 0, i + offset, i) for info, offset in shifted]
+    particle_index = np.concatenate(index, axis=1)
 
     def total(name: str) -> np.ndarray:
         parts = np.stack([np.asarray(getattr(info, name)) for info in infos])
         return parts.sum(axis=0, dtype=parts.dtype)
 
+    own = {name: arrays[name] for name in ("tokens", "lengths", "finished", "log_weights")}
     rates = np.stack([np.asarray(info.acceptance_rate) for info in infos])
     dropped_dtype = np.asarray(infos[0].dropped_mass).dtype
     return SampleInfo(
@@ -107,14 +103,7 @@ def _pooled_info(
         forks=total("forks"),
         parent=parent,
         particle_index=particle_index,
-        **diagnose(
-            arrays["tokens"],
-            arrays["lengths"],
-            arrays["finished"],
-            arrays["log_weights"],
-            parent,
-            particle_index,
-        )._asdict(),
+        **diagnose(**own, parent=parent, particle_index=particle_index)._asdict(),
         bad_logits=np.any([info.bad_logits for info in infos], axis=0),
         dropped_mass=run_arrays.dropped_share(results, shares).astype(dropped_dtype),
         model_tokens=total("model_tokens"),

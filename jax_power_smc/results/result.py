@@ -106,10 +106,9 @@ class SampleResult:
           ValueError: for an index that is not an integer.
         """
         index = checks.index("index", index, self.tokens.shape[0])
-        part: dict[str, Any] = {
-            name: np.asarray(getattr(self, name))[index : index + 1] for name in _ARRAYS
-        }
-        info = {name: getattr(self.info, name)[index : index + 1] for name in _INFO_ARRAYS}
+        own = slice(index, index + 1)
+        part: dict[str, Any] = {name: np.asarray(getattr(self, name))[own] for name in _ARRAYS}
+        info = {name: getattr(self.info, name)[own] for name in _INFO_ARRAYS}
         return dataclasses.replace(self, **part, info=dataclasses.replace(self.info, **info))
 
     def on_device(self) -> "SampleResult":
@@ -147,9 +146,8 @@ class SampleResult:
         weights = np.exp(np.asarray(self.log_weights, np.float64))
         num_prompts, num_particles = weights.shape
         # A string is one answer, not a list of letters.
-        given = (
-            [list(part) for part in answers if _is_listing(part)] if _is_listing(answers) else []
-        )
+        listings = filter(_is_listing, answers) if _is_listing(answers) else ()
+        given = [list(part) for part in listings]
         if [len(of_prompt) for of_prompt in given] != [num_particles] * num_prompts:
             raise ValueError(
                 f"answers must be {num_prompts} lists, one per prompt, of {num_particles} answers, "
@@ -195,10 +193,8 @@ class SampleResult:
             "(its top_k, top_p, min_new_tokens and length exclude every sequence that was tried)."
         )
         alive = np.any(np.isfinite(np.asarray(self.log_weights)), axis=1)
-        return [
-            broken if bad else None if ok else nothing
-            for bad, ok in zip(self.info.bad_logits.tolist(), alive.tolist(), strict=True)
-        ]
+        states = zip(self.info.bad_logits, alive, strict=True)
+        return [broken if bad else None if ok else nothing for bad, ok in states]
 
     # --- files ---
 
@@ -206,11 +202,8 @@ class SampleResult:
         """Writes one .npz file."""
         arrays: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
         info = {f"info_{name}": getattr(self.info, name) for name in _INFO_ARRAYS}
-        meta = {
-            "format": FORMAT,
-            "target": _target_to_json(self.target),
-            "seconds": self.info.seconds,
-        }
+        target, seconds = _target_to_json(self.target), self.info.seconds
+        meta = {"format": FORMAT, "target": target, "seconds": seconds}
         text = np.array(json.dumps(meta, allow_nan=False))
         with open(path, "wb") as file:
             np.savez_compressed(file, **arrays, **info, meta=text)
@@ -239,10 +232,8 @@ class SampleResult:
 
     def _sequences_at(self, index: np.ndarray) -> list[list[int]]:
         """[P], the sequence of one particle per prompt."""
-        prompts = np.arange(len(index))
-        return _trimmed(
-            np.asarray(self.tokens)[prompts, index], np.asarray(self.lengths)[prompts, index]
-        )
+        chosen = np.arange(len(index)), index
+        return _trimmed(np.asarray(self.tokens)[chosen], np.asarray(self.lengths)[chosen])
 
 
 # The axes and the kind of dtype of every array.

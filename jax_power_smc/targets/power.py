@@ -79,18 +79,14 @@ class PowerTarget:
                 'eos_ids is empty; length="forced_eos" needs at least one id, or a stop rule.'
             )
         # Plain Python numbers, so that a target can be saved and compared.
-        checks.settle(
-            self,
-            alpha=float(alpha),
-            eos_ids=eos_ids,
-            min_new_tokens=checks.integer("min_new_tokens", self.min_new_tokens, at_least=0),
-        )
-        if self.top_k is not None:
-            top_k = checks.integer("top_k", self.top_k, at_least=1, at_most=None)
-            checks.settle(self, top_k=top_k)
-        if self.top_p is not None:
-            top_p = checks.number("top_p", self.top_p, above=0, at_most=1)
-            checks.settle(self, top_p=float(top_p))
+        shortest = checks.integer("min_new_tokens", self.min_new_tokens, at_least=0)
+        top_k, top_p = self.top_k, self.top_p
+        if top_k is not None:
+            top_k = checks.integer("top_k", top_k, at_least=1, at_most=None)
+        if top_p is not None:
+            top_p = float(checks.number("top_p", top_p, above=0, at_most=1))
+        checks.settle(self, alpha=float(alpha), eos_ids=eos_ids, top_k=top_k, top_p=top_p)
+        checks.settle(self, min_new_tokens=shortest)
 
     def check(self, vocab_size: int, max_new_tokens: int) -> None:
         """Raises ValueError if the target does not fit a vocabulary or a cap."""

@@ -177,23 +177,17 @@ def utf8(text: str) -> bytes:
 
 def _class_text(op: str, argument: Any) -> str:
     """A class of the parse tree as an unambiguous pattern for ``re``."""
-    match op:
-        case "ANY":
-            return "."
-        case "LITERAL" | "NOT_LITERAL":
-            return f"[{'^' if op == 'NOT_LITERAL' else ''}\\U{argument:08x}]"
-    parts = []
-    for kind, value in argument:
-        match str(kind):
-            case "NEGATE":
-                parts.append("^")
-            case "LITERAL":
-                parts.append(f"\\U{value:08x}")
-            case "RANGE":
-                parts.append(f"\\U{value[0]:08x}-\\U{value[1]:08x}")
-            case "CATEGORY":
-                parts.append(_CLASS_ESCAPES[str(value)])
-    return f"[{''.join(parts)}]"
+    if op == "ANY":
+        return "."
+    if op in ("LITERAL", "NOT_LITERAL"):
+        return f"[{'^' if op == 'NOT_LITERAL' else ''}\\U{argument:08x}]"
+    write: dict[str, Callable[[Any], str]] = {
+        "NEGATE": lambda _: "^",
+        "LITERAL": "\\U{:08x}".format,
+        "RANGE": lambda ends: "\\U{:08x}-\\U{:08x}".format(*ends),
+        "CATEGORY": lambda name: _CLASS_ESCAPES[str(name)],
+    }
+    return f"[{''.join(write[str(kind)](value) for kind, value in argument)}]"
 
 
 @functools.cache

@@ -37,16 +37,7 @@ class StopArrays(NamedTuple):
 
 
 def stop_arrays(rule: StopRule | None, tokenizer: Any, vocab_size: int) -> StopArrays | None:
-    """A stop rule on the device; None if there is no rule.
-
-    Args:
-      rule: the rule, or None.
-      tokenizer: a tokenizer, or a list of every token's bytes (None for special tokens).
-      vocab_size: V of the model.
-
-    Raises:
-      ValueError: as ``stop_rules.compile_stop``.
-    """
+    """A stop rule on the device, None for no rule; arguments and errors of ``compile_stop``."""
     if rule is None:
         return None
     table = compile_stop(rule, tokenizer, vocab_size)

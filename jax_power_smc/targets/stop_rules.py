@@ -5,7 +5,7 @@ See docs/math.md, "Target".
     psmc.StopString("\\n\\n")      psmc.StopRegex(r"answer is \\d+\\.")      psmc.StopBoxed()
 
 A rule is an automaton over the bytes of the generated tokens; the prompt is not searched. A match
-may start and complete inside a token, and a token may hold part of a character. A tokenizer turns
+may start and complete inside a token, and a token may be part of a character. A tokenizer turns
 the automaton into a table that the decode step looks up:
 
     rule -> ByteAutomaton [states, 256] -> (token bytes) -> StopTable [states, V]
@@ -16,7 +16,7 @@ Special tokens have no bytes and leave the state unchanged, so a match may run a
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,15 +47,10 @@ class StopString:
     text: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.text, str):
-            raise ValueError(f"text is {self.text!r}; it must be a string.")
         self.automaton()
 
     def automaton(self) -> ByteAutomaton:
-        try:
-            return _from_string(self.text)
-        except ValueError as error:
-            raise ValueError(f"text is {self.text!r}; {error}.") from None
+        return _automaton("text", self.text, _from_string)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +74,10 @@ class StopRegex:
     pattern: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pattern, str):
-            raise ValueError(f"pattern is {self.pattern!r}; it must be a string.")
         self.automaton()
 
     def automaton(self) -> ByteAutomaton:
-        try:
-            return _from_regex(self.pattern)
-        except ValueError as error:
-            raise ValueError(f"pattern is {self.pattern!r}; {error}.") from None
+        return _automaton("pattern", self.pattern, _from_regex)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,14 +168,10 @@ def _refuse_special_tokens(rule: StopRule, tokenizer: Any) -> None:
 
 
 def token_table(automaton: ByteAutomaton, pieces: Sequence[bytes | None]) -> StopTable:
-    """Runs the automaton over every token from every state.
+    """Runs the automaton over V tokens (see ``token_bytes``) from every state.
 
     A token is a map from states to states. Tokens are read in parallel, byte by byte, and those
     whose maps agree so far are read as one.
-
-    Args:
-      automaton: of a stop rule.
-      pieces: V tokens, as ``token_bytes`` returns them.
     """
     states = len(automaton.table)
     text = [piece or b"" for piece in pieces]
@@ -223,14 +209,21 @@ def _from_string(text: str) -> ByteAutomaton:
     return regex_dfa.from_bytes(content)
 
 
-@functools.lru_cache(maxsize=64)
-def _from_regex(pattern: str) -> ByteAutomaton:
-    return regex_dfa.from_regex(pattern)
+_from_regex = functools.lru_cache(maxsize=64)(regex_dfa.from_regex)
 
 
 @functools.cache
 def _from_boxed() -> ByteAutomaton:
     return regex_dfa.from_steps(_read_boxed, _Boxed(0, 0), None)
+
+
+def _automaton(name: str, value: Any, build: Callable[[str], ByteAutomaton]) -> ByteAutomaton:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}; it must be a string.")
+    try:
+        return build(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is {value!r}; {error}.") from None
 
 
 class _Boxed(NamedTuple):

@@ -94,5 +94,4 @@ def _byte_level_alphabet() -> dict[str, int]:
     """GPT-2's names for bytes: printable ones stand for themselves, the rest start at U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    names = {chr(byte): byte for byte in printable}
-    return names | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    return {chr(i): i for i in printable} | {chr(0x100 + i): n for i, n in enumerate(others)}

@@ -1,8 +1,10 @@
 """What a record keeps of a result that was made by hand."""
 
+import math
 import types
 
 import numpy as np
+import pytest
 
 from jax_power_smc.evaluation import records
 from jax_power_smc.report import ancestry_tree
@@ -54,5 +56,15 @@ def test_copies_made_after_the_longest_that_is_left_had_ended_are_known():
     )
     assert record["info"]["moves"] == [[4, 1, 0]]
     assert len(record["info"]["ess"]) == 2
-    (tree,) = ancestry_tree.forest(ancestry_tree.paths(record, [0, 1]))
+    (tree,) = ancestry_tree.forest(ancestry_tree.paths(record), [0, 1])
     assert tree.particles == [0, 1] and tree.end == 2
+
+
+def test_weights_sum_to_one_and_dead_particles_have_none():
+    def record(*raw):
+        logs = [math.log(weight) if weight else None for weight in raw]
+        return {"particles": [{"log_weight": log_weight} for log_weight in logs]}
+
+    assert records.weights(record(0.2, 0.0, 0.6)) == pytest.approx([0.25, 0.0, 0.75])
+    assert records.weights(record(0.0)) == [0.0]
+    assert records.weights(record()) == []

@@ -10,6 +10,10 @@ from jax_power_smc.report import ancestry_tree
 from tests.report.plotted import particle, record
 
 
+def forest(made):
+    return ancestry_tree.forest(ancestry_tree.paths(made), range(len(made["particles"])))
+
+
 def replay(parent, rows, lengths):
     """Names of the tokens of each particle, by copying whole sequences forwards step by step."""
     held = [[] for _ in range(parent.shape[1])]
@@ -65,41 +69,28 @@ def test_two_particles_share_a_segment_where_a_replay_has_the_same_tokens(case, 
         records.moves(parent),
     )
     everyone = range(len(rows))
-    trees = ancestry_tree.forest(ancestry_tree.paths(made, everyone))
+    trees = forest(made)
     told = replay(parent, rows, lengths)
-    segments = list(walk(trees))
+    segments = list(ancestry_tree.segments(trees))
     for one, other in itertools.combinations(everyone, 2):
-        common = sum(len(s.range) for s in segments if one in s.particles and other in s.particles)
+        common = sum(
+            s.end - s.start for s in segments if one in s.particles and other in s.particles
+        )
         same = sum(a == b for a, b in zip(told[one], told[other], strict=False))
         assert common == same
     for i in everyone:
         own = [s for s in segments if i in s.particles]
-        assert sum(len(s.range) for s in own) == lengths[i]
-        assert own[-1].segment.branches == []
-    ends = [end for tree in trees for end in tree.leaves()]
+        assert sum(s.end - s.start for s in own) == lengths[i]
+        assert own[-1].branches == []
+    ends = ancestry_tree.leaves(trees)
     assert sorted(i for end in ends for i in end.particles) == list(everyone)
-
-
-class Walked:
-    """A segment with its steps."""
-
-    def __init__(self, segment):
-        self.segment, self.particles = segment, segment.particles
-        self.range = range(segment.start, segment.end)
-
-
-def walk(trees):
-    """All segments, each before its branches."""
-    for tree in trees:
-        yield Walked(tree)
-        yield from walk(tree.branches)
 
 
 def test_the_example_of_the_module():
     made = record([particle(0, 5), particle(1, 5)], [(2, 1, 0), (4, 0, 1)])
-    rows = ancestry_tree.paths(made, [0, 1])
+    rows = ancestry_tree.paths(made)
     assert rows.tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
-    (tree,) = ancestry_tree.forest(rows)
+    (tree,) = ancestry_tree.forest(rows, [0, 1])
     assert (tree.start, tree.end, tree.particles) == (0, 4, [0, 1])
     assert [(b.start, b.end, b.particles) for b in tree.branches] == [(4, 5, [0]), (4, 5, [1])]
 
@@ -110,49 +101,43 @@ def test_copies_of_a_finished_sequence_are_one_end():
         [particle(0, 2), particle(1, 2), particle(2, 4)],
         [(3, 1, 0)],
     )
-    trees = ancestry_tree.forest(ancestry_tree.paths(made, [0, 1, 2]))
-    ends = [end for tree in trees for end in tree.leaves()]
+    trees = forest(made)
+    ends = ancestry_tree.leaves(trees)
     assert [(end.end, end.particles) for end in ends] == [(2, [0, 1]), (4, [2])]
 
 
 def test_a_row_of_the_pool_takes_over_the_past_of_a_running_row():
     # N = 2: row 2 is of the pool. At step 3 the sequence in row 0 ends there, and row 0 continues.
     made = record([particle(2, 4), particle(0, 6)], [(3, 2, 0)])
-    rows = ancestry_tree.paths(made, [0, 1])
+    rows = ancestry_tree.paths(made)
     assert rows.tolist() == [[0, 0, 0, 2, -1, -1], [0] * 6]
-    (tree,) = ancestry_tree.forest(rows)
+    (tree,) = ancestry_tree.forest(rows, [0, 1])
     assert (tree.end, [(b.start, b.end) for b in tree.branches]) == (3, [(3, 4), (3, 6)])
 
 
 def test_moves_behind_the_end_of_a_sequence_count():
     # Row 0 took over at step 3, when the sequence had ended, what row 2 held.
     made = record([particle(0, 2), particle(1, 4)], [(3, 0, 2)])
-    assert ancestry_tree.paths(made, [0]).tolist() == [[2, 2]]
+    assert ancestry_tree.paths(made).tolist() == [[2, 2, -1, -1], [1, 1, 1, 1]]
 
 
 def test_what_has_no_tokens_is_an_end_at_the_prompt():
-    trees = ancestry_tree.forest(
-        ancestry_tree.paths(record([particle(0, 0), particle(1, 0)]), [0, 1])
-    )
+    trees = forest(record([particle(0, 0), particle(1, 0)]))
     assert [(tree.start, tree.end, tree.particles) for tree in trees] == [(0, 0, [0, 1])]
-    trees = ancestry_tree.forest(
-        ancestry_tree.paths(record([particle(0, 0), particle(0, 3)]), [0, 1])
-    )
+    trees = forest(record([particle(0, 0), particle(0, 3)]))
     assert sorted((tree.start, tree.end) for tree in trees) == [(0, 0), (0, 3)]
 
 
 def test_no_lines_cross_in_a_case_made_by_hand():
     # 0 and 3 are of one family, 1 and 2 of another: in the order of the record they would cross.
     made = record([particle(r, 6) for r in range(4)], [(2, 3, 0), (4, 2, 1)])
-    trees = ancestry_tree.sort_branches(
-        ancestry_tree.forest(ancestry_tree.paths(made, range(4))),
-        lambda segment: min(segment.particles),
-    )
-    ends = [end.particles for tree in trees for end in tree.leaves()]
+    trees = forest(made)
+    ancestry_tree.sort_branches(trees, lambda segment: min(segment.particles))
+    ancestry_tree.set_heights(trees)
+    ends = [end.particles for end in ancestry_tree.leaves(trees)]
     assert ends == [[0], [3], [1], [2]]
-    heights = ancestry_tree.heights(trees)
-    assert [heights[id(end)] for tree in trees for end in tree.leaves()] == [0, 1, 2, 3]
-    assert [heights[id(tree)] for tree in trees] == [0.5, 2.5]
+    assert [end.height for end in ancestry_tree.leaves(trees)] == [0, 1, 2, 3]
+    assert [tree.height for tree in trees] == [0.5, 2.5]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -163,16 +148,14 @@ def test_no_lines_cross(case, seed):
         [particle(int(r), int(n)) for r, n in zip(rows, lengths, strict=True)],
         records.moves(parent),
     )
-    trees = ancestry_tree.sort_branches(
-        ancestry_tree.forest(ancestry_tree.paths(made, range(len(rows)))),
-        lambda s: -max(s.particles),
-    )
-    heights = ancestry_tree.heights(trees)
+    trees = forest(made)
+    ancestry_tree.sort_branches(trees, lambda s: -max(s.particles))
+    ancestry_tree.set_heights(trees)
     along, across = [], []
-    for segment in (w.segment for w in walk(trees)):
-        along.append((segment.start, segment.end, heights[id(segment)]))
+    for segment in ancestry_tree.segments(trees):
+        along.append((segment.start, segment.end, segment.height))
         for branch in segment.branches:
-            ends = sorted((heights[id(segment)], heights[id(branch)]))
+            ends = sorted((segment.height, branch.height))
             across.append((branch.start, *ends))
     assert len(across) > 2
     for at, low, high in across:
@@ -183,5 +166,5 @@ def test_branches_are_sorted_everywhere():
     leaf = ancestry_tree.Segment(1, 2, [0], [])
     other = ancestry_tree.Segment(1, 2, [1], [])
     tree = ancestry_tree.Segment(0, 1, [0, 1], [leaf, other])
-    (sorted_tree,) = ancestry_tree.sort_branches([tree], lambda segment: -segment.particles[0])
-    assert [branch.particles for branch in sorted_tree.branches] == [[1], [0]]
+    ancestry_tree.sort_branches([tree], lambda segment: -segment.particles[0])
+    assert [branch.particles for branch in tree.branches] == [[1], [0]]

@@ -7,16 +7,8 @@ import pytest
 
 from jax_power_smc.report import load
 from tests.report import workdirs
-from tests.report.plotted import particle, record
 
 CONFIG = workdirs.default_config(2)
-
-
-def test_weights_sum_to_one_and_dead_particles_have_none():
-    made = record([particle(0, 1, 0.2), particle(1, 1, 0.0), particle(2, 1, 0.6)])
-    assert load.particle_weights(made) == pytest.approx([0.25, 0.0, 0.75])
-    assert load.particle_weights(record([particle(0, 1, 0.0)])) == [0.0]
-    assert load.particle_weights(record([])) == []
 
 
 def test_an_item_keeps_numbers_of_the_particles_of_positive_weight(tmp_path):
