@@ -51,24 +51,12 @@ def accuracy(data: ReportData) -> list[Plot]:
     sizes = _sizes(axes, draws)
     for row in rows:
         _draw_answer(axes, row, styles[row["run"]], sizes[row["run"]])
-    caption = (
-        "Every filled mark is one sampler: the higher, the more of its drawn answers are right; "
-        "the further left, the less time a problem takes. Vertical bars are 95 % intervals over "
-        "problems. Up and to the left is better. "
-    )
-    if any(size > _MARK for size in sizes.values()):
-        caption += "Where marks coincide, the later ones lie on larger ones. "
-    if len(legend) > len(draws) + 1:
-        caption += (
-            "Small open marks beside a filled one are other ways to read an answer off the same "
-            "particles, at the same cost: on its left a vote by weight, on its right the particle "
-            "of highest log p. "
-        )
-    if has_multiples:
-        caption += "The upper axis counts the same time in multiples of plain decoding. "
-    caption += (
-        "Times are of many problems decoded together on "
-        f"{style.printable(data.summary['device'])}, without compilation."
+    caption = style.caption(
+        "accuracy",
+        device=style.printable(data.summary["device"]),
+        coincide=any(size > _MARK for size in sizes.values()),
+        others=len(legend) > len(draws) + 1,
+        multiples=has_multiples,
     )
     return [style.finish("accuracy", "Accuracy against time", caption, figure)]
 
@@ -105,14 +93,8 @@ def pass_at_k(data: ReportData) -> list[Plot]:
     axes.set_ylim(-2, min(102, 100 * top * 1.08 + 4))
     axes.set_ylabel("one of k is right, %")
     style.legend_below(figure, lines, texts)
-    caption = (
-        "The probability that at least one of k answers of a sampler is right (pass@k), with 95 % "
-        "intervals over problems. At k = 1 it is the accuracy of one draw. A rising curve means "
-        "that there are right answers among the particles that are not drawn; a flat one, that "
-        "the particles agree. Marks of the same k are drawn side by side. Weighted "
-        "particles are drawn with replacement, independent samples without."
-    )
-    return [style.finish("pass_at_k", "One of k answers is right", caption, figure)]
+    title = "One of k answers is right"
+    return [style.finish("pass_at_k", title, style.caption("pass_at_k"), figure)]
 
 
 def _sizes(axes: Any, draws: list[dict[str, Any]]) -> dict[str, float]:

@@ -113,23 +113,14 @@ def gap(data: ReportData) -> list[Plot]:
         _height(axes, list(points.values()))
         axes.set_ylabel(title)
     style.legend_below(figure, handles, list(lines))
-    caption = (
-        "How far the estimates of log Z, the normaliser of the target, fall short: for every "
-        "problem the highest log Z_hat that any run and seed found, minus this run's, averaged "
-        f"over the {known.problems} problems that all these runs have, with 95 % intervals over "
-        "problems. log Z itself is unknown, so on average this is a lower bound of the true gap; "
-        "smaller is better, and 0 would mean that no other run ever found more. "
+    caption = style.caption(
+        "gap",
+        problems=known.problems,
+        joined=any(len(runs) > 1 for runs in lines.values()),
+        deviations=bool(deviations),
+        left_out=known.left_out,
     )
-    if any(len(runs) > 1 for runs in lines.values()):
-        caption += "A line joins runs that differ only in N, each with its own colour and mark. "
-    if deviations:
-        caption += (
-            "On the right is the standard deviation of log Z_hat over seeds of the same problem: "
-            "how much the result depends on chance. "
-        )
-    if known.left_out:
-        caption += f"{known.left_out} problems without an estimate from every run are left out. "
-    return [style.finish("gap", "Gap of log Z against N", caption.strip(), figure)]
+    return [style.finish("gap", "Gap of log Z against N", caption, figure)]
 
 
 def _line(axes: Any, points: Sequence[Any], transform: Any, with_numbers: bool) -> Line2D:

@@ -140,7 +140,15 @@ def _picture(record: Record, title: str) -> Plot:
         for c, m in looks
     ]
     style.legend_below(figure, handles, texts)
-    caption = _caption(record, len(weight), leaves, len(trees), left_out)
+    caption = style.caption(
+        "genealogy",
+        alive=len(weight),
+        roots=len(trees),
+        sequences=len(leaves) + left_out,
+        times=style.TIMES,
+        open=any(not record["particles"][leaf.particles[0]]["finished"] for leaf in leaves),
+        left_out=left_out,
+    )
     return style.finish(_name(record), title, caption, figure)
 
 
@@ -197,31 +205,6 @@ def _draw_leaf(axes: Any, leaf: Segment, share: float, record: Record, answers: 
     style.note(axes, "  ".join(words), point, fontweight="bold" if is_drawn else "normal")
 
 
-def _caption(
-    record: Record, alive: int, leaves: Sequence[Segment], roots: int, left_out: int
-) -> str:
-    num_leaves = len(leaves) + left_out
-    text = (
-        f"Every line is one particle's sequence, from the prompt on the left to where it ends; "
-        f"{alive} particles of positive weight descend from {_count(roots, 'particle')} of the "
-        f"first step and end in {_count(num_leaves, 'sequence')}. To the left of the point "
-        "where two lines meet, the sequences are the same: one was copied, and the copies then "
-        "diverged. What died out on the way is not drawn. The thickness of a line shows the weight "
-        "of its descendants, which is printed where it is above 1 %"
-    )
-    copies = f"; {style.TIMES}2 means two copies of one sequence" if num_leaves < alive else ""
-    text += (
-        f"{copies}. "
-        "Colours and marks show the answer of a sequence; dark segments lead to several answers. "
-        "The ring marks the particle that was drawn. "
-    )
-    if any(not record["particles"][leaf.particles[0]]["finished"] for leaf in leaves):
-        text += "Open marks are sequences that reached the token limit. "
-    if left_out:
-        text += f"The {left_out} lightest sequences are left out. "
-    return text.strip()
-
-
 def _name(record: Record) -> str:
     """A valid file name that is unique to the item."""
     item = repr((record["run"], record["seed"], record["id"])).encode(errors="backslashreplace")
@@ -231,7 +214,3 @@ def _name(record: Record) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= PRINTED or share == 0 else "< 1 %"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -51,13 +51,8 @@ def lengths(data: ReportData) -> list[Plot]:
         axes.set_ylim(0, 1.45 * highest)
         axes.set_yticks([tick for tick in axes.get_yticks() if tick <= min(100, 1.45 * highest)])
     panels[0].set_ylabel("weight, %")
-    caption = (
-        "Lengths of the sampled sequences in tokens: every problem counts the same, and within it "
-        "every particle by its weight. The dashed line is the median. If much of the weight is at "
-        "very few tokens or at the limit, look at the texts: they may be empty answers, or "
-        "sequences that never ended."
-    )
-    return [style.finish("lengths", "Lengths of the outputs", caption, figure)]
+    title = "Lengths of the outputs"
+    return [style.finish("lengths", title, style.caption("lengths"), figure)]
 
 
 def diversity(data: ReportData) -> list[Plot]:
@@ -87,17 +82,8 @@ def diversity(data: ReportData) -> list[Plot]:
     left.set_xlabel("distinct first tokens")
     right.set_xlim(-2, 102)
     right.set_xlabel("steps that all particles share, %")
-    caption = (
-        "How different the particles of one problem are. On the left, the number of distinct first "
-        "tokens: at most N; if it is small, most alternatives were given up early. "
-        "On the right, the initial steps that all particles share, as a share of the longest "
-        "output: 0 % means that they differ from the start, 100 % that they are copies "
-        "of one sequence. Boxes reach from the lower to the upper quartile of the problems, with "
-        "the median as a mark; lines reach from 5 % to 95 % of the problems. Neither figure says "
-        "that a sampler is good, but one whose particles are all alike knows little of the "
-        "alternatives."
-    )
-    return [style.finish("diversity", "How different the particles are", caption, figure)]
+    title = "How different the particles are"
+    return [style.finish("diversity", title, style.caption("diversity"), figure)]
 
 
 def length_edges(longest: int) -> np.ndarray:

@@ -77,22 +77,9 @@ def steps(data: ReportData) -> list[Plot]:
     ]
     texts = ["effective sample size / N", "forks / N", "items still running"]
     style.legend_below(figure, handles, texts)
-    caption = (
-        "How the particles develop over the steps: the solid coloured line is the effective sample "
-        "size divided by N, the dashed one the share of particles that continued the past of "
-        "another particle. Lines are medians over problems and seeds, bands reach from the lower "
-        "to the upper quartile. An effective sample size near 1/N means that one particle has all "
-        "the weight; frequent forks mean that the particles share most of their past. The grey "
-        "area is the share of items that had not ended: where it is low, the lines rest on few "
-        "items."
-    )
-    if width > 1:
-        caption += f" Each point is a mean over {width} steps of an item."
-    if top > 1:
-        caption += " Without replacement, finished sequences are kept as well, so it can exceed N."
-    return [
-        style.finish("steps", "Effective sample size and forks along the steps", caption, figure)
-    ]
+    caption = style.caption("steps", width=width, exceeds=top > 1)
+    title = "Effective sample size and forks along the steps"
+    return [style.finish("steps", title, caption, figure)]
 
 
 def _quartiles(curves: Sequence[np.ndarray], bins: int, width: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jinja2
 import numpy as np
 from matplotlib import font_manager, ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -243,6 +244,11 @@ def disable_math(figure: Figure) -> None:
         text.set(parse_math=False, fontfamily=_FAMILY)
 
 
+def caption(plot: str, **facts: object) -> str:
+    """How to read a plot, from the macro of that name in captions.j2."""
+    return " ".join(getattr(_captions(), plot)(**facts).split())
+
+
 def finish(name: str, title: str, caption: str, figure: Figure) -> Plot:
     """The plot of a complete figure."""
     disable_math(figure)
@@ -276,6 +282,13 @@ def _sign(character: str) -> str:
     if character == " " or (is_visible and _font().get_char_index(code)):
         return character
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+@functools.cache
+def _captions() -> Any:
+    loader = jinja2.PackageLoader("jax_power_smc.report", ".")
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined)
+    return environment.get_template("captions.j2").module
 
 
 @functools.cache
