@@ -5,7 +5,7 @@ implementation of Algorithm 1 of arXiv 2602.10273 on top of that library, with o
 token from a Python loop. Both run on the CPU with torch's default number of threads.
 
 PyTorch is not a dependency of this package. It is imported where it is used; functions that need it
-raise an error if it is not installed.
+raise ValueError if it is not installed.
 
 Letters: S prompt length, N sequences or particles, T generated tokens, V vocabulary.
 """
@@ -32,10 +32,8 @@ WARM_UP_TOKENS = 3
 class Timing(NamedTuple):
     """Seconds of one run.
 
-    Attributes:
-      prefill: until the logits of the first new token.
-      decode: the rest: T draws and the T - 1 forward passes between them.
-      tokens: T.
+    The prefill lasts until the logits of the first new token; decoding is the rest, T draws and
+    the T - 1 forward passes between them.
     """
 
     prefill: float
@@ -53,26 +51,16 @@ class Timing(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """A run of ``generate``.
-
-    Attributes:
-      tokens: [N, T] int64, without the prompt.
-      timing: of the run, without the warm-up.
-    """
+    """A run of ``generate``: tokens [N, T] int64 without the prompt, time without the warm-up."""
 
     tokens: np.ndarray
     timing: Timing
 
 
 class PowerParticles(NamedTuple):
-    """A run of ``power_smc``.
+    """A run of ``power_smc``; tokens and timing as in ``Generated``.
 
-    Attributes:
-      tokens: [N, T] int64, without the prompt.
-      log_weights: [N] float32, normalised.
-      log_evidence: log Z_hat.
-      resamplings: steps that resampled, at most T.
-      timing: of the run, without the warm-up.
+    ``log_weights`` are [N] float32, normalised; ``resamplings`` counts the steps that resampled.
     """
 
     tokens: np.ndarray
@@ -88,11 +76,7 @@ def available() -> bool:
 
 
 def describe() -> dict[str, Any]:
-    """Versions of ``torch`` and ``transformers``, and the number of threads of torch.
-
-    Raises:
-      ValueError: if PyTorch is not installed.
-    """
+    """Versions of ``torch`` and ``transformers``, and the number of threads of torch."""
     torch = _import_torch()
     import transformers
 
@@ -106,18 +90,9 @@ def describe() -> dict[str, Any]:
 def to_torch(model: TransformerLM, params: nnx.State) -> Any:
     """The same model as a ``LlamaForCausalLM`` or ``Qwen2ForCausalLM``, without end tokens.
 
-    The weights pass through a checkpoint in a temporary directory, as ``psmc.load`` reads it.
-
-    Args:
-      model: the language model.
-      params: its parameters.
-
-    Returns:
-      The torch model in our dtype, in eval mode, without gradients, with torch's fused attention
-      ("sdpa").
-
-    Raises:
-      ValueError: if PyTorch is not installed.
+    The weights pass through a checkpoint in a temporary directory, as ``psmc.load`` reads it. The
+    torch model has our dtype, is in eval mode without gradients, and uses torch's fused attention
+    ("sdpa").
     """
     torch = _import_torch()
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -155,7 +130,7 @@ def generate(
       seed: of torch's global generator, which ``generate`` uses.
 
     Raises:
-      ValueError: if PyTorch is not installed, or for an invalid value.
+      ValueError: for an invalid value.
     """
     torch = _import_torch()
     _check(prompt_ids, "num_sequences", num_sequences, max_new_tokens)
@@ -225,86 +200,68 @@ def power_smc(
       warm_up: whether to generate a few tokens before the measurement.
 
     Raises:
-      ValueError: if PyTorch is not installed, or for an invalid value.
+      ValueError: for an invalid value.
     """
     torch = _import_torch()
     _check(prompt_ids, "num_particles", num_particles, max_new_tokens)
     checks.number("alpha", alpha, above=0)
     checks.number("ess_threshold", ess_threshold, at_least=0, at_most=1)
-    options = (
-        torch_model,
-        list(prompt_ids),
-        num_particles,
-        alpha,
-        ess_threshold,
-        seed,
-        preallocate,
-    )
-    with torch.inference_mode():
-        if warm_up:
-            _power_smc(torch, *options, min(max_new_tokens, WARM_UP_TOKENS))
-        return _power_smc(torch, *options, max_new_tokens)
-
-
-def _power_smc(
-    torch: Any,
-    model: Any,
-    prompt: list[int],
-    n: int,
-    alpha: float,
-    ess_threshold: float,
-    seed: int,
-    preallocate: bool,
-    num_tokens: int,
-) -> PowerParticles:
+    n = num_particles
     # The keyword was renamed within the releases that we support.
-    renamed = "cache" in inspect.signature(model.forward).parameters
+    renamed = "cache" in inspect.signature(torch_model.forward).parameters
     keyword = "cache" if renamed else "past_key_values"
-    generator = torch.Generator().manual_seed(seed)
     points = torch.arange(n)
     # The ESS of equal weights is N up to rounding, and must not trigger resampling.
     threshold = ess_threshold * n * (1 - 1e-5)
-    start = time.perf_counter()
-    output = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
-    cache = getattr(output, keyword)
-    if preallocate:
-        cache = _preallocated(torch, cache, n, num_tokens - 1)
-    else:
-        cache.batch_repeat_interleave(n)
-    logits = output.logits[:, -1].expand(n, -1)
-    prefilled = time.perf_counter()
 
-    tokens = torch.empty((n, num_tokens), dtype=torch.int64)
-    log_weight = torch.full((n,), -math.log(n))
-    log_evidence = torch.zeros(())
-    resamplings = 0
-    for t in range(num_tokens):
-        if t:
-            fed = tokens[:, t - 1 : t]
-            output = model(fed, use_cache=True, logits_to_keep=1, **{keyword: cache})
-            logits = output.logits[:, -1]
-        scaled = torch.log_softmax(logits.float(), dim=-1).mul_(alpha)
-        log_sum = torch.logsumexp(scaled, dim=-1)
-        log_weight = log_weight + log_sum
-        total = torch.logsumexp(log_weight, dim=0)
-        log_weight = log_weight - total
-        log_evidence = log_evidence + total
-        proposal = scaled.sub_(log_sum[:, None]).exp_()
-        weight = log_weight.exp()
-        if 1 / weight.square().sum().item() < threshold:
-            offset = torch.rand(1, generator=generator)
-            parent = _invert(torch, weight[None], ((points + offset) / n)[None])[0]
-            cache.reorder_cache(parent)
-            tokens = tokens.index_select(0, parent)
-            proposal = proposal.index_select(0, parent)
-            log_weight = torch.full((n,), -math.log(n))
-            resamplings += 1
-        uniforms = torch.rand((n, 1), generator=generator)
-        tokens[:, t] = _invert(torch, proposal, uniforms)[:, 0]
-    timing = Timing(prefilled - start, time.perf_counter() - prefilled, num_tokens)
-    return PowerParticles(
-        tokens.numpy(), log_weight.numpy(), log_evidence.item(), resamplings, timing
-    )
+    def run(num_tokens: int) -> PowerParticles:
+        generator = torch.Generator().manual_seed(seed)
+        start = time.perf_counter()
+        output = torch_model(torch.tensor([list(prompt_ids)]), use_cache=True, logits_to_keep=1)
+        cache = getattr(output, keyword)
+        if preallocate:
+            cache = _preallocated(torch, cache, n, num_tokens - 1)
+        else:
+            cache.batch_repeat_interleave(n)
+        logits = output.logits[:, -1].expand(n, -1)
+        prefilled = time.perf_counter()
+
+        tokens = torch.empty((n, num_tokens), dtype=torch.int64)
+        log_weight = torch.full((n,), -math.log(n))
+        log_evidence = torch.zeros(())
+        resamplings = 0
+        for t in range(num_tokens):
+            if t:
+                fed = tokens[:, t - 1 : t]
+                output = torch_model(fed, use_cache=True, logits_to_keep=1, **{keyword: cache})
+                logits = output.logits[:, -1]
+            scaled = torch.log_softmax(logits.float(), dim=-1).mul_(alpha)
+            log_sum = torch.logsumexp(scaled, dim=-1)
+            log_weight = log_weight + log_sum
+            total = torch.logsumexp(log_weight, dim=0)
+            log_weight = log_weight - total
+            log_evidence = log_evidence + total
+            proposal = scaled.sub_(log_sum[:, None]).exp_()
+            weight = log_weight.exp()
+            if 1 / weight.square().sum().item() < threshold:
+                offset = torch.rand(1, generator=generator)
+                parent = _invert(torch, weight[None], ((points + offset) / n)[None])[0]
+                cache.reorder_cache(parent)
+                tokens = tokens.index_select(0, parent)
+                proposal = proposal.index_select(0, parent)
+                log_weight = torch.full((n,), -math.log(n))
+                resamplings += 1
+            uniforms = torch.rand((n, 1), generator=generator)
+            tokens[:, t] = _invert(torch, proposal, uniforms)[:, 0]
+        timing = Timing(prefilled - start, time.perf_counter() - prefilled, num_tokens)
+        return PowerParticles(
+            tokens.numpy(), log_weight.numpy(), log_evidence.item(), resamplings, timing
+        )
+
+    with torch.inference_mode():
+        if warm_up:
+            run(min(max_new_tokens, WARM_UP_TOKENS))
+        return run(max_new_tokens)
 
 
 def _invert(torch: Any, weights: Any, uniforms: Any) -> Any:

@@ -108,9 +108,6 @@ def joined(values: Any) -> Iterator[ProcessGroup]:
 
     With several processes the work is done in a child of the process that the user started, which
     only watches: there, the body never runs.
-
-    Args:
-      values: of the flags.
     """
     if not are_several(values, os.environ):
         yield SINGLE_PROCESS

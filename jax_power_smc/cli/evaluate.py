@@ -128,15 +128,7 @@ def _work(
 ) -> list[ItemScores]:
     """Does what is left, or as much of it as ``until`` allows; of several processes, each a share.
 
-    Args:
-      plan: of this start.
-      lm: the model.
-      done: what was finished when the plan was made.
-      until: see ``job.evaluate``.
-      processes: of the job.
-
-    Returns:
-      The scores of what was finished, and of what this process has done.
+    Returns the scores of what was finished, and of what this process has done.
     """
     config, root = plan.config, plan.root
     todo = _job(plan, lm, processes)

@@ -39,15 +39,9 @@ _STORED = ("chat", "device", "date", "decided", "labels", "num_problems", "commi
 class Plan:
     """What a start has to do, as far as it is known without the model.
 
-    Attributes:
-      config: checked, and shrunk if it is a dry run.
-      root: the workdir.
-      task: the problems.
-      runs: the samplers, in the order of the table.
-      scope: the items.
-      date: what prompts take as today's date.
-      stored: the content of config.json when this start began; None if the workdir was unclaimed.
-      sizes: of the files of records at that time, see ``store.sizes``.
+    The config is checked, and shrunk if it is a dry run; runs are in the order of the table; the
+    date is what prompts take as today's. ``stored`` is the content of config.json when this start
+    began, None if the workdir was unclaimed, and ``sizes`` those of the files of records then.
     """
 
     config: ConfigDict

@@ -60,14 +60,9 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers", "orbax-che
 
 @dataclasses.dataclass
 class Totals:
-    """A run's progress so far; part of its checkpoints.
+    """A run's progress so far, over all its starts; part of its checkpoints.
 
-    Attributes:
-      step: steps taken.
-      tokens: tokens seen, without padding.
-      seconds: time spent, over all starts.
-      loss: mean training loss since the last line of metrics.
-      valid_loss: the last held-out loss.
+    Tokens are without padding; the loss is the mean since the last line of metrics.
     """
 
     step: int = 0
@@ -78,11 +73,7 @@ class Totals:
 
 
 class Workspace:
-    """The files of a run.
-
-    Args:
-      directory: the workdir; created if it does not exist.
-    """
+    """The files of a run, in a directory that is created if it does not exist."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.root = pathlib.Path(directory).expanduser().absolute()
@@ -177,12 +168,7 @@ class Workspace:
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Totals:
     """Trains to the end, or until SIGTERM or Ctrl-C; saves and exports the model either way.
 
-    Args:
-      config: see configs/train_tiny_reasoner.py.
-      workdir: directory of the run.
-
-    Returns:
-      The run's totals; ``step`` is less than ``config.steps`` if the run was stopped.
+    Returns the run's totals; ``step`` is less than ``config.steps`` if the run was stopped.
 
     Raises:
       ValueError: if the config is invalid or differs from that of the run in the workdir; at the

@@ -83,13 +83,9 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The progress of a run.
+    """The progress of a run in items, and the accuracy of its draws so far.
 
-    Attributes:
-      label: of the run.
-      done, total: numbers of items.
-      accuracy: of the draws so far.
-      seconds_left: for the rest of the run at the present pace; NaN as long as it is unknown.
+    ``seconds_left`` is for the rest of the run at the present pace; NaN as long as it is unknown.
     """
 
     label: str
@@ -155,8 +151,7 @@ def evaluate(
     Args:
       job: see ``check``.
       done: the scores of the items that are finished already.
-      writer: for the records.
-      grader: for the task's kind of answer.
+      writer, grader: for the records, and for the task's kind of answer.
       report: called after every item.
       until: called between chunks of work. Once it returns True, what is finished is recorded and
         the rest is left for another time.
@@ -295,11 +290,8 @@ def _record(job: Job, run: Run, seed: int, problem: Problem, result: SampleResul
 class _Recorder:
     """Passes this process's records of a run through the grader and on to the file.
 
-    Args:
-      run: what is recorded.
-      writer, grader, report: see ``evaluate``.
-      before: scores of the items that earlier starts finished.
-      share: the items that this process records.
+    ``before`` are the scores of the items that earlier starts finished, ``share`` the items that
+    this process records.
     """
 
     def __init__(

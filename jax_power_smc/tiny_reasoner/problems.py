@@ -72,12 +72,9 @@ _LOSE = ("sells", "loses", "breaks", "sends away", "gives away", "throws out")
 
 
 class Step(NamedTuple):
-    """One step: ``groups * size`` is added or subtracted.
+    """One step: ``groups`` containers of ``size`` items are added or subtracted, as ``op`` says.
 
-    Attributes:
-      op: "+" or "-"; "+" in the first step, which starts from 0.
-      groups: number of containers.
-      size: items per container, two digits, neither of them 0.
+    The first step is "+", from 0. A size has two digits, neither of them 0.
     """
 
     op: str
@@ -92,13 +89,7 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A word problem.
-
-    Attributes:
-      question: the prompt, one line of text that ends with a newline.
-      steps: the arithmetic, in order.
-      answer: the value after the last step.
-    """
+    """A word problem: the prompt, one line that ends with a newline, and its steps in order."""
 
     question: str
     steps: tuple[Step, ...]
@@ -117,15 +108,7 @@ def split_of(key: str) -> str:
 
 
 def sample_problem(rng: random.Random, split: str = "train") -> Problem:
-    """Draws a problem of one split.
-
-    Args:
-      rng: source of all randomness.
-      split: "train", "valid" or "test".
-
-    Raises:
-      ValueError: if ``split`` is none of these.
-    """
+    """Draws a problem of one split, "train", "valid" or "test"; ValueError for any other."""
     checks.one_of("split", split, SPLITS)
     while True:
         problem = _write_question(rng, _sample_steps(rng))
@@ -147,11 +130,8 @@ def problems(split: str, count: int, seed: int = 0) -> Iterator[Problem]:
 def write_solution(problem: Problem, rng: random.Random, written_share: float | None = None) -> str:
     """Writes one solution, ending in ``answer N``, which careless mistakes may make wrong.
 
-    Args:
-      problem: the problem.
-      rng: source of all randomness: forks and mistakes.
-      written_share: probability that a step is written out; None for the corpus's own, with its
-        mistakes. An explicit share excludes mistakes (1.0 is the fully worked solution).
+    ``written_share`` is the probability that a step is written out; None for the corpus's own, with
+    its mistakes. An explicit share excludes mistakes (1.0 is the fully worked solution).
     """
     careless = written_share is None
     writer = _Writer(rng, WRITTEN_SHARE if written_share is None else written_share, careless)
@@ -239,10 +219,7 @@ class _Writer:
     def _columns(self, head: str, parts: Sequence[int], zero: str = "") -> int:
         """Writes a line of columns, from the right, and returns the value that they spell.
 
-        Args:
-          head: the expression being computed.
-          parts: the columns before carrying.
-          zero: a final digit of the value that has no column.
+        ``parts`` are the columns before carrying; ``zero`` is a final digit that has no column.
         """
         mistake_at = -1
         if self._careless and self._rng.random() < WRITTEN_MISTAKES:
