@@ -56,13 +56,9 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """Prompts for a language model.
+    """Prompts for a language model, and what to sample for them.
 
-    Attributes:
-      texts: the prompts.
-      target: what to sample from.
-      max_new_tokens: T.
-      is_right: (index of the prompt, response) -> whether it is correct; None if undefined.
+    ``is_right`` tells whether the response to a prompt, given by its index, is correct.
     """
 
     texts: Sequence[str]
@@ -83,14 +79,9 @@ def measure_markov_models(
 ) -> None:
     """Gap, standard deviation and mean log p of every setting on every Markov model.
 
-    Args:
-      grid: the Markov models as dicts with kind, horizon, entropy and seed.
-      settings: samplers to compare.
-      vocab_size: V of the models.
-      alpha: exponent of the target.
-      runs: independent runs of each sampler on each model.
-      write: receives the figures.
-      progress: called before every setting, and at the end.
+    The grid holds the models as dicts with kind, horizon, entropy and seed; ``runs`` are the
+    independent runs of each sampler on each of them. ``write`` receives the figures, and
+    ``progress`` is called before every setting, and at the end.
     """
     prompt = [0]
     total, done = len(grid) * len(settings), 0
@@ -140,12 +131,7 @@ def measure_model(
     "swor" without a ramp and with the most particles; without such a setting there is no estimate.
     The reference lacks the mass that all its runs missed, so a gap may come out negative.
 
-    Args:
-      lm: the language model.
-      name: of the model, in the figures.
-      questions: its prompts.
-      settings, write, progress: as for ``measure_markov_models``.
-      runs: independent runs per prompt.
+    Arguments are as for ``measure_markov_models``; ``runs`` are those of each prompt.
     """
     prompts = [lm.encode(text) for text in questions.texts]
     about = {

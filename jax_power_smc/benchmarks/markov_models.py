@@ -57,12 +57,7 @@ def check(vocab_size: int, entropy: float, kind: str) -> None:
 
 
 class Exact(NamedTuple):
-    """Exact figures of ``p^alpha``.
-
-    Attributes:
-      log_evidence: log Z.
-      mean_log_prob: the mean of log p(y) under the power distribution, ``d log Z / d alpha``.
-    """
+    """Exact log Z of ``p^alpha``, and the mean of log p(y) under it, ``d log Z / d alpha``."""
 
     log_evidence: float
     mean_log_prob: float

@@ -11,11 +11,8 @@ from jax_power_smc.benchmarks.records import read
 def fidelity(figures: pathlib.Path, picture: pathlib.Path) -> None:
     """The gap against N on the longest Markov models, and below it the shortfall of log p.
 
-    There is one column for each kind of model and entropy.
-
-    Args:
-      figures: the JSON lines of the fidelity benchmark; nothing is drawn without Markov models.
-      picture: the .png to write.
+    There is one column for each kind of model and entropy. Reads the JSON lines of the fidelity
+    benchmark, and writes a .png, unless there are no Markov models in them.
     """
     plt = _pyplot()
     lines = read(figures)
@@ -85,9 +82,7 @@ def _style(label: str) -> dict[str, str]:
 def step_multiples(figures: pathlib.Path, picture: pathlib.Path) -> None:
     """Step time against N as a multiple of decoding one sequence, one column per model.
 
-    Args:
-      figures: the JSON lines of the speed benchmark, with its section "steps".
-      picture: the .png to write.
+    Reads the JSON lines of the speed benchmark, with its section "steps", and writes a .png.
     """
     plt = _pyplot()
     lines = read(figures)

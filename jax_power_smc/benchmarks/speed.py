@@ -33,12 +33,7 @@ SAMPLERS: Mapping[str, Callable[[int], Sampler]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model to measure.
-
-    Attributes:
-      name: of the model, in the figures.
-      model, params: the model.
-    """
+    """A model to measure, with its name in the figures."""
 
     name: str
     model: TransformerLM
@@ -53,13 +48,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What all sections share.
-
-    Attributes:
-      alpha: exponent.
-      repeats: rounds that count.
-      write, progress: receive the figures, and what is being measured.
-    """
+    """What all sections share; ``repeats`` are the rounds that count."""
 
     alpha: float
     repeats: int

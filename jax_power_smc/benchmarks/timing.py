@@ -45,11 +45,8 @@ def interleaved(
 ) -> Seconds:
     """Runs every variant once per round, after a first round that compiles and does not count.
 
-    Args:
-      title: for the progress.
-      variants: name -> function that runs it and returns the seconds.
-      repeats: rounds that count.
-      progress: called before every run, and at the end.
+    The variants are functions that run and return the seconds, by name; ``repeats`` are the rounds
+    that count.
     """
     rounds: dict[str, list[float]] = {name: [] for name in variants}
     total = (repeats + 1) * len(variants)
@@ -78,12 +75,9 @@ def copy_bandwidth(num_bytes: int, repeats: int) -> float:
 
 
 class Decoded(NamedTuple):
-    """Result of decoding some prompts.
+    """Result of decoding some prompts, with what was recorded at their steps.
 
-    Attributes:
-      seconds: of decoding.
-      total: of decoding and prefill; both exclude compilation.
-      requests: the prompts, with what was recorded at their steps.
+    Seconds are of decoding, ``total`` of decoding and prefill; both exclude compilation.
     """
 
     seconds: float

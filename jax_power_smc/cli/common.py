@@ -25,10 +25,6 @@ def launch(main: Callable[[Any], Any], required: Sequence[str]) -> None:
 
     Only warnings are logged, unless ``--verbosity`` asks for more. Compiled programs are cached:
     see ``keep_compiled_programs``.
-
-    Args:
-      main: what to run.
-      required: the flags that must be given.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -139,11 +135,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 class StopRequest:
-    """Whether the program was asked to stop.
-
-    Attributes:
-      name: the signal that asked, such as "SIGTERM", or ``None``.
-    """
+    """Whether the program was asked to stop, and by which signal, such as "SIGTERM"."""
 
     name: str | None = None
 

@@ -38,12 +38,7 @@ KINDS: dict[str, Kind] = {
 
 
 class Line(NamedTuple):
-    """A line of the input.
-
-    Attributes:
-      fields: the whole object.
-      gold: the reference answer, in the form that graders take.
-    """
+    """A line of the input, with its reference answer in the form that graders take."""
 
     fields: dict[str, Any]
     gold: Any
@@ -79,13 +74,8 @@ def grade(
 ) -> Summary:
     """Grades a file. If the output exists, it is first renamed.
 
-    Args:
-      task: a key of ``KINDS``.
-      source: the input.
-      target: the output; while it is being written, its name ends in ".tmp".
-      processes: see ``open_grader``, as for the arguments below.
-      seconds: time limit for one response.
-      allow_code_execution: for humaneval.
+    The task is a key of ``KINDS``; for the options see ``open_grader``. While the output is being
+    written, its name ends in ".tmp".
 
     Raises:
       ValueError: if an argument or a line is invalid; nothing is graded then.

@@ -11,8 +11,7 @@ from jax_power_smc.evaluation.job import Progress
 class EvaluationProgress(ProgressDisplay):
     """Progress of an evaluation: a bar for each run.
 
-    Args:
-      processes: of several, the first one shows its own share, and the others show nothing.
+    Of several processes, the first one shows its own share, and the others show nothing.
     """
 
     def __init__(self, processes: ProcessGroup = SINGLE_PROCESS) -> None:
@@ -30,12 +29,7 @@ class EvaluationProgress(ProgressDisplay):
 
 
 class TrainingProgress(ProgressDisplay):
-    """Progress of a training run: step, loss, tokens per second and the time left.
-
-    Args:
-      steps: of the whole run.
-      first_step: where this start of it begins.
-    """
+    """Progress of a training run: step, loss, tokens per second and the time left."""
 
     def __init__(self, steps: int, first_step: int = 0) -> None:
         super().__init__(seconds_between_lines=0.0)

@@ -27,16 +27,10 @@ _NAMED = 3
 
 
 def report(workdir: str, problems: Sequence[str] = (), output: str | None = None) -> epath.Path:
-    """Writes the report, and prints the table.
+    """Writes the report of a workdir, local or remote (gs://), and prints the table.
 
-    Args:
-      workdir: of an evaluation, local or remote (gs://).
-      problems: ids of the problems to show in full; if empty, those that samplers disagree about
-        most.
-      output: directory for the page and its plots; None for "report" in the workdir.
-
-    Returns:
-      Where the page is.
+    Shows the problems with these ids in full; if there are none, those that samplers disagree about
+    most. ``output`` is a directory; None for "report" in the workdir. Returns where the page is.
 
     Raises:
       ValueError: if there is no finished item, a file is damaged, or no problem has such an id.

@@ -59,11 +59,8 @@ class ProcessGroup:
         """Waits until all processes have reached the point of this name, if need be for hours.
 
         A collective on the devices would time out. If a process is lost, JAX's runtime ends the
-        wait together with this process.
-
-        Args:
-          name: used at one point only.
-          meanwhile: called about once a second.
+        wait together with this process. The name is used at one point only; ``meanwhile`` is called
+        about once a second.
         """
         keys = self._keys(f"barrier/{name}")
         self.store.set(keys[self.index], "reached")

@@ -18,11 +18,9 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class VocabSharding:
-    """How the last axis of arrays [..., V] is sharded.
+    """How the last axis of arrays [..., V] is sharded: over which mesh axis, and its size m.
 
-    Attributes:
-      axis: the mesh axis over which it is sharded, inside ``shard_map``; None if unsharded.
-      num_shards: m, the size of that axis.
+    The axis is one inside ``shard_map``; None if the arrays are unsharded.
     """
 
     axis: str | None = None

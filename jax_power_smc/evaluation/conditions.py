@@ -82,11 +82,8 @@ def config_differences(
 class Conditions:
     """The conditions of every item of a job.
 
-    Attributes:
-      common: part -> its values, for all items.
-      samplers: run -> settings.
-      problems: problem id -> digest of its text and reference answer.
-      renderings: problem id -> digest of its prompt's tokens.
+    Those of all items by part, and of samplers by run; by problem id, a digest of its text and
+    reference answer, and one of its prompt's tokens.
     """
 
     common: Mapping[str, Any]

@@ -15,13 +15,9 @@ Check = Callable[[str, Any], object]
 
 
 class Field(NamedTuple):
-    """One field of a config.
+    """One field of a config: its default, check and description.
 
-    Attributes:
-      default: the value that it has unless a config or a flag says otherwise.
-      check: of a value other than None, or of any value if None is not allowed.
-      doc: what it is.
-      kind: for a field that may be None, the type of its other values.
+    For a field that may be None, ``kind`` is the type of its other values, which alone are checked.
     """
 
     default: Any

@@ -102,10 +102,8 @@ def paper_samplers(config: ConfigDict) -> None:
 def paper(model: str, architecture: str, task: str) -> ConfigDict:
     """An evaluation as in the paper: alpha 4, N = 64, kappa 0.5, ramp 100, at most 2048 tokens.
 
-    Args:
-      model: owner/name on the hub.
-      architecture: its family, a key of ``models.transformer.families.FAMILIES``.
-      task: a key of ``tasks.load.TASKS``.
+    The model is owner/name on the hub; architecture and task are keys of ``families.FAMILIES`` and
+    ``tasks.load.TASKS``.
     """
     config = default()
     config.update(model=model, architecture=architecture, dtype="bfloat16", task=task)

@@ -74,14 +74,8 @@ def summarize(
     """The content of summary.json, and of the tables.
 
     Of each run, only problems finished with all seeds count, and a run without any is left out;
-    differences are over the problems that both runs have.
-
-    Args:
-      scores: of the finished items.
-      runs: in the order of the table.
-      ids, seeds: of all problems, and of the job.
-      alpha: of the target.
-      device: the kind of device that the job ran on.
+    differences are over the problems that both runs have. The runs are in the order of the table;
+    ``ids`` are those of all problems.
     """
     tables = [table for run in runs if (table := _finished(run, scores, ids, seeds)) is not None]
     # Plain decoding, whose cost is the unit of "multiple".

@@ -11,11 +11,7 @@ from jax_power_smc.tiny_reasoner.problems import parse_answer
 
 
 class InlineGrader(Grader):
-    """A ``Grader`` that works in the caller's thread.
-
-    Args:
-      kind: "choice", "string" or "reasoner".
-    """
+    """A ``Grader`` that works in the caller's thread, of kind "choice", "string" or "reasoner"."""
 
     def __init__(self, kind: str) -> None:
         self.pending, self._closed = 0, False

@@ -28,11 +28,7 @@ _warned_of_network = threading.Event()
 
 
 class Sandbox(ProcessOwner):
-    """Runs one program at a time.
-
-    Args:
-      seconds: time limit of one program, including the start of its process.
-    """
+    """Runs one program at a time, whose time limit includes the start of its process."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()

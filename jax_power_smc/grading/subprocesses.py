@@ -17,11 +17,8 @@ class KillableProcess:
     """A process in a group of its own, with pipes to its stdin and from its stdout.
 
     It starts with SIGTERM blocked: a cluster manager sends that signal to every process of a job,
-    and it must not look as if the response being graded had ended its process.
-
-    Args:
-      command: what to run.
-      options: keyword arguments of ``subprocess.Popen``.
+    and it must not look as if the response being graded had ended its process. The options are
+    those of ``subprocess.Popen``.
     """
 
     def __init__(self, command: Sequence[str], **options: Any) -> None:

@@ -25,12 +25,8 @@ class WorkerProcess(ProcessOwner):
     """Runs functions of a module in another process, which is replaced after it was killed.
 
     The process is started when it is first needed. All calls must come from one thread, because
-    the process ends with the thread that started it.
-
-    Args:
-      module: the module with the functions; it must not import JAX, which starts slowly.
-      seconds: time limit of one call.
-      memory: bytes of address space that the process may use.
+    the process ends with the thread that started it. The module must not import JAX, which starts
+    slowly; ``seconds`` is the time limit of one call, ``memory`` the process's address space.
     """
 
     def __init__(self, module: str, seconds: float, memory: int = DEFAULT_MEMORY) -> None:

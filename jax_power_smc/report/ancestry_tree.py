@@ -29,13 +29,9 @@ ENDED = -1
 
 @dataclasses.dataclass
 class Segment:
-    """A range of steps without a branch.
+    """The steps start .. end - 1, without a branch, of all particles whose path includes them.
 
-    Attributes:
-      start, end: its steps are start .. end - 1.
-      particles: indices of all particles whose path includes it.
-      branches: the segments that follow; none at a leaf.
-      height: where it is drawn, see ``set_heights``.
+    A leaf has no branches; for the height see ``set_heights``.
     """
 
     start: int

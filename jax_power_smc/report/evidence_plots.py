@@ -20,12 +20,9 @@ _FREE = ("num_particles", "label")
 
 
 class Evidence(NamedTuple):
-    """log Z_hat of all runs on the problems that all of them have finished.
+    """log Z_hat [problems, seeds] of all runs on the problems that all of them have finished.
 
-    Attributes:
-      values: run -> [problems, seeds].
-      problems: number of these problems.
-      left_out: number of problems for which some run has no finite log Z_hat.
+    For the problems that are left out, some run has no finite log Z_hat.
     """
 
     values: dict[str, np.ndarray]

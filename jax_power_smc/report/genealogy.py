@@ -30,10 +30,8 @@ PRINTED = 0.01
 class _Answers(NamedTuple):
     """The answers of a record in groups: the right ones, the heaviest wrong ones, the others.
 
-    Attributes:
-      rank: particle -> index of the group of its answer.
-      looks: (colour, marker) of every group.
-      texts: index of a group that has an answer -> its text in the legend.
+    ``rank`` is the group of each particle's answer; ``looks`` are (colour, marker) of every group,
+    and ``texts`` the legend's, of the groups that have an answer.
     """
 
     rank: dict[int, int]
@@ -74,12 +72,7 @@ def _answers(record: Record, weight: Mapping[int, float]) -> _Answers:
 
 
 def genealogy(records: Sequence[Record], labels: Mapping[str, str]) -> list[Plot]:
-    """One picture for each record with several particles: which descends from which.
-
-    Args:
-      records: of one problem, or of several.
-      labels: run -> its name in tables.
-    """
+    """One picture for each record with several particles: which descends from which."""
     has_seeds = len({record["seed"] for record in records}) > 1
     plots = []
     for record in records:

@@ -13,13 +13,11 @@ from jax_power_smc.report.load import ReportData
 
 @dataclasses.dataclass(frozen=True)
 class JobStatus:
-    """The progress of a job.
+    """The progress of a job in items.
 
-    Attributes:
-      summary: as in summary.json, of all items that are finished now; None if this version cannot
-        read the config and the job has not written a summary.
-      done, planned: items that are finished, and those of the whole job; None if unknown.
-      problems: problems of the whole job; if unknown, those seen so far.
+    ``summary`` is as in summary.json, of all items that are finished now; None if this version
+    cannot read the config and the job has not written one. ``problems`` are those of the whole job;
+    if their number is unknown, and with it that of the planned items, those seen so far.
     """
 
     summary: dict[str, Any] | None

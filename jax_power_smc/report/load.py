@@ -56,13 +56,7 @@ class ItemSummary:
 
 @dataclasses.dataclass(frozen=True)
 class ReportData:
-    """An evaluation, finished or not.
-
-    Attributes:
-      about: config.json: the config with its hash, labels of the runs, device and versions.
-      summary: summary.json, or None if the job has not written it yet.
-      items: those that are finished.
-    """
+    """An evaluation, finished or not: config.json, summary.json if there is one, finished items."""
 
     workdir: epath.Path
     about: dict[str, Any]

@@ -22,15 +22,10 @@ HEAD, TAIL = 12_000, 6_000
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """Particles of one run whose tokens are the same.
+    """Particles of one run whose tokens are the same; their number, and their weight together.
 
-    Attributes:
-      weight: of all of them together.
-      tokens: the length of each.
-      mark: "right", "wrong" or "not graded".
-      note: why it was not graded, or None.
-      flags: of "drawn", "loop", "very short" and "unfinished", those that apply.
-      text: the whole text, or its two ends.
+    ``mark`` is "right", "wrong" or "not graded", and ``note`` says why it was not graded. ``flags``
+    are those of "drawn", "loop", "very short" and "unfinished" that apply.
     """
 
     weight: float
@@ -53,14 +48,10 @@ class Output:
 class RunOutputs:
     """The outputs of one run for one problem and one seed.
 
-    Attributes:
-      failure: why the result is invalid, or None.
-      drawn: the output that was drawn, or None.
-      right: weight of the correct answers.
-      answers: number of distinct answers among the particles of positive weight.
-      first, more: the heaviest outputs, always with the drawn one: those that are open from the
-        start, and those behind a click.
-      left_out, left_out_weight: number and weight of all other outputs.
+    ``failure`` says why the result is invalid; ``right`` is the weight of the correct answers, and
+    ``answers`` counts the distinct ones among the particles of positive weight. ``first`` and
+    ``more`` are the heaviest outputs, always with the drawn one: those that are open from the
+    start, and those behind a click.
     """
 
     label: str
@@ -78,13 +69,7 @@ class RunOutputs:
 
 @dataclasses.dataclass(frozen=True)
 class ProblemInFull:
-    """One problem with the outputs of all runs.
-
-    Attributes:
-      reference: the reference answer, as text.
-      seed, seeds: the seed that is shown, and the number of seeds.
-      runs, records: in the order of the tables.
-    """
+    """One problem with the outputs of all runs, for one of several seeds."""
 
     id: str
     prompt: str
@@ -114,11 +99,9 @@ def most_contested(data: ReportData, most: int = 3) -> list[str]:
 
 
 def problem_in_full(records: Sequence[Record], labels: Mapping[str, str]) -> ProblemInFull:
-    """One problem from its records; only the first seed is shown.
+    """One problem from its records, at least one; only the first seed is shown.
 
-    Args:
-      records: of one problem, at least one.
-      labels: run -> its name in tables, in their order.
+    ``labels`` are the names of the runs in tables, in their order.
     """
     seeds = sorted({record["seed"] for record in records})
     shown = {record["run"]: record for record in records if record["seed"] == seeds[0]}

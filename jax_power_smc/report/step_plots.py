@@ -21,13 +21,11 @@ _FORKS = style.INK
 
 @dataclasses.dataclass(frozen=True)
 class StepCurves:
-    """How the items of one run developed over the steps.
+    """How the items of one run developed over bins of steps, of which ``steps`` has the middles.
 
-    Attributes:
-      steps: [bins], the middle of each bin of steps.
-      running: [bins], share of the items that had not ended.
-      ess, forks: [3, bins], lower quartile, median and upper quartile over the items still running,
-        of each item's mean over the steps of the bin, divided by N.
+    ``running`` is the share of the items that had not ended; ``ess`` and ``forks`` [3, bins] are
+    the lower quartile, median and upper quartile over the items still running, of each item's mean
+    over the steps of the bin, divided by N.
     """
 
     steps: np.ndarray

@@ -95,11 +95,8 @@ def printable(text: object, most: int = LABEL) -> str:
     """Any text as one short line that can be drawn.
 
     White space becomes single spaces; characters that the font lacks, or that would move or hide
-    their neighbours, are written as their code, such as \\u202e. Long text is cut in the middle.
-
-    Args:
-      text: of a model or a data set, so it may contain anything.
-      most: the most characters of the result.
+    their neighbours, are written as their code, such as \\u202e. What is longer than ``most`` is
+    cut in the middle.
     """
     signs = [_sign(c) for c in " ".join(unicodedata.normalize("NFC", str(text)).split())]
     if sum(map(len, signs)) <= most:

@@ -30,11 +30,8 @@ class Estimate:
 class RunSummary:
     """All answers of one run.
 
-    Attributes:
-      label: its name in tables.
-      accuracy: answer -> its accuracy; there is only the draw for N = 1.
-      pass_at_n: share of problems that at least one of N answers solves; None for N = 1.
-      figures: the row of the draw in the summary.
+    ``accuracy`` is by answer; for N = 1 there is only the draw, and no ``pass_at_n``, the share of
+    problems that at least one of N answers solves. ``figures`` is the draw's row in the summary.
     """
 
     label: str
@@ -68,12 +65,9 @@ def run_summaries(summary: Summary) -> list[RunSummary]:
 
 @dataclasses.dataclass(frozen=True)
 class Comparisons:
-    """Paired differences of accuracy.
+    """Paired differences of accuracy, by (method, against): the method's minus that of the other.
 
-    Attributes:
-      methods: samplers with weighted particles, whose draw is compared.
-      against: methods of the summary that they are compared with.
-      cells: (method, against) -> method minus against.
+    The methods are samplers with weighted particles, whose draw is compared.
     """
 
     methods: list[str]

@@ -71,11 +71,9 @@ def pivot(
 ) -> Table:
     """A table from single values; what is missing stays empty.
 
-    Args:
-      title: above the table.
-      names: headings of the fields that identify a row.
-      entries: fields of the row, name of the column, formatted value.
-      headings: heading of each column by its name, in order; by default the names as they come.
+    ``names`` are the headings of the fields that identify a row. Each entry has those fields, the
+    name of a column, and the formatted value. ``headings`` are those of the columns by name, in
+    order; by default the names as they come.
     """
     entries = list(entries)
     if headings is None:

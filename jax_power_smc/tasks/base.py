@@ -29,13 +29,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Problems of one kind.
-
-    Attributes:
-      name: for people.
-      problems: in the order of their source.
-      kind: how answers are graded.
-    """
+    """Problems of one kind, which says how answers are graded, in the order of their source."""
 
     name: str
     problems: tuple[Problem, ...]

@@ -11,14 +11,10 @@ from jax_power_smc.tasks.records import Record
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A problem before its prompt is written.
+    """A problem before its prompt is written; id and gold as in ``base.Problem``.
 
-    Attributes:
-      id: see ``base.Problem``.
-      question: the question; for multiple choice, with its options.
-      gold: see ``base.Problem``.
-      solution: a worked solution that ends the way the prompt asks for, for few-shot prompts, or
-        None.
+    The question has its options, if there are any. For few-shot prompts there may be a worked
+    solution, which ends the way the prompt asks for.
     """
 
     id: str

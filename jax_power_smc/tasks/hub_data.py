@@ -16,13 +16,9 @@ def is_hub_dataset(name: str) -> bool:
 
 
 def hub_records(name: str, config: str | None, split: str, limit: int | None) -> list[Record]:
-    """The records of one split.
+    """The first ``limit`` records, or all, of a split of the data set owner/name.
 
-    Args:
-      name: owner/name.
-      config: which of its configurations, or None if it has only one.
-      split: the split's name on the hub.
-      limit: how many, from the first; None for all.
+    ``config`` is one of its configurations, or None if it has only one.
 
     Raises:
       UnavailableError: if the library is not installed or cannot get the dataset.

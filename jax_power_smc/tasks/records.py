@@ -20,12 +20,7 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".gz")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One record.
-
-    Attributes:
-      location: such as "line 3 of problems.jsonl".
-      fields: name -> value.
-    """
+    """One record's fields, and its location, such as "line 3 of problems.jsonl"."""
 
     location: str
     fields: Mapping[str, Any]

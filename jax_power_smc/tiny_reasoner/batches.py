@@ -66,13 +66,7 @@ class Batch(NamedTuple):
 def make_pool(
     tokenizer: Tokenizer, config: DataConfig, pool: int, split: str = "train"
 ) -> list[Batch]:
-    """The batches of one pool, a deterministic function of the arguments.
-
-    Args:
-      tokenizer: encodes questions and solutions.
-      config: seed and sizes.
-      pool: index of the pool, from 0.
-      split: which problems to draw from.
+    """The batches of one pool, numbered from 0: a deterministic function of the arguments.
 
     Raises:
       ValueError: if ``config.max_tokens`` excludes almost all examples.

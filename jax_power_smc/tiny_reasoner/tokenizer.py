@@ -30,13 +30,8 @@ _ISOLATED = r"[*+\-=:,>\n]"
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 640) -> Tokenizer:
     """Learns merges from ``texts``; the result is a deterministic function of both arguments.
 
-    Args:
-      texts: the training texts.
-      vocab_size: the largest number of ids, at least 257. Few texts may allow fewer merges, and
-        the tokenizer is then smaller.
-
-    Returns:
-      A tokenizer whose id 0 is ``<|end|>``, which encoding never adds.
+    ``vocab_size`` is the largest number of ids, at least 257. Few texts may allow fewer merges, and
+    the tokenizer is then smaller. Its id 0 is ``<|end|>``, which encoding never adds.
 
     Raises:
       ValueError: if ``vocab_size`` cannot hold the bytes and the end token.

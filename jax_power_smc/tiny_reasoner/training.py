@@ -61,12 +61,7 @@ class OptimizerConfig:
 
 
 class TrainState(NamedTuple):
-    """The state that a training step updates.
-
-    Attributes:
-      params: float32 parameters of the ``Transformer``.
-      opt_state: state of the optimizer.
-    """
+    """The state that a training step updates: float32 parameters, and the optimizer's state."""
 
     params: nnx.State
     opt_state: optax.OptState
@@ -107,14 +102,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """Returns the jitted step, (state, batch) -> (state, mean loss []), which donates the state.
 
-    Args:
-      model: the model's configuration.
-      optimizer: see ``make_optimizer``.
-      compute_dtype: "float32" or "bfloat16": the type to which parameters are cast for the forward
-        pass. Parameters, gradients and moments remain float32.
-
-    Raises:
-      ValueError: if ``compute_dtype`` is neither.
+    Parameters are cast to ``compute_dtype``, "float32" or "bfloat16", for the forward pass only;
+    they, gradients and moments remain float32. Any other is a ValueError.
     """
     loss_sum = _make_loss_sum(model, compute_dtype)
 

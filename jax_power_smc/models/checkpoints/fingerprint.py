@@ -31,7 +31,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def file_digests(directory: str | os.PathLike[str], *, weights: bool = True) -> dict[str, str]:
-    """A digest of each file that determines what a model computes, by name.
+    """A digest, 32 hexadecimal digits, of each file that determines what a model computes, by name.
 
     These are config.json, generation_config.json, the tokenizer's files, the chat template, and
     under the one name "weights" the files that hold the weights: model.safetensors, or the index
@@ -40,13 +40,6 @@ def file_digests(directory: str | os.PathLike[str], *, weights: bool = True) -> 
 
     Every byte is read. A gigabyte in the operating system's cache takes 0.7 seconds on two cores,
     and less on more cores, up to eight.
-
-    Args:
-      directory: as for ``load``, but local.
-      weights: whether to include the weights.
-
-    Returns:
-      Name -> 32 hexadecimal digits.
 
     Raises:
       OSError: if a file cannot be read.

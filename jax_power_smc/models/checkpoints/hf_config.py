@@ -47,11 +47,7 @@ _FULL, _WINDOW = "full_attention", "sliding_attention"
 def read_config(
     directory: str | os.PathLike[str], max_positions: int | None = None
 ) -> TransformerConfig:
-    """Reads ``config.json`` of a directory in Hugging Face format.
-
-    Args:
-      directory: the checkpoint's directory.
-      max_positions: see ``config_from_hf``.
+    """Reads ``config.json`` of a directory in Hugging Face format; see ``config_from_hf``.
 
     Raises:
       CheckpointError: if config.json is missing, unreadable or inconsistent.

@@ -26,12 +26,9 @@ class Ropes(NamedTuple):
 
 
 def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
-    """Reads the rotary settings of a ``config.json``.
+    """Reads the rotary settings of a ``config.json`` with its family's defaults.
 
-    Args:
-      raw: the JSON object, with the family's defaults.
-      family: of the model.
-      source: how error messages refer to it.
+    Error messages refer to it as ``source``.
 
     Raises:
       CheckpointError: for invalid values.

@@ -87,11 +87,7 @@ class LoadedModel:
         return not ends or not ends.isdisjoint(self.eos_ids)
 
     def describe(self, chat: bool | None = None) -> str:
-        """How prompts begin and answers end, in one sentence.
-
-        Args:
-          chat: as for ``encode``.
-        """
+        """How prompts begin and answers end, in one sentence; ``chat`` as for ``encode``."""
         chat = self.is_chat if chat is None else chat
         kind = "chat model" if chat else "base model"
         bos = self.tokenizer.bos_token

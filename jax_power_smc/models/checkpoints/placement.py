@@ -52,17 +52,11 @@ def resolve_shardings(
 def place(
     view: np.ndarray, dtype: np.dtype, sharding: jax.sharding.Sharding | None
 ) -> tuple[jax.Array, bool]:
-    """Fills each shard of a parameter with its slice of a memory map.
+    """Fills each shard of a parameter with its slice of a view of a memory map.
 
-    Args:
-      view: the whole parameter, as a view of a memory map: only the slices that this process needs
-        are read.
-      dtype: of the result.
-      sharding: None for the default device.
-
-    Returns:
-      The parameter, which shares no memory with the view, and whether every value that this
-      process read is finite.
+    Only the slices that this process needs are read; without a sharding, the parameter goes to the
+    default device. Returns the parameter, which shares no memory with the view, and whether every
+    value that this process read is finite.
     """
     slices: dict[Any, tuple[np.ndarray, bool]] = {}
 

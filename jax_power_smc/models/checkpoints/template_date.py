@@ -13,11 +13,8 @@ def with_date(template: str, date: datetime.date) -> str:
     """The template with its own clock, which stands at midnight of ``date``.
 
     The library that renders templates passes them a ``strftime_now`` that reads the real clock and
-    cannot be replaced by a caller; but a macro of that name takes precedence.
-
-    Args:
-      template: a Jinja template; one that does not ask for the time is returned unchanged.
-      date: the day.
+    cannot be replaced by a caller; but a macro of that name takes precedence. A template that does
+    not ask for the time is returned unchanged.
     """
     if not re.search(rf"\b{_CLOCK}\b", template):
         return template

@@ -81,10 +81,9 @@ _FEATURES: dict[str, dict[str, Any]] = {
 def tiny_model(config: ConfigDict) -> LoadedModel:
     """A model of the config's family with random weights.
 
-    Args:
-      config: of an evaluation. The family is that of the model's config.json if that is on this
-        machine, else ``config.architecture``; the tokenizer is the model's own if that is on this
-        machine, else that of the embedded model.
+    The family is that of the model's config.json if that is on this machine, else
+    ``config.architecture``; the tokenizer is the model's own if that is on this machine, else that
+    of the embedded model.
 
     Raises:
       ValueError: if the family is unknown, not implemented, or named differently in two places.
