@@ -72,11 +72,7 @@ def _style(label: str) -> dict[str, str]:
     colours = {"smc": "tab:orange", "swor": "tab:blue", "mh": "tab:green"}
     markers = {"smc": "s", "swor": "o", "mh": "^"}
     lines = {"": "-", "0.25 T": "--"}
-    return {
-        "color": colours[name],
-        "marker": markers[name],
-        "linestyle": lines.get(ramp, ":"),
-    }
+    return {"color": colours[name], "marker": markers[name], "linestyle": lines.get(ramp, ":")}
 
 
 def step_multiples(figures: pathlib.Path, picture: pathlib.Path) -> None:

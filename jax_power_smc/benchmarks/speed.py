@@ -25,10 +25,7 @@ from jax_power_smc.targets.power import PowerTarget
 
 # The samplers that run in slots.
 Sampler = Ancestral | PowerSMC | WithoutReplacement
-SAMPLERS: Mapping[str, Callable[[int], Sampler]] = {
-    "smc": PowerSMC,
-    "swor": WithoutReplacement,
-}
+SAMPLERS: Mapping[str, Callable[[int], Sampler]] = {"smc": PowerSMC, "swor": WithoutReplacement}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,10 +25,7 @@ from jax_power_smc.targets.power import PowerTarget
 # section -> its fields besides "models"; the first ones are lists
 SECTIONS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "steps": (("particles", "max_new_tokens"), ("prompt_tokens",)),
-    "throughput": (
-        (),
-        ("num_particles", "slots", "prompts", "longest_prompt", "max_new_tokens"),
-    ),
+    "throughput": ((), ("num_particles", "slots", "prompts", "longest_prompt", "max_new_tokens")),
     "torch_batch_1": (("particles", "prompt_tokens"), ("max_new_tokens",)),
     "torch": (("particles", "prompt_tokens"), ("max_new_tokens",)),
 }

@@ -32,12 +32,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from jax_power_smc.cli.common import BAD_INPUT, plain_errors
-from jax_power_smc.core.key_value_store import (
-    KeyValueStore,
-    StoreClient,
-    StoreServer,
-    addresses,
-)
+from jax_power_smc.core.key_value_store import KeyValueStore, StoreClient, StoreServer, addresses
 from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup
 
 # The exit code when another process is lost or missing.
@@ -178,10 +173,7 @@ def _join_by_cluster(values: Any) -> ProcessGroup:
 
 
 def _initialize(
-    values: Any,
-    coordinator: str | None = None,
-    count: int | None = None,
-    index: int | None = None,
+    values: Any, coordinator: str | None = None, count: int | None = None, index: int | None = None
 ) -> None:
     jax.distributed.initialize(
         coordinator,

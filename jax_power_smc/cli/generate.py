@@ -133,11 +133,7 @@ def run() -> None:
         "model", "tiny-reasoner", "tiny-reasoner, a directory with a model, or a model of the hub."
     )
     flags.DEFINE_string("prompt", None, "The text to continue.")
-    flags.DEFINE_bool(
-        "chat",
-        None,
-        "Whether to use the chat template; default: the model decides.",
-    )
+    flags.DEFINE_bool("chat", None, "Whether to use the chat template; default: the model decides.")
     flags.DEFINE_string("sampler", "smc", f"One of {', '.join(SAMPLERS)}.")
     flags.DEFINE_integer(
         "num_particles", 16, "N; for mh the number of chains, for ancestral that of samples."

@@ -97,10 +97,7 @@ def grade(
             )
     started = time.monotonic()
     with open_grader(
-        KINDS[task],
-        processes=processes,
-        seconds=seconds,
-        allow_code_execution=allow_code_execution,
+        KINDS[task], processes=processes, seconds=seconds, allow_code_execution=allow_code_execution
     ) as grader:
         lines = read_lines(source, task)
         target.parent.mkdir(parents=True, exist_ok=True)

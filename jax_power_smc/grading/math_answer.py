@@ -59,11 +59,7 @@ def judge(gold: str, response: str, opts: Mapping[str, Any] | None = None) -> di
     same = string_rule.equal(gold, response)
     # The string rule knows nothing about the options.
     correct = _equal(gold, response, opts) if opts else same or _equal(gold, response, {})
-    return {
-        "parsed": string_rule.parsed(response),
-        "correct": correct,
-        "correct_string": same,
-    }
+    return {"parsed": string_rule.parsed(response), "correct": correct, "correct_string": same}
 
 
 def merge(answers: Sequence[tuple[str, int]]) -> dict[str, str]:

@@ -95,10 +95,7 @@ def write_ropes(config: TransformerConfig) -> dict[str, Any]:
     if scaling.kind != "linear":
         settings[_ORIGINAL] = scaling.original_positions
     if scaling.kind == "llama3":
-        settings |= {
-            "low_freq_factor": scaling.low_factor,
-            "high_freq_factor": scaling.high_factor,
-        }
+        settings |= {"low_freq_factor": scaling.low_factor, "high_freq_factor": scaling.high_factor}
     if scaling.kind == "longrope":
         made[_ORIGINAL] = scaling.original_positions
         settings |= {

@@ -11,11 +11,7 @@ from flax import nnx
 
 from jax_power_smc.models.checkpoints.fingerprint import file_digests, hub_commit, of_digests
 from jax_power_smc.models.checkpoints.template_date import with_date
-from jax_power_smc.models.checkpoints.tokenizer import (
-    HfTokenizer,
-    begins_with_bos,
-    special_tokens,
-)
+from jax_power_smc.models.checkpoints.tokenizer import HfTokenizer, begins_with_bos, special_tokens
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
 

@@ -118,11 +118,7 @@ def _read_header(file: pathlib.Path) -> list[StoredTensor]:
     header.pop("__metadata__", None)
     return [
         StoredTensor(
-            name,
-            file,
-            entry["dtype"],
-            tuple(entry["shape"]),
-            8 + length + entry["data_offsets"][0],
+            name, file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
         )
         for name, entry in header.items()
     ]
