@@ -53,12 +53,18 @@ def from_regex(pattern: str) -> ByteAutomaton:
 def from_steps(step: Callable[[Any, int], Any], start: Any, accept: Any) -> ByteAutomaton:
     """The automaton of a function ``step(state, byte) -> state`` on hashable states."""
     number = {start: 0}
-    table: list[list[int]] = []
-    while len(table) < len(number):
-        state = list(number)[len(table)]
-        targets = [state if state == accept else step(state, byte) for byte in range(256)]
-        table.append([number.setdefault(target, len(number)) for target in targets])
-    return _minimal(np.array(table, np.int32), np.array([state == accept for state in number]))
+    states = [start]
+    table = []
+    for state in states:  # grows
+        targets = []
+        for byte in range(256):
+            target = state if state == accept else step(state, byte)
+            if target not in number:
+                number[target] = len(states)
+                states.append(target)
+            targets.append(number[target])
+        table.append(targets)
+    return _minimal(np.array(table, np.int32), np.array([state == accept for state in states]))
 
 
 def _search(nfa: Nfa, start: int) -> ByteAutomaton:
@@ -156,7 +162,11 @@ def _minimal(table: np.ndarray, accepting: np.ndarray) -> ByteAutomaton:
 
 def _breadth_first(table: np.ndarray, start: int) -> Sequence[int]:
     """The states in the order of a breadth-first search."""
-    order = {start: None}
-    for place in range(len(table)):  # all are reachable
-        order |= dict.fromkeys(table[list(order)[place]].tolist())
-    return list(order)
+    order = [start]
+    seen = {start}
+    for state in order:  # grows
+        for target in dict.fromkeys(table[state].tolist()):
+            if target not in seen:
+                seen.add(target)
+                order.append(target)
+    return order
