@@ -19,6 +19,7 @@ from jax_power_smc.core.types import Params
 from jax_power_smc.engine import executables, programs
 from jax_power_smc.engine.buckets import Sizes, pad_prompts
 from jax_power_smc.engine.layout import layout_of
+from jax_power_smc.engine.model_cache import ModelCache
 from jax_power_smc.engine.programs import EnteringRows, FinishedPrompts, Progress
 from jax_power_smc.engine.request import ActiveRequest
 from jax_power_smc.engine.slot_allocator import Group, SlotAllocator
@@ -84,6 +85,8 @@ class DeviceRows:
         self.allocator = SlotAllocator(sizes.slots, sizes.group, layout.data_shards)
         self._tokenizer = tokenizer
         self._fresh = jax.device_get(sampler.start(self.dtype))
+        no_draw_ = jax.device_get(no_draw(1, sampler.population_size, self.dtype))
+        self._no_draw = jax.tree.map(lambda x: x[0], no_draw_)
         self.clear()
 
     def clear(self) -> None:
@@ -263,12 +266,8 @@ class DeviceRows:
             runs = (start.log_weight > -np.inf) & ~start.ended
             where = mine[0] % per_shard if mine else per_shard
             row_of: Any = np.where(runs[: len(nowhere)], np.int32(where), nowhere)
-            draw = jax.tree.map(
-                lambda x: np.zeros(x.shape[1:], x.dtype),
-                jax.eval_shape(lambda: no_draw(1, len(runs), self.dtype)),
-            )
-            zero, no = jnp.int32(0), np.bool_(False)
-            return PromptState(start, row_of, zero, no, draw)  # type: ignore[arg-type]
+            zero, no = np.int32(0), np.bool_(False)
+            return PromptState(start, row_of, zero, no, self._no_draw)  # type: ignore[arg-type]
         for row in mine:
             nowhere[taken[row].members] = row % per_shard
         return request.suspended.state._replace(row_of=nowhere)  # type: ignore[arg-type]
@@ -304,6 +303,10 @@ _OF_MODEL = {
 }
 
 
+# Tracing a model takes long enough to be noticed.
+_WEIGHT_DTYPES: ModelCache[jnp.dtype] = ModelCache(lambda: 100)
+
+
 def _weight_dtype(model: LanguageModel, params: Params) -> jnp.dtype:
     """The dtype of weights and log p with this model's logits."""
     one = jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -312,4 +315,9 @@ def _weight_dtype(model: LanguageModel, params: Params) -> jnp.dtype:
         cache = model.init_cache(params, 1, 1)
         return model.extend(params, cache, position[:, None], position, position)[0]
 
-    return weight_dtype(jax.eval_shape(logits, params, one))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    leaves, structure = jax.tree.flatten(shapes)
+    key = (structure, *((x.shape, x.dtype) for x in leaves), jax.config.read("jax_enable_x64"))
+    return _WEIGHT_DTYPES.get(
+        model, key, lambda: weight_dtype(jax.eval_shape(logits, shapes, one))
+    )

@@ -351,7 +351,7 @@ class Scheduler:
     def _look(self, chunk: _Chunk) -> list[ActiveRequest]:
         """Learns from a chunk: who is done, how full the rows are, whether anybody can move."""
         on_device = chunk.progress.prompts
-        progress: Progress = jax.device_get(chunk.progress)
+        progress: Progress = records.to_host(chunk.progress)
         chunk.records.fetch()
         self._seen = chunk = chunk._replace(progress=progress)
         self.stats.add(progress)
@@ -494,7 +494,7 @@ class Scheduler:
         self, requests: dict[int, ActiveRequest], outcome: FinishedPrompts
     ) -> list[ActiveRequest]:
         """Waits for the outcome of a group; requests are given by their place in it."""
-        outcome = jax.device_get(outcome)
+        outcome = records.to_host(outcome)
         for place, request in requests.items():
             request.outcome = take_prompt(outcome, place)
             pieces = [pending.of(slot) for pending, slot in request.pieces]
