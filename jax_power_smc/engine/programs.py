@@ -64,7 +64,7 @@ class EnteringRows(NamedTuple):
     stop_state: jax.Array
 
 
-class Progress(NamedTuple):
+class Snapshot(NamedTuple):
     """How the prompts of a device stand after a chunk; for the host.
 
     Attributes:
@@ -213,7 +213,7 @@ def decode_chunk(
     *,
     model: LanguageModel,
     num_ticks: int,
-) -> tuple[DecodeState, Record, Progress]:
+) -> tuple[DecodeState, Record, Snapshot]:
     """At most ``num_ticks`` steps; it ends when all prompts are done, or none can move.
 
     Returns:
@@ -263,7 +263,7 @@ def decode_chunk(
     state, records, tick, moving, row_steps, stalls = jax.lax.while_loop(go_on, body, start)
     owned = state.rows.owner < slots
     spoiled = state.rows.spoiled
-    progress = Progress(
+    snapshot = Snapshot(
         prompts=state.prompts,
         stop_state=state.rows.stop_state[jnp.minimum(state.prompts.row_of, num_rows - 1)],
         running=running(state),
@@ -275,7 +275,7 @@ def decode_chunk(
         row_steps=row_steps[None],
         stalls=stalls[None],
     )
-    return state, records, progress
+    return state, records, snapshot
 
 
 def finalize(

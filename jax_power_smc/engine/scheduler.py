@@ -24,7 +24,7 @@ from jax_power_smc.core.types import Params
 from jax_power_smc.engine import records, row_policy, timing
 from jax_power_smc.engine.buckets import Sizes
 from jax_power_smc.engine.device_rows import DeviceRows, Prefix
-from jax_power_smc.engine.programs import FinishedPrompts, Progress
+from jax_power_smc.engine.programs import FinishedPrompts, Snapshot
 from jax_power_smc.engine.records import PendingRecords, copy_to_host_async
 from jax_power_smc.engine.request import ActiveRequest, Suspended, take_prompt
 from jax_power_smc.engine.row_policy import Load
@@ -45,7 +45,7 @@ class _Chunk(NamedTuple):
     Attributes:
       occupants: who had which slot, and rows.
       records: what was recorded in it.
-      progress: how prompts stand after it.
+      snapshot: how prompts stand after it.
       num_rows: R of each device.
       row_limit: as many rows it may use.
       entered: rows of the fullest device that were put in just before it.
@@ -54,7 +54,7 @@ class _Chunk(NamedTuple):
 
     occupants: list[ActiveRequest | None]
     records: PendingRecords
-    progress: Progress
+    snapshot: Snapshot
     num_rows: int
     row_limit: int
     entered: int
@@ -333,14 +333,14 @@ class Scheduler:
         return dropped
 
     def _hand_out_chunk(self, row_limit: int) -> None:
-        recorded, progress = self.rows.decode_chunk(row_limit)
-        self._ready.watch(progress.running)
-        copy_to_host_async(progress)
+        recorded, snapshot = self.rows.decode_chunk(row_limit)
+        self._ready.watch(snapshot.running)
+        copy_to_host_async(snapshot)
         pending = PendingRecords(recorded)
         active = [None if r is None or r.suspended else r for r in self._occupants]
         rows = self.rows.num_rows
         put_in = self._entered, self._entered_longest
-        self._unseen.append(_Chunk(active, pending, progress, rows, min(row_limit, rows), *put_in))
+        self._unseen.append(_Chunk(active, pending, snapshot, rows, min(row_limit, rows), *put_in))
         self._entered = self._entered_longest = 0
         for slot, request in enumerate(active):
             if request is not None:
@@ -350,17 +350,17 @@ class Scheduler:
 
     def _look(self, chunk: _Chunk) -> list[ActiveRequest]:
         """Learns from a chunk: who is done, how full the rows are, whether anybody can move."""
-        on_device = chunk.progress.prompts
-        progress: Progress = jax.device_get(chunk.progress)
+        on_device = chunk.snapshot.prompts
+        snapshot: Snapshot = jax.device_get(chunk.snapshot)
         chunk.records.fetch()
-        self._seen = chunk = chunk._replace(progress=progress)
-        self.stats.add(progress)
-        running = progress.running.tolist()
+        self._seen = chunk = chunk._replace(snapshot=snapshot)
+        self.stats.add(snapshot)
+        running = snapshot.running.tolist()
         stuck = self._stuck(chunk)
-        self._in_use = np.asarray(progress.in_use)
+        self._in_use = np.asarray(snapshot.in_use)
         self._load = Load(
             in_use=int(self._in_use.max()),
-            longest=int(progress.longest.max()),
+            longest=int(snapshot.longest.max()),
             # Stalls in a table that has grown since are no reason to let it grow again.
             stalled=self._stalled(chunk) if chunk.num_rows == self.rows.num_rows else 0,
             stuck=bool(stuck),
@@ -374,7 +374,7 @@ class Scheduler:
             self._finalize({place: done[slot] for place, slot in group.items()}, on_device, group)
             for slot in group.values():
                 self._occupants[slot] = None
-        if progress.spoiled.any():
+        if snapshot.spoiled.any():
             self.rows.reset()
         # With fewer rows, or some of them reserved, the next chunk has more.
         least = min(chunk.num_rows, chunk.row_limit)
@@ -389,16 +389,16 @@ class Scheduler:
 
     def _stalled(self, chunk: _Chunk) -> int:
         """Prompts that had rows after the chunk, and waited for more."""
-        prompts = chunk.progress.prompts
+        prompts = chunk.snapshot.prompts
         return int((prompts.stalled & (prompts.row_of < chunk.num_rows).any(axis=1)).sum())
 
     def _stuck(self, chunk: _Chunk) -> list[list[int]]:
         """For each device on which no prompt could move: the slots that have rows."""
         per_shard = self.rows.allocator.slots_per_shard
         stuck = []
-        for shard in np.flatnonzero(chunk.progress.stuck).tolist():
+        for shard in np.flatnonzero(chunk.snapshot.stuck).tolist():
             slots = range(shard * per_shard, (shard + 1) * per_shard)
-            running, row_of = chunk.progress.running, chunk.progress.prompts.row_of
+            running, row_of = chunk.snapshot.running, chunk.snapshot.prompts.row_of
             stuck.append([s for s in slots if running[s] and (row_of[s] < chunk.num_rows).any()])
         return stuck
 
@@ -419,7 +419,7 @@ class Scheduler:
                 self.stats.preemptions += 1
                 continue
             request.error = ValueError(
-                f"a prompt alone needs {_rows_needed(chunk.progress, youngest)} rows of the model, "
+                f"a prompt alone needs {_rows_needed(chunk.snapshot, youngest)} rows of the model, "
                 f"and there are {chunk.num_rows}; raise rows= or lower num_particles."
             )
             self._occupants[youngest] = None
@@ -433,15 +433,15 @@ class Scheduler:
 
     def _rows_in_use(self, chunk: _Chunk, without: np.ndarray) -> np.ndarray:
         """[D] int32, after some prompts gave theirs back."""
-        row_of = chunk.progress.prompts.row_of
+        row_of = chunk.snapshot.prompts.row_of
         counts = [len(np.unique(x[x < chunk.num_rows])) for x in row_of]
         held = np.where(without, 0, counts).reshape(-1, self.rows.allocator.slots_per_shard)
         return held.sum(axis=1).astype(np.int32)
 
     def _suspend(self, request: ActiveRequest, slot: int, chunk: _Chunk) -> None:
         """Takes note of what the request resumes with."""
-        state = jax.tree.map(lambda x: x[slot], chunk.progress.prompts)
-        row_of, stop_state = state.row_of, chunk.progress.stop_state[slot]
+        state = jax.tree.map(lambda x: x[slot], chunk.snapshot.prompts)
+        row_of, stop_state = state.row_of, chunk.snapshot.stop_state[slot]
         prompt = np.asarray(request.prompt)
         prefixes = []
         pieces = [pending.of(place) for pending, place in request.pieces]
@@ -453,7 +453,7 @@ class Scheduler:
                 generated = records.trace(history, np.array([first]), len(history.step))[0][0]
             tokens = np.concatenate([prompt, generated]).astype(np.int32)
             prefixes.append((members, tokens, int(stop_state[first])))
-        needs = _rows_needed(chunk.progress, slot) if state.stalled else len(prefixes)
+        needs = _rows_needed(chunk.snapshot, slot) if state.stalled else len(prefixes)
         request.suspended = Suspended(state, prefixes, max(needs, len(prefixes)))
         request.num_preempted += 1
 
@@ -558,9 +558,9 @@ class Scheduler:
         self._held = [*sorted(anew, key=lambda r: r.order), *held]
 
 
-def _rows_needed(progress: Progress, slot: int) -> int:
+def _rows_needed(snapshot: Snapshot, slot: int) -> int:
     """How many prefixes a stalled prompt has after the tokens that it drew."""
-    prompts = progress.prompts
+    prompts = snapshot.prompts
     count = prompts.row_of.shape[1]
     draw = prompts.draw
     runs = draw.active[slot, :count] & ~prompts.particles.ended[slot, :count]

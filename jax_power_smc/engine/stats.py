@@ -28,8 +28,8 @@ class EngineStats:
     resumed: int = 0
     recomputed: int = 0
 
-    def add(self, progress: Any) -> None:
-        """Adds a chunk's ``Progress``, in host memory."""
-        self.steps += int(progress.num_ticks.max())
-        self.row_steps += int(progress.row_steps.sum())
-        self.stalls += int(progress.stalls.sum())
+    def add(self, snapshot: Any) -> None:
+        """Adds a chunk's ``Snapshot``, in host memory."""
+        self.steps += int(snapshot.num_ticks.max())
+        self.row_steps += int(snapshot.row_steps.sum())
+        self.stalls += int(snapshot.stalls.sum())
