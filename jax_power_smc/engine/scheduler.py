@@ -48,7 +48,7 @@ class _Chunk(NamedTuple):
       snapshot: how prompts stand after it.
       num_rows: R of each device.
       row_limit: as many rows it may use.
-      entered: rows of the fullest device that were put in just before it.
+      entered: [D] int32, rows of each device that were put in just before it.
       longest: positions of the longest of these rows.
     """
 
@@ -57,8 +57,16 @@ class _Chunk(NamedTuple):
     snapshot: Snapshot
     num_rows: int
     row_limit: int
-    entered: int
+    entered: np.ndarray
     longest: int
+
+
+class _Resumable(NamedTuple):
+    """A suspended request that can resume, and the slot in which it will."""
+
+    request: ActiveRequest
+    suspended: Suspended
+    slot: int
 
 
 class Scheduler:
@@ -113,9 +121,10 @@ class Scheduler:
         self._load = Load()
         # Rows that are in use on each device, as the last chunk that was looked at showed it.
         self._in_use: np.ndarray = np.zeros((self.rows.layout.data_shards,), np.int32)
-        # Rows of the fullest device that were put in since the last chunk was handed out, and the
+        # Rows of each device that were put in since the last chunk was handed out, and the
         # positions of the longest of them.
-        self._entered = self._entered_longest = 0
+        self._entered: np.ndarray = np.zeros_like(self._in_use)
+        self._entered_longest = 0
 
     def check(self, target: PowerTarget) -> None:
         """Raises ValueError for a target that cannot be served, see ``TargetBatch``."""
@@ -226,7 +235,7 @@ class Scheduler:
         try:
             done += self._drop_cancelled()
             # Only what is seen tells how many rows are free for a request that resumes.
-            while self._unseen and self._resumable(self._in_use):
+            while self._unseen and self._resumable(self._in_use) is not None:
                 done += self._look(self._unseen.popleft())
             row_limit = self._enter(entering, is_open)
             if self._active:
@@ -255,17 +264,21 @@ class Scheduler:
         new, self._held = ([], requests) if suspended else self._place_targets(requests)
         free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
         allocator = self.rows.allocator
-        chosen = dict(zip(allocator.round_robin(free), new, strict=False))
         at_most, most = self._at_most, self.sizes.rows[-1]
-        resumed = self._resumable(at_most)
         entering, kept = np.zeros_like(at_most), {}
-        for slot in resumed:
-            entering[slot // allocator.slots_per_shard] += self._of(slot).needs
-        for slot, request in chosen.items():
-            shard = slot // allocator.slots_per_shard
-            if at_most[shard] + entering[shard] < most:
-                entering[shard] += 1
-                kept[slot] = request
+        resumed = self._resumable(at_most)
+        if resumed is not None:
+            entering[resumed.slot // allocator.slots_per_shard] += resumed.suspended.needs
+        known = self._in_use + self._entered + sum(chunk.entered for chunk in self._unseen)
+        for request in new:
+            room = most - at_most - entering
+            slot = allocator.place(free, known + entering, room)
+            if slot is None:
+                break
+            free.remove(slot)
+            kept[slot] = request
+            request.order, self._arrived = self._arrived, self._arrived + 1
+            entering[slot // allocator.slots_per_shard] += 1
         more = is_open or bool(self._held) or len(new) > len(kept)
         plan = row_policy.plan_rows(
             self.sizes.rows,
@@ -275,31 +288,30 @@ class Scheduler:
             reserve=-(-self.sizes.group // shards) if more and not suspended else 0,
         )
         self._held = [r for r in new if r not in kept.values()] + self._held
-        self._resize(plan.num_rows, [*kept.values()], resumed)
-        for slot in resumed:
-            self._resume(slot)
+        lengths = [len(request.prompt) for request in kept.values()]
+        lengths += [len(ids) for _, ids, _ in resumed.suspended.prefixes] if resumed else []
+        if any(self._occupants) or kept:
+            self._resize(plan.num_rows, lengths)
+        if resumed is not None:
+            self._resume(resumed)
         for group in allocator.groups(list(kept)):
             members = {place: kept[slot] for place, slot in group.items()}
-            for place, request in members.items():
-                request.order, self._arrived = self._arrived, self._arrived + 1
-                self._occupants[group[place]] = request
+            for place, slot in group.items():
+                self._occupants[slot] = members[place]
             ids = {place: np.asarray(request.prompt) for place, request in members.items()}
             prefixes = [
                 Prefix(place, tokens, self.rows.targets.start_state(members[place].target))
                 for place, tokens in ids.items()
             ]
             self.rows.enter(members, prefixes, group)
-        self._entered = int(entering.max())
+        self._entered = entering
         if was_idle and kept:
             self.rows.block_until_ready()
             self._timer.book("prefill")
         return plan.row_limit
 
-    def _resize(self, num_rows: int, entering: list[ActiveRequest], resumed: list[int]) -> None:
-        lengths = [len(request.prompt) for request in entering]
-        lengths += [len(ids) for slot in resumed for _, ids, _ in self._of(slot).prefixes]
-        if not (any(self._occupants) or entering):
-            return
+    def _resize(self, num_rows: int, lengths: list[int]) -> None:
+        """Gives the table a size that suits rows of these lengths too, which are put in next."""
         bucket = max((self.sizes.prompt_bucket(length) for length in lengths), default=0)
         chunks = len(self._unseen) + 1
         self._entered_longest = max(lengths, default=0)
@@ -341,7 +353,7 @@ class Scheduler:
         rows = self.rows.num_rows
         put_in = self._entered, self._entered_longest
         self._unseen.append(_Chunk(active, pending, snapshot, rows, min(row_limit, rows), *put_in))
-        self._entered = self._entered_longest = 0
+        self._entered, self._entered_longest = np.zeros_like(self._in_use), 0
         for slot, request in enumerate(active):
             if request is not None:
                 request.pieces.append((pending, slot))
@@ -457,33 +469,33 @@ class Scheduler:
         request.suspended = Suspended(state, prefixes, max(needs, len(prefixes)))
         request.num_preempted += 1
 
-    def _of(self, slot: int) -> Suspended:
-        request = self._occupants[slot]
-        assert request is not None and request.suspended is not None
-        return request.suspended
-
-    def _resumable(self, in_use: np.ndarray) -> list[int]:
-        """The slot of the earliest suspended request, if the free rows of its device suffice.
+    def _resumable(self, in_use: np.ndarray) -> _Resumable | None:
+        """The earliest suspended request, if it can resume on any device: that with the most rows.
 
         It waits for a chunk in which no other one stalled: those that come before it have had what
         they asked for, and so have taken steps, before they can be in each other's way again.
         """
-        waiting = [slot for slot, r in enumerate(self._occupants) if r is not None and r.suspended]
+        waiting = [request for request in self._occupants if request and request.suspended]
         if not waiting or (self._active and self._load.stalled):
-            return []
-        first = min(waiting, key=lambda slot: self._occupants[slot].order)  # type: ignore[union-attr]
-        there = in_use[first // self.rows.allocator.slots_per_shard]
-        return [first] if there + self._of(first).needs <= self.sizes.rows[-1] else []
+            return None
+        first = min(waiting, key=lambda request: request.order)
+        assert first.suspended is not None
+        own = self._occupants.index(first)
+        free = [own, *(slot for slot, other in enumerate(self._occupants) if other is None)]
+        room, needs = self.sizes.rows[-1] - in_use, first.suspended.needs
+        slot = self.rows.allocator.place(free, in_use, room, needs)
+        return None if slot is None else _Resumable(first, first.suspended, slot)
 
-    def _resume(self, slot: int) -> None:
+    def _resume(self, resumable: _Resumable) -> None:
+        request, suspended, slot = resumable
+        self._occupants[self._occupants.index(request)] = None
+        self._occupants[slot] = request
         (group,) = self.rows.allocator.groups([slot])
         ((place, _),) = group.items()
-        request = self._occupants[slot]
-        assert request is not None and request.suspended is not None
-        stalled = bool(request.suspended.state.stalled)
+        stalled = bool(suspended.state.stalled)
         prefixes = [
             Prefix(place, tokens, stop_state, stalled, members)
-            for members, tokens, stop_state in request.suspended.prefixes
+            for members, tokens, stop_state in suspended.prefixes
         ]
         self.rows.enter({place: request}, prefixes, group)
         self.stats.resumed += 1
@@ -545,10 +557,10 @@ class Scheduler:
         anew = []
         for request in requests:
             slot = before.index(request) if request in before else None
-            if slot is not None and seen is not None and request is seen.occupants[slot]:
+            if slot is not None and seen is not None and request in seen.occupants:
                 last = [pending for pending, _ in request.pieces].index(seen.records)
                 request.pieces = request.pieces[: last + 1]
-                self._suspend(request, slot, seen)
+                self._suspend(request, seen.occupants.index(request), seen)
             elif slot is None or request.suspended is None:
                 request.pieces = []
                 anew.append(request)

@@ -1,5 +1,6 @@
 """The scheduler when something goes wrong: nothing is lost, no row leaks, others are unharmed."""
 
+import collections
 import dataclasses
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
+from jax_power_smc.core.mesh import make_mesh
 from jax_power_smc.engine.device_rows import DeviceRows
 from jax_power_smc.engine.records import PendingRecords
 from jax_power_smc.engine.scheduler import Scheduler
@@ -273,6 +275,61 @@ def test_without_a_reset_what_is_left_in_a_row_harms_the_next_one(monkeypatch):
     monkeypatch.setattr(DeviceRows, "reset", forget)
     done, _ = among_bad(PowerSMC(1), 3)
     assert any(done[i].result.info.bad_logits[0] for i in range(len(AMONG_BAD)) if i not in BAD)
+
+
+# --- Several devices ---
+
+
+def on_two_devices(sampler, **options):
+    """Two slots on each of them, unless told otherwise."""
+    return make(sampler, mesh=make_mesh(1, jax.devices()[:2]), **{"slots": 4, **options})
+
+
+@pytest.fixture
+def devices(after_round):
+    """prompt_id -> the devices on which a request has been, in order."""
+    found = collections.defaultdict(list)
+
+    def note(scheduler):
+        for slot, request in enumerate(scheduler._occupants):
+            if request is not None and not request.suspended:
+                device = slot // scheduler.rows.allocator.slots_per_shard
+                if found[request.prompt_id][-1:] != [device]:
+                    found[request.prompt_id].append(device)
+
+    after_round.append(note)
+    return found
+
+
+def test_prompts_enter_on_the_device_with_the_most_free_rows(devices):
+    flat, peaked = PowerTarget(1.0), PowerTarget(8.0, (5,))
+
+    def requests():
+        yield StreamRequest(PROMPTS[0], flat, CAP)
+        yield from [None] * 4
+        for prompt in PROMPTS[1:]:
+            yield StreamRequest(prompt, peaked, 2)
+
+    with jax.enable_x64(True):
+        engine = on_two_devices(SMC, rows=12, slots=12, chunk=1)
+        done = list(engine.stream(requests(), key=KEY))
+    assert [one.error for one in done] == [None] * 5
+    # The first one's rows fill its device while the others come.
+    assert devices[0] == [0] and all(devices[i] == [1] for i in range(1, 5))
+
+
+def test_a_prompt_may_resume_on_another_device(devices):
+    # Two that need many rows on one device, two that are soon done on the other.
+    caps = [CAP, 2, CAP, 2]
+    asked = [
+        StreamRequest(prompt, TARGET, cap, prompt_id=i)
+        for i, (prompt, cap) in enumerate(zip(PROMPTS, caps, strict=False))
+    ]
+    engine = on_two_devices(SMC, rows=FEW, chunk=1)
+    done = stream(engine, asked)
+    assert dict(devices) == {0: [0], 1: [1], 2: [0, 1], 3: [1]} and engine.stats.resumed > 0
+    for i, cap in enumerate(caps):
+        assert_same([done[i].result], plain(SMC, TARGET, cap=cap).one(i))
 
 
 # --- A look at who runs ---
