@@ -147,6 +147,7 @@ class Scheduler:
         self,
         waiting: Iterable[ActiveRequest | None],
         until: Callable[[], bool] | None = None,
+        count: int | None = None,
     ) -> Generator[ActiveRequest]:
         """Yields every request when it is finished, has failed or was cancelled.
 
@@ -155,17 +156,19 @@ class Scheduler:
 
         ``waiting`` is read while slots are free; a None in it means that nothing is waiting at the
         moment. If reading it raises, everything that has entered is finished and yielded before
-        the error is raised again.
+        the error is raised again. ``count`` says how many it has, if that is known: rows are
+        reserved for those that may still come.
         """
         queue: Iterator[ActiveRequest | None] = iter(waiting)
         failure: Exception | None = None
-        is_open = True
+        is_open, read = count != 0, 0
         while (is_open or self._held or self._is_busy) and not self._is_told_to_stop(until):
             arrivals, self._held = self._held, []
             try:
                 while is_open and len(arrivals) < self._occupants.count(None):
                     request = next(queue, _END)
-                    is_open = request is not _END
+                    read += 1
+                    is_open = request is not _END and read != count
                     if request is _END or request is None:
                         break
                     arrivals.append(request)
@@ -279,7 +282,9 @@ class Scheduler:
             kept[slot] = request
             request.order, self._arrived = self._arrived, self._arrived + 1
             entering[slot // allocator.slots_per_shard] += 1
-        more = is_open or bool(self._held) or len(new) > len(kept)
+        runs = sum(r is not None for r in self._occupants) + len(kept)
+        # Nobody else asks for rows while a prompt is alone, so it may have them all.
+        more = bool(self._held) or len(new) > len(kept) or (is_open and runs > 1)
         plan = row_policy.plan_rows(
             self.sizes.rows,
             self.rows.num_rows,

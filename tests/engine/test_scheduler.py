@@ -18,6 +18,7 @@ from tests.engine.runs import (
     KEY,
     PARAMS,
     PROMPTS,
+    SLOTS,
     V,
     assert_same,
     chunks_of,
@@ -131,6 +132,33 @@ def test_a_prompt_that_alone_needs_more_rows_than_there_are_fails_by_name(last):
     assert_as_plain(done, expected, set(range(5)) - set(too_many))
     assert_all_rows_free(last())
     assert_as_plain(stream(engine, asked(target)), expected, set(range(5)) - set(too_many))
+
+
+# All particles have prefixes of their own, soon and for long.
+FLAT, FLAT_TARGET = PowerSMC(6, 0.1), PowerTarget(1.0)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("is_list", [True, False])
+def test_a_prompt_alone_gets_all_rows_at_once(slots, is_list):
+    def requests():
+        yield from asked(FLAT_TARGET, PROMPTS[:1])
+        yield from [None] * 8
+
+    engine = make(FLAT, rows=6, slots=slots)
+    with jax.enable_x64(True):
+        given = asked(FLAT_TARGET, PROMPTS[:1]) if is_list else requests()
+        (done,) = engine.stream(given, key=KEY)
+    assert_same([done.result], plain(FLAT, FLAT_TARGET))
+    assert done.result.info.num_rows.max() == 6, "rows were never scarce"
+    assert engine.stats.stalls == 0
+
+
+def test_no_rows_are_reserved_where_nobody_can_come():
+    engine = make(FLAT, rows=6 * SLOTS)
+    done = stream(engine, asked(FLAT_TARGET, PROMPTS[:SLOTS]))
+    rows = sum(one.result.info.num_rows for one in done.values())
+    assert rows.max() == 6 * SLOTS and engine.stats.stalls == 0
 
 
 # --- No memory ---
