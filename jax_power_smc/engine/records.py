@@ -24,6 +24,12 @@ class PendingRecords:
         """Waits for the copy."""
         self._records = jax.device_get(self._records)
 
+    @property
+    def copies(self) -> np.ndarray:
+        """[P, ticks] int32, rows that were copied."""
+        self.fetch()
+        return np.asarray(self._records.copies)
+
     def of(self, slot: int) -> Record:
         """The steps that one prompt took, [steps, ...]."""
         self.fetch()

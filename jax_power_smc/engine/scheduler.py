@@ -102,7 +102,7 @@ class Scheduler:
         self.sizes, self.lookahead = sizes, lookahead
         self._timer, self._ready = PhaseTimer(), ReadyTimes()
         self.seconds = self._timer.seconds
-        self.stats = EngineStats(rows_there=sizes.rows[-1] * self.rows.layout.data_shards)
+        self.stats = EngineStats()
         self._arrived = 0
         # Requests that have been read and have no slot yet: no rows, or no room for a stop rule.
         self._held: list[ActiveRequest] = []
@@ -326,7 +326,6 @@ class Scheduler:
         needed = max(min(longest, ladder[-1]), bucket)
         capacity = row_policy.plan_capacity(ladder, self.rows.capacity, needed)
         self.rows.resize(num_rows, capacity)
-        self.stats.rows_used = max(self.stats.rows_used, num_rows)
 
     def _place_targets(
         self, requests: list[ActiveRequest]
@@ -371,7 +370,7 @@ class Scheduler:
         snapshot: Snapshot = jax.device_get(chunk.snapshot)
         chunk.records.fetch()
         self._seen = chunk = chunk._replace(snapshot=snapshot)
-        self.stats.add(snapshot)
+        self.stats.add(snapshot, chunk.records.copies, chunk.num_rows)
         running = snapshot.running.tolist()
         stuck = self._stuck(chunk)
         self._in_use = np.asarray(snapshot.in_use)

@@ -342,6 +342,9 @@ def test_prompts_enter_on_the_device_with_the_most_free_rows(devices):
         engine = on_two_devices(SMC, rows=12, slots=12, chunk=1)
         done = list(engine.stream(requests(), key=KEY))
     assert [one.error for one in done] == [None] * 5
+    stats = engine.stats
+    assert len(stats.by_device) == 2 and sum(stats.by_device) == stats.row_steps
+    assert stats.fullest_device == stats.by_device[0] / stats.steps > stats.mean_device
     # The first one's rows fill its device while the others come.
     assert devices[0] == [0] and all(devices[i] == [1] for i in range(1, 5))
 
