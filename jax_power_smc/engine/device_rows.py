@@ -227,9 +227,8 @@ class DeviceRows:
         bucket = self.sizes.prompt_bucket(max(map(len, sequences)))
         tokens, lengths = pad_prompts(sequences, size, bucket)
         more = np.array([row in taken and taken[row].is_cached for row in range(size)], np.int32)
-        prefilled = self._call(
-            programs.prefill, {"capacity": bucket}, self.params, tokens, lengths + more
-        )
+        static = {"capacity": bucket, "block": self.sizes.prefill_block(bucket)}
+        prefilled = self._call(programs.prefill, static, self.params, tokens, lengths + more)
         local = self.allocator.index(group, otherwise=self.allocator.slots_per_shard)
         slot = np.full((size,), self.allocator.slots_per_shard, np.int32)
         for row, prefix in taken.items():
