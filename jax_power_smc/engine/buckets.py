@@ -57,6 +57,10 @@ class Sizes:
         bucket = power_of_two(max(length, self.smallest_bucket))
         return min(bucket, max(self.longest, length))
 
+    def prefill_block(self, bucket: int) -> int:
+        """Tokens of a sequence of padded length ``bucket`` that are read at a time."""
+        return min(bucket, self.prompt_bucket(self.prompt_tokens))
+
     def cache_bucket(self, positions: int) -> int:
         """The capacity of rows with so many positions."""
         if not self.grows or self.capacity is not None:

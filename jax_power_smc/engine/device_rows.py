@@ -20,7 +20,7 @@ from jax_power_smc.engine import executables, programs
 from jax_power_smc.engine.buckets import Sizes, pad_prompts
 from jax_power_smc.engine.layout import layout_of
 from jax_power_smc.engine.model_cache import ModelCache
-from jax_power_smc.engine.programs import EnteringRows, FinishedPrompts, Progress
+from jax_power_smc.engine.programs import EnteringRows, FinishedPrompts, Snapshot
 from jax_power_smc.engine.request import ActiveRequest
 from jax_power_smc.engine.slot_allocator import Group, SlotAllocator
 from jax_power_smc.engine.state import (
@@ -145,15 +145,15 @@ class DeviceRows:
             self._enter(requests, {row: prefixes[i] for row, i in taken.items()}, group)
             prefixes = later
 
-    def decode_chunk(self, row_limit: int) -> tuple[Record, Progress]:
+    def decode_chunk(self, row_limit: int) -> tuple[Record, Snapshot]:
         """A chunk of steps of all slots: what was recorded, and how the prompts stand."""
         assert self._inputs is not None
         # The target of a request that waits for rows may have been placed already.
         self._inputs = self.targets.widen(self._inputs)
         static = {"num_ticks": self.sizes.chunk}
         args = self.params, self._shared(), self._inputs, self._state, np.int32(row_limit)
-        self._state, records, progress = self._call(programs.decode_chunk, static, *args)
-        return records, progress
+        self._state, records, snapshot = self._call(programs.decode_chunk, static, *args)
+        return records, snapshot
 
     def finalize(self, prompts: PromptState, group: Group) -> FinishedPrompts:
         """Final weights and choices of the slots of a group, [G, ...], from the prompts' states."""
@@ -199,8 +199,8 @@ class DeviceRows:
                         request = ActiveRequest(prompt, 0, target, 1)
                         self.enter({0: request}, [Prefix(0, prompt)], group)
                         self.cancel(every)
-                _, progress = self.decode_chunk(rows)
-        self.finalize(progress.prompts, group)
+                _, snapshot = self.decode_chunk(rows)
+        self.finalize(snapshot.prompts, group)
         if len(self.sizes.rows) == 1:
             for before, after in itertools.permutations(self.sizes.cache_buckets(), 2):
                 self.clear()
@@ -230,9 +230,8 @@ class DeviceRows:
         bucket = self.sizes.prompt_bucket(max(map(len, sequences)))
         tokens, lengths = pad_prompts(sequences, size, bucket)
         more = np.array([row in taken and taken[row].is_cached for row in range(size)], np.int32)
-        prefilled = self._call(
-            programs.prefill, {"capacity": bucket}, self.params, tokens, lengths + more
-        )
+        static = {"capacity": bucket, "block": self.sizes.prefill_block(bucket)}
+        prefilled = self._call(programs.prefill, static, self.params, tokens, lengths + more)
         local = self.allocator.index(group, otherwise=self.allocator.slots_per_shard)
         slot = np.full((size,), self.allocator.slots_per_shard, np.int32)
         for row, prefix in taken.items():

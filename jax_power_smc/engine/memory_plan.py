@@ -103,13 +103,14 @@ def plan(
     bucket: int,
     slots: int,
     rows: Callable[[int], tuple[int, int]],
-    group: int,
+    group: Callable[[int], int],
     chunk: int,
     limit: int | None = None,
     device: Any = None,
     layout: Layout = ONE_DEVICE,
     stop_states: int = 0,
     resizes: bool = True,
+    prefills_whole: bool = False,
 ) -> MemoryPlan:
     """The largest number of slots, up to ``slots``, and of rows for them, that fits.
 
@@ -121,13 +122,15 @@ def plan(
       slots: the largest useful number of slots.
       rows: from a number of slots, the smallest number of rows that serves them, and the largest
         that is useful.
-      group: prompts prefilled together; never more than there are slots.
+      group: from a number of slots, how many prompts are prefilled together.
       chunk: steps whose records are kept on the device.
       limit: bytes that the engine may use in total; default ``device_memory(device)``.
       device: a JAX device; default the first one, of the mesh if there is one.
       layout: how the model is laid out on a mesh. The plan is for one of its devices.
       stop_states: the states of stop rules that must fit.
       resizes: whether the table follows the load, if that pays on the device.
+      prefills_whole: whether prompts are prefilled into caches of the full capacity, as those of
+        chains are; otherwise only what resumes is.
 
     Raises:
       ValueError: if not even one slot fits, saying what would.
@@ -148,13 +151,19 @@ def plan(
         # As measured, XLA CPU carries 16-bit caches through the loop of steps in float32.
         return tree_bytes(cache) // parts, 2 * tree_bytes(half) // parts if on_cpu else 0
 
+    def prefill_of(slots: int, rows: int, num: int, positions: int) -> int:
+        count, padded = group(slots), min(bucket, positions)
+        # Prompts that had to give back their rows are read again, with what they generated.
+        whole = prefills_whole or (slots > 1 and rows < slots * num)
+        held = positions if whole else padded
+        return count * sum(cache_of(held)) + _temporaries(model, count, padded, held)
+
     def one(num: int, positions: int) -> MemoryPlan:
         row, converted = cache_of(positions)
         working = LOGITS_COPIES * 4 * model.vocab_size + converted
         working += _temporaries(model, 1, 1, positions)
         working = max(working, row if on_cpu and resizes else 0)
-        padded = min(bucket, positions)
-        prefill = sum(cache_of(padded)) + _temporaries(model, 1, padded, padded)
+        prefill = prefill_of(1, rows(1)[0], num, positions)
         slot = num * (PARTICLE_BYTES + 2 * chunk * RECORD_BYTES)
         return MemoryPlan(
             str(device),
@@ -168,8 +177,8 @@ def plan(
         raise ValueError(_refusal(alone, one, chunk))
 
     def several(slots: int, rows: int) -> MemoryPlan:
-        count = min(group, slots)
-        return dataclasses.replace(alone, slots=slots, rows=rows, prefill=count * alone.prefill)
+        prefill = prefill_of(slots, rows, num_particles, capacity)
+        return dataclasses.replace(alone, slots=slots, rows=rows, prefill=prefill)
 
     count = _largest(lambda slots: several(slots, rows(slots)[0]).fits, slots)
     least, most = rows(count)

@@ -168,12 +168,16 @@ class ChainScheduler:
         self._stop_arrays(target)
 
     def run(
-        self, requests: Iterable[ActiveRequest], until: Callable[[], bool] | None = None
+        self,
+        requests: Iterable[ActiveRequest],
+        until: Callable[[], bool] | None = None,
+        count: int | None = None,
     ) -> Iterator[ActiveRequest]:
-        """Yields every request when its batch is finished.
+        """Yields every request when its batch is finished; how many there are does not matter.
 
         ``until`` is asked before every move; once it says True, what is not finished is lost.
         """
+        del count
         buckets: dict[int, list[ActiveRequest]] = {}
         for request in requests:
             bucket = self.sizes.prompt_bucket(len(request.prompt))

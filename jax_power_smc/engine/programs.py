@@ -64,7 +64,7 @@ class EnteringRows(NamedTuple):
     stop_state: jax.Array
 
 
-class Progress(NamedTuple):
+class Snapshot(NamedTuple):
     """How the prompts of a device stand after a chunk; for the host.
 
     Attributes:
@@ -139,14 +139,35 @@ def start(
 
 
 def prefill(
-    params: Params, tokens: jax.Array, lengths: jax.Array, *, model: LanguageModel, capacity: int
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    *,
+    model: LanguageModel,
+    capacity: int,
+    block: int | None = None,
 ) -> Cache:
-    """A cache [G] of all but the last token of each sequence: tokens [G, S], lengths [G]."""
-    group = tokens.shape[0]
+    """A cache [G] of all but the last token of each sequence: tokens [G, S], lengths [G].
+
+    If S is more than ``block``, that many tokens are read at a time, so that temporary arrays are
+    no larger for what a prompt has generated than for a prompt.
+    """
+    group, columns = tokens.shape
     cache = model.init_cache(params, group, capacity)
-    none = jnp.zeros((group,), jnp.int32)
+    count = jnp.maximum(lengths - 1, 0)
     # Nobody reads the logits, so the head is not computed.
-    return model.extend(params, cache, tokens, none, jnp.maximum(lengths - 1, 0))[1]
+    if block is None or columns <= block:
+        return model.extend(params, cache, tokens, jnp.zeros_like(count), count)[1]
+    blocks = -(-columns // block)
+    tokens = jnp.pad(tokens, ((0, 0), (0, blocks * block - columns)))
+
+    def read(index: jax.Array, cache: Cache) -> Cache:
+        first = index * block
+        piece = jax.lax.dynamic_slice_in_dim(tokens, first, block, axis=1)
+        position = jnp.minimum(count, first)
+        return model.extend(params, cache, piece, position, jnp.minimum(count - position, block))[1]
+
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(blocks), read, cache)
 
 
 def insert(
@@ -213,7 +234,7 @@ def decode_chunk(
     *,
     model: LanguageModel,
     num_ticks: int,
-) -> tuple[DecodeState, Record, Progress]:
+) -> tuple[DecodeState, Record, Snapshot]:
     """At most ``num_ticks`` steps; it ends when all prompts are done, or none can move.
 
     Returns:
@@ -263,7 +284,7 @@ def decode_chunk(
     state, records, tick, moving, row_steps, stalls = jax.lax.while_loop(go_on, body, start)
     owned = state.rows.owner < slots
     spoiled = state.rows.spoiled
-    progress = Progress(
+    snapshot = Snapshot(
         prompts=state.prompts,
         stop_state=state.rows.stop_state[jnp.minimum(state.prompts.row_of, num_rows - 1)],
         running=running(state),
@@ -275,7 +296,7 @@ def decode_chunk(
         row_steps=row_steps[None],
         stalls=stalls[None],
     )
-    return state, records, progress
+    return state, records, snapshot
 
 
 def finalize(

@@ -27,6 +27,12 @@ class PendingRecords:
         if not self._is_here:
             self._records, self._is_here = to_host(self._records), True
 
+    @property
+    def copies(self) -> np.ndarray:
+        """[P, ticks] int32, rows that were copied."""
+        self.fetch()
+        return np.asarray(self._records.copies)
+
     def of(self, slot: int) -> Record:
         """The steps that one prompt took, [steps, ...]."""
         self.fetch()

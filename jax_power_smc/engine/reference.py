@@ -43,8 +43,8 @@ from jax_power_smc.engine.state import PAD_ID, is_running, vocab_sharding, with_
 from jax_power_smc.engine.timing import PhaseTimer
 from jax_power_smc.engine.validation import check_request
 from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.results.diagnostics import diagnose
-from jax_power_smc.results.result import SampleInfo, SampleResult
+from jax_power_smc.results.assemble import Steps, assemble
+from jax_power_smc.results.result import SampleResult
 from jax_power_smc.samplers.base import FinalWeights, Kernel, Particles, Sampler, StepResult
 from jax_power_smc.samplers.proposal import normalise
 from jax_power_smc.smc.weights import weight_dtype
@@ -99,7 +99,6 @@ class StepInfo(NamedTuple):
     Attributes:
       ess: [], effective sample size; N if the prompt had finished.
       resampled: [] bool.
-      forks: [] int32, running particles that continue another one's past.
       parent: [M] int32.
       token: [N] int32, what the running particles drew.
       live: [N] bool, those that have another token to draw.
@@ -108,7 +107,6 @@ class StepInfo(NamedTuple):
 
     ess: jax.Array
     resampled: jax.Array
-    forks: jax.Array
     parent: jax.Array
     token: jax.Array
     live: jax.Array
@@ -215,7 +213,6 @@ def decode_step(
     info = StepInfo(
         ess=result.ess,
         resampled=result.resampled,
-        forks=jnp.sum(moves[:num], dtype=jnp.int32),
         parent=result.parent,
         token=token[:num],
         live=running & (step + 1 < target.cap) & _has_more(particles, num),
@@ -391,56 +388,24 @@ def _result(
     seconds: dict[str, float],
 ) -> SampleResult:
     """The result of P prompts, from leaves [P, ...] in host memory."""
-    particles, index = state.particles, np.asarray(final.particle_index)
-
-    def returned(x: Any, unused: Any) -> np.ndarray:
-        """[P, N, ...] of the returned particles, out of the population's [P, M, ...]."""
-        exists = index.reshape(*index.shape, *(1,) * (x.ndim - 2))
-        taken = np.take_along_axis(np.asarray(x), np.maximum(exists, 0), axis=1)
-        return np.where(exists >= 0, taken, np.asarray(unused, x.dtype))
-
+    index: Any = np.maximum(final.particle_index, 0)[:, :, None]
     num_rows, copies = _distinct_prefixes(infos)
-    sequences = {
-        "tokens": returned(state.tokens, PAD_ID),
-        "lengths": returned(particles.length, 0),
-        "finished": returned(particles.finished, False),
-    }
-    parent = np.array(infos.parent)
-    if sampler.draws_first:
-        # The parents of step t were chosen after its token: they say whose tokens 0..t a particle
-        # holds, which in the genealogy is the parent at t + 1.
-        parent[:, 1:] = parent[:, :-1].copy()
-        parent[:, 0] = np.arange(parent.shape[2])
-    log_weights, evidence = np.asarray(final.log_weight), np.asarray(final.log_evidence)
-    diagnostics = diagnose(
-        **sequences, log_weights=log_weights, parent=parent, particle_index=index
-    )
-    return SampleResult(
-        **sequences,
-        log_probs=returned(particles.log_prob, 0.0),
-        token_log_probs=returned(state.token_log_probs, 0.0),
-        log_weights=log_weights,
-        log_evidence=evidence if sampler.has_evidence else np.full_like(evidence, np.nan),
-        choice=np.asarray(final.choice),
-        target=target,
-        info=SampleInfo(
+    return assemble(
+        sampler,
+        target,
+        final,
+        state.particles,
+        Steps(
+            parent=np.asarray(infos.parent),
             ess=np.asarray(infos.ess),
             resampled=np.asarray(infos.resampled),
-            forks=np.asarray(infos.forks),
-            parent=parent,
-            particle_index=index,
-            **diagnostics._asdict(),
-            bad_logits=np.any(infos.bad_logits, axis=1),
-            dropped_mass=np.asarray(particles.dropped),
-            acceptance_rate=np.full((len(index),), np.nan),
-            # The prompt's last token, and then one for each prefix that runs on.
-            model_tokens=np.asarray(1 + np.sum(num_rows, axis=1, dtype=np.int32)),
-            drawn_tokens=np.asarray(particles.drawn),
+            bad_logits=np.asarray(infos.bad_logits),
             num_rows=num_rows,
             copies=copies,
-            preempted=np.zeros((len(index),), np.int32),
-            seconds=dict(seconds),
         ),
+        tokens=np.take_along_axis(np.asarray(state.tokens), index, axis=1),
+        token_log_probs=np.take_along_axis(np.asarray(state.token_log_probs), index, axis=1),
+        seconds=seconds,
     )
 
 
@@ -448,11 +413,11 @@ def _distinct_prefixes(infos: StepInfo) -> tuple[np.ndarray, np.ndarray]:
     """What a model would need that has one row for each distinct prefix, from leaves [P, T, ...].
 
     Returns:
-      [P, T] int32, distinct prefixes that run on after each step; and [P] int32, how often one of
-      them needs a row besides the one that its parent had.
+      [P, T] int32 each: distinct prefixes that run on after each step; and how many of them need a
+      row besides the one that their parent had.
     """
     num_prompts, cap, num = infos.token.shape
-    num_rows, copies = np.zeros((num_prompts, cap), np.int32), np.zeros((num_prompts,), np.int32)
+    num_rows, copies = (np.zeros((num_prompts, cap), np.int32) for _ in range(2))
     for p in range(num_prompts):
         prefix = np.zeros((num,), np.int64)  # equal numbers: equal sequences
         for t, live in enumerate(infos.live[p]):
@@ -460,5 +425,5 @@ def _distinct_prefixes(infos: StepInfo) -> tuple[np.ndarray, np.ndarray]:
             pairs = np.stack([parent, infos.token[p, t]], axis=1)
             prefix = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
             num_rows[p, t] = len(np.unique(prefix[live]))
-            copies[p] += num_rows[p, t] - len(np.unique(parent[live]))
+            copies[p, t] = num_rows[p, t] - len(np.unique(parent[live]))
     return num_rows, copies

@@ -24,7 +24,7 @@ from jax_power_smc.core.types import Params
 from jax_power_smc.engine import records, row_policy, timing
 from jax_power_smc.engine.buckets import Sizes
 from jax_power_smc.engine.device_rows import DeviceRows, Prefix
-from jax_power_smc.engine.programs import FinishedPrompts, Progress
+from jax_power_smc.engine.programs import FinishedPrompts, Snapshot
 from jax_power_smc.engine.records import PendingRecords, copy_to_host_async
 from jax_power_smc.engine.request import ActiveRequest, Suspended, take_prompt
 from jax_power_smc.engine.row_policy import Load
@@ -45,20 +45,28 @@ class _Chunk(NamedTuple):
     Attributes:
       occupants: who had which slot, and rows.
       records: what was recorded in it.
-      progress: how prompts stand after it.
+      snapshot: how prompts stand after it.
       num_rows: R of each device.
       row_limit: as many rows it may use.
-      entered: rows of the fullest device that were put in just before it.
+      entered: [D] int32, rows of each device that were put in just before it.
       longest: positions of the longest of these rows.
     """
 
     occupants: list[ActiveRequest | None]
     records: PendingRecords
-    progress: Progress
+    snapshot: Snapshot
     num_rows: int
     row_limit: int
-    entered: int
+    entered: np.ndarray
     longest: int
+
+
+class _Resumable(NamedTuple):
+    """A suspended request that can resume, and the slot in which it will."""
+
+    request: ActiveRequest
+    suspended: Suspended
+    slot: int
 
 
 class Scheduler:
@@ -94,7 +102,7 @@ class Scheduler:
         self.sizes, self.lookahead = sizes, lookahead
         self._timer, self._ready = PhaseTimer(), ReadyTimes()
         self.seconds = self._timer.seconds
-        self.stats = EngineStats(rows_there=sizes.rows[-1] * self.rows.layout.data_shards)
+        self.stats = EngineStats()
         self._arrived = 0
         # Requests that have been read and have no slot yet: no rows, or no room for a stop rule.
         self._held: list[ActiveRequest] = []
@@ -113,9 +121,10 @@ class Scheduler:
         self._load = Load()
         # Rows that are in use on each device, as the last chunk that was looked at showed it.
         self._in_use: np.ndarray = np.zeros((self.rows.layout.data_shards,), np.int32)
-        # Rows of the fullest device that were put in since the last chunk was handed out, and the
+        # Rows of each device that were put in since the last chunk was handed out, and the
         # positions of the longest of them.
-        self._entered = self._entered_longest = 0
+        self._entered: np.ndarray = np.zeros_like(self._in_use)
+        self._entered_longest = 0
 
     def check(self, target: PowerTarget) -> None:
         """Raises ValueError for a target that cannot be served, see ``TargetBatch``."""
@@ -138,6 +147,7 @@ class Scheduler:
         self,
         waiting: Iterable[ActiveRequest | None],
         until: Callable[[], bool] | None = None,
+        count: int | None = None,
     ) -> Generator[ActiveRequest]:
         """Yields every request when it is finished, has failed or was cancelled.
 
@@ -146,17 +156,19 @@ class Scheduler:
 
         ``waiting`` is read while slots are free; a None in it means that nothing is waiting at the
         moment. If reading it raises, everything that has entered is finished and yielded before
-        the error is raised again.
+        the error is raised again. ``count`` says how many it has, if that is known: rows are
+        reserved for those that may still come.
         """
         queue: Iterator[ActiveRequest | None] = iter(waiting)
         failure: Exception | None = None
-        is_open = True
+        is_open, read = count != 0, 0
         while (is_open or self._held or self._is_busy) and not self._is_told_to_stop(until):
             arrivals, self._held = self._held, []
             try:
                 while is_open and len(arrivals) < self._occupants.count(None):
                     request = next(queue, _END)
-                    is_open = request is not _END
+                    read += 1
+                    is_open = request is not _END and read != count
                     if request is _END or request is None:
                         break
                     arrivals.append(request)
@@ -226,7 +238,7 @@ class Scheduler:
         try:
             done += self._drop_cancelled()
             # Only what is seen tells how many rows are free for a request that resumes.
-            while self._unseen and self._resumable(self._in_use):
+            while self._unseen and self._resumable(self._in_use) is not None:
                 done += self._look(self._unseen.popleft())
             row_limit = self._enter(entering, is_open)
             if self._active:
@@ -255,18 +267,24 @@ class Scheduler:
         new, self._held = ([], requests) if suspended else self._place_targets(requests)
         free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
         allocator = self.rows.allocator
-        chosen = dict(zip(allocator.round_robin(free), new, strict=False))
         at_most, most = self._at_most, self.sizes.rows[-1]
-        resumed = self._resumable(at_most)
         entering, kept = np.zeros_like(at_most), {}
-        for slot in resumed:
-            entering[slot // allocator.slots_per_shard] += self._of(slot).needs
-        for slot, request in chosen.items():
-            shard = slot // allocator.slots_per_shard
-            if at_most[shard] + entering[shard] < most:
-                entering[shard] += 1
-                kept[slot] = request
-        more = is_open or bool(self._held) or len(new) > len(kept)
+        resumed = self._resumable(at_most)
+        if resumed is not None:
+            entering[resumed.slot // allocator.slots_per_shard] += resumed.suspended.needs
+        known = self._in_use + self._entered + sum(chunk.entered for chunk in self._unseen)
+        for request in new:
+            room = most - at_most - entering
+            slot = allocator.place(free, known + entering, room)
+            if slot is None:
+                break
+            free.remove(slot)
+            kept[slot] = request
+            request.order, self._arrived = self._arrived, self._arrived + 1
+            entering[slot // allocator.slots_per_shard] += 1
+        runs = sum(r is not None for r in self._occupants) + len(kept)
+        # Nobody else asks for rows while a prompt is alone, so it may have them all.
+        more = bool(self._held) or len(new) > len(kept) or (is_open and runs > 1)
         plan = row_policy.plan_rows(
             self.sizes.rows,
             self.rows.num_rows,
@@ -275,31 +293,30 @@ class Scheduler:
             reserve=-(-self.sizes.group // shards) if more and not suspended else 0,
         )
         self._held = [r for r in new if r not in kept.values()] + self._held
-        self._resize(plan.num_rows, [*kept.values()], resumed)
-        for slot in resumed:
-            self._resume(slot)
+        lengths = [len(request.prompt) for request in kept.values()]
+        lengths += [len(ids) for _, ids, _ in resumed.suspended.prefixes] if resumed else []
+        if any(self._occupants) or kept:
+            self._resize(plan.num_rows, lengths)
+        if resumed is not None:
+            self._resume(resumed)
         for group in allocator.groups(list(kept)):
             members = {place: kept[slot] for place, slot in group.items()}
-            for place, request in members.items():
-                request.order, self._arrived = self._arrived, self._arrived + 1
-                self._occupants[group[place]] = request
+            for place, slot in group.items():
+                self._occupants[slot] = members[place]
             ids = {place: np.asarray(request.prompt) for place, request in members.items()}
             prefixes = [
                 Prefix(place, tokens, self.rows.targets.start_state(members[place].target))
                 for place, tokens in ids.items()
             ]
             self.rows.enter(members, prefixes, group)
-        self._entered = int(entering.max())
+        self._entered = entering
         if was_idle and kept:
             self.rows.block_until_ready()
             self._timer.book("prefill")
         return plan.row_limit
 
-    def _resize(self, num_rows: int, entering: list[ActiveRequest], resumed: list[int]) -> None:
-        lengths = [len(request.prompt) for request in entering]
-        lengths += [len(ids) for slot in resumed for _, ids, _ in self._of(slot).prefixes]
-        if not (any(self._occupants) or entering):
-            return
+    def _resize(self, num_rows: int, lengths: list[int]) -> None:
+        """Gives the table a size that suits rows of these lengths too, which are put in next."""
         bucket = max((self.sizes.prompt_bucket(length) for length in lengths), default=0)
         chunks = len(self._unseen) + 1
         self._entered_longest = max(lengths, default=0)
@@ -309,7 +326,6 @@ class Scheduler:
         needed = max(min(longest, ladder[-1]), bucket)
         capacity = row_policy.plan_capacity(ladder, self.rows.capacity, needed)
         self.rows.resize(num_rows, capacity)
-        self.stats.rows_used = max(self.stats.rows_used, num_rows)
 
     def _place_targets(
         self, requests: list[ActiveRequest]
@@ -333,15 +349,15 @@ class Scheduler:
         return dropped
 
     def _hand_out_chunk(self, row_limit: int) -> None:
-        recorded, progress = self.rows.decode_chunk(row_limit)
-        self._ready.watch(progress.running)
-        copy_to_host_async(progress)
+        recorded, snapshot = self.rows.decode_chunk(row_limit)
+        self._ready.watch(snapshot.running)
+        copy_to_host_async(snapshot)
         pending = PendingRecords(recorded)
         active = [None if r is None or r.suspended else r for r in self._occupants]
         rows = self.rows.num_rows
         put_in = self._entered, self._entered_longest
-        self._unseen.append(_Chunk(active, pending, progress, rows, min(row_limit, rows), *put_in))
-        self._entered = self._entered_longest = 0
+        self._unseen.append(_Chunk(active, pending, snapshot, rows, min(row_limit, rows), *put_in))
+        self._entered, self._entered_longest = np.zeros_like(self._in_use), 0
         for slot, request in enumerate(active):
             if request is not None:
                 request.pieces.append((pending, slot))
@@ -350,17 +366,17 @@ class Scheduler:
 
     def _look(self, chunk: _Chunk) -> list[ActiveRequest]:
         """Learns from a chunk: who is done, how full the rows are, whether anybody can move."""
-        on_device = chunk.progress.prompts
-        progress: Progress = records.to_host(chunk.progress)
+        on_device = chunk.snapshot.prompts
+        snapshot: Snapshot = records.to_host(chunk.snapshot)
         chunk.records.fetch()
-        self._seen = chunk = chunk._replace(progress=progress)
-        self.stats.add(progress)
-        running = progress.running.tolist()
+        self._seen = chunk = chunk._replace(snapshot=snapshot)
+        self.stats.add(snapshot, chunk.records.copies, chunk.num_rows)
+        running = snapshot.running.tolist()
         stuck = self._stuck(chunk)
-        self._in_use = np.asarray(progress.in_use)
+        self._in_use = np.asarray(snapshot.in_use)
         self._load = Load(
             in_use=int(self._in_use.max()),
-            longest=int(progress.longest.max()),
+            longest=int(snapshot.longest.max()),
             # Stalls in a table that has grown since are no reason to let it grow again.
             stalled=self._stalled(chunk) if chunk.num_rows == self.rows.num_rows else 0,
             stuck=bool(stuck),
@@ -374,7 +390,7 @@ class Scheduler:
             self._finalize({place: done[slot] for place, slot in group.items()}, on_device, group)
             for slot in group.values():
                 self._occupants[slot] = None
-        if progress.spoiled.any():
+        if snapshot.spoiled.any():
             self.rows.reset()
         # With fewer rows, or some of them reserved, the next chunk has more.
         least = min(chunk.num_rows, chunk.row_limit)
@@ -389,16 +405,16 @@ class Scheduler:
 
     def _stalled(self, chunk: _Chunk) -> int:
         """Prompts that had rows after the chunk, and waited for more."""
-        prompts = chunk.progress.prompts
+        prompts = chunk.snapshot.prompts
         return int((prompts.stalled & (prompts.row_of < chunk.num_rows).any(axis=1)).sum())
 
     def _stuck(self, chunk: _Chunk) -> list[list[int]]:
         """For each device on which no prompt could move: the slots that have rows."""
         per_shard = self.rows.allocator.slots_per_shard
         stuck = []
-        for shard in np.flatnonzero(chunk.progress.stuck).tolist():
+        for shard in np.flatnonzero(chunk.snapshot.stuck).tolist():
             slots = range(shard * per_shard, (shard + 1) * per_shard)
-            running, row_of = chunk.progress.running, chunk.progress.prompts.row_of
+            running, row_of = chunk.snapshot.running, chunk.snapshot.prompts.row_of
             stuck.append([s for s in slots if running[s] and (row_of[s] < chunk.num_rows).any()])
         return stuck
 
@@ -419,7 +435,7 @@ class Scheduler:
                 self.stats.preemptions += 1
                 continue
             request.error = ValueError(
-                f"a prompt alone needs {_rows_needed(chunk.progress, youngest)} rows of the model, "
+                f"a prompt alone needs {_rows_needed(chunk.snapshot, youngest)} rows of the model, "
                 f"and there are {chunk.num_rows}; raise rows= or lower num_particles."
             )
             self._occupants[youngest] = None
@@ -433,15 +449,15 @@ class Scheduler:
 
     def _rows_in_use(self, chunk: _Chunk, without: np.ndarray) -> np.ndarray:
         """[D] int32, after some prompts gave theirs back."""
-        row_of = chunk.progress.prompts.row_of
+        row_of = chunk.snapshot.prompts.row_of
         counts = [len(np.unique(x[x < chunk.num_rows])) for x in row_of]
         held = np.where(without, 0, counts).reshape(-1, self.rows.allocator.slots_per_shard)
         return held.sum(axis=1).astype(np.int32)
 
     def _suspend(self, request: ActiveRequest, slot: int, chunk: _Chunk) -> None:
         """Takes note of what the request resumes with."""
-        state = jax.tree.map(lambda x: x[slot], chunk.progress.prompts)
-        row_of, stop_state = state.row_of, chunk.progress.stop_state[slot]
+        state = jax.tree.map(lambda x: x[slot], chunk.snapshot.prompts)
+        row_of, stop_state = state.row_of, chunk.snapshot.stop_state[slot]
         prompt = np.asarray(request.prompt)
         prefixes = []
         pieces = [pending.of(place) for pending, place in request.pieces]
@@ -453,37 +469,37 @@ class Scheduler:
                 generated = records.trace(history, np.array([first]), len(history.step))[0][0]
             tokens = np.concatenate([prompt, generated]).astype(np.int32)
             prefixes.append((members, tokens, int(stop_state[first])))
-        needs = _rows_needed(chunk.progress, slot) if state.stalled else len(prefixes)
+        needs = _rows_needed(chunk.snapshot, slot) if state.stalled else len(prefixes)
         request.suspended = Suspended(state, prefixes, max(needs, len(prefixes)))
         request.num_preempted += 1
 
-    def _of(self, slot: int) -> Suspended:
-        request = self._occupants[slot]
-        assert request is not None and request.suspended is not None
-        return request.suspended
-
-    def _resumable(self, in_use: np.ndarray) -> list[int]:
-        """The slot of the earliest suspended request, if the free rows of its device suffice.
+    def _resumable(self, in_use: np.ndarray) -> _Resumable | None:
+        """The earliest suspended request, if it can resume on any device: that with the most rows.
 
         It waits for a chunk in which no other one stalled: those that come before it have had what
         they asked for, and so have taken steps, before they can be in each other's way again.
         """
-        waiting = [slot for slot, r in enumerate(self._occupants) if r is not None and r.suspended]
+        waiting = [request for request in self._occupants if request and request.suspended]
         if not waiting or (self._active and self._load.stalled):
-            return []
-        first = min(waiting, key=lambda slot: self._occupants[slot].order)  # type: ignore[union-attr]
-        there = in_use[first // self.rows.allocator.slots_per_shard]
-        return [first] if there + self._of(first).needs <= self.sizes.rows[-1] else []
+            return None
+        first = min(waiting, key=lambda request: request.order)
+        assert first.suspended is not None
+        own = self._occupants.index(first)
+        free = [own, *(slot for slot, other in enumerate(self._occupants) if other is None)]
+        room, needs = self.sizes.rows[-1] - in_use, first.suspended.needs
+        slot = self.rows.allocator.place(free, in_use, room, needs)
+        return None if slot is None else _Resumable(first, first.suspended, slot)
 
-    def _resume(self, slot: int) -> None:
+    def _resume(self, resumable: _Resumable) -> None:
+        request, suspended, slot = resumable
+        self._occupants[self._occupants.index(request)] = None
+        self._occupants[slot] = request
         (group,) = self.rows.allocator.groups([slot])
         ((place, _),) = group.items()
-        request = self._occupants[slot]
-        assert request is not None and request.suspended is not None
-        stalled = bool(request.suspended.state.stalled)
+        stalled = bool(suspended.state.stalled)
         prefixes = [
             Prefix(place, tokens, stop_state, stalled, members)
-            for members, tokens, stop_state in request.suspended.prefixes
+            for members, tokens, stop_state in suspended.prefixes
         ]
         self.rows.enter({place: request}, prefixes, group)
         self.stats.resumed += 1
@@ -545,10 +561,10 @@ class Scheduler:
         anew = []
         for request in requests:
             slot = before.index(request) if request in before else None
-            if slot is not None and seen is not None and request is seen.occupants[slot]:
+            if slot is not None and seen is not None and request in seen.occupants:
                 last = [pending for pending, _ in request.pieces].index(seen.records)
                 request.pieces = request.pieces[: last + 1]
-                self._suspend(request, slot, seen)
+                self._suspend(request, seen.occupants.index(request), seen)
             elif slot is None or request.suspended is None:
                 request.pieces = []
                 anew.append(request)
@@ -558,9 +574,9 @@ class Scheduler:
         self._held = [*sorted(anew, key=lambda r: r.order), *held]
 
 
-def _rows_needed(progress: Progress, slot: int) -> int:
+def _rows_needed(snapshot: Snapshot, slot: int) -> int:
     """How many prefixes a stalled prompt has after the tokens that it drew."""
-    prompts = progress.prompts
+    prompts = snapshot.prompts
     count = prompts.row_of.shape[1]
     draw = prompts.draw
     runs = draw.active[slot, :count] & ~prompts.particles.ended[slot, :count]

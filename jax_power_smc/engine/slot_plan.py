@@ -95,12 +95,13 @@ def plan_slots(
         bucket=sizes.prompt_bucket(prompt_tokens),
         slots=count,
         rows=useful,
-        group=sizes.group,
+        group=lambda slots: slots if sampler.runs_as_chains else max(1, slots // GROUPS),
         chunk=sizes.chunk,
         limit=memory_limit,
         layout=layout,
         stop_states=stop_states,
         resizes=not sampler.runs_as_chains and (rows is None or capacity is None),
+        prefills_whole=sampler.runs_as_chains,
     )
     if slots is not None and plan.slots < count:
         raise ValueError(

@@ -27,7 +27,7 @@ with jax.enable_x64(True):
 
 EXACT = ("tokens", "lengths", "finished", "choice")
 REALS = ("log_probs", "token_log_probs", "log_weights", "log_evidence")
-INFO = ("parent", "forks", "resampled", "particle_index", "bad_logits", "num_rows")
+INFO = ("parent", "forks", "resampled", "particle_index", "bad_logits", "num_rows", "copies")
 INFO += ("model_tokens", "drawn_tokens", "distinct_roots", "coalescence")
 INFO_REALS = ("ess", "dropped_mass")
 

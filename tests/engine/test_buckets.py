@@ -25,6 +25,10 @@ def test_what_was_generated_is_padded_as_well_when_a_prompt_resumes():
     assert [sizes().prompt_bucket(n) for n in (300, 513, 899)] == [512, 900, 900]
 
 
+def test_a_sequence_is_read_in_blocks_no_longer_than_a_prompt():
+    assert [sizes().prefill_block(n) for n in (64, 256, 512, 900)] == [64, 256, 256, 256]
+
+
 def test_a_row_has_room_for_prompt_and_new_tokens():
     assert sizes().longest == 900
     # For the padded prompt too, though it has few new tokens.

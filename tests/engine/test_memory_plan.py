@@ -71,13 +71,15 @@ def shallow():
 
 def of_7b(qwen, num=64, prompt=512, capacity=2560, slots=16, group=4, **options):
     """At least 8 rows for every prompt and N in all; at most N for each one."""
-    sizes = {"capacity": capacity, "bucket": prompt, "slots": slots, "group": group, "chunk": 32}
+    sizes = {"capacity": capacity, "bucket": prompt, "slots": slots, "chunk": 32}
+    sizes["group"] = lambda slots: min(group, slots)
     rows = {"rows": lambda count: (max(num, min(8, num) * count), num * count)}
     return memory_plan.plan(*qwen, num, **{**sizes, **rows, "device": GPU, **options})
 
 
 def of_table(table, num=8, prompt=16, capacity=64, slots=32, group=4, **options):
-    sizes = {"capacity": capacity, "bucket": prompt, "slots": slots, "group": group, "chunk": 8}
+    sizes = {"capacity": capacity, "bucket": prompt, "slots": slots, "chunk": 8}
+    sizes["group"] = lambda slots: min(group, slots)
     rows = {"rows": lambda count: (max(num, 2 * count), num * count)}
     return memory_plan.plan(*table, num, **{**sizes, **rows, **options})
 
@@ -103,8 +105,11 @@ class TestCounts:
         assert plan.params == 2 * 7_615_616_512  # as the model card counts
         assert plan.row == 2560 * KV_BYTES_PER_TOKEN
         assert plan.working == 11 * 4 * 152_064 + model.temporaries(1, 1, 2560)
-        # All prompts of a group; a particle's state, and its records in two chunks.
-        assert plan.prefill == 4 * (512 * KV_BYTES_PER_TOKEN + model.temporaries(1, 512, 512))
+        # All prompts of a group, with what they may have generated before they resume; read in
+        # blocks of the longest prompt.
+        cache, block = 4 * 2560 * KV_BYTES_PER_TOKEN, model.temporaries(4, 512, 2560)
+        assert plan.prefill == cache + block
+        # A particle's state, and its records in two chunks.
         assert plan.slot == 64 * (128 + 2 * 32 * 32)
         assert plan.limit == int(0.9 * 78 * GIB)
         tables = plan.rows * (plan.row + plan.working) + plan.slots * plan.slot
@@ -115,9 +120,17 @@ class TestCounts:
         assert 8 * 16 <= plan.rows < 64 * 16
 
     def test_long_prompts_are_bounded_by_what_the_model_says(self, qwen):
-        plan = of_7b(qwen, prompt=4096, capacity=8192, group=1)
+        plan = of_7b(qwen, prompt=4096, capacity=8192, slots=1)
         model, _ = qwen
+        # Nobody takes the rows of a prompt alone.
         assert plan.prefill == 4096 * KV_BYTES_PER_TOKEN + model.temporaries(1, 4096, 4096)
+
+    def test_chains_are_prefilled_into_their_caches(self, qwen):
+        plan = of_7b(qwen, num=1, slots=3, group=9, prefills_whole=True)
+        model, _ = qwen
+        assert plan.rows == plan.slots == 3
+        cache, block = 3 * 2560 * KV_BYTES_PER_TOKEN, model.temporaries(3, 512, 2560)
+        assert plan.prefill == cache + block
 
     def test_any_language_model(self, table):
         plan = of_table(table)
@@ -168,7 +181,8 @@ class TestSlots:
             whole,
             slots=slots,
             rows=max(8, 2 * slots),
-            prefill=min(4, slots) * whole.prefill // 4,
+            # What resumes may be as long as a row.
+            prefill=4 * (16 if slots == 1 else min(4, slots) * 64),
         ).total
         plan = of_table(table, limit=needs)
         assert (plan.slots, plan.rows) == (slots, max(8, 2 * slots))
@@ -202,8 +216,8 @@ class TestSlots:
 
     def test_the_sentence(self, qwen):
         assert str(of_7b(qwen)) == (
-            "16 prompts of 64 particles at a time in up to 381 rows of 2,560 tokens: weights 14.2 "
-            "GiB, rows 52.1 GiB, working 2.9 GiB, prefill 930.0 MiB, total 70.1 GiB of 70.2 GiB "
+            "16 prompts of 64 particles at a time in up to 379 rows of 2,560 tokens: weights 14.2 "
+            "GiB, rows 51.8 GiB, working 2.9 GiB, prefill 1.3 GiB, total 70.1 GiB of 70.2 GiB "
             "on cuda:0"
         )
 

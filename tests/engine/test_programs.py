@@ -13,15 +13,18 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc.core.mesh import make_mesh
+from jax_power_smc.engine import programs
+from jax_power_smc.engine.memory_plan import tree_bytes
 from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
 from tests.engine.collectives import collectives, lower_chunk
 
 pytestmark = pytest.mark.usefixtures("full_optimization")
 
+KEY = jax.random.key(1)
 CAPACITY = 96  # a size that nothing else has
 
 
-def compiled_chunk(sampler, num_prompts, num_rows, num_kv_heads):
+def transformer(num_kv_heads=1):
     config = psmc.TransformerConfig(
         vocab_size=40,
         hidden_size=32,
@@ -33,8 +36,12 @@ def compiled_chunk(sampler, num_prompts, num_rows, num_kv_heads):
         tied_embeddings=True,
         max_positions=256,
     )
+    return psmc.TransformerLM(config)
+
+
+def compiled_chunk(sampler, num_prompts, num_rows, num_kv_heads):
     lowered, cache = lower_chunk(
-        psmc.TransformerLM(config),
+        transformer(num_kv_heads),
         None,
         sampler,
         prompts=num_prompts,
@@ -176,3 +183,33 @@ def test_no_step_on_a_mesh_copies_the_cache(size, slots_per_shard, num_kv_heads,
     assert len(sizes) > 0 and not {leaf.size for leaf in caches} & set(sizes)
     assert compiled.memory_analysis().temp_size_in_bytes < sum(4 * leaf.size for leaf in caches)
     assert not _conditionals_with(text, caches[0])
+
+
+@pytest.mark.parametrize("block", [4, 5, 8])
+def test_a_sequence_in_blocks_leaves_the_cache_of_the_whole(block):
+    model = transformer()
+    params, tokens = model.init(jax.random.key(0)), jax.random.randint(KEY, (4, 11), 0, 40)
+    lengths = np.array([11, 1, 6, 5], np.int32)
+    prefill = functools.partial(programs.prefill, model=model, capacity=16)
+    whole = jax.jit(prefill)(params, tokens, lengths)
+    found = jax.jit(functools.partial(prefill, block=block))(params, tokens, lengths)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+        assert np.asarray(x).any()
+
+
+def test_blocks_of_a_long_sequence_need_no_more_memory_than_one():
+    model = transformer()
+    params = jax.eval_shape(model.init, KEY)
+    length = jax.ShapeDtypeStruct((4,), np.int32)
+
+    def temporaries(columns, block):
+        prefill = functools.partial(programs.prefill, model=model, capacity=256, block=block)
+        tokens = jax.ShapeDtypeStruct((4, columns), np.int32)
+        compiled = jax.jit(prefill).lower(params, tokens, length).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    one = temporaries(32, 32)
+    cache = 4 * tree_bytes(jax.eval_shape(lambda: model.init_cache(params, 1, 256)))
+    # The loop may hold its cache beside the result.
+    assert temporaries(256, 32) < one + cache + 2**14 < temporaries(256, 256)

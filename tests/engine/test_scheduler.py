@@ -1,5 +1,6 @@
 """The scheduler when something goes wrong: nothing is lost, no row leaks, others are unharmed."""
 
+import collections
 import dataclasses
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
+from jax_power_smc.core.mesh import make_mesh
 from jax_power_smc.engine.device_rows import DeviceRows
 from jax_power_smc.engine.records import PendingRecords
 from jax_power_smc.engine.scheduler import Scheduler
@@ -16,6 +18,7 @@ from tests.engine.runs import (
     KEY,
     PARAMS,
     PROMPTS,
+    SLOTS,
     V,
     assert_same,
     chunks_of,
@@ -129,6 +132,33 @@ def test_a_prompt_that_alone_needs_more_rows_than_there_are_fails_by_name(last):
     assert_as_plain(done, expected, set(range(5)) - set(too_many))
     assert_all_rows_free(last())
     assert_as_plain(stream(engine, asked(target)), expected, set(range(5)) - set(too_many))
+
+
+# All particles have prefixes of their own, soon and for long.
+FLAT, FLAT_TARGET = PowerSMC(6, 0.1), PowerTarget(1.0)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("is_list", [True, False])
+def test_a_prompt_alone_gets_all_rows_at_once(slots, is_list):
+    def requests():
+        yield from asked(FLAT_TARGET, PROMPTS[:1])
+        yield from [None] * 8
+
+    engine = make(FLAT, rows=6, slots=slots)
+    with jax.enable_x64(True):
+        given = asked(FLAT_TARGET, PROMPTS[:1]) if is_list else requests()
+        (done,) = engine.stream(given, key=KEY)
+    assert_same([done.result], plain(FLAT, FLAT_TARGET))
+    assert done.result.info.num_rows.max() == 6, "rows were never scarce"
+    assert engine.stats.stalls == 0
+
+
+def test_no_rows_are_reserved_where_nobody_can_come():
+    engine = make(FLAT, rows=6 * SLOTS)
+    done = stream(engine, asked(FLAT_TARGET, PROMPTS[:SLOTS]))
+    rows = sum(one.result.info.num_rows for one in done.values())
+    assert rows.max() == 6 * SLOTS and engine.stats.stalls == 0
 
 
 # --- No memory ---
@@ -273,6 +303,64 @@ def test_without_a_reset_what_is_left_in_a_row_harms_the_next_one(monkeypatch):
     monkeypatch.setattr(DeviceRows, "reset", forget)
     done, _ = among_bad(PowerSMC(1), 3)
     assert any(done[i].result.info.bad_logits[0] for i in range(len(AMONG_BAD)) if i not in BAD)
+
+
+# --- Several devices ---
+
+
+def on_two_devices(sampler, **options):
+    """Two slots on each of them, unless told otherwise."""
+    return make(sampler, mesh=make_mesh(1, jax.devices()[:2]), **{"slots": 4, **options})
+
+
+@pytest.fixture
+def devices(after_round):
+    """prompt_id -> the devices on which a request has been, in order."""
+    found = collections.defaultdict(list)
+
+    def note(scheduler):
+        for slot, request in enumerate(scheduler._occupants):
+            if request is not None and not request.suspended:
+                device = slot // scheduler.rows.allocator.slots_per_shard
+                if found[request.prompt_id][-1:] != [device]:
+                    found[request.prompt_id].append(device)
+
+    after_round.append(note)
+    return found
+
+
+def test_prompts_enter_on_the_device_with_the_most_free_rows(devices):
+    flat, peaked = PowerTarget(1.0), PowerTarget(8.0, (5,))
+
+    def requests():
+        yield StreamRequest(PROMPTS[0], flat, CAP)
+        yield from [None] * 4
+        for prompt in PROMPTS[1:]:
+            yield StreamRequest(prompt, peaked, 2)
+
+    with jax.enable_x64(True):
+        engine = on_two_devices(SMC, rows=12, slots=12, chunk=1)
+        done = list(engine.stream(requests(), key=KEY))
+    assert [one.error for one in done] == [None] * 5
+    stats = engine.stats
+    assert len(stats.by_device) == 2 and sum(stats.by_device) == stats.row_steps
+    assert stats.fullest_device == stats.by_device[0] / stats.steps > stats.mean_device
+    # The first one's rows fill its device while the others come.
+    assert devices[0] == [0] and all(devices[i] == [1] for i in range(1, 5))
+
+
+def test_a_prompt_may_resume_on_another_device(devices):
+    # Two that need many rows on one device, two that are soon done on the other.
+    caps = [CAP, 2, CAP, 2]
+    asked = [
+        StreamRequest(prompt, TARGET, cap, prompt_id=i)
+        for i, (prompt, cap) in enumerate(zip(PROMPTS, caps, strict=False))
+    ]
+    engine = on_two_devices(SMC, rows=FEW, chunk=1)
+    done = stream(engine, asked)
+    assert dict(devices) == {0: [0], 1: [1], 2: [0, 1], 3: [1]} and engine.stats.resumed > 0
+    for i, cap in enumerate(caps):
+        assert_same([done[i].result], plain(SMC, TARGET, cap=cap).one(i))
 
 
 # --- A look at who runs ---

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jax_power_smc.models.vmap_rules import broadcast_unbatched
+from jax_power_smc.models.transformer.vmap_rules import broadcast_unbatched
 
 # Low enough to vanish in a softmax, and finite.
 MASKED = -1e30
