@@ -54,24 +54,17 @@ def started(directory: str) -> Iterator[Baseline]:
     """A process that runs under the package in this directory, until the context is left."""
     settings = {name: getattr(jax.config, name) for name in _SHARED}
     variables = {n.upper(): str(value) for n, value in settings.items() if value is not None}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-P", os.fspath(_WORKER)],
         env={**os.environ, **variables, "PYTHONPATH": os.path.abspath(directory)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    try:
-        yield Baseline(process, directory)
-    finally:
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
+    ) as process:
         try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
+            yield Baseline(process, directory)
+        finally:
             process.kill()
-            process.wait()
 
 
 def check(directory: str) -> None:
