@@ -108,6 +108,9 @@ def decode(subject: Subject, work: Work) -> Run:
     sampler = getattr(psmc, work.sampler)(**work.settings)
     cap = work.cap or work.max_new_tokens
     shortest_first = sorted(range(len(work.prompts)), key=lambda i: len(work.prompts[i]))
+    fixed: dict[str, Any] = {}
+    if work.rows is not None and _has_rows():
+        fixed["rows"] = work.rows
     began = time.perf_counter()
     engine = psmc.Engine(
         subject.model,
@@ -117,7 +120,7 @@ def decode(subject: Subject, work: Work) -> Run:
         max_new_tokens=work.max_new_tokens,
         slots=work.slots,
         num_requests=len(work.prompts),
-        **({} if work.rows is None or not _has_rows() else {"rows": work.rows}),
+        **fixed,
     )
     requests = [psmc.StreamRequest(work.prompts[i], target, cap, i) for i in shortest_first]
     stream = engine.stream(requests, key=jax.random.key(work.key))
@@ -125,7 +128,9 @@ def decode(subject: Subject, work: Work) -> Run:
     seconds = time.perf_counter() - began
     if failed := [one.error for one in done if one.error]:
         raise ValueError(failed[0])
-    found = [one.result for one in sorted(done, key=lambda one: shortest_first[one.index])]
+    found: list[Any] = [
+        one.result for one in sorted(done, key=lambda one: shortest_first[one.index])
+    ]
     phases = stream.seconds
     counts: dict[str, Any] = {}
     drawn = "model_tokens"  # what it was called at afd20fd

@@ -171,7 +171,7 @@ def _stalled(rows: Sequence[np.ndarray], num_prompts: int, num_rows: int, seed: 
         while not moves.any() and np.count_nonzero(holds) > 1:
             holds[np.flatnonzero(holds)[-1]] = 0
             moves = may_proceed(holds, wants, num_rows - holds.sum())
-        stalled += num_prompts - np.count_nonzero(moves)
+        stalled += num_prompts - int(np.count_nonzero(moves))
         holds, at = np.where(moves, wants, holds), at + moves
         ended = at >= lengths[which]
         new = np.count_nonzero(ended)

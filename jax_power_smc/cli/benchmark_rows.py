@@ -35,6 +35,12 @@ from jax_power_smc.tiny_reasoner import problems
 # Steps and prompt in which a model's logits are sharpened.
 SHARP_STEPS, SHARP_PROMPT = 128, 32
 
+
+def _baseline(name: str, value: Any) -> None:
+    if value:
+        baseline.check(value)
+
+
 _COUNT, _COUNTS = integer(1), each(integer(1))
 _NAMES = each(text("a name"))
 # section -> its fields, each with its check
@@ -72,7 +78,7 @@ _FIELDS: dict[str, Check] = {
     "sections": each(lambda name, value: checks.one_of(name, value, SECTIONS)),
     "alpha": lambda name, value: PowerTarget(value),
     "repeats": _COUNT,
-    "baseline": lambda name, value: value and baseline.check(value),
+    "baseline": _baseline,
     "reasoner": text("a model"),
     "stories_model": text("a model"),
     "texts": each(text("a text")),
@@ -168,9 +174,15 @@ class _Job:
         jobs = [(name, decode_worker.load({"name": name}), questions, max_new_tokens)]
         for name, subject in self._sharpened(sharpened, num_particles):
             jobs.append((name, subject, [self._random(subject)] * prompts, SHARP_STEPS))
-        for *job, cap in jobs:
+        for name, subject, asked, cap in jobs:
             row_latency.against_torch(
-                self._bench, *job, num_particles=num_particles, max_new_tokens=cap, **fields
+                self._bench,
+                name,
+                subject,
+                asked,
+                num_particles=num_particles,
+                max_new_tokens=cap,
+                **fields,
             )
 
     def fit(self, sharpened: Any, prompts: int, shape: Any, **fields: Any) -> None:

@@ -1,13 +1,15 @@
 """The benchmark of rows through the launcher, on settings small enough for a test."""
 
+import importlib
 import json
 import runpy
 
 import pytest
 
-from jax_power_smc.benchmarks import torch_baseline
+from jax_power_smc.benchmarks import row_fit, tables, torch_baseline
 from jax_power_smc.cli import benchmark_rows
 from jax_power_smc.cli.benchmark import benchmark
+from jax_power_smc.report.tables import print_tables
 from tests.conftest import needs_stories
 from tests.paths import ROOT
 
@@ -79,9 +81,18 @@ def config(**changes):
     return made
 
 
-def measure(root, section, **changes):
-    path = benchmark(config(sections=(section,), **changes), str(root))
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    """Of all sections; the baseline is this version too: what is compared is how, not what."""
+    root = tmp_path_factory.mktemp("rows")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark_rows, "SHARP_STEPS", 24)
+        path = benchmark(config(baseline=str(ROOT)), str(root))
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def of_section(figures, name):
+    return [x for x in figures if x.get("section") == name]
 
 
 def of(figures, metric, *names):
@@ -91,9 +102,8 @@ def of(figures, metric, *names):
 
 
 @pytest.mark.slow
-def test_throughput_has_three_columns(tmp_path, capsys):
-    # The same version twice: what is compared is how, not what.
-    figures = measure(tmp_path, "throughput", baseline=str(ROOT))
+def test_throughput_has_three_columns(figures):
+    figures = of_section(figures, "throughput")
     names = ["plain", "smc 3", "swor 2, floor 0", "swor 2, floor 0.001"]
     places = {(n, name) for n in (2, 3) for name in names}
     for metric in ("multiple", "model_token_ratio", "rows_per_step", "multiple_of_baseline"):
@@ -108,12 +118,11 @@ def test_throughput_has_three_columns(tmp_path, capsys):
     # Ten tokens without an end: three particles draw three times as many as plain decoding.
     drawn = of(figures, "drawn_tokens", "prompts", "variant")
     assert drawn[2, "smc 3"] == 3 * drawn[2, "plain"] == drawn[2, "baseline smc 3"] == 30
-    assert "Multiples of plain decoding" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_latency_is_over_one_particle_and_over_as_many_rows(tmp_path):
-    figures = measure(tmp_path, "latency")
+def test_latency_is_over_one_particle_and_over_as_many_rows(figures):
+    figures = of_section(figures, "latency")
     times = of(figures, "step_time", "model", "variant")
     models = "tiny-reasoner", "tiny"
     assert times.keys() == {(m, v) for m in models for v in ("many", "rows", "one")}
@@ -122,21 +131,50 @@ def test_latency_is_over_one_particle_and_over_as_many_rows(tmp_path):
         assert ratio == pytest.approx(times[model, "many"] / times[model, "one"])
     answers = of(figures, "seconds_per_answer", "model", "variant")
     assert answers.keys() == {("tiny-reasoner", v) for v in ("plain", "smc 1", "smc 12")}
+
+
+@pytest.mark.slow
+def test_the_factor_of_the_logits_is_recorded(figures):
     (factor,) = (x for x in figures if x["metric"] == "logit_factor")
     assert factor["value"] > 1 and 4 <= factor["rows_per_step"] <= 7
 
 
+@pytest.mark.slow
+def test_the_tables_show_every_section(figures, capsys):
+    made = list(tables.rows(figures))
+    print_tables(made)
+    text = capsys.readouterr().out
+    sections = {x["section"] for x in figures if "section" in x}
+    assert len(made) == 6 and sum(bool(table.rows) for table in made) == len(sections)
+    assert "Multiples of plain decoding" in text and "swor 2, floor 0.001" in text
+
+
+@needs_stories
+@pytest.mark.skipif(not torch_baseline.available(), reason="torch is absent")
+@pytest.mark.slow
+def test_the_page_has_a_table_of_every_section(figures, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    row_tables = importlib.import_module("row_tables")
+    monkeypatch.setattr(row_tables, "read", lambda name: figures)
+    made = {make.__name__: make().splitlines() for make in row_tables.TABLES}
+    assert {name: len(lines) - 2 for name, lines in made.items()} == {
+        **{"row_throughput": 12, "row_latency": 2, "row_answers": 3, "row_counts": 1},
+        **{"row_flat": 1, "row_torch": 2, "row_fit": 2},
+    }
+    assert made["row_throughput"][2].startswith("| 2 | plain |")
+
+
 @needs_stories
 @pytest.mark.slow
-def test_tokens_through_the_model_are_counted_per_token(tmp_path):
-    figures = measure(tmp_path, "stories")
+def test_tokens_through_the_model_are_counted_per_token(figures):
+    figures = of_section(figures, "stories")
     assert of(figures, "drawn_tokens_per_token", "num_particles") == {(3,): 3.0}
     assert 1 < of(figures, "model_tokens_per_token", "num_particles")[(3,)] < 3
 
 
 @pytest.mark.slow
-def test_flat_logits_are_compared_with_the_baseline(tmp_path):
-    figures = measure(tmp_path, "flat", baseline=str(ROOT))
+def test_flat_logits_are_compared_with_the_baseline(figures):
+    figures = of_section(figures, "flat")
     assert of(figures, "step_time", "variant").keys() == {("here",), ("baseline",)}
     assert of(figures, "over_baseline", "num_particles", "rows")[4, 8] > 0
     assert 2 < of(figures, "rows_per_step", "rows")[(8,)] <= 4
@@ -144,20 +182,21 @@ def test_flat_logits_are_compared_with_the_baseline(tmp_path):
 
 @pytest.mark.skipif(not torch_baseline.available(), reason="torch is absent")
 @pytest.mark.slow
-def test_torch_decodes_one_prompt_at_a_time(tmp_path):
-    figures = measure(tmp_path, "torch")
+def test_torch_decodes_one_prompt_at_a_time(figures):
+    figures = of_section(figures, "torch")
     places = {(m, v) for m in ("tiny-reasoner", "tiny") for v in ("at once", "one by one")}
     assert of(figures, "speedup", "model", "variant").keys() == places
 
 
 @needs_stories
 @pytest.mark.slow
-def test_prompts_that_fit_follow_from_recorded_trajectories(tmp_path):
-    figures = measure(tmp_path, "fit")
+def test_prompts_that_fit_follow_from_recorded_trajectories(figures):
+    figures = of_section(figures, "fit")
     fitting = of(figures, "prompts_that_fit", "model")
     assert fitting.keys() == {("stories260K",), ("tiny",)} and min(fitting.values()) >= 1
     recorded = [x for x in figures if "trajectory" in x]
     assert {x["model"] for x in recorded} == {"stories260K", "tiny"} and len(recorded) == 4
+    assert {len(row_fit.unpack(x["trajectory"])) for x in recorded} == {40}
 
 
 def test_what_is_absent_is_left_out_and_said(monkeypatch, tmp_path, capsys):
