@@ -146,5 +146,85 @@ def speed(figures: Sequence[Figure]) -> list[Table]:
     ]
 
 
+# --- rows ---
+
+# Of each section: title, what names a row, and metric -> heading and format of its columns.
+_ROW_TABLES: dict[str, tuple[str, Sequence[str], dict[str, tuple[str, str]]]] = {
+    "throughput": (
+        "Multiples of plain decoding: of the baseline's (a), of ours (b), per row and step (c)",
+        ("prompts", "variant"),
+        {
+            "seconds_per_problem": ("s per\nproblem", "{:.3f}"),
+            "multiple_of_baseline": ("(a)", "{:.2f}"),
+            "multiple": ("(b)", "{:.2f}"),
+            "model_token_ratio": ("tokens", "{:.2f}"),
+            "multiple_over_token_ratio": ("(b) over\ntokens", "{:.2f}"),
+            "efficiency": ("(c)", "{:.2f}"),
+            "rows_per_step": ("rows per\nstep", "{:.2f}"),
+            "stalled_share": ("stalled", "{:.1%}"),
+            "baseline_speedup": ("times as fast\nas baseline", "{:.1f}"),
+        },
+    ),
+    "latency": (
+        "One prompt at a time",
+        ("model", "max_new_tokens", "variant"),
+        {
+            "step_time": ("s per step", "{:.5f}"),
+            "step_over_one": ("N over 1", "{:.2f}"),
+            "step_over_rows": ("over plain\nin as many rows", "{:.2f}"),
+            "rows_per_step": ("rows per\nstep", "{:.2f}"),
+            "seconds_per_answer": ("s per answer", "{:.3f}"),
+            "answer_over_plain": ("over plain", "{:.2f}"),
+        },
+    ),
+    "stories": (
+        "Tokens per token of an answer",
+        ("model", "num_particles"),
+        {
+            "model_tokens_per_token": ("through the model", "{:.2f}"),
+            "drawn_tokens_per_token": ("drawn", "{:.0f}"),
+        },
+    ),
+    "flat": (
+        "Where no two particles agree",
+        ("model", "rows", "num_particles", "prompt_tokens", "variant"),
+        {
+            "step_time": ("s per step", "{:.4f}"),
+            "over_baseline": ("over baseline", "{:.2f}"),
+            "rows_per_step": ("rows per\nstep", "{:.1f}"),
+        },
+    ),
+    "torch": (
+        "PyTorch, one prompt at a time",
+        ("model", "num_particles", "variant"),
+        {"step_time": ("s per step", "{:.5f}"), "speedup": ("times as fast", "{:.1f}")},
+    ),
+    "fit": (
+        "Prompts that fit",
+        ("model", "num_particles", "memory"),
+        {"prompts_that_fit": ("prompts", "{:.0f}")},
+    ),
+}
+
+
+def rows(figures: Sequence[Figure]) -> Iterator[Table]:
+    """One table for every section."""
+    for section, (title, names, columns) in _ROW_TABLES.items():
+        own = [x for x in figures if x.get("section") == section and x["metric"] in columns]
+        yield pivot(
+            title,
+            [name.replace("_", " ") for name in names],
+            (
+                (
+                    [x.get(name, "") for name in names],
+                    x["metric"],
+                    "none" if x["value"] is None else columns[x["metric"]][1].format(x["value"]),
+                )
+                for x in own
+            ),
+            {metric: heading for metric, (heading, _) in columns.items()},
+        )
+
+
 def _model_kind(figure: Mapping[str, Any]) -> tuple[Any, ...]:
     return figure["kind"], figure["horizon"], figure["entropy"]
