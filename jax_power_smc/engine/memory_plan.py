@@ -139,7 +139,9 @@ def plan(
     # Shapes alone: arrays on a mesh of explicit axes have these in their types.
     whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     params = layout.local(params)
-    parts = layout.model_shards  # of keys and values; nothing else of a step is divided
+    parts = layout.model_shards
+    local = layout.model or model
+    logits = LOGITS_COPIES * 4 * model.vocab_size // layout.vocabulary.num_shards
     weights = tree_bytes(params) + (_converted(params, model.vocab_size) if on_cpu else 0)
 
     def cache_of(positions: int) -> tuple[int, int]:
@@ -150,11 +152,10 @@ def plan(
 
     def one(num: int, positions: int) -> MemoryPlan:
         row, converted = cache_of(positions)
-        working = LOGITS_COPIES * 4 * model.vocab_size + converted
-        working += _temporaries(model, 1, 1, positions)
+        working = logits + converted + _temporaries(local, 1, 1, positions)
         working = max(working, row if on_cpu and resizes else 0)
         padded = min(bucket, positions)
-        prefill = sum(cache_of(padded)) + _temporaries(model, 1, padded, padded)
+        prefill = sum(cache_of(padded)) + _temporaries(local, 1, padded, padded)
         slot = num * (PARTICLE_BYTES + 2 * chunk * RECORD_BYTES)
         return MemoryPlan(
             str(device),
