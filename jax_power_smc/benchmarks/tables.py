@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -224,6 +224,53 @@ def rows(figures: Sequence[Figure]) -> Iterator[Table]:
             ),
             {metric: heading for metric, (heading, _) in columns.items()},
         )
+
+
+# --- compiled ---
+
+# metric -> heading and format, of a program
+_PROGRAM_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "compile_seconds": ("compile, s", "{:.0f}".format),
+    "temporaries": ("temporaries, MB", lambda x: f"{x / 1e6:.1f}"),
+    "copies": ("copies", "{:.0f}".format),
+    "kernels": ("kernels", "{:.0f}".format),
+    "collectives": ("exchanges", "{:.0f}".format),
+}
+# metric -> heading and format, of a step
+_STEP_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "least": ("least, GB", lambda x: f"{x / 1e9:.2f}"),
+    "moved": ("moved, GB", lambda x: f"{x / 1e9:.2f}"),
+    "seconds": ("static, ms", lambda x: f"{1e3 * x:.2f}"),
+    "share": ("of roofline", "{:.1%}".format),
+    "moved_by_a_move": ("a row moved, MB", lambda x: f"{x / 1e6:.0f}"),
+}
+
+
+def compiled(figures: Sequence[Figure]) -> list[Table]:
+    """What programs need, then what a step of the chunk moves."""
+
+    def table(title: str, columns: Any, fields: Sequence[str], chosen: Sequence[Figure]) -> Table:
+        return pivot(
+            title,
+            [name.replace("_", " ") for name in fields],
+            (
+                (
+                    [str(x[name]) for name in fields],
+                    columns[x["metric"]][0],
+                    columns[x["metric"]][1](x["value"]),
+                )
+                for x in chosen
+                if x["metric"] in columns
+            ),
+        )
+
+    what = ("target", "mesh", "model", "num_layers", "rows", "prompts")
+    return [
+        table(
+            "Programs", _PROGRAM_COLUMNS, (*what, "program"), [x for x in figures if "age" not in x]
+        ),
+        table("A step", _STEP_COLUMNS, (*what, "age"), [x for x in figures if "age" in x]),
+    ]
 
 
 def _model_kind(figure: Mapping[str, Any]) -> tuple[Any, ...]:

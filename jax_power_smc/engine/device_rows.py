@@ -317,6 +317,4 @@ def _weight_dtype(model: LanguageModel, params: Params) -> jnp.dtype:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     leaves, structure = jax.tree.flatten(shapes)
     key = (structure, *((x.shape, x.dtype) for x in leaves), jax.config.read("jax_enable_x64"))
-    return _WEIGHT_DTYPES.get(
-        model, key, lambda: weight_dtype(jax.eval_shape(logits, shapes, one))
-    )
+    return _WEIGHT_DTYPES.get(model, key, lambda: weight_dtype(jax.eval_shape(logits, shapes, one)))
