@@ -9,8 +9,8 @@ import numpy as np
 from jax_power_smc.core.types import TokenIds
 
 SMALLEST_PROMPT_BUCKET = 64
-# There are no smaller caches: each size is another program to compile.
-SMALLEST_CACHE_BUCKET = 256
+# There are no smaller caches, and no half steps below the second one: each size is another program.
+SMALLEST_CACHE_BUCKET, HALF_STEPS = 128, 256
 # Of all slots together; states are numbered in int16.
 MOST_STOP_STATES = 2**15 - 1
 
@@ -61,22 +61,17 @@ class Sizes:
         """Tokens of a sequence of padded length ``bucket`` that are read at a time."""
         return min(bucket, self.prompt_bucket(self.prompt_tokens))
 
-    def cache_bucket(self, positions: int) -> int:
-        """The capacity of rows with so many positions."""
-        if not self.grows or self.capacity is not None:
-            return self.longest
-        return min(power_of_two(max(positions, SMALLEST_CACHE_BUCKET)), self.longest)
-
     def prompt_buckets(self) -> list[int]:
         """All padded lengths of prompts."""
         last = self.prompt_bucket(self.prompt_tokens)
-        return _doubling(min(self.smallest_bucket, last), last)
+        return list(doubling(min(self.smallest_bucket, last), last))
 
     def cache_buckets(self) -> list[int]:
         """All capacities."""
         if not self.grows or self.capacity is not None:
             return [self.longest]
-        return _doubling(min(SMALLEST_CACHE_BUCKET, self.longest), self.longest)
+        least = min(SMALLEST_CACHE_BUCKET, self.longest)
+        return list(doubling(least, self.longest, halves_from=HALF_STEPS))
 
     @property
     def _padded_prompt(self) -> int:
@@ -103,9 +98,12 @@ def power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-def _doubling(first: int, last: int) -> list[int]:
-    """first, 2 first, ..., last; the last one need not be a double."""
-    steps = [first]
-    while steps[-1] < last:
-        steps.append(min(2 * steps[-1], last))
-    return steps
+def doubling(least: int, most: int, halves_from: int | None = None) -> tuple[int, ...]:
+    """least, 2 least, ..., most, which need not be a double; from some size on with half steps."""
+    sizes, size = [], least
+    while size < most:
+        sizes.append(size)
+        if halves_from is not None and size >= halves_from:
+            sizes.append(size + size // 2)
+        size *= 2
+    return (*(size for size in sizes if size < most), most)

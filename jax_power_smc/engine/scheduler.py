@@ -193,6 +193,13 @@ class Scheduler:
         # Where all that ran is known to be done, nothing can have been added.
         return np.where(self._idle_shards, self._in_use, rows + self._entered)
 
+    def _useful(self, entering: list[int]) -> int:
+        """As many rows as the fullest device's prompts can have, also those that enter."""
+        runs = np.array([r is not None and not r.suspended for r in self._occupants])
+        runs[entering] = True
+        by_device = runs.reshape(self.rows.layout.data_shards, -1).sum(axis=1)
+        return int(by_device.max()) * self.rows.sampler.num_particles
+
     @property
     def _idle_shards(self) -> np.ndarray:
         """[D] bool: devices without prompts, also in the chunks that run."""
@@ -290,6 +297,7 @@ class Scheduler:
             self.rows.num_rows,
             int((at_most + entering).max()),
             self._load._replace(in_use=int((self._in_use + entering).max())),
+            useful=self._useful([*kept, *([resumed.slot] if resumed else [])]),
             reserve=-(-self.sizes.group // shards) if more and not suspended else 0,
         )
         self._held = [r for r in new if r not in kept.values()] + self._held

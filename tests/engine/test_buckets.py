@@ -38,10 +38,9 @@ def test_a_row_has_room_for_prompt_and_new_tokens():
 
 
 def test_caches_grow_in_few_steps():
-    assert [sizes().cache_bucket(n) for n in (1, 256, 257, 900)] == [256, 256, 512, 900]
-    assert sizes().cache_buckets() == [256, 512, 900]
+    assert sizes().cache_buckets() == [128, 256, 384, 512, 768, 900]
     for fixed in (sizes(grows=False), sizes(capacity=900)):
-        assert fixed.cache_bucket(1) == 900 and fixed.cache_buckets() == [900]
+        assert fixed.cache_buckets() == [900]
     assert sizes(prompt_tokens=3, new_tokens=9).cache_buckets() == [64]
 
 
