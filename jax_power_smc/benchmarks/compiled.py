@@ -326,7 +326,7 @@ def planned(
         bucket=job.prompt_tokens,
         slots=job.prompts,
         rows=lambda slots: (job.rows, job.rows),
-        group=job.group,
+        group=lambda slots: job.group,
         chunk=job.steps,
         limit=2**60,
         device=device,

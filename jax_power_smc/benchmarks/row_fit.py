@@ -113,7 +113,7 @@ def plan_for(
         bucket=power_of_two(prompt_tokens),
         slots=slots,
         rows=lambda slots: (num_particles, slots * num_particles),
-        group=max(1, slots // GROUPS),
+        group=lambda slots: max(1, slots // GROUPS),
         chunk=CHUNK,
         device=device,
     )

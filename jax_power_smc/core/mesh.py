@@ -64,7 +64,7 @@ def mesh_of(params: Params) -> Mesh | None:
 
 def default_place() -> jax.sharding.Sharding:
     """The sharding of arrays that are placed nowhere in particular."""
-    return _default_place(jax.config.jax_default_device)
+    return _default_place(jax.config.jax_default_device)  # type: ignore[attr-defined]
 
 
 @functools.cache

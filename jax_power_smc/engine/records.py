@@ -37,12 +37,14 @@ class PendingRecords:
         """The steps that one prompt took, [steps, ...]."""
         self.fetch()
         took = np.asarray(self._records.step[slot]) >= 0
-        return Record(*(x[slot][took] for x in self._records))
+        records: Any = self._records
+        return Record(*(x[slot][took] for x in records))
 
 
 def concatenate(pieces: list[Record]) -> Record:
     """Records of consecutive steps as one, [steps, ...]."""
-    return Record(*(np.concatenate(xs) for xs in zip(*pieces, strict=True)))
+    leaves: Any = zip(*pieces, strict=True)
+    return Record(*map(np.concatenate, leaves))  # type: ignore[arg-type]
 
 
 def trace(history: Any, index: np.ndarray, cap: int) -> tuple[np.ndarray, np.ndarray]:
