@@ -11,6 +11,7 @@ always has work. What is decided about rows is in ``row_policy``.
 import collections
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -100,6 +101,9 @@ class Scheduler:
     ) -> None:
         self.rows = DeviceRows(model, params, sampler, key, sizes, tokenizer, mesh)
         self.sizes, self.lookahead = sizes, lookahead
+        slots = self.rows.allocator.slots_per_shard
+        # All that one prompt may need, or those of all prompts.
+        self._typical_rows = max(sampler.num_particles, math.ceil(slots * sampler.typical_rows))
         self._timer, self._ready = PhaseTimer(), ReadyTimes()
         self.seconds = self._timer.seconds
         self.stats = EngineStats()
@@ -132,13 +136,13 @@ class Scheduler:
 
     @no_ambient_mesh()
     def warmup(self) -> float:
-        """Compiles what prompts of all sizes need, if no target restricts anything.
+        """Compiles what prompts of all sizes need as a rule, if no target restricts anything.
 
         Returns:
           Seconds of compiling.
         """
         before = timing.compile_seconds()
-        self.rows.warmup()
+        self.rows.warmup(self._typical_rows)
         compiling = timing.compile_seconds() - before
         self.seconds["compile"] += compiling
         return compiling
@@ -541,10 +545,16 @@ class Scheduler:
         unfinished = [r for r in dict.fromkeys([*leaving, *occupants, *entering]) if r not in safe]
         tried, least = self.rows.num_rows, self.rows.sampler.num_particles
         fewer = [size for size in self.sizes.rows if size < tried] or [tried // 2]
-        if "RESOURCE_EXHAUSTED" in str(error) and fewer[-1] >= least:
-            self.sizes = self.rows.sizes = dataclasses.replace(self.sizes, rows=tuple(fewer))
-            self._recover(unfinished, held)
-            return
+        if "RESOURCE_EXHAUSTED" in str(error):
+            if fewer[-1] >= least:
+                self.sizes = self.rows.sizes = dataclasses.replace(self.sizes, rows=tuple(fewer))
+                self._recover(unfinished, held)
+                return
+            error = jax.errors.JaxRuntimeError(
+                f"the device's memory does not suffice for {tried} rows, and with fewer a prompt "
+                f"of {least} particles may fail; lower num_particles, max_new_tokens or the number "
+                f"of prompts at a time ({str(error).splitlines()[0].rstrip('.')})."
+            )
         for request in unfinished:
             request.error = error
         self._clear()
