@@ -44,11 +44,11 @@ class _Chunk(NamedTuple):
     """A chunk that was handed out and not looked at.
 
     Attributes:
-      occupants: who had which slot, and rows.
+      occupants: the request with rows in each slot, if any.
       records: what was recorded in it.
       snapshot: how prompts stand after it.
       num_rows: R of each device.
-      row_limit: as many rows it may use.
+      row_limit: how many rows may be in use on each device.
       entered: [D] int32, rows of each device that were put in just before it.
       longest: positions of the longest of these rows.
     """
@@ -190,11 +190,11 @@ class Scheduler:
 
     @property
     def _at_most(self) -> np.ndarray:
-        """[D] int32: as many rows may be in use on each device when the next chunk begins."""
+        """[D] int32: at most these are in use on each device when the next chunk begins."""
         rows = self._in_use
         for chunk in self._unseen:
             rows = np.maximum(rows + chunk.entered, chunk.row_limit)
-        # Where all that ran is known to be done, nothing can have been added.
+        # Where all prompts are known to be done, no rows can have been added.
         return np.where(self._idle_shards, self._in_use, rows + self._entered)
 
     @property
@@ -267,7 +267,7 @@ class Scheduler:
         was_idle = not any(self._occupants)
         shards = self.rows.layout.data_shards
         suspended = any(r is not None and r.suspended for r in self._occupants)
-        # Nobody enters while somebody waits for the rows that it had.
+        # No prompt enters while another one waits for the rows that it had.
         new, self._held = ([], requests) if suspended else self._place_targets(requests)
         free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
         allocator = self.rows.allocator
@@ -287,7 +287,7 @@ class Scheduler:
             request.order, self._arrived = self._arrived, self._arrived + 1
             entering[slot // allocator.slots_per_shard] += 1
         runs = sum(r is not None for r in self._occupants) + len(kept)
-        # Nobody else asks for rows while a prompt is alone, so it may have them all.
+        # A prompt alone may have all rows: there is no other one that asks for any.
         more = bool(self._held) or len(new) > len(kept) or (is_open and runs > 1)
         plan = row_policy.plan_rows(
             self.sizes.rows,
@@ -369,7 +369,7 @@ class Scheduler:
     # --- What a chunk showed ---
 
     def _look(self, chunk: _Chunk) -> list[ActiveRequest]:
-        """Learns from a chunk: who is done, how full the rows are, whether anybody can move."""
+        """Learns from a chunk: who is done, how full the tables are, whether any prompt moves."""
         on_device = chunk.snapshot.prompts
         snapshot: Snapshot = jax.device_get(chunk.snapshot)
         chunk.records.fetch()
@@ -423,7 +423,7 @@ class Scheduler:
         return stuck
 
     def _make_room(self, chunk: _Chunk, stuck: list[list[int]]) -> list[ActiveRequest]:
-        """The youngest prompt with rows gives them back, on each device where none can move.
+        """The youngest prompt with rows gives them back, on each device where all have stalled.
 
         ``chunk`` is the last one that was handed out, and the table has its largest size.
         """
@@ -459,7 +459,7 @@ class Scheduler:
         return held.sum(axis=1).astype(np.int32)
 
     def _suspend(self, request: ActiveRequest, slot: int, chunk: _Chunk) -> None:
-        """Takes note of what the request resumes with."""
+        """Notes what the request will resume from."""
         state = jax.tree.map(lambda x: x[slot], chunk.snapshot.prompts)
         row_of, stop_state = state.row_of, chunk.snapshot.stop_state[slot]
         prompt = np.asarray(request.prompt)
@@ -480,8 +480,8 @@ class Scheduler:
     def _resumable(self, in_use: np.ndarray) -> _Resumable | None:
         """The earliest suspended request, if it can resume on any device: that with the most rows.
 
-        It waits for a chunk in which no other one stalled: those that come before it have had what
-        they asked for, and so have taken steps, before they can be in each other's way again.
+        It waits for a chunk in which no other one stalled: by then earlier prompts have got the
+        rows that they asked for and have taken steps, so that resuming leads to progress.
         """
         waiting = [request for request in self._occupants if request and request.suspended]
         if not waiting or (self._active and self._load.stalled):
@@ -528,7 +528,7 @@ class Scheduler:
     def _fail(
         self, error: Exception, entering: list[ActiveRequest], done: list[ActiveRequest]
     ) -> None:
-        """After a program has failed: what ran resumes with fewer rows, if that was for memory.
+        """After a program has failed: what ran resumes with fewer rows, if memory was the reason.
 
         Adds to ``done`` the requests that are lost: all in slots or leaving them, but none that
         waits.
@@ -562,7 +562,7 @@ class Scheduler:
         done += unfinished
 
     def _recover(self, requests: list[ActiveRequest], held: list[ActiveRequest]) -> None:
-        """Resumes what ran from the last chunk that the host has; what entered since begins anew.
+        """Resumes what ran from the last chunk seen; what entered since begins again.
 
         Nothing is decided twice with other numbers, so no result changes.
         """
