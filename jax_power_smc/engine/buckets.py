@@ -11,6 +11,8 @@ from jax_power_smc.core.types import TokenIds
 SMALLEST_PROMPT_BUCKET = 64
 # There are no smaller caches, and no half steps below the second one: each size is another program.
 SMALLEST_CACHE_BUCKET, HALF_STEPS = 128, 256
+# Programs that are compiled ahead of time; a CPU keeps not many more (``executables``).
+MOST_AHEAD = 90
 # Of all slots together; states are numbered in int16.
 MOST_STOP_STATES = 2**15 - 1
 
@@ -72,6 +74,26 @@ class Sizes:
             return [self.longest]
         least = min(SMALLEST_CACHE_BUCKET, self.longest)
         return list(doubling(least, self.longest, halves_from=HALF_STEPS))
+
+    def rows_ahead(self, most: int) -> tuple[tuple[int, ...], bool]:
+        """What to compile ahead of time, where ``most`` rows are needed as a rule.
+
+        Returns:
+          The numbers of rows, fewer if there would be too many programs; and whether the programs
+          that resize a table to the next smaller size, or capacity, are not too many besides.
+        """
+        enough = [size for size in self.rows if size < most]
+        ladder = self.rows[: len(enough) + 1]
+        capacities, buckets = len(self.cache_buckets()), len(self.prompt_buckets())
+
+        def programs(count: int) -> int:
+            """Chunks, inserts, and what resizes by one step up."""
+            return capacities * (3 * count - 1) + buckets
+
+        count = max((n for n in range(2, len(ladder) + 1) if programs(n) <= MOST_AHEAD), default=1)
+        # Down after a compaction; capacities up and down, for each number of rows.
+        more = 2 * capacities * (count - 1) + (2 * capacities - 1) * count
+        return ladder[:count], programs(count) + more <= MOST_AHEAD
 
     @property
     def _padded_prompt(self) -> int:

@@ -183,29 +183,39 @@ class DeviceRows:
         rows = self._call(programs.reset, static, self.params, self._state.rows)
         self._state = self._state._replace(rows=rows)
 
-    def warmup(self) -> None:
-        """Runs every program that prompts of all sizes need, if no target restricts anything."""
+    def warmup(self, most: int) -> None:
+        """Runs the programs of up to ``most`` rows, if no target restricts anything.
+
+        Of the small ones that resize a table, those from one size to the next, if they are not
+        too many.
+        """
         target, every = PowerTarget(1.0), np.ones((self.sizes.slots,), bool)
         buckets, group = self.sizes.prompt_buckets(), {0: 0}
-        for capacity in self.sizes.cache_buckets():
-            for rows in self.sizes.rows:
+        capacities, (ladder, small) = self.sizes.cache_buckets(), self.sizes.rows_ahead(most)
+        for capacity in capacities:
+            for rows in ladder:
                 if self.capacity != capacity:
                     self.clear()
                     self.targets.place(target, ())
                 self.resize(rows, capacity)
-                for bucket in buckets if rows == self.sizes.rows[0] else buckets[:1]:
+                for bucket in buckets if rows == ladder[0] else buckets[:1]:
                     if bucket <= capacity:
                         prompt = np.zeros((bucket // 2 + 1,), np.int32)
                         request = ActiveRequest(prompt, 0, target, 1)
                         self.enter({0: request}, [Prefix(0, prompt)], group)
                         self.cancel(every)
                 _, snapshot = self.decode_chunk(rows)
+            for rows in reversed(ladder[:-1] if small else ()):
+                self.resize(rows, capacity)
         self.finalize(snapshot.prompts, group)
         if len(self.sizes.rows) == 1:
-            for before, after in itertools.permutations(self.sizes.cache_buckets(), 2):
-                self.clear()
-                self.resize(self.sizes.rows[0], before)
-                self.resize(self.sizes.rows[0], after)
+            ways = [list(pair) for pair in itertools.permutations(capacities, 2)]
+        else:
+            ways = [[*capacities, *reversed(capacities[:-1])]] if small else []
+        for rows, way in itertools.product(ladder, ways):
+            self.clear()
+            for capacity in way:
+                self.resize(rows, capacity)
         self.clear()
 
     def _call(self, function: programs.Program, static: dict[str, Any], *args: Any) -> Any:

@@ -191,8 +191,9 @@ class Engine(BaseEngine):
         """Compiles what a stream of targets with one set of end tokens and no restriction will run.
 
         Restrictions are a minimum length, "forced_eos", a truncation, and a stop rule. If the
-        number of rows follows the load, as by default on a CPU, small programs that resize the
-        table are compiled later.
+        number of rows follows the load, as by default on a CPU, up to some 90 programs are compiled
+        for as many rows as one prompt may need, or all of them typically do. Larger tables, and
+        small programs that jump over a size, are compiled when they are needed.
 
         Returns:
           Seconds of compiling.

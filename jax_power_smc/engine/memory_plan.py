@@ -133,7 +133,8 @@ def plan(
         chains are; otherwise only what resumes is.
 
     Raises:
-      ValueError: if not even one slot fits, saying what would.
+      ValueError: if not even one slot fits, saying what would; or if the model's rows cannot be
+        copied.
     """
     device = device or first_device(layout)
     limit = device_memory(device) if limit is None else limit
@@ -141,6 +142,7 @@ def plan(
     on_cpu = device.platform == "cpu"
     # Shapes alone: arrays on a mesh of explicit axes have these in their types.
     whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    _check_rows(model, _shapes(model, "init_cache", whole, num_rows=3, capacity=capacity), 3)
     params = layout.local(params)
     parts = layout.model_shards
     local = layout.model or model
@@ -250,6 +252,19 @@ def _shapes(model: LanguageModel, function: str, *args: Any, **sizes: int) -> An
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     key = (function, tuple(sizes.items()), structure, shapes, jax.config.read("jax_enable_x64"))
     return _SHAPES.get(model, key, lambda: jax.eval_shape(traced, *args))
+
+
+def _check_rows(model: LanguageModel, cache: Any, num_rows: int) -> None:
+    """Raises ValueError if rows of a cache (shapes) can be copied neither here nor by the model."""
+    if all(hasattr(model, name) for name in ("move", "insert", "resize")):
+        return
+    for leaf in jax.tree.leaves(cache):
+        if leaf.shape[:1] != (num_rows,):
+            raise ValueError(
+                f"rows of a {type(model).__name__} cannot be copied: with {num_rows} of them its "
+                f"cache has an array of shape {leaf.shape}, which does not lead with the rows; "
+                "change that, or give the model move, insert and resize of its own."
+            )
 
 
 def _temporaries(model: LanguageModel, num_rows: int, block: int, capacity: int) -> int:

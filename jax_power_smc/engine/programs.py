@@ -3,7 +3,7 @@
     start         empty slots and an empty row table
     prefill       reads a group of prompts, or of prefixes, into a cache of its own
     insert        puts prompts into free slots and their rows into free rows
-    decode_chunk  a number of decode steps of all slots; fewer if all are done or none can move
+    decode_chunk  a number of decode steps of all slots; fewer if all prompts are done or stalled
     finalize      final weights and choices of a group of slots
     suspend       takes prompts' rows away; ``insert`` puts them back
     cancel        ends prompts that are no longer wanted
@@ -114,7 +114,7 @@ def start(
     capacity: int,
     dtype: jnp.dtype,
 ) -> DecodeState:
-    """P slots and R rows that nobody uses."""
+    """P idle slots and R free rows."""
     particles = jax.tree.map(
         lambda x: jnp.broadcast_to(x, (num_slots, *x.shape)), sampler.start(dtype)
     )
@@ -155,7 +155,7 @@ def prefill(
     group, columns = tokens.shape
     cache = model.init_cache(params, group, capacity)
     count = jnp.maximum(lengths - 1, 0)
-    # Nobody reads the logits, so the head is not computed.
+    # The logits are not used, so the head is compiled away.
     if block is None or columns <= block:
         return model.extend(params, cache, tokens, jnp.zeros_like(count), count)[1]
     blocks = -(-columns // block)
@@ -235,7 +235,7 @@ def decode_chunk(
     model: LanguageModel,
     num_ticks: int,
 ) -> tuple[DecodeState, Record, Snapshot]:
-    """At most ``num_ticks`` steps; it ends when all prompts are done, or none can move.
+    """At most ``num_ticks`` steps; it ends early when all prompts are done or stalled.
 
     Returns:
       The state; what was recorded, [P, num_ticks, ...]; and how the prompts stand.
@@ -276,7 +276,7 @@ def decode_chunk(
             record,
         )
         stalled = jnp.sum(state.prompts.stalled & has_rows(state), dtype=jnp.int32)
-        # If nobody took this step, the next one would find everything as it was.
+        # If no prompt took this step, the next one would find everything as it was.
         moving = jnp.any(record.step >= 0)
         return state, records, tick + 1, moving, row_steps + live, stalls + stalled
 

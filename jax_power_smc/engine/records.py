@@ -65,8 +65,8 @@ def trace(history: Any, index: np.ndarray, cap: int) -> tuple[np.ndarray, np.nda
 def settled(history: Any, index: np.ndarray) -> np.ndarray:
     """The tokens [n] that all particles at ``index`` share from the first on, and so always will.
 
-    By tokens, not by ancestors: where nobody resamples these never meet. Padding after the end of
-    a sequence is not a token of it.
+    Tokens are compared, not ancestors, which never meet where there is no resampling. Padding after
+    the end of a sequence is not a token of it.
     """
     tokens, _, drew = _trace(history, index, len(history.step))
     shared = np.all((tokens == tokens[:1]) & drew, axis=0)

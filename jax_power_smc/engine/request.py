@@ -21,7 +21,7 @@ class Suspended(NamedTuple):
     Attributes:
       state: its ``PromptState``, leaves without an axis of prompts, in host memory.
       prefixes: what needs a row: members [N] bool, tokens [L], and the stop rule's state then.
-      needs: how many rows it takes to go on: for a stalled prompt those of the prefixes to come.
+      needs: how many rows it takes to continue: for a stalled prompt, those of its next prefixes.
     """
 
     state: PromptState

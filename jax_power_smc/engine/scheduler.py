@@ -11,6 +11,7 @@ always has work. What is decided about rows is in ``row_policy``.
 import collections
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -43,11 +44,11 @@ class _Chunk(NamedTuple):
     """A chunk that was handed out and not looked at.
 
     Attributes:
-      occupants: who had which slot, and rows.
+      occupants: the request with rows in each slot, if any.
       records: what was recorded in it.
       snapshot: how prompts stand after it.
       num_rows: R of each device.
-      row_limit: as many rows it may use.
+      row_limit: how many rows may be in use on each device.
       entered: [D] int32, rows of each device that were put in just before it.
       longest: positions of the longest of these rows.
     """
@@ -100,6 +101,9 @@ class Scheduler:
     ) -> None:
         self.rows = DeviceRows(model, params, sampler, key, sizes, tokenizer, mesh)
         self.sizes, self.lookahead = sizes, lookahead
+        slots = self.rows.allocator.slots_per_shard
+        # All that one prompt may need, or those of all prompts.
+        self._typical_rows = max(sampler.num_particles, math.ceil(slots * sampler.typical_rows))
         self._timer, self._ready = PhaseTimer(), ReadyTimes()
         self.seconds = self._timer.seconds
         self.stats = EngineStats()
@@ -132,13 +136,13 @@ class Scheduler:
 
     @no_ambient_mesh()
     def warmup(self) -> float:
-        """Compiles what prompts of all sizes need, if no target restricts anything.
+        """Compiles what prompts of all sizes need as a rule, if no target restricts anything.
 
         Returns:
           Seconds of compiling.
         """
         before = timing.compile_seconds()
-        self.rows.warmup()
+        self.rows.warmup(self._typical_rows)
         compiling = timing.compile_seconds() - before
         self.seconds["compile"] += compiling
         return compiling
@@ -186,11 +190,11 @@ class Scheduler:
 
     @property
     def _at_most(self) -> np.ndarray:
-        """[D] int32: as many rows may be in use on each device when the next chunk begins."""
+        """[D] int32: at most these are in use on each device when the next chunk begins."""
         rows = self._in_use
         for chunk in self._unseen:
             rows = np.maximum(rows + chunk.entered, chunk.row_limit)
-        # Where all that ran is known to be done, nothing can have been added.
+        # Where all prompts are known to be done, no rows can have been added.
         return np.where(self._idle_shards, self._in_use, rows + self._entered)
 
     def _useful(self, entering: list[int]) -> int:
@@ -270,7 +274,7 @@ class Scheduler:
         was_idle = not any(self._occupants)
         shards = self.rows.layout.data_shards
         suspended = any(r is not None and r.suspended for r in self._occupants)
-        # Nobody enters while somebody waits for the rows that it had.
+        # No prompt enters while another one waits for the rows that it had.
         new, self._held = ([], requests) if suspended else self._place_targets(requests)
         free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
         allocator = self.rows.allocator
@@ -290,7 +294,7 @@ class Scheduler:
             request.order, self._arrived = self._arrived, self._arrived + 1
             entering[slot // allocator.slots_per_shard] += 1
         runs = sum(r is not None for r in self._occupants) + len(kept)
-        # Nobody else asks for rows while a prompt is alone, so it may have them all.
+        # A prompt alone may have all rows: there is no other one that asks for any.
         more = bool(self._held) or len(new) > len(kept) or (is_open and runs > 1)
         plan = row_policy.plan_rows(
             self.sizes.rows,
@@ -373,7 +377,7 @@ class Scheduler:
     # --- What a chunk showed ---
 
     def _look(self, chunk: _Chunk) -> list[ActiveRequest]:
-        """Learns from a chunk: who is done, how full the rows are, whether anybody can move."""
+        """Learns from a chunk: who is done, how full the tables are, whether any prompt moves."""
         on_device = chunk.snapshot.prompts
         snapshot: Snapshot = records.to_host(chunk.snapshot)
         chunk.records.fetch()
@@ -427,7 +431,7 @@ class Scheduler:
         return stuck
 
     def _make_room(self, chunk: _Chunk, stuck: list[list[int]]) -> list[ActiveRequest]:
-        """The youngest prompt with rows gives them back, on each device where none can move.
+        """The youngest prompt with rows gives them back, on each device where all have stalled.
 
         ``chunk`` is the last one that was handed out, and the table has its largest size.
         """
@@ -463,7 +467,7 @@ class Scheduler:
         return held.sum(axis=1).astype(np.int32)
 
     def _suspend(self, request: ActiveRequest, slot: int, chunk: _Chunk) -> None:
-        """Takes note of what the request resumes with."""
+        """Notes what the request will resume from."""
         state = jax.tree.map(lambda x: x[slot], chunk.snapshot.prompts)
         row_of, stop_state = state.row_of, chunk.snapshot.stop_state[slot]
         prompt = np.asarray(request.prompt)
@@ -484,8 +488,8 @@ class Scheduler:
     def _resumable(self, in_use: np.ndarray) -> _Resumable | None:
         """The earliest suspended request, if it can resume on any device: that with the most rows.
 
-        It waits for a chunk in which no other one stalled: those that come before it have had what
-        they asked for, and so have taken steps, before they can be in each other's way again.
+        It waits for a chunk in which no other one stalled: by then earlier prompts have got the
+        rows that they asked for and have taken steps, so that resuming leads to progress.
         """
         waiting = [request for request in self._occupants if request and request.suspended]
         if not waiting or (self._active and self._load.stalled):
@@ -532,7 +536,7 @@ class Scheduler:
     def _fail(
         self, error: Exception, entering: list[ActiveRequest], done: list[ActiveRequest]
     ) -> None:
-        """After a program has failed: what ran resumes with fewer rows, if that was for memory.
+        """After a program has failed: what ran resumes with fewer rows, if memory was the reason.
 
         Adds to ``done`` the requests that are lost: all in slots or leaving them, but none that
         waits.
@@ -549,10 +553,16 @@ class Scheduler:
         unfinished = [r for r in dict.fromkeys([*leaving, *occupants, *entering]) if r not in safe]
         tried, least = self.rows.num_rows, self.rows.sampler.num_particles
         fewer = [size for size in self.sizes.rows if size < tried] or [tried // 2]
-        if "RESOURCE_EXHAUSTED" in str(error) and fewer[-1] >= least:
-            self.sizes = self.rows.sizes = dataclasses.replace(self.sizes, rows=tuple(fewer))
-            self._recover(unfinished, held)
-            return
+        if "RESOURCE_EXHAUSTED" in str(error):
+            if fewer[-1] >= least:
+                self.sizes = self.rows.sizes = dataclasses.replace(self.sizes, rows=tuple(fewer))
+                self._recover(unfinished, held)
+                return
+            error = jax.errors.JaxRuntimeError(
+                f"the device's memory does not suffice for {tried} rows, and with fewer a prompt "
+                f"of {least} particles may fail; lower num_particles, max_new_tokens or the number "
+                f"of prompts at a time ({str(error).splitlines()[0].rstrip('.')})."
+            )
         for request in unfinished:
             request.error = error
         self._clear()
@@ -560,7 +570,7 @@ class Scheduler:
         done += unfinished
 
     def _recover(self, requests: list[ActiveRequest], held: list[ActiveRequest]) -> None:
-        """Resumes what ran from the last chunk that the host has; what entered since begins anew.
+        """Resumes what ran from the last chunk seen; what entered since begins again.
 
         Nothing is decided twice with other numbers, so no result changes.
         """

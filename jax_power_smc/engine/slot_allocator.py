@@ -42,13 +42,13 @@ class SlotAllocator:
     def place(
         self, free: Sequence[int], in_use: np.ndarray, room: np.ndarray, needs: int = 1
     ) -> int | None:
-        """The slot for a prompt: on the data shard that uses the fewest rows, of those with room.
+        """The slot for a prompt: on the data shard with the fewest rows in use, of those with room.
 
         Args:
-          free: slots that may be taken; of equal ones the first is.
+          free: slots that may be taken, in order of preference where shards are equal.
           in_use: [D] int32, rows in use on each data shard, as far as known.
-          room: [D] int32, as many rows are certainly free.
-          needs: as many rows must be.
+          room: [D] int32, how many rows are free for certain.
+          needs: how many must be.
 
         Returns:
           None if there is no such slot.

@@ -14,7 +14,7 @@ from jax_power_smc.engine.row_policy import row_ladder
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Sampler
 
-# Steps per call of the device. On a CPU a row that nobody uses costs as much as any other, so the
+# Steps per call of the device. On a CPU a free row costs as much as any other, so the
 # table is looked at more often.
 CHUNK, CHUNK_ON_CPU = 32, 8
 # Particles in all slots together. More would not use a device better, and would cost memory.

@@ -84,7 +84,7 @@ class PromptState(NamedTuple):
       step: [P] int32, t, the index of the token to come.
       stalled: [P] bool: the tokens of step t are drawn, ``particles`` and ``draw`` have them, but
         there were not enough rows for the new prefixes.
-      draw: of step t while stalled; otherwise of no meaning.
+      draw: of step t while stalled; meaningless otherwise.
     """
 
     particles: Particles
@@ -123,7 +123,7 @@ class DecodeState(NamedTuple):
 
 
 def no_draw(num_prompts: int, population_size: int, dtype: jnp.dtype) -> Draw:
-    """A ``Draw`` of no meaning."""
+    """A placeholder for a ``Draw``."""
     each, one = (num_prompts, population_size), (num_prompts,)
     return Draw(
         parent=jnp.zeros(each, jnp.int32),

@@ -44,6 +44,20 @@ def test_caches_grow_in_few_steps():
     assert sizes(prompt_tokens=3, new_tokens=9).cache_buckets() == [64]
 
 
+def test_programs_are_compiled_ahead_for_the_rows_that_are_needed_but_not_for_too_many():
+    ladder = (4, 8, 16, 32, 48, 64, 96, 128)
+    one_capacity = sizes(rows=ladder, prompt_tokens=3, new_tokens=9)
+    assert one_capacity.rows_ahead(4) == ((4,), True)
+    assert one_capacity.rows_ahead(5) == ((4, 8), True)
+    assert one_capacity.rows_ahead(96) == (ladder[:7], True)
+    assert one_capacity.rows_ahead(500) == (ladder, True)
+    # Three capacities are thrice as many programs; and ten, far too many.
+    assert sizes(rows=ladder).rows_ahead(32) == ((4, 8, 16, 32), True)
+    assert sizes(rows=ladder).rows_ahead(64) == (ladder[:6], False)
+    assert sizes(rows=ladder, new_tokens=2**17).rows_ahead(64) == ((4, 8), False)
+    assert sizes(rows=(70,)).rows_ahead(7) == sizes(rows=(70,)).rows_ahead(500) == ((70,), True)
+
+
 def test_missing_prompts_have_one_token():
     tokens, lengths = pad_prompts([[3, 4], np.array([5])], 3, 4)
     assert tokens.tolist() == [[3, 4, 0, 0], [5, 0, 0, 0], [0, 0, 0, 0]]

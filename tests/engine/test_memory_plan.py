@@ -13,6 +13,7 @@ import jax_power_smc as psmc
 from jax_power_smc.engine import executables, memory_plan, programs
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
+from tests.models.small import assert_one_sentence
 
 GIB = 2**30
 QWEN_7B = TransformerConfig(
@@ -294,6 +295,34 @@ class TestRefusals:
 
     def test_limits_are_not_bounded_by_32_bits(self, table):
         assert of_table(table, limit=10**12).limit == 10**12
+
+
+class Bunch(psmc.TableLM):
+    """A table that keeps the tokens of all rows in columns."""
+
+    def init_cache(self, params, num_rows, capacity):
+        return super().init_cache(params, num_rows, capacity).T
+
+
+class Careful(Bunch):
+    """The same, which knows how to copy them."""
+
+    def move(self, cache, source, destination, length, count):
+        raise NotImplementedError
+
+    insert = resize = move
+
+
+class TestModels:
+    def test_rows_that_cannot_be_copied_are_refused(self, table):
+        _, params = table
+        with pytest.raises(ValueError) as error:
+            of_table((Bunch(50, 2), params))
+        assert_one_sentence(error, "rows of a Bunch cannot be copied", "(64, 3)", "move, insert")
+
+    def test_a_model_that_copies_them_itself_will_do(self, table):
+        _, params = table
+        assert of_table((Careful(50, 2), params)).slots == 32
 
 
 class TestDeviceMemory:

@@ -651,3 +651,20 @@ def test_more_blocks_than_tokens_are_refused():
 def test_the_defaults_are_those_of_the_paper_and_the_edits_those_of_the_cost_model():
     assert dataclasses.astuple(MetropolisHastings()) == (16, 10, "global", 1)
     assert mh.EDITS == cost_model.EDITS and MetropolisHastings(num_chains=3).num_particles == 3
+
+
+class Forwards(TableLM):
+    """A table that cannot rewind, as a recurrent state cannot."""
+
+    can_rewind = False
+
+
+def test_a_model_that_cannot_rewind_is_refused_by_name():
+    options = {"key": jax.random.key(0), "target": END, "max_new_tokens": CAP}
+    given = Forwards(vocab_size=3, order=2), params(), [PROMPT]
+    with pytest.raises(ValueError) as error:
+        psmc.sample(*given, sampler=MetropolisHastings(2, 1), **options)
+    small.assert_one_sentence(
+        error, "MetropolisHastings, which rewinds", "can_rewind", "allowed are WithoutReplacement"
+    )
+    assert psmc.sample(*given, sampler=psmc.Ancestral(), **options).finished.shape == (1, 1)
