@@ -5,6 +5,8 @@ import json
 import runpy
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from jax_power_smc.benchmarks import row_fit, tables, torch_baseline
 from jax_power_smc.cli import benchmark_rows
@@ -235,3 +237,12 @@ def test_invalid_values_are_refused_before_anything_is_written(made, message, tm
         benchmark(made, str(tmp_path / "no"))
     assert message in str(error.value)
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("name", ["rows", "fidelity", "benchmark"])
+def test_a_config_is_read_from_a_relative_path(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(["launcher", f"--config=configs/{name}.py"])
+    assert values.config.benchmark in (name, "speed")
