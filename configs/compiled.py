@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.targets = ("v5e", "v6e", "v5p", "h100", "h200")
     config.python = ml_collections.ConfigDict({"tpu": "", "cuda": ""})  # "": this interpreter
     config.programs = ("decode_chunk", "prefill", "insert", "compact", "resize")
-    config.models = ml_collections.ConfigDict({"Qwen2.5-7B": QWEN_7B})
+    config.models = ml_collections.ConfigDict({"qwen25-7b": QWEN_7B})
     config.layers = 0  # fewer than the model has, for a quick look; 0 for all
     config.rows = (16, 64)
     # Of each device: prompts that share the rows, one for each N of them.

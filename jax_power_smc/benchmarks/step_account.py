@@ -110,9 +110,10 @@ def account(
             if x.op == "conditional" and any(a.elements >= leaf for a in x.arrays)
         ),
         heads=sum(
-            x.op in _PRODUCTS
-            and any(vocab in a.dims and a.elements % logits == 0 for a in x.arrays)
+            vocab in a.dims and a.elements % logits == 0
             for x in instructions
+            if x.op in _PRODUCTS
+            for a in x.arrays
         ),
         sorts=sum(
             x.op == "sort" and any(a.elements >= vocab for a in x.arrays) for x in instructions

@@ -6,18 +6,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
-from jax_power_smc.core import prng
-from jax_power_smc.engine import executables, programs
-from jax_power_smc.engine.layout import layout_of
-from jax_power_smc.engine.state import PromptInputs, SharedInputs
+from jax_power_smc.benchmarks.lowering import Programs, Sizes
+from jax_power_smc.core.mesh import DATA
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from jax_power_smc.samplers import Kernel
-from jax_power_smc.targets.power import PowerTarget
 
 # Enough steps that the compiled program has a loop over them.
 _STEPS = 4
@@ -112,31 +106,10 @@ def lower_chunk(
     Returns:
       The lowered program, and the shapes of the cache on one device.
     """
-    layout = layout_of(model, mesh)
-    params = nnx.state(model.abstract_module())
-    traced = jax.eval_shape(sampler.traced)
-    sizes = {
-        "num_slots": prompts // layout.data_shards,
-        "num_rows": rows,
-        "capacity": capacity,
-        "dtype": jnp.dtype(jnp.float32),
-    }
-    static: dict[str, Any] = {"model": layout.model}
-    state = executables.results(programs.start, static | sizes, (params, traced), layout)
-
-    def of_all(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((prompts, *x.shape), x.dtype)
-
-    none = jnp.zeros((), jnp.int32)
-    target = PowerTarget(4.0, (0,)).arrays(model.vocab_size, capacity)
-    target = target._replace(ends=None, forced=None, min_new_tokens=None)
-    own = PromptInputs(target, none, prng.prompt_keys(prng.seed_key(0), [0])[0], none)
-    ends = jax.ShapeDtypeStruct((1, model.vocab_size), jnp.bool_)
-    shared = SharedInputs(traced, ends)
-    args: Any = params, shared, jax.tree.map(of_all, own), state, jax.eval_shape(lambda: none)
-    specs = programs.SPECS[programs.decode_chunk](layout, args)
-    lowered = layout.lower(programs.decode_chunk, static | {"num_ticks": num_steps}, args, specs)
-    return lowered, jax.eval_shape(lambda p: layout.model.init_cache(p, rows, capacity), params)
+    shards = 1 if mesh is None else mesh.shape[DATA]
+    sizes = Sizes(prompts // shards, rows, capacity, steps=num_steps)
+    programs = Programs(model, mesh, sampler, sizes)
+    return programs.decode_chunk(), programs.cache
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
