@@ -70,7 +70,7 @@ class Run(NamedTuple):
       drawn_tokens: drawn over all particles.
       model_tokens: distinct prefixes that the model continued: row-steps without any stalled ones.
       own_steps: steps of each prompt.
-      steps, stalls, rows_used, row_steps: see ``EngineStats``.
+      steps, stalls, rows_there, row_steps: see ``EngineStats``.
       rows: [steps] of each prompt, its distinct prefixes.
     """
 
@@ -83,7 +83,7 @@ class Run(NamedTuple):
     own_steps: int = 0
     steps: int = 0
     stalls: int = 0
-    rows_used: int = 0
+    rows_there: int = 0
     row_steps: int = 0
     rows: Sequence[Sequence[int]] = ()
 
@@ -140,7 +140,7 @@ def decode(subject: Subject, work: Work) -> Run:
         counts = {
             "model_tokens": sum(map(sum, rows)),
             "own_steps": sum(map(len, rows)),
-            **{name: getattr(stats, name) for name in ("steps", "stalls", "rows_used")},
+            **{name: getattr(stats, name) for name in ("steps", "stalls", "rows_there")},
             "row_steps": stats.row_steps,
             "rows": rows,
         }

@@ -116,10 +116,10 @@ def swor(num_particles: int, mass_floor: float) -> Sampler:
 
 def total(runs: Sequence[Run]) -> Run:
     """Of runs that follow each other."""
-    names = [name for name in Run._fields if name not in ("rows", "rows_used")]
+    names = [name for name in Run._fields if name not in ("rows", "rows_there")]
     sums = {name: sum(getattr(run, name) for run in runs) for name in names}
     return Run(
-        rows_used=max(run.rows_used for run in runs),
+        rows_there=max(run.rows_there for run in runs),
         rows=[each for run in runs for each in run.rows],
         **sums,
     )

@@ -82,7 +82,7 @@ def throughput(
         write("model_tokens", own.mean(lambda run: run.model_tokens / count), "tokens", name)
         write("rows_per_step", own.mean(lambda run: run.mean_rows), "rows", name)
         write("live_rows", own.mean(lambda run: run.live_rows), "rows", name)
-        write("rows_used", own.mean(lambda run: run.rows_used), "rows", name)
+        write("rows_there", own.mean(lambda run: run.rows_there), "rows", name)
         write("stalled_share", own.mean(_stalled), "share", name)
         if f"rows of {name}" in variants:
             rows = variants[f"rows of {name}"]

@@ -91,8 +91,8 @@ def smallest(ladder: Sequence[int], least: int) -> int:
 
 
 def row_ladder(most: int) -> tuple[int, ...]:
-    """Sizes up to ``most``, by doubling from 4, from 8 on with half steps: 8, 12, 16, 24, ..."""
-    return doubling(4, most, halves_from=8)
+    """Sizes up to ``most``, by doubling from 4, from 16 on with half steps: 16, 24, 32, 48, ..."""
+    return doubling(4, most, halves_from=16)
 
 
 def plan_capacity(ladder: Sequence[int], capacity: int, longest: int) -> int:

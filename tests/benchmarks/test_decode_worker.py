@@ -48,7 +48,7 @@ def test_the_counts_are_those_of_the_results():
     assert run.model_tokens == result.info.model_tokens.sum() == sum(map(sum, run.rows))
     assert [len(rows) for rows in run.rows] == [run.own_steps - len(run.rows[1]), len(run.rows[1])]
     assert run.mean_rows == run.model_tokens / run.own_steps
-    assert run.steps >= max(map(len, run.rows)) and run.rows_used >= max(map(max, run.rows))
+    assert run.steps >= max(map(len, run.rows)) and run.rows_there >= max(map(max, run.rows))
     assert 0 < run.decode_seconds <= run.seconds
 
 
@@ -56,7 +56,7 @@ def test_settings_of_a_run():
     subject = decode_worker.load(SPEC)._replace(eos_ids=(3,))
     whole = dataclasses.replace(WORK, ends=False, rows=8)
     run = decode_worker.decode(subject, whole)
-    assert run.tokens == 16 and run.own_steps == 16 and run.rows_used == 8
+    assert run.tokens == 16 and run.own_steps == 16 and run.rows_there == 8
     assert decode_worker.decode(subject, dataclasses.replace(whole, cap=3)).tokens == 6
     with pytest.raises(ValueError, match=r"a prompt alone needs \d rows"):
         decode_worker.decode(subject, dataclasses.replace(whole, alpha=1.0, rows=1))

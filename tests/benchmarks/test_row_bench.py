@@ -50,10 +50,10 @@ def test_samplers_have_names_and_a_floor_replaces_the_early_stop():
 
 
 def test_runs_add_up():
-    first = run(1.0, model_tokens=5, own_steps=2, rows_used=4, rows=[[1, 4]])
-    both = row_bench.total([first, run(2.0, model_tokens=3, own_steps=3, rows_used=8, rows=[[1]])])
+    first = run(1.0, model_tokens=5, own_steps=2, rows_there=4, rows=[[1, 4]])
+    both = row_bench.total([first, run(2.0, model_tokens=3, own_steps=3, rows_there=8, rows=[[1]])])
     assert both.seconds == 3.0 and both.tokens == 2 and both.mean_rows == 8 / 5
-    assert both.rows_used == 8 and both.rows == [[1, 4], [1]]
+    assert both.rows_there == 8 and both.rows == [[1, 4], [1]]
 
 
 def test_sharpened_logits_are_multiples():

@@ -51,10 +51,12 @@ def test_programs_are_compiled_ahead_for_the_rows_that_are_needed_but_not_for_to
     assert one_capacity.rows_ahead(5) == ((4, 8), True)
     assert one_capacity.rows_ahead(96) == (ladder[:7], True)
     assert one_capacity.rows_ahead(500) == (ladder, True)
-    # Three capacities are thrice as many programs; and ten, far too many.
-    assert sizes(rows=ladder).rows_ahead(32) == ((4, 8, 16, 32), True)
-    assert sizes(rows=ladder).rows_ahead(64) == (ladder[:6], False)
-    assert sizes(rows=ladder, new_tokens=2**17).rows_ahead(64) == ((4, 8), False)
+    # Two capacities are twice as many programs, six are many; and twenty, far too many.
+    two = sizes(rows=ladder, prompt_tokens=90, new_tokens=110)
+    assert two.rows_ahead(32) == ((4, 8, 16, 32), True)
+    assert sizes(rows=ladder).rows_ahead(32) == ((4, 8, 16, 32), False)
+    assert sizes(rows=ladder).rows_ahead(64) == (ladder[:5], False)
+    assert sizes(rows=ladder, new_tokens=2**17).rows_ahead(64) == ((4,), True)
     assert sizes(rows=(70,)).rows_ahead(7) == sizes(rows=(70,)).rows_ahead(500) == ((70,), True)
 
 

@@ -17,23 +17,23 @@ LADDER = row_ladder(48)
 MANY = 999
 
 
-def test_sizes_double_and_from_8_on_go_by_halves():
+def test_sizes_double_and_from_16_on_go_by_halves():
     assert row_ladder(4) == (4,) and row_ladder(1) == (1,) and row_ladder(5) == (4, 5)
-    assert LADDER == (4, 8, 12, 16, 24, 32, 48)
-    assert row_ladder(256) == (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+    assert LADDER == (4, 8, 16, 24, 32, 48)
+    assert row_ladder(256) == (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
     assert row_ladder(100)[-3:] == (64, 96, 100)
     assert [smallest(LADDER, n) for n in (0, 4, 5, 48, 99)] == [4, 4, 8, 48, 48]
 
 
 def test_an_empty_table_is_made_for_those_who_arrive():
     assert plan_rows(LADDER, 0, 3, Load(in_use=3), useful=MANY, reserve=0) == RowPlan(4, 4)
-    assert plan_rows(LADDER, 0, 9, Load(in_use=9), MANY, reserve=2) == RowPlan(12, 12)
+    assert plan_rows(LADDER, 0, 9, Load(in_use=9), MANY, reserve=2) == RowPlan(16, 16)
     assert plan_rows(LADDER, 0, 48, Load(in_use=48), useful=MANY, reserve=0) == RowPlan(48, 48)
 
 
 def test_stalls_let_the_table_grow():
     load = Load(in_use=8, stalled=1)
-    assert plan_rows(LADDER, 8, 8, load, MANY, 0).num_rows == 12
+    assert plan_rows(LADDER, 8, 8, load, MANY, 0).num_rows == 16
     # Also where rows are free, since none of the sizes seen was enough.
     assert plan_rows(LADDER, 16, 16, Load(in_use=3, stalled=2), MANY, 0).num_rows == 24
     assert plan_rows(LADDER, 48, 48, Load(in_use=40, stalled=2), MANY, 0).num_rows == 48

@@ -302,7 +302,7 @@ def test_the_plan_of_one_of_the_devices(size, make):
     layout = mesh_layout.layout_of(model, mesh.make_mesh(size))
 
     def plan_of(params, layout):
-        sizes = {"capacity": 96, "bucket": 64, "slots": 8, "group": 2, "chunk": 8}
+        sizes = {"capacity": 96, "bucket": 64, "slots": 8, "chunk": 8, "group": lambda slots: 2}
         return memory_plan.plan(
             model, params, 4, **sizes, rows=lambda slots: (slots, 4 * slots), layout=layout
         )
