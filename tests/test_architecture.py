@@ -121,6 +121,8 @@ UNTESTED: dict[str, str] = {
     "jax_power_smc.benchmarks.fidelity": "tests/cli/test_benchmark.py",
     "jax_power_smc.benchmarks.plots": "tests/benchmarks/test_tables.py",
     "jax_power_smc.benchmarks.records": "tests/cli/test_benchmark.py",
+    "jax_power_smc.benchmarks.row_latency": "tests/cli/test_benchmark_rows.py",
+    "jax_power_smc.benchmarks.row_throughput": "tests/cli/test_benchmark_rows.py",
     "jax_power_smc.cli.evaluate_start": "tests/cli/test_evaluate.py",
     "jax_power_smc.core.types": "only names of types",
     "jax_power_smc.engine.batching": "tests/engine/test_reference.py",

@@ -9,8 +9,8 @@ import numpy as np
 from jax_power_smc.core.types import TokenIds
 
 SMALLEST_PROMPT_BUCKET = 64
-# There are no smaller caches: each size is another program to compile.
-SMALLEST_CACHE_BUCKET = 256
+# There are no smaller caches, and no half steps below the second one: each size is another program.
+SMALLEST_CACHE_BUCKET, HALF_STEPS = 128, 256
 # Programs that are compiled ahead of time; a CPU keeps not many more (``executables``).
 MOST_AHEAD = 90
 # Of all slots together; states are numbered in int16.
@@ -63,42 +63,39 @@ class Sizes:
         """Tokens of a sequence of padded length ``bucket`` that are read at a time."""
         return min(bucket, self.prompt_bucket(self.prompt_tokens))
 
-    def cache_bucket(self, positions: int) -> int:
-        """The capacity of rows with so many positions."""
-        if not self.grows or self.capacity is not None:
-            return self.longest
-        return min(power_of_two(max(positions, SMALLEST_CACHE_BUCKET)), self.longest)
-
     def prompt_buckets(self) -> list[int]:
         """All padded lengths of prompts."""
         last = self.prompt_bucket(self.prompt_tokens)
-        return _doubling(min(self.smallest_bucket, last), last)
+        return list(doubling(min(self.smallest_bucket, last), last))
 
     def cache_buckets(self) -> list[int]:
         """All capacities."""
         if not self.grows or self.capacity is not None:
             return [self.longest]
-        return _doubling(min(SMALLEST_CACHE_BUCKET, self.longest), self.longest)
+        least = min(SMALLEST_CACHE_BUCKET, self.longest)
+        return list(doubling(least, self.longest, halves_from=HALF_STEPS))
 
-    def rows_ahead(self, most: int) -> tuple[tuple[int, ...], bool]:
+    def ahead(self, most: int) -> tuple[tuple[int, ...], list[int], bool]:
         """What to compile ahead of time, where ``most`` rows are needed as a rule.
 
+        If there would be too many programs, capacities are left out: those that the longest prompts
+        never have, and then large ones, where prompts have few rows.
+
         Returns:
-          The numbers of rows, fewer if there would be too many programs; and whether the programs
-          that resize a table to the next smaller size, or capacity, are not too many besides.
+          The numbers of rows, the capacities, and whether the programs that resize a table to the
+          next smaller size, or capacity, are not too many besides.
         """
-        enough = [size for size in self.rows if size < most]
-        ladder = self.rows[: len(enough) + 1]
-        capacities, buckets = len(self.cache_buckets()), len(self.prompt_buckets())
-
-        def programs(count: int) -> int:
-            """Chunks, inserts, and what resizes by one step up."""
-            return capacities * (3 * count - 1) + buckets
-
-        count = max((n for n in range(2, len(ladder) + 1) if programs(n) <= MOST_AHEAD), default=1)
+        ladder = self.rows[: len([size for size in self.rows if size < most]) + 1]
+        capacities, left = self.cache_buckets(), MOST_AHEAD - len(self.prompt_buckets())
+        # For each capacity: chunks, inserts, and what resizes by one step up.
+        ladder = ladder[: (left + 1) // 3]
+        each = 3 * len(ladder) - 1
+        longest = self.prompt_bucket(self.prompt_tokens)
+        capacities = sorted(sorted(capacities, key=lambda size: size < longest)[: left // each])
         # Down after a compaction; capacities up and down, for each number of rows.
-        more = 2 * capacities * (count - 1) + (2 * capacities - 1) * count
-        return ladder[:count], programs(count) + more <= MOST_AHEAD
+        count = len(capacities)
+        more = 2 * count * (len(ladder) - 1) + (2 * count - 1) * len(ladder)
+        return ladder, capacities, count * each + more <= left
 
     @property
     def _padded_prompt(self) -> int:
@@ -125,9 +122,12 @@ def power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-def _doubling(first: int, last: int) -> list[int]:
-    """first, 2 first, ..., last; the last one need not be a double."""
-    steps = [first]
-    while steps[-1] < last:
-        steps.append(min(2 * steps[-1], last))
-    return steps
+def doubling(least: int, most: int, halves_from: int | None = None) -> tuple[int, ...]:
+    """least, 2 least, ..., most, which need not be a double; from some size on with half steps."""
+    sizes, size = [], least
+    while size < most:
+        sizes.append(size)
+        if halves_from is not None and size >= halves_from:
+            sizes.append(size + size // 2)
+        size *= 2
+    return (*(size for size in sizes if size < most), most)

@@ -19,6 +19,7 @@ from jax_power_smc.core.types import Params
 from jax_power_smc.engine import executables, programs
 from jax_power_smc.engine.buckets import Sizes, pad_prompts
 from jax_power_smc.engine.layout import layout_of
+from jax_power_smc.engine.model_cache import ModelCache
 from jax_power_smc.engine.programs import EnteringRows, FinishedPrompts, Snapshot
 from jax_power_smc.engine.request import ActiveRequest
 from jax_power_smc.engine.slot_allocator import Group, SlotAllocator
@@ -84,6 +85,8 @@ class DeviceRows:
         self.allocator = SlotAllocator(sizes.slots, sizes.group, layout.data_shards)
         self._tokenizer = tokenizer
         self._fresh = jax.device_get(sampler.start(self.dtype))
+        no_draw_ = jax.device_get(no_draw(1, sampler.population_size, self.dtype))
+        self._no_draw = jax.tree.map(lambda x: x[0], no_draw_)
         self.clear()
 
     def clear(self) -> None:
@@ -188,7 +191,7 @@ class DeviceRows:
         """
         target, every = PowerTarget(1.0), np.ones((self.sizes.slots,), bool)
         buckets, group = self.sizes.prompt_buckets(), {0: 0}
-        capacities, (ladder, small) = self.sizes.cache_buckets(), self.sizes.rows_ahead(most)
+        ladder, capacities, small = self.sizes.ahead(most)
         for capacity in capacities:
             for rows in ladder:
                 if self.capacity != capacity:
@@ -205,10 +208,9 @@ class DeviceRows:
             for rows in reversed(ladder[:-1] if small else ()):
                 self.resize(rows, capacity)
         self.finalize(snapshot.prompts, group)
-        if len(self.sizes.rows) == 1:
+        ways = [[*capacities, *reversed(capacities[:-1])]] if small else []
+        if len(self.sizes.rows) == 1 and len(capacities) < 7:
             ways = [list(pair) for pair in itertools.permutations(capacities, 2)]
-        else:
-            ways = [[*capacities, *reversed(capacities[:-1])]] if small else []
         for rows, way in itertools.product(ladder, ways):
             self.clear()
             for capacity in way:
@@ -272,12 +274,8 @@ class DeviceRows:
             runs = (start.log_weight > -np.inf) & ~start.ended
             where = mine[0] % per_shard if mine else per_shard
             row_of: Any = np.where(runs[: len(nowhere)], np.int32(where), nowhere)
-            draw = jax.tree.map(
-                lambda x: np.zeros(x.shape[1:], x.dtype),
-                jax.eval_shape(lambda: no_draw(1, len(runs), self.dtype)),
-            )
-            zero, no = jnp.int32(0), np.bool_(False)
-            return PromptState(start, row_of, zero, no, draw)  # type: ignore[arg-type]
+            zero, no = np.int32(0), np.bool_(False)
+            return PromptState(start, row_of, zero, no, self._no_draw)  # type: ignore[arg-type]
         for row in mine:
             nowhere[taken[row].members] = row % per_shard
         return request.suspended.state._replace(row_of=nowhere)  # type: ignore[arg-type]
@@ -313,6 +311,10 @@ _OF_MODEL = {
 }
 
 
+# Tracing a model takes long enough to be noticed.
+_WEIGHT_DTYPES: ModelCache[jnp.dtype] = ModelCache(lambda: 100)
+
+
 def _weight_dtype(model: LanguageModel, params: Params) -> jnp.dtype:
     """The dtype of weights and log p with this model's logits."""
     one = jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -321,4 +323,7 @@ def _weight_dtype(model: LanguageModel, params: Params) -> jnp.dtype:
         cache = model.init_cache(params, 1, 1)
         return model.extend(params, cache, position[:, None], position, position)[0]
 
-    return weight_dtype(jax.eval_shape(logits, params, one))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    leaves, structure = jax.tree.flatten(shapes)
+    key = (structure, *((x.shape, x.dtype) for x in leaves), jax.config.read("jax_enable_x64"))
+    return _WEIGHT_DTYPES.get(model, key, lambda: weight_dtype(jax.eval_shape(logits, shapes, one)))

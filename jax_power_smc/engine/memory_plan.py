@@ -144,7 +144,9 @@ def plan(
     whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     _check_rows(model, _shapes(model, "init_cache", whole, num_rows=3, capacity=capacity), 3)
     params = layout.local(params)
-    parts = layout.model_shards  # of keys and values; nothing else of a step is divided
+    parts = layout.model_shards
+    local = layout.model or model
+    logits = LOGITS_COPIES * 4 * model.vocab_size // layout.vocabulary.num_shards
     weights = tree_bytes(params) + (_converted(params, model.vocab_size) if on_cpu else 0)
 
     def cache_of(positions: int) -> tuple[int, int]:
@@ -156,14 +158,13 @@ def plan(
     def prefill_of(slots: int, rows: int, num: int, positions: int) -> int:
         count, padded = group(slots), min(bucket, positions)
         # Prompts that had to give back their rows are read again, with what they generated.
-        whole = prefills_whole or (slots > 1 and rows < slots * num)
-        held = positions if whole else padded
-        return count * sum(cache_of(held)) + _temporaries(model, count, padded, held)
+        resumes = slots > 1 and rows < slots * num
+        held = positions if prefills_whole or resumes else padded
+        return count * sum(cache_of(held)) + _temporaries(local, count, padded, held)
 
     def one(num: int, positions: int) -> MemoryPlan:
         row, converted = cache_of(positions)
-        working = LOGITS_COPIES * 4 * model.vocab_size + converted
-        working += _temporaries(model, 1, 1, positions)
+        working = logits + converted + _temporaries(local, 1, 1, positions)
         working = max(working, row if on_cpu and resizes else 0)
         prefill = prefill_of(1, rows(1)[0], num, positions)
         slot = num * (PARTICLE_BYTES + 2 * chunk * RECORD_BYTES)

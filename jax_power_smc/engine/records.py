@@ -4,6 +4,7 @@ A step records who continued whom, and with which token; no sequence is ever cop
 prompts, N particles, M the population, T the cap.
 """
 
+import itertools
 from typing import Any
 
 import jax
@@ -18,11 +19,13 @@ class PendingRecords:
 
     def __init__(self, records: Record) -> None:
         self._records = records
+        self._is_here = False
         copy_to_host_async(records)
 
     def fetch(self) -> None:
         """Waits for the copy."""
-        self._records = jax.device_get(self._records)
+        if not self._is_here:
+            self._records, self._is_here = to_host(self._records), True
 
     @property
     def copies(self) -> np.ndarray:
@@ -34,12 +37,14 @@ class PendingRecords:
         """The steps that one prompt took, [steps, ...]."""
         self.fetch()
         took = np.asarray(self._records.step[slot]) >= 0
-        return jax.tree.map(lambda x: x[slot][took], self._records)
+        records: Any = self._records
+        return Record(*(x[slot][took] for x in records))
 
 
 def concatenate(pieces: list[Record]) -> Record:
     """Records of consecutive steps as one, [steps, ...]."""
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *pieces)
+    leaves: Any = zip(*pieces, strict=True)
+    return Record(*map(np.concatenate, leaves))  # type: ignore[arg-type]
 
 
 def trace(history: Any, index: np.ndarray, cap: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,12 +78,21 @@ def _trace(history: Any, index: np.ndarray, cap: int) -> tuple[np.ndarray, np.nd
     tokens = np.full((len(index), cap), PAD_ID, np.int32)
     log_probs = np.zeros((len(index), cap), history.log_prob.dtype)
     drew = np.zeros((len(index), cap), bool)
-    for step in range(len(history.step) - 1, -1, -1):
-        drew[:, step] = drawn = history.active[step][index]
-        tokens[:, step] = np.where(drawn, history.token[step][index], PAD_ID)
-        log_probs[:, step] = np.where(drawn, history.log_prob[step][index], 0)
-        index = history.parent[step][index]
+    # From one step at which a particle continued another one to the step before it.
+    own = np.arange(history.parent.shape[1])
+    moves = np.flatnonzero((history.parent != own).any(axis=1)).tolist()
+    for end, first in itertools.pairwise([*dict.fromkeys([0, *moves, len(history.step)])][::-1]):
+        steps = slice(first, end)
+        drew[:, steps] = drawn = history.active[steps, index].T
+        tokens[:, steps] = np.where(drawn, history.token[steps, index].T, PAD_ID)
+        log_probs[:, steps] = np.where(drawn, history.log_prob[steps, index].T, 0)
+        index = history.parent[first, index]
     return tokens, log_probs, drew
+
+
+def to_host(tree: Any) -> Any:
+    """The arrays in host memory; ``jax.device_get`` would start their copies once more."""
+    return jax.tree.map(np.asarray, tree)
 
 
 def copy_to_host_async(tree: Any) -> None:

@@ -16,8 +16,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jax_power_smc.engine.buckets import doubling
+
 # Rows beyond those in use, as a share of them: when no prompt stalled, and when one did.
-SLACK = 0.25
+SLACK = 0.125
 SLACK_IF_STALLED = 0.5
 
 
@@ -54,6 +56,7 @@ def plan_rows(
     num_rows: int,
     at_most: int,
     load: Load,
+    useful: int,
     reserve: int,
 ) -> RowPlan:
     """The size of a row table for the next chunk.
@@ -63,15 +66,17 @@ def plan_rows(
       num_rows: the present one; 0 if there is no table yet.
       at_most: as many rows may be in use when the chunk begins, those that enter before included.
       load: what was seen last, with the rows that enter.
+      useful: as many as the prompts can have, of the fullest device: N each.
       reserve: prompts that may arrive while the chunk runs, per device.
     """
     most = ladder[-1]
     wanted = math.ceil(load.in_use * (1 + (SLACK_IF_STALLED if load.stalled else SLACK)))
     if load.stalled:
         wanted = max(wanted, num_rows + 1)
-    size = smallest(ladder, wanted)
+    size = smallest(ladder, min(wanted, useful))
     floor = smallest(ladder, at_most)
-    limit = size
+    # Also below the size, so that it is known that prompts that leave leave rows free.
+    limit = max(min(size, useful), 1)
     if size < floor:
         # Rows are given back first, below a limit, and the table shrinks one look later.
         size = max(floor, num_rows) if num_rows else floor
@@ -86,12 +91,8 @@ def smallest(ladder: Sequence[int], least: int) -> int:
 
 
 def row_ladder(most: int) -> tuple[int, ...]:
-    """Sizes up to ``most``, by doubling from 4, from 32 on with half steps: 32, 48, 64, 96, ..."""
-    sizes, size = [], 4
-    while size < most:
-        sizes += [size, size + size // 2] if size >= 32 else [size]
-        size *= 2
-    return (*(size for size in sizes if size < most), most)
+    """Sizes up to ``most``, by doubling from 4, from 8 on with half steps: 8, 12, 16, 24, ..."""
+    return doubling(4, most, halves_from=8)
 
 
 def plan_capacity(ladder: Sequence[int], capacity: int, longest: int) -> int:

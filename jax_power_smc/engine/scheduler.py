@@ -197,6 +197,13 @@ class Scheduler:
         # Where all prompts are known to be done, no rows can have been added.
         return np.where(self._idle_shards, self._in_use, rows + self._entered)
 
+    def _useful(self, entering: list[int]) -> int:
+        """As many rows as the fullest device's prompts can have, also those that enter."""
+        runs = np.array([r is not None and not r.suspended for r in self._occupants])
+        runs[entering] = True
+        by_device = runs.reshape(self.rows.layout.data_shards, -1).sum(axis=1)
+        return int(by_device.max()) * self.rows.sampler.num_particles
+
     @property
     def _idle_shards(self) -> np.ndarray:
         """[D] bool: devices without prompts, also in the chunks that run."""
@@ -294,6 +301,7 @@ class Scheduler:
             self.rows.num_rows,
             int((at_most + entering).max()),
             self._load._replace(in_use=int((self._in_use + entering).max())),
+            useful=self._useful([*kept, *([resumed.slot] if resumed else [])]),
             reserve=-(-self.sizes.group // shards) if more and not suspended else 0,
         )
         self._held = [r for r in new if r not in kept.values()] + self._held
@@ -371,7 +379,7 @@ class Scheduler:
     def _look(self, chunk: _Chunk) -> list[ActiveRequest]:
         """Learns from a chunk: who is done, how full the tables are, whether any prompt moves."""
         on_device = chunk.snapshot.prompts
-        snapshot: Snapshot = jax.device_get(chunk.snapshot)
+        snapshot: Snapshot = records.to_host(chunk.snapshot)
         chunk.records.fetch()
         self._seen = chunk = chunk._replace(snapshot=snapshot)
         self.stats.add(snapshot, chunk.records.copies, chunk.num_rows)
@@ -514,7 +522,7 @@ class Scheduler:
         self, requests: dict[int, ActiveRequest], outcome: FinishedPrompts
     ) -> list[ActiveRequest]:
         """Waits for the outcome of a group; requests are given by their place in it."""
-        outcome = jax.device_get(outcome)
+        outcome = records.to_host(outcome)
         for place, request in requests.items():
             request.outcome = take_prompt(outcome, place)
             pieces = [pending.of(slot) for pending, slot in request.pieces]

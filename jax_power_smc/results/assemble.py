@@ -54,8 +54,9 @@ def assemble(
       seconds: by phase.
       acceptance_rate, preempted: [P], see ``SampleInfo``; default NaN, and never.
     """
-    final, particles = jax.tree.map(np.asarray, (final, particles))
-    index, evidence = final.particle_index, final.log_evidence
+    on_host: tuple[Any, Any] = jax.tree.map(np.asarray, (final, particles))
+    outcome, population = on_host
+    index, evidence = outcome.particle_index, outcome.log_evidence
 
     def used(x: Any) -> np.ndarray:
         """[P, N, ...] with pad, zero or False for unused particles."""
@@ -80,13 +81,13 @@ def assemble(
         parent = np.concatenate([first, parent[:, :-1]], axis=1)
     sequences = {
         "tokens": used(tokens),
-        "lengths": returned(particles.length),
-        "finished": returned(particles.finished),
+        "lengths": returned(population.length),
+        "finished": returned(population.finished),
     }
     diagnostics = diagnose(
-        **sequences, log_weights=final.log_weight, parent=parent, particle_index=index
+        **sequences, log_weights=outcome.log_weight, parent=parent, particle_index=index
     )
-    count, drawn = len(index), particles.drawn
+    count, drawn = len(index), population.drawn
     if acceptance_rate is None:
         acceptance_rate = np.full((count,), np.nan)
     info = SampleInfo(
@@ -97,7 +98,7 @@ def assemble(
         particle_index=index,
         **diagnostics._asdict(),
         bad_logits=np.any(steps.bad_logits, axis=1),
-        dropped_mass=particles.dropped,
+        dropped_mass=population.dropped,
         acceptance_rate=acceptance_rate,
         # The prompt's last token, and then one for each prefix that runs on.
         model_tokens=drawn if sampler.runs_as_chains else 1 + over_steps(steps.num_rows),
@@ -109,11 +110,11 @@ def assemble(
     )
     return SampleResult(
         **sequences,
-        log_probs=returned(particles.log_prob),
+        log_probs=returned(population.log_prob),
         token_log_probs=used(token_log_probs),
-        log_weights=final.log_weight,
+        log_weights=outcome.log_weight,
         log_evidence=evidence if sampler.has_evidence else np.full_like(evidence, np.nan),
-        choice=final.choice,
+        choice=outcome.choice,
         target=target,
         info=info,
     )

@@ -13,46 +13,56 @@ from jax_power_smc.engine.row_policy import (
 )
 
 LADDER = row_ladder(48)
+# More than the prompts could have, where that is not what a test is about.
+MANY = 999
 
 
-def test_sizes_double_and_from_32_on_go_by_halves():
+def test_sizes_double_and_from_8_on_go_by_halves():
     assert row_ladder(4) == (4,) and row_ladder(1) == (1,) and row_ladder(5) == (4, 5)
-    assert LADDER == (4, 8, 16, 32, 48)
-    assert row_ladder(256) == (4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+    assert LADDER == (4, 8, 12, 16, 24, 32, 48)
+    assert row_ladder(256) == (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
     assert row_ladder(100)[-3:] == (64, 96, 100)
     assert [smallest(LADDER, n) for n in (0, 4, 5, 48, 99)] == [4, 4, 8, 48, 48]
 
 
 def test_an_empty_table_is_made_for_those_who_arrive():
-    assert plan_rows(LADDER, 0, 3, Load(in_use=3), reserve=0) == RowPlan(4, 4)
-    assert plan_rows(LADDER, 0, 9, Load(in_use=9), reserve=2) == RowPlan(16, 16)
-    assert plan_rows(LADDER, 0, 48, Load(in_use=48), reserve=0) == RowPlan(48, 48)
+    assert plan_rows(LADDER, 0, 3, Load(in_use=3), useful=MANY, reserve=0) == RowPlan(4, 4)
+    assert plan_rows(LADDER, 0, 9, Load(in_use=9), MANY, reserve=2) == RowPlan(12, 12)
+    assert plan_rows(LADDER, 0, 48, Load(in_use=48), useful=MANY, reserve=0) == RowPlan(48, 48)
 
 
 def test_stalls_let_the_table_grow():
     load = Load(in_use=8, stalled=1)
-    assert plan_rows(LADDER, 8, 8, load, 0).num_rows == 16
+    assert plan_rows(LADDER, 8, 8, load, MANY, 0).num_rows == 12
     # Also where rows are free, since none of the sizes seen was enough.
-    assert plan_rows(LADDER, 16, 16, Load(in_use=3, stalled=2), 0).num_rows == 32
-    assert plan_rows(LADDER, 48, 48, Load(in_use=40, stalled=2), 0).num_rows == 48
+    assert plan_rows(LADDER, 16, 16, Load(in_use=3, stalled=2), MANY, 0).num_rows == 24
+    assert plan_rows(LADDER, 48, 48, Load(in_use=40, stalled=2), MANY, 0).num_rows == 48
 
 
 def test_a_table_shrinks_in_two_looks():
     # So many rows may be in use that the smaller table might not hold them: first a limit.
-    first = plan_rows(LADDER, 32, 32, Load(in_use=5), 0)
+    first = plan_rows(LADDER, 32, 32, Load(in_use=5), MANY, 0)
     assert first == RowPlan(32, 8)
     # One look later no more are in use than the limit says.
-    second = plan_rows(LADDER, 32, 8, Load(in_use=5), 0)
+    second = plan_rows(LADDER, 32, 8, Load(in_use=5), MANY, 0)
     assert second == RowPlan(8, 8)
+
+
+def test_no_more_rows_than_the_prompts_can_have():
+    # Plain decoding of seven prompts: nobody will ask for an eighth row.
+    assert plan_rows(LADDER, 8, 8, Load(in_use=8), useful=7, reserve=0) == RowPlan(8, 7)
+    # So it is known at once that a smaller table holds what is left.
+    assert plan_rows(LADDER, 8, 4, Load(in_use=4), useful=4, reserve=0) == RowPlan(4, 4)
+    assert plan_rows(LADDER, 8, 8, Load(in_use=4, stalled=1), useful=4, reserve=0).num_rows == 8
 
 
 def test_a_reserve_is_kept_at_the_largest_size_only():
     full = Load(in_use=44)
-    assert plan_rows(LADDER, 48, 48, full, reserve=4).row_limit == 44
-    assert plan_rows(LADDER, 32, 32, Load(in_use=20), reserve=4).row_limit == 32
+    assert plan_rows(LADDER, 48, 48, full, MANY, reserve=4).row_limit == 44
+    assert plan_rows(LADDER, 32, 32, Load(in_use=28), MANY, reserve=4).row_limit == 32
     # Before anybody has to give his rows back, the reserve is used up.
-    assert plan_rows(LADDER, 48, 48, full._replace(stuck=True, stalled=3), 4).row_limit == 48
-    assert plan_rows((4,), 4, 4, Load(in_use=4), reserve=9).row_limit == 1
+    assert plan_rows(LADDER, 48, 48, full._replace(stuck=True, stalled=3), MANY, 4).row_limit == 48
+    assert plan_rows((4,), 4, 4, Load(in_use=4), MANY, reserve=9).row_limit == 1
 
 
 class Prompts:
@@ -74,7 +84,7 @@ class Prompts:
         room = self.ladder[-1] - at_most
         arrivals = min(self.slots - len(self.running), len(self.waiting), max(room, 0))
         load = seen._replace(in_use=seen.in_use + arrivals)
-        plan = plan_rows(self.ladder, self.num_rows, at_most + arrivals, load, self.reserve)
+        plan = plan_rows(self.ladder, self.num_rows, at_most + arrivals, load, MANY, self.reserve)
         self.plans.append(plan)
         assert plan.num_rows in self.ladder and 1 <= plan.row_limit <= plan.num_rows
         assert self.in_use + arrivals <= plan.num_rows, "rows in use are cut off"

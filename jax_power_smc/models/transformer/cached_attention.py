@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.extend import backend
 
 from jax_power_smc.models.transformer import attention, kernels, kv_cache
 from jax_power_smc.models.transformer.attention import Scoring
@@ -99,13 +98,27 @@ def by_library(
 
 
 def _cudnn_serves(q: jax.Array, scoring: Scoring) -> bool:
-    """Whether cuDNN is there, which JAX demands while it traces, and has what the layer needs."""
+    """Whether cuDNN is there and has what the layer needs."""
     return (
-        jax.default_backend() == "gpu"
-        and "cuda" in backend.get_backend().platform_version
-        and q.dtype.name in ("bfloat16", "float16")
+        q.dtype.name in ("bfloat16", "float16")
         and q.shape[-1] % 8 == 0
         and q.shape[-1] <= 128
         and scoring.softcap is None
         and scoring.window is None
+        and _has_cudnn()
     )
+
+
+@functools.cache
+def _has_cudnn() -> bool:
+    """Whether JAX finds cuDNN, which it demands while it traces.
+
+    The default backend does not say: programs are also compiled for GPUs that are not there.
+    """
+    like = jax.ShapeDtypeStruct((1, 1, 1, 64), jnp.bfloat16)
+    attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    try:
+        jax.eval_shape(attend, like, like, like)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True

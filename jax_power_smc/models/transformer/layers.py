@@ -179,7 +179,9 @@ class Block(nnx.Module):
         x = self._add(x, _normalised(self.after_attention_norm, y))
         y = _normalised(self.mlp_norm, x)
         gate = _ACTIVATIONS[self.activation](_dot(y, self.gate))
-        y = _dot(gate * _dot(y, self.up), self.down, self.parallel)
+        # One fusion of both products takes a fifth longer on a TPU than one after the other.
+        inner = jax.lax.optimization_barrier(gate * _dot(y, self.up))
+        y = _dot(inner, self.down, self.parallel)
         return self._add(x, _normalised(self.after_mlp_norm, y))
 
     def _add(self, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -1,12 +1,10 @@
 """The step of a layer on its cache: cuDNN's arguments, and when it is asked for."""
 
 import functools
-import types
 
 import jax
 import numpy as np
 import pytest
-from jax.extend import backend
 
 from jax_power_smc.models.transformer import cached_attention
 from jax_power_smc.models.transformer.attention import Scoring
@@ -42,12 +40,24 @@ def test_the_library_is_asked_for_the_same_attention(scale):
 )
 def test_what_cudnn_serves(monkeypatch, dtype, dim, scoring, serves):
     q = jax.ShapeDtypeStruct((4, 2, 3, dim), dtype)
-    assert not cached_attention._cudnn_serves(q, scoring)  # on this machine
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for version, there in (("cuda 12090", True), ("rocm 60000", False)):
-        client = types.SimpleNamespace(platform_version=version)
-        monkeypatch.setattr(backend, "get_backend", lambda client=client: client)
-        assert cached_attention._cudnn_serves(q, scoring) == (serves and there)
+    cached_attention._has_cudnn.cache_clear()
+    assert not cached_attention._cudnn_serves(q, scoring)  # it is no dependency
+    monkeypatch.setattr(cached_attention, "_has_cudnn", lambda: True)
+    assert cached_attention._cudnn_serves(q, scoring) == serves
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, None])
+def test_whether_cudnn_is_there_is_asked_of_jax(monkeypatch, error):
+    def library(q, k, v, implementation):
+        assert implementation == "cudnn"
+        if error is not None:
+            raise error("cuDNN is not detected.")
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", library)
+    cached_attention._has_cudnn.cache_clear()
+    assert cached_attention._has_cudnn() == (error is None)
+    cached_attention._has_cudnn.cache_clear()
 
 
 def test_a_gpu_with_cudnn_gets_it(monkeypatch):
