@@ -75,25 +75,27 @@ class Sizes:
         least = min(SMALLEST_CACHE_BUCKET, self.longest)
         return list(doubling(least, self.longest, halves_from=HALF_STEPS))
 
-    def rows_ahead(self, most: int) -> tuple[tuple[int, ...], bool]:
+    def ahead(self, most: int) -> tuple[tuple[int, ...], list[int], bool]:
         """What to compile ahead of time, where ``most`` rows are needed as a rule.
 
+        If there would be too many programs, capacities are left out: those that the longest prompts
+        never have, and then large ones, where prompts have few rows.
+
         Returns:
-          The numbers of rows, fewer if there would be too many programs; and whether the programs
-          that resize a table to the next smaller size, or capacity, are not too many besides.
+          The numbers of rows, the capacities, and whether the programs that resize a table to the
+          next smaller size, or capacity, are not too many besides.
         """
-        enough = [size for size in self.rows if size < most]
-        ladder = self.rows[: len(enough) + 1]
-        capacities, buckets = len(self.cache_buckets()), len(self.prompt_buckets())
-
-        def programs(count: int) -> int:
-            """Chunks, inserts, and what resizes by one step up."""
-            return capacities * (3 * count - 1) + buckets
-
-        count = max((n for n in range(2, len(ladder) + 1) if programs(n) <= MOST_AHEAD), default=1)
+        ladder = self.rows[: len([size for size in self.rows if size < most]) + 1]
+        capacities, left = self.cache_buckets(), MOST_AHEAD - len(self.prompt_buckets())
+        # For each capacity: chunks, inserts, and what resizes by one step up.
+        ladder = ladder[: (left + 1) // 3]
+        each = 3 * len(ladder) - 1
+        longest = self.prompt_bucket(self.prompt_tokens)
+        capacities = sorted(sorted(capacities, key=lambda size: size < longest)[: left // each])
         # Down after a compaction; capacities up and down, for each number of rows.
-        more = 2 * capacities * (count - 1) + (2 * capacities - 1) * count
-        return ladder[:count], programs(count) + more <= MOST_AHEAD
+        count = len(capacities)
+        more = 2 * count * (len(ladder) - 1) + (2 * count - 1) * len(ladder)
+        return ladder, capacities, count * each + more <= left
 
     @property
     def _padded_prompt(self) -> int:

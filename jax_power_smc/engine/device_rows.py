@@ -191,7 +191,7 @@ class DeviceRows:
         """
         target, every = PowerTarget(1.0), np.ones((self.sizes.slots,), bool)
         buckets, group = self.sizes.prompt_buckets(), {0: 0}
-        capacities, (ladder, small) = self.sizes.cache_buckets(), self.sizes.rows_ahead(most)
+        ladder, capacities, small = self.sizes.ahead(most)
         for capacity in capacities:
             for rows in ladder:
                 if self.capacity != capacity:
@@ -208,10 +208,9 @@ class DeviceRows:
             for rows in reversed(ladder[:-1] if small else ()):
                 self.resize(rows, capacity)
         self.finalize(snapshot.prompts, group)
-        if len(self.sizes.rows) == 1:
+        ways = [[*capacities, *reversed(capacities[:-1])]] if small else []
+        if len(self.sizes.rows) == 1 and len(capacities) < 7:
             ways = [list(pair) for pair in itertools.permutations(capacities, 2)]
-        else:
-            ways = [[*capacities, *reversed(capacities[:-1])]] if small else []
         for rows, way in itertools.product(ladder, ways):
             self.clear()
             for capacity in way:

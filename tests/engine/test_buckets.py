@@ -45,19 +45,18 @@ def test_caches_grow_in_few_steps():
 
 
 def test_programs_are_compiled_ahead_for_the_rows_that_are_needed_but_not_for_too_many():
-    ladder = (4, 8, 16, 32, 48, 64, 96, 128)
-    one_capacity = sizes(rows=ladder, prompt_tokens=3, new_tokens=9)
-    assert one_capacity.rows_ahead(4) == ((4,), True)
-    assert one_capacity.rows_ahead(5) == ((4, 8), True)
-    assert one_capacity.rows_ahead(96) == (ladder[:7], True)
-    assert one_capacity.rows_ahead(500) == (ladder, True)
-    # Two capacities are twice as many programs, six are many; and twenty, far too many.
-    two = sizes(rows=ladder, prompt_tokens=90, new_tokens=110)
-    assert two.rows_ahead(32) == ((4, 8, 16, 32), True)
-    assert sizes(rows=ladder).rows_ahead(32) == ((4, 8, 16, 32), False)
-    assert sizes(rows=ladder).rows_ahead(64) == (ladder[:5], False)
-    assert sizes(rows=ladder, new_tokens=2**17).rows_ahead(64) == ((4,), True)
-    assert sizes(rows=(70,)).rows_ahead(7) == sizes(rows=(70,)).rows_ahead(500) == ((70,), True)
+    ladder = (4, 8, 12, 16, 24, 32, 48, 64, 96)
+    few = sizes(rows=ladder, prompt_tokens=3, new_tokens=9)
+    assert few.ahead(4) == ((4,), [64], True) and few.ahead(5) == ((4, 8), [64], True)
+    assert few.ahead(64) == (ladder[:8], [64], True)
+    assert few.ahead(500) == (ladder, [64], True)
+    many = sizes(rows=ladder, new_tokens=2000)
+    assert many.cache_buckets() == [128, 256, 384, 512, 768, 1024, 1536, 2048, 2200]
+    # 3 x 8 - 1 programs for each capacity; the longest prompts begin with 256.
+    assert many.ahead(64) == (ladder[:8], [256, 384, 512], False)
+    assert many.ahead(4) == ((4,), many.cache_buckets(), True)
+    assert sizes(rows=(70,)).ahead(7) == ((70,), sizes().cache_buckets(), True)
+    assert sizes(rows=tuple(range(1, 200))).ahead(199)[0] == tuple(range(1, 30))
 
 
 def test_missing_prompts_have_one_token():
