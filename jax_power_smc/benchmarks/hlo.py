@@ -194,8 +194,7 @@ class Module:
         if x.op.endswith("-start") and sources and sources[0] and len(x.arrays) > 1:
             # What arrives is smaller than its source, or elsewhere.
             source = sources[0][0]
-            new = [a for a in x.arrays if a != source and a.elements > 1] or [source]
-            moved = new[0]
+            moved = next((a for a in x.arrays if a != source and a.elements > 1), source)
             return (0.0 if source.space else moved.raw), moved.bytes
         kept = x.aliases
         read = sum(_size(s) for i, s in enumerate(sources) if i not in kept.values())

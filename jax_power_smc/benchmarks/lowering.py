@@ -81,7 +81,7 @@ class Programs:
 
     def decode_chunk(self) -> Any:
         """Steps of all prompts."""
-        ends = jax.ShapeDtypeStruct((1, self._vocab), jnp.bool_)
+        ends: Any = jax.ShapeDtypeStruct((1, self._vocab), jnp.bool_)
         shared = SharedInputs(self._sampler, ends)
         args = (self.params, shared, self._inputs(self.sizes.prompts), self.state, _scalar())
         return self._lower(programs.decode_chunk, args, num_ticks=self.sizes.steps)
@@ -96,7 +96,7 @@ class Programs:
         prefilled = self._result(
             programs.prefill, self._prefill_args(), capacity=self._prefill_capacity
         )
-        each = jax.ShapeDtypeStruct((group,), jnp.int32)
+        each: Any = jax.ShapeDtypeStruct((group,), jnp.int32)
         rows = programs.EnteringRows(each, each, each, each)
         prompts = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((group, *x.shape[1:]), x.dtype), self.state.prompts
@@ -129,7 +129,7 @@ class Programs:
     def _inputs(self, prompts: int) -> PromptInputs:
         """What prompts of plain targets bring."""
         none = jnp.zeros((), jnp.int32)
-        target = PowerTarget(4.0, (0,)).arrays(self._vocab, self.sizes.capacity)
+        target: Any = PowerTarget(4.0, (0,)).arrays(self._vocab, self.sizes.capacity)
         target = target._replace(ends=None, forced=None, min_new_tokens=None)
         own = PromptInputs(target, none, prng.prompt_keys(prng.seed_key(0), [0])[0], none)
         return jax.tree.map(
