@@ -129,9 +129,8 @@ class Programs:
     def _inputs(self, prompts: int) -> PromptInputs:
         """What prompts of plain targets bring."""
         none = jnp.zeros((), jnp.int32)
-        target = PowerTarget(4.0, (0,)).arrays(self._vocab, self.sizes.capacity)
-        nothing: Any = None
-        target = target._replace(ends=nothing, forced=None, min_new_tokens=None)
+        target: Any = PowerTarget(4.0, (0,)).arrays(self._vocab, self.sizes.capacity)
+        target = target._replace(ends=None, forced=None, min_new_tokens=None)
         own = PromptInputs(target, none, prng.prompt_keys(prng.seed_key(0), [0])[0], none)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((prompts * self._shards, *x.shape), x.dtype), own
