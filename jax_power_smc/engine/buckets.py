@@ -123,11 +123,14 @@ def power_of_two(value: int) -> int:
 
 
 def doubling(least: int, most: int, halves_from: int | None = None) -> tuple[int, ...]:
-    """least, 2 least, ..., most, which need not be a double; from some size on with half steps."""
+    """least, 2 least, ..., most, which need not be a double; from some size on with half steps.
+
+    Without those of more than four fifths of ``most``: each is another program to compile.
+    """
     sizes, size = [], least
     while size < most:
         sizes.append(size)
         if halves_from is not None and size >= halves_from:
             sizes.append(size + size // 2)
         size *= 2
-    return (*(size for size in sizes if size < most), most)
+    return (*(size for size in sizes if 5 * size <= 4 * most), most)

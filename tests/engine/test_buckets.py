@@ -38,7 +38,7 @@ def test_a_row_has_room_for_prompt_and_new_tokens():
 
 
 def test_caches_grow_in_few_steps():
-    assert sizes().cache_buckets() == [128, 256, 384, 512, 768, 900]
+    assert sizes().cache_buckets() == [128, 256, 384, 512, 900]
     for fixed in (sizes(grows=False), sizes(capacity=900)):
         assert fixed.cache_buckets() == [900]
     assert sizes(prompt_tokens=3, new_tokens=9).cache_buckets() == [64]
@@ -51,7 +51,7 @@ def test_programs_are_compiled_ahead_for_the_rows_that_are_needed_but_not_for_to
     assert few.ahead(64) == (ladder[:8], [64], True)
     assert few.ahead(500) == (ladder, [64], True)
     many = sizes(rows=ladder, new_tokens=2000)
-    assert many.cache_buckets() == [128, 256, 384, 512, 768, 1024, 1536, 2048, 2200]
+    assert many.cache_buckets() == [128, 256, 384, 512, 768, 1024, 1536, 2200]
     # 3 x 8 - 1 programs for each capacity; the longest prompts begin with 256.
     assert many.ahead(64) == (ladder[:8], [256, 384, 512], False)
     assert many.ahead(4) == ((4,), many.cache_buckets(), True)

@@ -218,7 +218,7 @@ def test_where_rows_follow_the_load_the_larger_tables_are_given_up(growing, monk
     failure = Failure(monkeypatch, *PLACES["chunk"], {4})
     engine = make(SMC, rows=None)
     sizes = engine._sizes.rows
-    assert sizes == (4, 8, 16, 18)
+    assert sizes == (4, 8, 18)
     assert_same(run(engine, TARGET), plain(SMC, TARGET))
     assert failure.failed == 1
     assert last().sizes.rows == sizes[: len(last().sizes.rows)] != sizes

@@ -112,7 +112,7 @@ def first(result, count):
 
 
 PER_PARTICLE = (
-    *("tokens", "lengths", "finished", "log_probs", "log_weights"),
+    *("tokens", "lengths", "finished", "log_probs", "token_log_probs", "log_weights"),
     *("particle_index", "loops", "very_short"),
 )
 
