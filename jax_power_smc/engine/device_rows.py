@@ -107,6 +107,9 @@ class DeviceRows:
         """Gives the tables another size, or makes them."""
         if (num_rows, capacity) == (self.num_rows, self.capacity):
             return
+        if self._state is not None and num_rows != self.num_rows and capacity != self.capacity:
+            # One after the other: there would be a program for every combination.
+            self.resize(num_rows, self.capacity)
         fewer = num_rows < self.num_rows
         self.num_rows, self.capacity = num_rows, capacity
         sizes = {"num_rows": num_rows, "capacity": capacity}

@@ -21,6 +21,8 @@ from jax_power_smc.engine.buckets import doubling
 # Rows beyond those in use, as a share of them: when no prompt stalled, and when one did.
 SLACK = 0.125
 SLACK_IF_STALLED = 0.5
+# A table does not shrink by fewer rows: it would soon grow again, and each way is a program.
+LEAST_SAVING = 8
 
 
 class Load(NamedTuple):
@@ -74,6 +76,8 @@ def plan_rows(
     if load.stalled:
         wanted = max(wanted, num_rows + 1)
     size = smallest(ladder, min(wanted, useful))
+    if num_rows - LEAST_SAVING < size < num_rows:
+        size = num_rows
     floor = smallest(ladder, at_most)
     # Also below the size, so that it is known that prompts that leave leave rows free.
     limit = max(min(size, useful), 1)
@@ -96,7 +100,7 @@ def row_ladder(most: int) -> tuple[int, ...]:
 
 
 def plan_capacity(ladder: Sequence[int], capacity: int, longest: int) -> int:
-    """The capacity for rows of up to ``longest`` positions; smaller only if it stays so a while."""
-    if longest > capacity or longest + longest // 4 < capacity:
+    """The capacity for rows of up to ``longest`` positions; half or less only if they fit easily."""
+    if longest > capacity or 2 * (longest + longest // 4) <= capacity:
         return smallest(ladder, longest)
     return capacity

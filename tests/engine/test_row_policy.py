@@ -52,8 +52,14 @@ def test_no_more_rows_than_the_prompts_can_have():
     # Plain decoding of seven prompts: nobody will ask for an eighth row.
     assert plan_rows(LADDER, 8, 8, Load(in_use=8), useful=7, reserve=0) == RowPlan(8, 7)
     # So it is known at once that a smaller table holds what is left.
-    assert plan_rows(LADDER, 8, 4, Load(in_use=4), useful=4, reserve=0) == RowPlan(4, 4)
+    assert plan_rows(LADDER, 16, 4, Load(in_use=4), useful=4, reserve=0) == RowPlan(4, 4)
     assert plan_rows(LADDER, 8, 8, Load(in_use=4, stalled=1), useful=4, reserve=0).num_rows == 8
+
+
+def test_a_table_does_not_shrink_by_a_few_rows_only():
+    assert plan_rows(LADDER, 8, 4, Load(in_use=3), MANY, 0) == RowPlan(8, 8)
+    assert plan_rows(LADDER, 16, 4, Load(in_use=3), MANY, 0) == RowPlan(4, 4)
+    assert plan_rows((4, 8, 12), 12, 4, Load(in_use=5), MANY, 0) == RowPlan(12, 12)
 
 
 def test_a_reserve_is_kept_at_the_largest_size_only():
@@ -169,7 +175,8 @@ CAPACITIES = (256, 512, 1024)
 def test_capacity_grows_when_it_must_and_shrinks_when_it_stays_smaller():
     assert plan_capacity(CAPACITIES, 0, 20) == 256
     assert plan_capacity(CAPACITIES, 256, 257) == 512
-    assert plan_capacity(CAPACITIES, 512, 256) == 256
+    assert plan_capacity(CAPACITIES, 512, 204) == 256
+    assert plan_capacity(CAPACITIES, 512, 206) == 512
     # Not yet: rows of a little more would make it grow again at once.
     assert plan_capacity(CAPACITIES, 1024, 900) == 1024
     assert plan_capacity(CAPACITIES, 512, 420) == 512
