@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-quick test-slow test-cluster test-pods parity lint docs clean
+.PHONY: install demo test test-quick test-slow test-cluster test-pods parity lint docs clean compiled
 
 install: .venv/installed
 
@@ -30,7 +30,7 @@ demo: install
 PYTEST := JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: install
-	$(PYTEST) -m "not slow and not pods and not cluster"
+	$(PYTEST) -m "not slow and not pods and not cluster and not compiled"
 
 # Those that compile little, for every small change. New files join them if the whole stays under two
 # minutes on two cores.
@@ -39,7 +39,7 @@ QUICK := tests/core tests/smc tests/results tests/tasks tests/report tests/docs 
 	tests/models/test_base.py $(wildcard tests/test_*.py)
 
 test-quick: install
-	$(PYTEST) -m "not slow and not pods and not cluster" $(QUICK) \
+	$(PYTEST) -m "not slow and not pods and not cluster and not compiled" $(QUICK) \
 		--ignore=tests/smc/test_resampling_oracles.py
 
 # The long statistical proofs.
@@ -62,6 +62,24 @@ parity: install
 	$(BIN)/python -m tests.parity.make_golden --check
 	$(BIN)/python -m pytest -n 2 tests/parity tests/benchmarks/test_torch_baseline.py
 
+# The programs compiled for accelerators that are not there. What compiles for one changes JAX's default
+# backend, so it is installed beside .venv, whose packages the new environment sees: .venv-tpu, .venv-cuda.
+COMPILED_TARGETS ?= v5e h200
+COMPILED_LAYERS ?= 2
+
+compiled: .venv-tpu/installed .venv-cuda/installed
+	PSMC_COMPILED_TPU=.venv-tpu/bin/python PSMC_COMPILED_CUDA=.venv-cuda/bin/python \
+	PSMC_COMPILED_TARGETS="$(COMPILED_TARGETS)" PSMC_COMPILED_LAYERS=$(COMPILED_LAYERS) \
+		$(BIN)/python -m pytest -n 0 -rs -m compiled tests/benchmarks
+
+.venv-%/installed: .venv/installed
+	$(BIN)/python -m venv --without-pip .venv-$*
+	$(BIN)/python -c 'import site, sys; print(*site.getsitepackages(), sep="\n")' > \
+		"$$(.venv-$*/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+	@$(BIN)/pip --python .venv-$*/bin/python install --quiet --editable '.[compiled-$*]' || \
+		{ echo "The libraries that compile for $* cannot be installed; make compiled needs them (the extra compiled-$* in setup.cfg)."; exit 1; }
+	@touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,4 +92,4 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv runs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-tpu .venv-cuda runs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache

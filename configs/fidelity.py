@@ -6,7 +6,7 @@ import pathlib
 import ml_collections
 
 # Data that the project does not ship, such as small models; tests look in the same place.
-TEST_DATA = os.environ.get("PSMC_TEST_DATA", pathlib.Path(__file__).parents[2] / "shared")
+TEST_DATA = os.environ.get("PSMC_TEST_DATA", pathlib.Path(__file__).resolve().parents[2] / "shared")
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+import compiled_tables
 import speed_tables
 from table_tools import DOCS, Record, grid, markdown, only, percent, read, titled, where
 
@@ -292,7 +293,8 @@ TABLES: dict[str, Callable[[], str]] = {
         *(cost_model, loading, pods),
         *(speed_tables.speed_steps, speed_tables.speed_parts, speed_tables.speed_resampling),
         *(speed_tables.speed_forks, speed_tables.speed_throughput, speed_tables.speed_torch),
-        speed_tables.cache_moves,
+        *(speed_tables.cache_moves, compiled_tables.compiled_steps),
+        compiled_tables.compiled_programs,
     )
 }
 

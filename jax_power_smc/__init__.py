@@ -15,6 +15,8 @@ __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from jax_power_smc import evidence as evidence
+    from jax_power_smc import plain as plain
+    from jax_power_smc import testing as testing
     from jax_power_smc import theory as theory
     from jax_power_smc.core.mesh import make_mesh as make_mesh
     from jax_power_smc.engine.engine import Engine as Engine
@@ -84,6 +86,8 @@ _MODULES = {
     "cost_model": "theory.cost_model",
     "evidence": "evidence",
     "exact": "theory.exact",
+    "plain": "plain",
+    "testing": "testing",
     "theory": "theory",
 }
 
@@ -116,9 +120,11 @@ __all__ = [
     "exact",
     "load",
     "make_mesh",
+    "plain",
     "pool",
     "sample",
     "stream",
+    "testing",
     "theory",
 ]
 

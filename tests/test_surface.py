@@ -16,6 +16,8 @@ MODULES = {
     "cost_model": "jax_power_smc.theory.cost_model",
     "evidence": "jax_power_smc.evidence",
     "exact": "jax_power_smc.theory.exact",
+    "plain": "jax_power_smc.plain",
+    "testing": "jax_power_smc.testing",
     "theory": "jax_power_smc.theory",
 }
 

@@ -1,7 +1,7 @@
 """Second-order Markov models whose log Z is known exactly, by dynamic programming.
 
 Homogeneous models have the same transitions at every step, so a few loops may dominate the power
-distribution; inhomogeneous ones have new transitions at each step and, like text, never return.
+distribution; inhomogeneous ones have new transitions at each position and, like text, never return.
 
 Letters: V vocabulary, T steps.
 """
@@ -25,7 +25,7 @@ def make(
 
     Args:
       vocab_size: V.
-      horizon: T, the number of steps with their own transitions if inhomogeneous.
+      horizon: T, the number of positions with their own transitions if inhomogeneous.
       entropy: mean over histories, in nats per token, between 0 and log V.
       kind: "homogeneous" or "inhomogeneous".
       seed: of the transitions.
@@ -78,8 +78,9 @@ def exact_moments(
     rows = np.arange(base**ORDER)
     following = (rows % base)[:, None] * base + np.arange(vocab)[None, :]  # [rows, V]
     log_z, mean = np.zeros(base**ORDER), np.zeros(base**ORDER)
-    for t in reversed(range(horizon)):
-        step = log_p[min(t, len(log_p) - 1)]
+    # Tables are by position: that at the prompt's last token is the first one to be drawn from.
+    for position in reversed(range(len(prompt) - 1, len(prompt) - 1 + horizon)):
+        step = log_p[min(position, len(log_p) - 1)]
         terms = alpha * step + log_z[following]
         log_z = np.logaddexp.reduce(terms, axis=1)
         mean = np.sum(np.exp(terms - log_z[:, None]) * (step + mean[following]), axis=1)

@@ -77,12 +77,12 @@ def steps(
 ) -> None:
     """Step time of every sampler and N, as a multiple of decoding one sequence."""
     variants: dict[str, Callable[[], float]] = {}
-    forks: dict[str, float] = {}
+    rows: dict[str, float] = {}
 
     def add(name: str, sampler: Sampler) -> None:
         def run() -> float:
             done = bench.decode(subject, sampler, prompt_tokens, max_new_tokens)
-            forks[name] = done.fork_share
+            rows[name] = done.mean_rows
             return done.seconds / (max_new_tokens - 1)
 
         variants[name] = run
@@ -102,13 +102,14 @@ def steps(
             "prompt_tokens": prompt_tokens,
             "max_new_tokens": max_new_tokens,
         }
-        moved = step_bytes(subject.model, subject.params, prompt_tokens, max_new_tokens / 2, num)
+        positions = prompt_tokens + max_new_tokens / 2
+        moved = step_bytes(subject.model, subject.params, positions, rows[variant])
         step = seconds.median(variant)
         bench.write("step_time", step, "s", **about)
         bench.write("step_multiple", seconds.ratio(variant, "ancestral 1"), "ratio", **about)
         bench.write("step_bytes", moved, "bytes", **about)
         bench.write("roofline_share", moved / bandwidth / step, "ratio", **about)
-        bench.write("fork_share", forks[variant], "ratio", **about)
+        bench.write("mean_rows", rows[variant], "rows", **about)
 
 
 def throughput(
@@ -181,13 +182,11 @@ def throughput(
         )
 
 
-def step_bytes(
-    model: TransformerLM, params: Params, prompt_tokens: int, own_tokens: float, num: int
-) -> float:
-    """Bytes that any program must read and write in a step of one prompt.
+def step_bytes(model: TransformerLM, params: Params, positions: float, num_rows: float) -> float:
+    """Bytes that any program must read and write in a step with so many rows.
 
     All weights once (except an embedding that is not also the head, of which only a few rows are
-    read), keys and values of the prompt once, those of each particle's tokens, and the new ones.
+    read), and keys and values of every row: those of its positions so far, and the new ones.
     """
 
     def size(tree: Any) -> int:
@@ -197,7 +196,7 @@ def step_bytes(
     if not model.config.tied_embeddings:
         weights -= size(params["embedding"])
     cache = size(jax.eval_shape(lambda p: model.init_cache(p, 1, 1), params))
-    return weights + cache * (prompt_tokens + num * (own_tokens + 1))
+    return weights + cache * num_rows * (positions + 1)
 
 
 def random_prompt(vocab_size: int, length: int) -> list[int]:

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -143,6 +143,133 @@ def speed(figures: Sequence[Figure]) -> list[Table]:
             "{:.0f}",
         ),
         table("Times as fast as PyTorch", "speedup", ("model", "prompt_tokens", "peer")),
+    ]
+
+
+# --- rows ---
+
+# Of each section: title, what names a row, and metric -> heading and format of its columns.
+_ROW_TABLES: dict[str, tuple[str, Sequence[str], dict[str, tuple[str, str]]]] = {
+    "throughput": (
+        "Multiples of plain decoding: of the baseline's (a), of ours (b), per row and step (c)",
+        ("prompts", "variant"),
+        {
+            "seconds_per_problem": ("s per\nproblem", "{:.3f}"),
+            "multiple_of_baseline": ("(a)", "{:.2f}"),
+            "multiple": ("(b)", "{:.2f}"),
+            "model_token_ratio": ("tokens", "{:.2f}"),
+            "multiple_over_token_ratio": ("(b) over\ntokens", "{:.2f}"),
+            "efficiency": ("(c)", "{:.2f}"),
+            "rows_per_step": ("rows per\nstep", "{:.2f}"),
+            "stalled_share": ("stalled", "{:.1%}"),
+            "baseline_speedup": ("times as fast\nas baseline", "{:.1f}"),
+        },
+    ),
+    "latency": (
+        "One prompt at a time",
+        ("model", "max_new_tokens", "variant"),
+        {
+            "step_time": ("s per step", "{:.5f}"),
+            "step_over_one": ("N over 1", "{:.2f}"),
+            "step_over_rows": ("over plain\nin as many rows", "{:.2f}"),
+            "rows_per_step": ("rows per\nstep", "{:.2f}"),
+            "seconds_per_answer": ("s per answer", "{:.3f}"),
+            "answer_over_plain": ("over plain", "{:.2f}"),
+        },
+    ),
+    "stories": (
+        "Tokens per token of an answer",
+        ("model", "num_particles"),
+        {
+            "model_tokens_per_token": ("through the model", "{:.2f}"),
+            "drawn_tokens_per_token": ("drawn", "{:.0f}"),
+        },
+    ),
+    "flat": (
+        "Where no two particles agree",
+        ("model", "rows", "num_particles", "prompt_tokens", "variant"),
+        {
+            "step_time": ("s per step", "{:.4f}"),
+            "over_baseline": ("over baseline", "{:.2f}"),
+            "rows_per_step": ("rows per\nstep", "{:.1f}"),
+        },
+    ),
+    "torch": (
+        "PyTorch, one prompt at a time",
+        ("model", "num_particles", "variant"),
+        {"step_time": ("s per step", "{:.5f}"), "speedup": ("times as fast", "{:.1f}")},
+    ),
+    "fit": (
+        "Prompts that fit",
+        ("model", "num_particles", "memory"),
+        {"prompts_that_fit": ("prompts", "{:.0f}")},
+    ),
+}
+
+
+def rows(figures: Sequence[Figure]) -> Iterator[Table]:
+    """One table for every section."""
+    for section, (title, names, columns) in _ROW_TABLES.items():
+        own = [x for x in figures if x.get("section") == section and x["metric"] in columns]
+        yield pivot(
+            title,
+            [name.replace("_", " ") for name in names],
+            (
+                (
+                    [x.get(name, "") for name in names],
+                    x["metric"],
+                    "none" if x["value"] is None else columns[x["metric"]][1].format(x["value"]),
+                )
+                for x in own
+            ),
+            {metric: heading for metric, (heading, _) in columns.items()},
+        )
+
+
+# --- compiled ---
+
+# metric -> heading and format, of a program
+_PROGRAM_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "compile_seconds": ("compile, s", "{:.0f}".format),
+    "temporaries": ("temporaries, MB", lambda x: f"{x / 1e6:.1f}"),
+    "copies": ("copies", "{:.0f}".format),
+    "kernels": ("kernels", "{:.0f}".format),
+    "collectives": ("exchanges", "{:.0f}".format),
+}
+# metric -> heading and format, of a step
+_STEP_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "least": ("least, GB", lambda x: f"{x / 1e9:.2f}"),
+    "moved": ("moved, GB", lambda x: f"{x / 1e9:.2f}"),
+    "seconds": ("static, ms", lambda x: f"{1e3 * x:.2f}"),
+    "share": ("of roofline", "{:.1%}".format),
+    "moved_by_a_move": ("a row moved, MB", lambda x: f"{x / 1e6:.0f}"),
+}
+
+
+def compiled(figures: Sequence[Figure]) -> list[Table]:
+    """What programs need, then what a step of the chunk moves."""
+
+    def table(title: str, columns: Any, fields: Sequence[str], chosen: Sequence[Figure]) -> Table:
+        return pivot(
+            title,
+            [name.replace("_", " ") for name in fields],
+            (
+                (
+                    [str(x[name]) for name in fields],
+                    columns[x["metric"]][0],
+                    columns[x["metric"]][1](x["value"]),
+                )
+                for x in chosen
+                if x["metric"] in columns
+            ),
+        )
+
+    what = ("target", "mesh", "model", "num_layers", "rows", "prompts")
+    return [
+        table(
+            "Programs", _PROGRAM_COLUMNS, (*what, "program"), [x for x in figures if "age" not in x]
+        ),
+        table("A step", _STEP_COLUMNS, (*what, "age"), [x for x in figures if "age" in x]),
     ]
 
 

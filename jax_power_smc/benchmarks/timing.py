@@ -13,10 +13,9 @@ from jax_power_smc.benchmarks.records import Progress
 from jax_power_smc.core import prng
 from jax_power_smc.core.types import Params
 from jax_power_smc.engine import executables
-from jax_power_smc.engine.buckets import Sizes
 from jax_power_smc.engine.request import ActiveRequest
 from jax_power_smc.engine.scheduler import Scheduler
-from jax_power_smc.engine.slot_plan import CHUNK, GROUPS
+from jax_power_smc.engine.slot_plan import plan_slots
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import Kernel
 
@@ -85,15 +84,11 @@ class Decoded(NamedTuple):
     requests: list[ActiveRequest]
 
     @property
-    def fork_share(self) -> float:
-        """The share of running rows that took over another one's past, over all steps."""
-        # The last chunk may go beyond the cap.
-        forks = [
-            np.asarray(x.steps.forks)[0, : x.cap] for x in self.requests if x.steps is not None
-        ]
-        outcomes = [request.outcome for request in self.requests if request.outcome]
-        (num,) = {outcome.final.particle_index.shape[-1] for outcome in outcomes}
-        return float(np.mean(np.concatenate(forks)) / num)
+    def mean_rows(self) -> float:
+        """Distinct prefixes of a prompt, the rows that the model ran, averaged over all steps."""
+        # Before the first step there is the prompt's own row; after the last there is none.
+        rows = [np.append(1, steps.num_rows[:-1]) for r in self.requests if (steps := r.steps)]
+        return float(np.mean(np.concatenate(rows)))
 
 
 def decode(
@@ -115,8 +110,16 @@ def decode(
         max(len(request.prompt) for request in requests),
         max(request.cap for request in requests),
     )
-    limit = getattr(model, "max_positions", None)
-    sizes = Sizes(slots, max(1, slots // GROUPS), prompt_tokens, new_tokens, CHUNK, limit)
+    sizes, _ = plan_slots(
+        model,
+        params,
+        sampler,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        wanted=slots,
+        slots=slots,
+        memory_limit=None,
+    )
     queue = Scheduler(model, params, sampler, prng.seed_key(0), sizes, lookahead=lookahead)
     for request in requests:
         queue.check(request.target)

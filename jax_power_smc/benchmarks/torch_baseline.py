@@ -46,7 +46,7 @@ class Timing(NamedTuple):
 
     @property
     def per_token(self) -> float:
-        """Seconds of decoding for each of the T steps, whatever N is."""
+        """Seconds of decoding for each of the steps, whatever N is."""
         return self.decode / self.tokens
 
 
@@ -179,6 +179,7 @@ def power_smc(
     seed: int = 0,
     preallocate: bool = True,
     warm_up: bool = True,
+    eos_ids: Sequence[int] = (),
 ) -> PowerParticles:
     """Power-SMC in a Python loop, in the order weigh, resample, draw.
 
@@ -191,13 +192,15 @@ def power_smc(
       prompt_ids: [S] token ids.
       num_particles: N.
       alpha: exponent.
-      max_new_tokens: T, the exact length of every particle.
+      max_new_tokens: T, the exact length of every particle that does not end.
       ess_threshold: kappa; resample when ESS < kappa N.
       seed: of the draws.
       preallocate: whether keys and values are written into arrays of their final length, of which
         resampling copies only the parts that differ between particles. False for the library's
         ``DynamicCache``, which copies everything at every token and again when resampling.
       warm_up: whether to generate a few tokens before the measurement.
+      eos_ids: tokens that end a particle, whose weight then stays as it is and whose tokens are the
+        first of these. The loop ends when all have ended.
 
     Raises:
       ValueError: for an invalid value.
@@ -229,15 +232,19 @@ def power_smc(
         tokens = torch.empty((n, num_tokens), dtype=torch.int64)
         log_weight = torch.full((n,), -math.log(n))
         log_evidence = torch.zeros(())
-        resamplings = 0
+        ended = torch.zeros((n,), dtype=torch.bool)
+        ends, resamplings, steps = torch.tensor(list(eos_ids)), 0, 0
         for t in range(num_tokens):
+            if eos_ids and ended.all():
+                tokens[:, t:] = ends[0]
+                break
             if t:
                 fed = tokens[:, t - 1 : t]
                 output = torch_model(fed, use_cache=True, logits_to_keep=1, **{keyword: cache})
                 logits = output.logits[:, -1]
             scaled = torch.log_softmax(logits.float(), dim=-1).mul_(alpha)
             log_sum = torch.logsumexp(scaled, dim=-1)
-            log_weight = log_weight + log_sum
+            log_weight = log_weight + log_sum.masked_fill(ended, 0.0)
             total = torch.logsumexp(log_weight, dim=0)
             log_weight = log_weight - total
             log_evidence = log_evidence + total
@@ -250,10 +257,16 @@ def power_smc(
                 tokens = tokens.index_select(0, parent)
                 proposal = proposal.index_select(0, parent)
                 log_weight = torch.full((n,), -math.log(n))
+                ended = ended[parent]
                 resamplings += 1
             uniforms = torch.rand((n, 1), generator=generator)
-            tokens[:, t] = _invert(torch, proposal, uniforms)[:, 0]
-        timing = Timing(prefilled - start, time.perf_counter() - prefilled, num_tokens)
+            drawn = _invert(torch, proposal, uniforms)[:, 0]
+            if eos_ids:
+                drawn = torch.where(ended, ends[0], drawn)
+                ended = ended | torch.isin(drawn, ends)
+            tokens[:, t] = drawn
+            steps += 1
+        timing = Timing(prefilled - start, time.perf_counter() - prefilled, steps)
         return PowerParticles(
             tokens.numpy(), log_weight.numpy(), log_evidence.item(), resamplings, timing
         )

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jax_power_smc.benchmarks import fidelity, markov_models, plots, records, tables
-from jax_power_smc.cli import benchmark_speed
+from jax_power_smc.cli import benchmark_compiled, benchmark_rows, benchmark_speed
 from jax_power_smc.cli.common import launch
 from jax_power_smc.core import checks
 from jax_power_smc.core.progress import ProgressDisplay
@@ -166,6 +166,8 @@ def _questions(config: ConfigDict) -> dict[str, tuple[LoadedModel, fidelity.Ques
 _BENCHMARKS: dict[str, tuple[_Run, Collection[str]]] = {
     "fidelity": (_fidelity, _FIDELITY_FIELDS),
     "speed": (benchmark_speed.run, benchmark_speed.FIELDS),
+    "rows": (benchmark_rows.run, benchmark_rows.FIELDS),
+    "compiled": (benchmark_compiled.run, benchmark_compiled.FIELDS),
 }
 
 

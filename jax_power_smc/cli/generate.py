@@ -86,6 +86,7 @@ def generate(options: Options) -> dict[str, Any]:
         "weight": float(np.exp(result.log_weights[0, index])),
         "log_evidence": evidence if np.isfinite(evidence) else None,
         "model_tokens": int(result.info.model_tokens[0]),
+        "drawn_tokens": int(result.info.drawn_tokens[0]),
         "resampled": int(result.info.resampled[0].sum()),
         "failure": result.failures()[0],
         "seconds": result.info.seconds,
@@ -121,7 +122,8 @@ def main(values: Any) -> None:
     print(
         f"log p {answer['log_prob']:.2f}   weight {answer['weight']:.3f}   "
         + (f"log Z_hat {evidence:.2f}   " if evidence is not None else "")
-        + f"{answer['tokens']} tokens of {answer['model_tokens']} drawn"
+        + f"{answer['tokens']} tokens of {answer['drawn_tokens']} drawn, "
+        + f"{answer['model_tokens']} through the model"
     )
     print(f"{answer['model']}: {answer['decided']}")
     print("   ".join(f"{phase} {s:.2f} s" for phase, s in answer["seconds"].items()))

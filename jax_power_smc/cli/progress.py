@@ -5,6 +5,7 @@ import time
 
 from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup
 from jax_power_smc.core.progress import ProgressDisplay, clock
+from jax_power_smc.engine.stats import EngineStats
 from jax_power_smc.evaluation.job import Progress
 
 
@@ -21,6 +22,8 @@ class EvaluationProgress(ProgressDisplay):
     def report(self, progress: Progress) -> None:
         """Shows the progress of a run."""
         text = f"accuracy so far {progress.accuracy:.3f}"
+        if progress.stats is not None and progress.stats.steps:
+            text += f", {_rows(progress.stats)}"
         if not math.isnan(progress.seconds_left):
             text += f", {clock(progress.seconds_left)} left"
         label, done, total = progress.label, progress.done, progress.total
@@ -51,3 +54,10 @@ class TrainingProgress(ProgressDisplay):
         parts.append(f"{clock(left)} left")
         text = "  ".join(parts)
         self.update("step", step, self._steps, text, f"step {step}/{self._steps}  {text}")
+
+
+def _rows(stats: EngineStats) -> str:
+    """Rows in use and there, in a step on average, and how many prompts waited for some."""
+    used, there = (total / stats.steps for total in (stats.row_steps, stats.table_steps))
+    text = f"{used:.1f} of {there:.1f} rows"
+    return f"{text}, {stats.stalls / stats.steps:.2f} stalled" if stats.stalls else text

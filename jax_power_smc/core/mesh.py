@@ -1,6 +1,7 @@
 """The device mesh with its axes "data" (prompts) and "model" (tensors), and arrays' shardings."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,6 +64,13 @@ def mesh_of(params: Params) -> Mesh | None:
 
 def default_place() -> jax.sharding.Sharding:
     """The sharding of arrays that are placed nowhere in particular."""
+    return _default_place(jax.config.jax_default_device)  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _default_place(device: Any) -> jax.sharding.Sharding:
+    """For a value of JAX's setting; asking takes a copy to the device."""
+    del device
     return jax.device_put(0).sharding
 
 

@@ -1,7 +1,7 @@
 """Names for what passes between modules: a model's pytrees, token ids, and a tokenizer.
 
-A model decides what its parameters, cache and context hold, so these are pytrees of arrays, about
-which nothing more is assumed here.
+A model decides what its parameters and its cache hold, so these are pytrees of arrays, about which
+nothing more is assumed here.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,8 @@ import numpy as np
 
 # A model's parameters.
 Params: TypeAlias = Any
-# What a model keeps about the generated tokens of N particles; leaves lead with N.
+# What a model keeps about the tokens of R rows, a sequence each; leaves lead with R.
 Cache: TypeAlias = Any
-# What a model keeps about one prompt; all its particles share it.
-Context: TypeAlias = Any
 # One prompt.
 TokenIds: TypeAlias = Sequence[int] | np.ndarray | jax.Array
 

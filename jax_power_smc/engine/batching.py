@@ -1,4 +1,4 @@
-"""From one prompt to a batch of them: the vmap over prompts, and the shapes of empty slots."""
+"""From one prompt to a batch of them: the vmap over prompts, and predicates that stay scalars."""
 
 import functools
 from collections.abc import Callable
@@ -7,7 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_power_smc.engine import decode
+# Whether a predicate [] holds for any prompt of the batch. Under vmap it must return an unbatched
+# value, or the conditional on it would turn into a select that runs both branches.
+AnyPrompt = Callable[[jax.Array], jax.Array]
+
+
+def any_in_batch(predicate: jax.Array) -> jax.Array:
+    """``AnyPrompt`` inside ``vmap(..., axis_name="prompts")``."""
+    return jax.lax.pmax(predicate.astype(jnp.int32), "prompts") > 0
+
+
+def this_prompt(predicate: jax.Array) -> jax.Array:
+    """``AnyPrompt`` for a single prompt that is not vmapped."""
+    return predicate
 
 
 def over_prompts(function: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
@@ -20,10 +32,10 @@ def over_prompts(function: Callable[..., Any], in_axes: tuple[Any, ...]) -> Call
         sizes: list[int] = []
         _per_prompt(lambda x: sizes.append(x.shape[0]), args, in_axes)
         if sizes[0] > 1:
-            mapped = functools.partial(function, decode.any_in_batch)
+            mapped = functools.partial(function, any_in_batch)
             return jax.vmap(mapped, in_axes=in_axes, axis_name="prompts")(*args)
         alone = _per_prompt(lambda x: x[0], args, in_axes)
-        return jax.tree.map(lambda x: x[None], function(decode.this_prompt, *alone))
+        return jax.tree.map(lambda x: x[None], function(this_prompt, *alone))
 
     return batched
 
@@ -35,19 +47,3 @@ def _per_prompt(function: Callable[[jax.Array], Any], args: Any, axes: Any) -> A
         return tree if axis is None else jax.tree.map(function, tree)
 
     return jax.tree.map(below, axes, args, is_leaf=lambda x: x is None)
-
-
-def idle(entered: Any, slots: int) -> jax.Array:
-    """Empty slots [P, ...]: all zero, so that no token is drawn (cap 0)."""
-    if jnp.issubdtype(entered.dtype, jax.dtypes.prng_key):
-        data = idle(jax.eval_shape(jax.random.key_data, entered), slots)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(entered))
-    return jnp.zeros((slots, *entered.shape[1:]), entered.dtype)
-
-
-def fit(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """x [P, ...] padded with zeros to [P, *shape]."""
-    if x.shape[1:] == shape:
-        return x
-    missing = [(0, 0), *((0, want - have) for want, have in zip(shape, x.shape[1:], strict=True))]
-    return jnp.pad(x, missing)

@@ -9,24 +9,29 @@ import numpy as np
 from jax_power_smc.core.types import TokenIds
 
 SMALLEST_PROMPT_BUCKET = 64
-# There are no smaller caches: each size is another program to compile.
-SMALLEST_CACHE_BUCKET = 256
+# There are no smaller caches, and no half steps below the second one: each size is another program.
+SMALLEST_CACHE_BUCKET, HALF_STEPS = 128, 256
+# Programs that are compiled ahead of time; a CPU keeps not many more (``executables``).
+MOST_AHEAD = 90
 # Of all slots together; states are numbered in int16.
 MOST_STOP_STATES = 2**15 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The shapes of a set of slots.
+    """The shapes of a set of slots and its row table.
 
     Attributes:
-      slots: P.
-      group: R, prompts that enter or leave together, at most P.
-      prompt_tokens: S, the length of the longest prompt that may come.
+      slots: P, on all devices together.
+      group: G, prompts that enter or leave together, at most P.
+      prompt_tokens: the length of the longest prompt that may come.
       new_tokens: T, the largest cap that may come.
       chunk: decode steps per call of the device.
+      rows: the numbers of rows that the table of each data shard may have, ascending.
       most_positions: the model's limit, beyond which no prompt is padded; None for no limit.
       grows: whether caches start small and grow; otherwise they have their full capacity at once.
+      capacity: positions of a row, if that is fixed; None for what the prompts need.
+      smallest_bucket: prompts are padded at least to this length.
       stop_states: the largest number of states of the stop rules of all slots together.
     """
 
@@ -35,40 +40,69 @@ class Sizes:
     prompt_tokens: int
     new_tokens: int
     chunk: int
+    rows: tuple[int, ...]
     most_positions: int | None = None
     grows: bool = True
+    capacity: int | None = None
+    smallest_bucket: int = SMALLEST_PROMPT_BUCKET
     stop_states: int = MOST_STOP_STATES
 
     @property
-    def token_capacity(self) -> int:
-        """Columns of the token buffers."""
-        return _round_up(self.new_tokens, self.chunk)
+    def longest(self) -> int:
+        """The largest capacity of a row."""
+        if self.capacity is not None:
+            return self.capacity
+        return max(self._within(self.prompt_tokens + self.new_tokens), self._padded_prompt)
 
     def prompt_bucket(self, length: int) -> int:
-        """The padded length of a prompt."""
-        bucket = power_of_two(max(length, SMALLEST_PROMPT_BUCKET))
-        return bucket if self.most_positions is None else min(bucket, self.most_positions)
+        """The padded length of a prompt, or of a prompt and what was generated after it."""
+        bucket = power_of_two(max(length, self.smallest_bucket))
+        return min(bucket, max(self.longest, length))
 
-    @property
-    def longest(self) -> int:
-        """The padded length of the longest prompt."""
-        return self.prompt_bucket(self.prompt_tokens)
-
-    def cache_bucket(self, entries: int) -> int:
-        """The capacity of a cache that holds this many tokens."""
-        if not self.grows:
-            return self.token_capacity
-        return min(power_of_two(max(entries, SMALLEST_CACHE_BUCKET)), self.token_capacity)
+    def prefill_block(self, bucket: int) -> int:
+        """Tokens of a sequence of padded length ``bucket`` that are read at a time."""
+        return min(bucket, self.prompt_bucket(self.prompt_tokens))
 
     def prompt_buckets(self) -> list[int]:
-        """All padded lengths."""
-        return _doubling(min(SMALLEST_PROMPT_BUCKET, self.longest), self.longest)
+        """All padded lengths of prompts."""
+        last = self.prompt_bucket(self.prompt_tokens)
+        return list(doubling(min(self.smallest_bucket, last), last))
 
     def cache_buckets(self) -> list[int]:
         """All capacities."""
-        if not self.grows:
-            return [self.token_capacity]
-        return _doubling(min(SMALLEST_CACHE_BUCKET, self.token_capacity), self.token_capacity)
+        if not self.grows or self.capacity is not None:
+            return [self.longest]
+        least = min(SMALLEST_CACHE_BUCKET, self.longest)
+        return list(doubling(least, self.longest, halves_from=HALF_STEPS))
+
+    def ahead(self, most: int) -> tuple[tuple[int, ...], list[int], bool]:
+        """What to compile ahead of time, where ``most`` rows are needed as a rule.
+
+        If there would be too many programs, capacities are left out: those that the longest prompts
+        never have, and then large ones, where prompts have few rows.
+
+        Returns:
+          The numbers of rows, the capacities, and whether the programs that resize a table to the
+          next smaller size, or capacity, are not too many besides.
+        """
+        ladder = self.rows[: len([size for size in self.rows if size < most]) + 1]
+        capacities, left = self.cache_buckets(), MOST_AHEAD - len(self.prompt_buckets())
+        # For each capacity: chunks, inserts, and what resizes by one step up.
+        ladder = ladder[: (left + 1) // 3]
+        each = 3 * len(ladder) - 1
+        longest = self.prompt_bucket(self.prompt_tokens)
+        capacities = sorted(sorted(capacities, key=lambda size: size < longest)[: left // each])
+        # Down after a compaction; capacities up and down, for each number of rows.
+        count = len(capacities)
+        more = 2 * count * (len(ladder) - 1) + (2 * count - 1) * len(ladder)
+        return ladder, capacities, count * each + more <= left
+
+    @property
+    def _padded_prompt(self) -> int:
+        return self._within(power_of_two(max(self.prompt_tokens, self.smallest_bucket)))
+
+    def _within(self, positions: int) -> int:
+        return positions if self.most_positions is None else min(positions, self.most_positions)
 
 
 def pad_prompts(
@@ -88,13 +122,15 @@ def power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-def _doubling(first: int, last: int) -> list[int]:
-    """first, 2 first, ..., last; the last one need not be a double."""
-    steps = [first]
-    while steps[-1] < last:
-        steps.append(min(2 * steps[-1], last))
-    return steps
+def doubling(least: int, most: int, halves_from: int | None = None) -> tuple[int, ...]:
+    """least, 2 least, ..., most, which need not be a double; from some size on with half steps.
 
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+    Without those of more than four fifths of ``most``: each is another program to compile.
+    """
+    sizes, size = [], least
+    while size < most:
+        sizes.append(size)
+        if halves_from is not None and size >= halves_from:
+            sizes.append(size + size // 2)
+        size *= 2
+    return (*(size for size in sizes if 5 * size <= 4 * most), most)

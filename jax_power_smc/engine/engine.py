@@ -25,6 +25,7 @@ from jax_power_smc.engine.buckets import power_of_two
 from jax_power_smc.engine.mh_chains import ChainScheduler
 from jax_power_smc.engine.request import ActiveRequest
 from jax_power_smc.engine.scheduler import Scheduler
+from jax_power_smc.engine.stats import EngineStats
 from jax_power_smc.engine.stream import Stream, StreamRequest
 from jax_power_smc.engine.validation import check_prompt, check_sampler, check_target
 from jax_power_smc.models.base import LanguageModel
@@ -53,6 +54,9 @@ class BaseEngine:
         num_requests: int | None,
         stop_states: int,
         mesh: Mesh | None,
+        rows: int | None = None,
+        capacity: int | None = None,
+        prompt_bucket: int | None = None,
     ) -> None:
         self.model, self.params, self.sampler = model, params, sampler
         self.tokenizer = tokenizer
@@ -68,6 +72,9 @@ class BaseEngine:
             memory_limit=memory_limit,
             mesh=self.mesh,
             stop_states=stop_states,
+            rows=rows,
+            capacity=capacity,
+            prompt_bucket=prompt_bucket,
         )
 
     def scheduler(self, key: jax.Array) -> Scheduler | ChainScheduler:
@@ -96,6 +103,12 @@ class Engine(BaseEngine):
       max_new_tokens: the largest cap that is accepted.
       slots: P, prompts decoded together; default as many as ``MAX_PARTICLES`` particles and the
         memory of the device allow.
+      rows: R, rows of the model's cache on each device, one for each distinct prefix; default as
+        many as the prompts may need and the memory allows. If prompts need more, the later ones
+        wait; one that needs more by itself fails.
+      capacity: positions of a row; default what the longest prompt and the cap need.
+      prompt_bucket: prompts are padded at least to this length; default 64. With slots, rows,
+        capacity and this given, no shape depends on the load.
       tokenizer: for targets with a stop rule, see ``sample``.
       memory_limit: bytes that may be used on the device; default what it has.
       num_requests: how many will come, if that is known; then there are no more slots by default.
@@ -103,7 +116,9 @@ class Engine(BaseEngine):
         are, or else one device.
 
     Attributes:
-      plan: how many slots there are, and how much memory they take; ``print(engine.plan)``.
+      plan: how many slots and rows there are, and how much memory they take;
+        ``print(engine.plan)``.
+      stats: what the rows were used for in the current or last stream (``EngineStats``).
 
     Raises:
       ValueError: for a value outside its range, or if not even one slot fits; before any work.
@@ -122,6 +137,9 @@ class Engine(BaseEngine):
         memory_limit: int | None = None,
         num_requests: int | None = None,
         mesh: Mesh | None = None,
+        rows: int | None = None,
+        capacity: int | None = None,
+        prompt_bucket: int | None = None,
     ) -> None:
         check_sampler(sampler)
         if sampler.runs_as_chains:
@@ -146,7 +164,11 @@ class Engine(BaseEngine):
             # Room for any one rule; how many are in use at a time shows when requests come.
             stop_states=0 if tokenizer is None else LARGEST_AUTOMATON,
             mesh=mesh,
+            rows=count("rows", rows),
+            capacity=count("capacity", capacity),
+            prompt_bucket=count("prompt_bucket", prompt_bucket),
         )
+        self.stats = EngineStats()
         # Weak: a stream that is no longer referenced, as after a break out of its loop, has ended.
         self._current: weakref.ref[Stream] | None = None
 
@@ -166,7 +188,12 @@ class Engine(BaseEngine):
         return None if self._current is None else self._current()
 
     def warmup(self) -> float:
-        """Compiles what a stream of targets without truncations and stop rules will run.
+        """Compiles what a stream of targets with one set of end tokens and no restriction will run.
+
+        Restrictions are a minimum length, "forced_eos", a truncation, and a stop rule. If the
+        number of rows follows the load, as by default on a CPU, up to some 90 programs are compiled
+        for as many rows as one prompt may need, or all of them typically do. Larger tables, and
+        small programs that jump over a size, are compiled when they are needed.
 
         Returns:
           Seconds of compiling.
@@ -209,6 +236,7 @@ class Engine(BaseEngine):
             scheduler.check(active.target)
             return active
 
+        self.stats = scheduler.stats
         stream = Stream(scheduler, self.sampler, requests, admit, until, self._release)
         self._current = weakref.ref(stream)
         return stream

@@ -58,7 +58,7 @@ def executable(
     """The compiled form of ``function`` for these shapes and places and JAX's present settings."""
     leaves, structure = jax.tree.flatten(args)
     sizes = {name: value for name, value in static.items() if name != "model"}
-    # The model of a mesh is made anew in every layout: what it was made of stands for it.
+    # Every layout of a mesh makes a new model, so the model that it was made from is the key.
     model = static.get("model")
     if model is not None and layout.source is not None:
         model = layout.source

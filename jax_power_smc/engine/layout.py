@@ -5,14 +5,14 @@ data shard (the devices at one index of "data") has its own prompt slots and nev
 the others. What its devices exchange is in the model (``models.transformer.tensor_parallel``) and
 in what samplers ask of the vocabulary (``core.vocab_sharding``). Caches are never resharded.
 
-How arrays [P, ...] are sharded:
+How arrays [P, ...] and [R, ...] are sharded:
 
     DATA_SHARDED   over "data"; the same on all devices of a data shard
-    PER_DEVICE     contexts and caches: every device has its own, [P m, ...] in total
-    [P, V]         over "data", and over "model" if the vocabulary is
+    PER_DEVICE     caches: every device has its own, [R m, ...] in total
+    [E, V]         end sets: over "model" if the vocabulary is
     REPLICATED     the same everywhere
 
-Letters: P prompts, V vocabulary, m devices of a data shard.
+Letters: P prompts, R rows, V vocabulary, m devices of a data shard.
 """
 
 import dataclasses
@@ -24,10 +24,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_power_smc.core.mesh import DATA, DATA_SHARDED, MODEL, PER_DEVICE, REPLICATED, check_mesh
+from jax_power_smc.core.mesh import DATA, MODEL, REPLICATED, check_mesh
 from jax_power_smc.core.vocab_sharding import UNSHARDED, VocabSharding
-from jax_power_smc.engine.decode import DecodeState, PromptInputs
-from jax_power_smc.targets.power import TargetArrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +75,10 @@ class Layout:
             _to_leaves(self.params(params), params),
         )
 
-    def prompts(self) -> PromptInputs:
-        """How ``PromptInputs`` are sharded."""
-        ends = PartitionSpec(DATA, MODEL) if self.vocabulary.axis else DATA_SHARDED
-        target = TargetArrays(*[DATA_SHARDED] * len(TargetArrays._fields))._replace(ends=ends)  # type: ignore[arg-type]
-        return PromptInputs(PER_DEVICE, target, DATA_SHARDED, DATA_SHARDED)  # type: ignore[arg-type]
-
-    def state(self) -> DecodeState:
-        """How a ``DecodeState`` is sharded."""
-        return DecodeState(*[DATA_SHARDED] * len(DecodeState._fields))._replace(cache=PER_DEVICE)  # type: ignore[arg-type]
+    @property
+    def logits(self) -> PartitionSpec:
+        """How arrays [..., V] with one more axis are sharded."""
+        return PartitionSpec(None, MODEL) if self.vocabulary.axis else REPLICATED
 
     def put(self, tree: Any, specs: Any) -> Any:
         """The arrays placed according to their specs; those that are already are not copied.

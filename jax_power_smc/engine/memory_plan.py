@@ -1,7 +1,7 @@
-"""How many prompts a device has room for, computed from shapes alone: nothing is allocated.
+"""How many rows and prompts a device has room for, computed from shapes alone.
 
-A slot has the context of its prompt, the cache of its N particles and, while a step runs,
-temporary arrays. Letters: P slots, N particles, S prompt length, T capacity. Sizes are bytes.
+A row has its part of the model's cache and, while a step runs, temporary arrays; a prompt slot has
+its particles. Letters: P slots, R rows, N particles, T the cap. Sizes are bytes.
 """
 
 import bisect
@@ -29,49 +29,53 @@ CPU_SHARE = 0.7
 CGROUP_ROOT = pathlib.Path("/sys/fs/cgroup")
 OWN_CGROUPS = pathlib.Path("/proc/self/cgroup")
 
-# Temporary float32 arrays. XLA CPU planned (``memory_analysis``) up to 3.0 times the logits for
-# ``PowerSMC``, 4.3 for ``WithoutReplacement``; 2.1 times a layer's scores, to which bfloat16 adds
-# a half; 3.0 times the middle of its MLP.
-LOGITS_COPIES = 5
+# Temporary float32 arrays of the logits' size. XLA CPU planned (``memory_analysis``) 1.1 to 3.3 of
+# them for targets without truncation, 7 with top-p, and 10.5 with all restrictions at once.
+LOGITS_COPIES = 11
+# For models that do not say what they need: 2.1 times a layer's scores, to which bfloat16 adds a
+# half; 3.0 times the middle of its MLP.
 SCORES_COPIES = 3
 MLP_COPIES = 3
-# Two int32 sequences per particle (running and finished), and a copy while they are moved.
-TOKEN_BYTES = 16
+# Of a particle, in the state and in what the host keeps of it; and in the records of two chunks.
+# Without replacement a particle also has an entry in the finished pool.
+PARTICLE_BYTES = 128
+RECORD_BYTES = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """What P prompt slots need.
+    """What a row table and P prompt slots need on one device.
 
     Attributes:
       device, limit: its name, and how much of it the engine may use.
       params: the model's parameters; on a CPU with the float32 copies of 16-bit ones.
-      context: of one slot, what its particles share.
-      cache: of one slot, what its particles do not share.
-      working: of one slot, the temporary arrays of a step.
-      prefill: of a group of prompts, temporary arrays, and contexts that are not yet in slots.
-      slots, num_particles, prompt_tokens, capacity: P, N, S, T.
+      row: the cache of one row.
+      working: of one row, the temporary arrays of a step; or, if that is more, the second cache
+        that exists while the table is resized.
+      slot: of one prompt slot, its particles and what is recorded of them.
+      prefill: of a group of prompts, temporary arrays, and a cache of their own.
+      slots, rows, num_particles, capacity: P, R, N, and the positions of a row.
       stop_rules: the table of the stop rules of all slots.
     """
 
     device: str
     limit: int
     params: int
-    context: int
-    cache: int
+    row: int
     working: int
+    slot: int
     prefill: int
     slots: int
+    rows: int
     num_particles: int
-    prompt_tokens: int
     capacity: int
     stop_rules: int = 0
 
     @property
     def total(self) -> int:
         """Everything; prefill and step both count, since both may be running."""
-        of_slots = self.slots * (self.context + self.cache + self.working)
-        return self.params + of_slots + self.prefill + self.stop_rules
+        tables = self.rows * (self.row + self.working) + self.slots * self.slot
+        return self.params + tables + self.prefill + self.stop_rules
 
     @property
     def fits(self) -> bool:
@@ -81,12 +85,12 @@ class MemoryPlan:
     def __str__(self) -> str:
         rules = f"stop rules {_size(self.stop_rules)}, " if self.stop_rules else ""
         return (
-            f"{_count(self.slots, 'slot')} of {_count(self.num_particles, 'particle')} "
-            f"(prompt {self.prompt_tokens:,}, up to {_count(self.capacity, 'new token')}): "
-            f"weights {_size(self.params)}, prompts {_size(self.slots * self.context)}, "
-            f"caches {_size(self.slots * self.cache)}, "
-            f"working {_size(self.slots * self.working)}, prefill {_size(self.prefill)}, "
-            f"{rules}total {_size(self.total)} of {_size(self.limit)} on {self.device}"
+            f"{_count(self.slots, 'prompt')} of {_count(self.num_particles, 'particle')} at a time "
+            f"in up to {_count(self.rows, 'row')} of {_count(self.capacity, 'token')}: "
+            f"weights {_size(self.params)}, rows {_size(self.rows * self.row)}, "
+            f"working {_size(self.rows * self.working + self.slots * self.slot)}, "
+            f"prefill {_size(self.prefill)}, {rules}"
+            f"total {_size(self.total)} of {_size(self.limit)} on {self.device}"
         )
 
 
@@ -94,68 +98,95 @@ def plan(
     model: LanguageModel,
     params: Params,
     num_particles: int,
-    prompt_tokens: int,
+    *,
     capacity: int,
-    wanted_slots: int,
-    group: int,
+    bucket: int,
+    slots: int,
+    rows: Callable[[int], tuple[int, int]],
+    group: Callable[[int], int],
+    chunk: int,
     limit: int | None = None,
     device: Any = None,
-    chunk: int = 1,
     layout: Layout = ONE_DEVICE,
     stop_states: int = 0,
+    resizes: bool = True,
+    prefills_whole: bool = False,
 ) -> MemoryPlan:
-    """The largest number of slots, up to ``wanted_slots``, that fits.
+    """The largest number of slots, up to ``slots``, and of rows for them, that fits.
 
     Args:
       model, params: a language model and its parameters, or their shapes.
-      num_particles, prompt_tokens, capacity: N, S (padded) and T.
-      wanted_slots: the largest useful number.
-      group: prompts prefilled together; never more than there are slots.
+      num_particles: N.
+      capacity: positions of a row: prompt and new tokens.
+      bucket: the padded length of the longest prompt.
+      slots: the largest useful number of slots.
+      rows: from a number of slots, the smallest number of rows that serves them, and the largest
+        that is useful.
+      group: from a number of slots, how many prompts are prefilled together.
+      chunk: steps whose records are kept on the device.
       limit: bytes that the engine may use in total; default ``device_memory(device)``.
       device: a JAX device; default the first one, of the mesh if there is one.
-      chunk: capacities are multiples of it, also the one that an error suggests.
-      layout: how the model is laid out on a mesh. The plan is for one of its devices: the slots are
-        those of one data shard.
+      layout: how the model is laid out on a mesh. The plan is for one of its devices.
       stop_states: the states of stop rules that must fit.
+      resizes: whether the table follows the load, if that pays on the device.
+      prefills_whole: whether prompts are prefilled into caches of the full capacity, as those of
+        chains are; otherwise only what resumes is.
 
     Raises:
-      ValueError: if not even one slot fits, saying what would.
+      ValueError: if not even one slot fits, saying what would; or if the model's rows cannot be
+        copied.
     """
-    device = device or _first_device(layout)
+    device = device or first_device(layout)
     limit = device_memory(device) if limit is None else limit
     limit = int(checks.number("memory_limit", limit, at_least=1))
     on_cpu = device.platform == "cpu"
     # Shapes alone: arrays on a mesh of explicit axes have these in their types.
     whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    _check_rows(model, _shapes(model, "init_cache", whole, num_rows=3, capacity=capacity), 3)
     params = layout.local(params)
-    parts = layout.model_shards  # of keys and values; nothing else of a step is divided
+    parts = layout.model_shards
+    local = layout.model or model
+    logits = LOGITS_COPIES * 4 * model.vocab_size // layout.vocabulary.num_shards
     weights = tree_bytes(params) + (_converted(params, model.vocab_size) if on_cpu else 0)
-    tokens, length = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in [(prompt_tokens,), ()])
-    context = tree_bytes(_shapes(model, "prefill", whole, tokens, length)[1]) // parts
-    prefill = context + _temporaries(model, num_particles, prompt_tokens, capacity)[0]
 
-    rules = stop_states * state_bytes(model.vocab_size)
+    def cache_of(positions: int) -> tuple[int, int]:
+        cache = _shapes(model, "init_cache", whole, num_rows=1, capacity=positions)
+        half = [x for x in jax.tree.leaves(cache) if x.dtype in (jnp.bfloat16, jnp.float16)]
+        # As measured, XLA CPU carries 16-bit caches through the loop of steps in float32.
+        return tree_bytes(cache) // parts, 2 * tree_bytes(half) // parts if on_cpu else 0
 
-    def one_slot(num: int, new: int) -> MemoryPlan:
-        cache = _shapes(model, "init_cache", whole, num_particles=num, capacity=new)
-        working = num * (LOGITS_COPIES * 4 * model.vocab_size + TOKEN_BYTES * new)
-        working += _temporaries(model, num, prompt_tokens, new)[1]
-        if on_cpu:
-            # As measured, XLA CPU carries 16-bit caches through the loop of steps in float32 (2.0
-            # caches at any number of layers) and lays the prompts' keys out anew.
-            half = [x for x in jax.tree.leaves(cache) if x.dtype in (jnp.bfloat16, jnp.float16)]
-            working += 2 * tree_bytes(half) // parts + context
-        sizes = (weights, context, tree_bytes(cache) // parts, working, prefill)
-        counts = 1, num, prompt_tokens, new
-        return MemoryPlan(str(device), limit, *sizes, *counts, rules)
+    def prefill_of(slots: int, rows: int, num: int, positions: int) -> int:
+        count, padded = group(slots), min(bucket, positions)
+        # Prompts that had to give back their rows are read again, with what they generated.
+        resumes = slots > 1 and rows < slots * num
+        held = positions if prefills_whole or resumes else padded
+        return count * sum(cache_of(held)) + _temporaries(local, count, padded, held)
 
-    def several(slots: int) -> MemoryPlan:
-        return dataclasses.replace(one, slots=slots, prefill=min(group, slots) * one.prefill)
+    def one(num: int, positions: int) -> MemoryPlan:
+        row, converted = cache_of(positions)
+        working = logits + converted + _temporaries(local, 1, 1, positions)
+        working = max(working, row if on_cpu and resizes else 0)
+        prefill = prefill_of(1, rows(1)[0], num, positions)
+        slot = num * (PARTICLE_BYTES + 2 * chunk * RECORD_BYTES)
+        return MemoryPlan(
+            str(device),
+            limit,
+            *(weights, row, working, slot, prefill, 1, rows(1)[0], num, positions),
+            stop_states * state_bytes(model.vocab_size),
+        )
 
-    one = one_slot(num_particles, capacity)
-    if not one.fits:
-        raise ValueError(_refusal(one, one_slot, chunk))
-    return several(_largest(lambda slots: several(slots).fits, wanted_slots))
+    alone = one(num_particles, capacity)
+    if not alone.fits:
+        raise ValueError(_refusal(alone, one, chunk))
+
+    def several(slots: int, rows: int) -> MemoryPlan:
+        prefill = prefill_of(slots, rows, num_particles, capacity)
+        return dataclasses.replace(alone, slots=slots, rows=rows, prefill=prefill)
+
+    count = _largest(lambda slots: several(slots, rows(slots)[0]).fits, slots)
+    least, most = rows(count)
+    more = _largest(lambda extra: several(count, least + extra).fits, max(most - least, 1))
+    return several(count, min(least + more, max(most, least)))
 
 
 def device_memory(device: Any = None) -> int:
@@ -181,7 +212,7 @@ def state_bytes(vocab_size: int) -> int:
     return 3 * vocab_size
 
 
-def _first_device(layout: Layout) -> Any:
+def first_device(layout: Layout) -> Any:
     """The first device of this process on which programs run."""
     local = jax.local_devices()
     of_mesh = [] if layout.mesh is None else [d for d in layout.mesh.devices.flat if d in local]
@@ -223,22 +254,27 @@ def _shapes(model: LanguageModel, function: str, *args: Any, **sizes: int) -> An
     return _SHAPES.get(model, key, lambda: jax.eval_shape(traced, *args))
 
 
-def _temporaries(
-    model: LanguageModel, num: int, prompt_tokens: int, capacity: int
-) -> tuple[int, int]:
-    """Temporary bytes of a prefill and of a step: what the model says, else those of a layer."""
+def _check_rows(model: LanguageModel, cache: Any, num_rows: int) -> None:
+    """Raises ValueError if rows of a cache (shapes) can be copied neither here nor by the model."""
+    if all(hasattr(model, name) for name in ("move", "insert", "resize")):
+        return
+    for leaf in jax.tree.leaves(cache):
+        if leaf.shape[:1] != (num_rows,):
+            raise ValueError(
+                f"rows of a {type(model).__name__} cannot be copied: with {num_rows} of them its "
+                f"cache has an array of shape {leaf.shape}, which does not lead with the rows; "
+                "change that, or give the model move, insert and resize of its own."
+            )
+
+
+def _temporaries(model: LanguageModel, num_rows: int, block: int, capacity: int) -> int:
+    """Temporary bytes of ``extend``: what the model says, else those of a layer."""
     own = getattr(model, "temporaries", None)
     if own is not None:
-        return own(num, prompt_tokens, capacity)
-    keys = prompt_tokens + capacity
-    return _layer(model, prompt_tokens, prompt_tokens), _layer(model, num, keys)
-
-
-def _layer(model: LanguageModel, tokens: int, keys: int) -> int:
-    """Temporary bytes of a layer for tokens that attend to keys; 0 for a model without config."""
+        return int(own(num_rows, block, capacity))
     config = getattr(model, "config", None)
-    scores = SCORES_COPIES * getattr(config, "num_heads", 0) * keys
-    return 4 * tokens * max(scores, MLP_COPIES * getattr(config, "mlp_size", 0))
+    scores = SCORES_COPIES * getattr(config, "num_heads", 0) * capacity
+    return 4 * num_rows * block * max(scores, MLP_COPIES * getattr(config, "mlp_size", 0))
 
 
 def _converted(params: Any, vocab_size: int) -> int:
@@ -253,26 +289,29 @@ def _largest(fits: Callable[[int], bool], top: int) -> int:
     return bisect.bisect_left(range(1, top + 1), True, key=lambda value: not fits(value))
 
 
-def _refusal(one: MemoryPlan, one_slot: Callable[[int, int], MemoryPlan], chunk: int) -> str:
-    """Why one slot does not fit, and which N and T would fit."""
+def _refusal(alone: MemoryPlan, one: Callable[[int, int], MemoryPlan], chunk: int) -> str:
+    """Why one prompt does not fit, and which N and T would fit."""
     # Needs are rounded up and the limit down; otherwise the figures might seem to fit.
-    weights, has = _size(one.params, math.ceil), _size(one.limit, math.floor)
-    where = f"the engine may use {has} of {one.device}"
-    if one.params > one.limit:
+    weights, has = _size(alone.params, math.ceil), _size(alone.limit, math.floor)
+    where = f"the engine may use {has} of {alone.device}"
+    if alone.params > alone.limit:
         return f"the weights alone need {weights}, but {where}; use a smaller model or dtype."
-    num, new, most = one.num_particles, one.capacity, (one.capacity - 1) // chunk
-    fewer = _largest(lambda n: one_slot(n, new).fits, num - 1)
-    shorter = chunk * _largest(lambda k: one_slot(num, k * chunk).fits, most)
+    num, positions = alone.num_particles, alone.capacity
+
+    def with_rows(num: int, positions: int) -> MemoryPlan:
+        made = one(num, positions)
+        return dataclasses.replace(made, rows=min(num, made.rows))
+
+    fewer = _largest(lambda n: with_rows(n, positions).fits, num - 1)
+    shorter = chunk * _largest(
+        lambda k: with_rows(num, k * chunk).fits, max((positions - 1) // chunk, 0)
+    )
     ways = [f"num_particles to at most {fewer:,}"] if fewer else []
-    ways += [f"max_new_tokens to at most {shorter:,}"] if shorter else []
-    advice = "lower " + " or ".join(ways)
-    if not ways and (both := chunk * _largest(lambda k: one_slot(1, k * chunk).fits, most)):
-        advice = f"lower num_particles to 1 and max_new_tokens to at most {both:,}"
-    elif not ways:
-        advice = "with such a prompt no smaller num_particles or max_new_tokens would fit"
+    ways += [f"prompt and new tokens together to at most {shorter:,}"] if shorter else []
+    advice = "lower " + " or ".join(ways) if ways else "use a smaller model or dtype"
     return (
-        f"num_particles={num} with prompt {one.prompt_tokens:,} and {_count(new, 'new token')} "
-        f"needs {_size(one.total - one.params, math.ceil)} besides {weights} of weights, but "
+        f"{_count(alone.rows, 'row')} of {_count(positions, 'token')} for num_particles={num} need "
+        f"{_size(alone.total - alone.params, math.ceil)} besides {weights} of weights, but "
         f"{where}; {advice}."
     )
 

@@ -28,11 +28,11 @@ from jax_power_smc.core.mesh import (
 from jax_power_smc.core.types import Params
 from jax_power_smc.engine import batching, executables, mh_step, programs
 from jax_power_smc.engine.buckets import Sizes, pad_prompts
-from jax_power_smc.engine.decode import StepInfo
 from jax_power_smc.engine.layout import Layout, Specs, layout_of
 from jax_power_smc.engine.mh_step import ChainPrompt, MoveState
 from jax_power_smc.engine.programs import FinishedPrompts
 from jax_power_smc.engine.request import ActiveRequest, take_prompt
+from jax_power_smc.engine.step import Record
 from jax_power_smc.engine.timing import PhaseTimer, preparing
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import metropolis_hastings as mh
@@ -55,14 +55,14 @@ def start_batch(
     *,
     model: LanguageModel,
     num_chains: int,
+    num_tokens: int,
     capacity: int,
 ) -> tuple[ChainPrompt, MoveState]:
     """Prefill: prompts [P, S], lengths [P]."""
 
     def one(any_prompt, params, prompt, length, target, key):  # type: ignore[no-untyped-def]
-        logits, context = model.prefill(params, prompt, length)
-        state = mh_step.begin(model, params, logits, num_chains, capacity)
-        return ChainPrompt(context, logits, target, key), state
+        state = mh_step.begin(model, params, prompt, length, num_chains, num_tokens, capacity)
+        return ChainPrompt(prompt[length - 1], length - 1, target, key), state
 
     return batching.over_prompts(one, (None, 0, 0, 0, 0))(params, prompts, lengths, targets, keys)
 
@@ -100,8 +100,9 @@ def finish_batch(prompts: ChainPrompt, state: MoveState) -> tuple[MoveState, Fin
 
 def _specs(layout: Layout) -> tuple[ChainPrompt, MoveState]:
     """How prompts and states are sharded on a mesh."""
-    logits = PartitionSpec(DATA, MODEL) if layout.vocabulary.axis else DATA_SHARDED
-    prompt = ChainPrompt(PER_DEVICE, logits, layout.prompts().target, DATA_SHARDED)  # type: ignore[arg-type]
+    ends = PartitionSpec(DATA, MODEL) if layout.vocabulary.axis else DATA_SHARDED
+    target = TargetArrays(*[DATA_SHARDED] * len(TargetArrays._fields))._replace(ends=ends)  # type: ignore[arg-type]
+    prompt = ChainPrompt(*[DATA_SHARDED] * len(ChainPrompt._fields))._replace(target=target)  # type: ignore[arg-type]
     return prompt, MoveState(*[DATA_SHARDED] * len(MoveState._fields))._replace(cache=PER_DEVICE)  # type: ignore[arg-type]
 
 
@@ -167,12 +168,16 @@ class ChainScheduler:
         self._stop_arrays(target)
 
     def run(
-        self, requests: Iterable[ActiveRequest], until: Callable[[], bool] | None = None
+        self,
+        requests: Iterable[ActiveRequest],
+        until: Callable[[], bool] | None = None,
+        count: int | None = None,
     ) -> Iterator[ActiveRequest]:
-        """Yields every request when its batch is finished.
+        """Yields every request when its batch is finished; how many there are does not matter.
 
         ``until`` is asked before every move; once it says True, what is not finished is lost.
         """
+        del count
         buckets: dict[int, list[ActiveRequest]] = {}
         for request in requests:
             bucket = self.sizes.prompt_bucket(len(request.prompt))
@@ -202,7 +207,7 @@ class ChainScheduler:
                 if until():
                     return False
             state = self.move(stop, prompt, state, entry)
-        prompt, state = prompt._replace(context=None), state._replace(cache=None)
+        state = state._replace(cache=None)
         state, final = jax.device_get(self._call(finish_batch, {}, prompt, state))
         self._timer.book("decode")
         _finish(requests, state, final)
@@ -212,7 +217,11 @@ class ChainScheduler:
         self, requests: Sequence[ActiveRequest], bucket: int
     ) -> tuple[ChainPrompt, MoveState]:
         """Prefills prompts of at most ``bucket`` tokens; empty places of the batch have cap 0."""
-        sizes = {"num_chains": self.sampler.num_chains, "capacity": self.sizes.token_capacity}
+        sizes = {
+            "num_chains": self.sampler.num_chains,
+            "num_tokens": self.sizes.new_tokens,
+            "capacity": min(bucket + self.sizes.new_tokens, self.sizes.longest),
+        }
         batch = self.arrays(requests, bucket)
         return self._call(start_batch, {"model": self.model, **sizes}, self.params, *batch)
 
@@ -272,16 +281,25 @@ def _finish(requests: Sequence[ActiveRequest], state: MoveState, final: FinalWei
         drawn=state.drawn,
         dropped=zeros,
     )
+    none = np.zeros((count, 1), np.int32)
     fields: dict[str, Any] = {
+        "step": none,
+        "parent": np.tile(np.arange(num, dtype=np.int32), (count, 1, 1)),
+        "token": chains.tokens[:, :, :1].swapaxes(1, 2),
+        "log_prob": chains.log_p[:, :, :1].swapaxes(1, 2),
+        "active": np.ones((count, 1, num), bool),
         "ess": np.full((count, 1), num, dtype),
         "resampled": np.zeros((count, 1), bool),
-        "forks": np.zeros((count, 1), np.int32),
-        "parent": np.tile(np.arange(num, dtype=np.int32), (count, 1, 1)),
         "bad_logits": np.asarray(state.bad_logits)[:, None],
+        "num_rows": none,
+        "copies": none,
     }
-    steps = StepInfo(**fields)
+    steps = Record(**fields)
     rate = np.where(state.proposed > 0, state.accepted / np.maximum(state.proposed, 1), np.nan)
-    outcome = FinishedPrompts(final, particles, chains.tokens)
+    outcome = FinishedPrompts(final, particles)
     for index, request in enumerate(requests):
-        request.outcome, request.steps = (take_prompt(x, index) for x in (outcome, steps))
+        request.outcome = take_prompt(outcome, index)
+        request.steps = jax.tree.map(lambda x, index=index: x[index], steps)
+        request.tokens = np.asarray(chains.tokens[index, :, : request.cap])
+        request.token_log_probs = np.asarray(chains.log_p[index, :, : request.cap])
         request.acceptance_rate = float(rate[index])

@@ -1,17 +1,17 @@
 """One Metropolis-Hastings move of the chains of one prompt, through a language model.
 
-A move continues the current sequences from the cut on, in the cache that they already have. The
-keys and values before the cut stay, and the token before the cut is decoded again, which rewrites
-its own entry and gives the logits at the cut. So one token drawn is one token through the model.
-A rejected move is undone by taking the old entries of the cache.
+A chain is a row of the model's cache. A move continues the current sequences from the cut on, in
+the rows that they already have: it rewinds each row to the token before the cut and decodes that
+one again, which rewrites its own entry and gives the logits at the cut. So one token drawn is one
+token through the model. A rejected move is undone by taking the old entries of the cache.
 
-The model's ``decode`` must be able to return to an earlier step (``can_go_back``). A cache that is
-addressed by the clock, and never reads entries of later steps, allows that.
+The model must be able to rewind (``can_rewind``). A cache that never reads entries at and beyond
+the position that it is given can.
 
 The cut and the horizon are the same for all chains of all prompts (see ``draw_cut``), so the inner
 loop runs over the same steps for all of them.
 
-Letters: N chains, T capacity in generated tokens, V vocabulary.
+Letters: N chains, S padded prompt length, T capacity in generated tokens, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,14 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core import prng
-from jax_power_smc.core.types import Cache, Context, Params
+from jax_power_smc.core.types import Cache, Params
 from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.engine import decode
-from jax_power_smc.engine.decode import AnyPrompt
+from jax_power_smc.engine.batching import AnyPrompt
+from jax_power_smc.engine.state import vocab_sharding, with_dtype
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.samplers import metropolis_hastings as mh
 from jax_power_smc.samplers.metropolis_hastings import Chains, Entry
+from jax_power_smc.samplers.proposal import normalise
 from jax_power_smc.smc import weights
 from jax_power_smc.targets import stop_arrays
 from jax_power_smc.targets.power import TargetArrays
@@ -38,14 +39,14 @@ class ChainPrompt(NamedTuple):
     """What stays the same over the moves of one prompt.
 
     Attributes:
-      context: the model's shared context of the prompt.
-      logits: [V], of the first generated token.
+      last: [] int32, its last token.
+      position: [] int32, where that stands.
       target: the prompt's target.
       key: the prompt's key (``prng.prompt_keys``).
     """
 
-    context: Context
-    logits: jax.Array
+    last: jax.Array
+    position: jax.Array
     target: TargetArrays
     key: jax.Array
 
@@ -55,7 +56,7 @@ class MoveState(NamedTuple):
 
     Attributes:
       chains: the sequences.
-      cache: the model's cache, leaves lead with N.
+      cache: the model's cache of N rows.
       drawn: [] int32, tokens drawn by all chains, which is the model's work in tokens.
       proposed: [] int32, moves of all chains that drew at least one token; growths do not count.
       accepted: [] int32, those that were accepted.
@@ -94,14 +95,30 @@ def move_uniforms(key: jax.Array, entry: Entry, num_chains: int, dtype: Any) -> 
 
 
 def begin(
-    model: LanguageModel, params: Params, logits: jax.Array, num_chains: int, capacity: int
+    model: LanguageModel,
+    params: Params,
+    prompt: jax.Array,
+    length: jax.Array,
+    num_chains: int,
+    num_tokens: int,
+    capacity: int,
 ) -> MoveState:
-    """N chains at the empty sequence of one prompt, whose prefill gave the logits [V]."""
+    """N chains at the empty sequence, after a prompt [S] of ``length`` [] tokens.
+
+    ``num_tokens`` is T, and ``capacity`` the positions of each row.
+    """
     zero = jnp.zeros((), jnp.int32)
-    chains = mh.start(num_chains, capacity, weights.weight_dtype(logits))
-    cache = model.init_cache(params, num_chains, capacity)
-    sound = jnp.zeros((), bool)
-    return MoveState(chains, cache, drawn=zero, proposed=zero, accepted=zero, bad_logits=sound)
+    cache = model.init_cache(params, 1, capacity)
+    # All but the last token, which the first move decodes.
+    logits, cache = model.extend(params, cache, prompt[None], zero[None], (length - 1)[None])
+    return MoveState(
+        chains=mh.start(num_chains, num_tokens, weights.weight_dtype(logits)),
+        cache=jax.tree.map(lambda x: jnp.repeat(x, num_chains, axis=0), cache),
+        drawn=zero,
+        proposed=zero,
+        accepted=zero,
+        bad_logits=jnp.zeros((), bool),
+    )
 
 
 class _Proposal(NamedTuple):
@@ -146,21 +163,23 @@ def move(
         cache.
       cut: [] int32, from ``draw_cut``.
       uniforms: all the randomness except the cut.
-      any_prompt: see ``decode.AnyPrompt``.
+      any_prompt: see ``batching.AnyPrompt``.
     """
-    target = decode.with_dtype(prompt.target, state.chains.log_s.dtype)
+    target = with_dtype(prompt.target, state.chains.log_s.dtype)
     prefix, going = mh.truncate(state.chains, cut)
     # Idle prompts of a batch have cap 0.
     going = going & (cut < target.cap)
 
     def body(now: _Proposal) -> _Proposal:
-        # At t = 0 there is no previous token: the logits are not used, and the entry of the cache
-        # is written again at t = 1.
-        last = jnp.maximum(now.step - 1, 0)
-        token = jax.lax.dynamic_slice_in_dim(now.chains.tokens, last, 1, axis=1)[:, 0]
-        logits, cache = model.decode(params, prompt.context, now.cache, token, last, last)
-        logits = jnp.where(now.step == 0, prompt.logits[None, :], logits)
-        scores = Logits(logits.astype(now.chains.log_s.dtype), decode.vocab_sharding(model))
+        written = jax.lax.dynamic_index_in_dim(
+            now.chains.tokens, jnp.maximum(now.step - 1, 0), axis=1, keepdims=False
+        )
+        token = jnp.where(now.step == 0, prompt.last, written)
+        position = jnp.broadcast_to(prompt.position + now.step, token.shape)
+        logits, cache = model.extend(
+            params, now.cache, token[:, None], position, now.going.astype(jnp.int32)
+        )
+        scores = Logits(logits[:, 0].astype(now.chains.log_s.dtype), vocab_sharding(model))
 
         before = jax.lax.dynamic_slice_in_dim(now.chains.stop_state, now.step, 1, axis=1)[:, 0]
         ends = stop_arrays.ending_tokens(target, stop, before, scores.sharding)
@@ -186,7 +205,7 @@ def move(
             chains=chains,
             cache=cache,
             drawn=now.drawn + jnp.sum(drew, dtype=jnp.int32),
-            bad_logits=now.bad_logits | (jnp.any(now.going) & decode.is_bad(scores)),
+            bad_logits=now.bad_logits | jnp.any(now.going & normalise(scores).is_bad),
             going=going,
             step=now.step + 1,
             any_going=any_prompt(jnp.any(going)),

@@ -1,19 +1,22 @@
-"""The engine's programs on its prompt slots.
+"""The engine's programs on its prompt slots and its row table.
 
-    prefill       prefill and step 0 of a group of prompts
-    insert        puts them into free slots
-    decode_chunk  a number of decode steps of all slots, or nothing if all are done
+    start         empty slots and an empty row table
+    prefill       reads a group of prompts, or of prefixes, into a cache of its own
+    insert        puts prompts into free slots and their rows into free rows
+    decode_chunk  a number of decode steps of all slots; fewer if all prompts are done or stalled
     finalize      final weights and choices of a group of slots
+    suspend       takes prompts' rows away; ``insert`` puts them back
     cancel        ends prompts that are no longer wanted
-    resize_cache  gives the caches another capacity
+    compact       moves rows to the beginning of the table, so that it can shrink
+    resize        gives the row table another number of rows, or another capacity
+    reset         clears rows whose logits were invalid
     write_states  writes the states of a stop rule into the table
 
 Each is written for the prompts of one device; on a mesh every data shard runs it for its own.
 
-Letters: P slots, R prompts that enter or leave together, S padded prompt length.
+Letters: P slots, G prompts or prefixes that enter or leave together, S their padded length, R rows.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,13 +26,21 @@ import jax.numpy as jnp
 from jax_power_smc.core import prng
 from jax_power_smc.core.mesh import DATA_SHARDED, PER_DEVICE, REPLICATED
 from jax_power_smc.core.types import Cache, Params
-from jax_power_smc.engine import decode
-from jax_power_smc.engine.batching import over_prompts
-from jax_power_smc.engine.decode import DecodeState, PromptInputs, SharedInputs, StepInfo
 from jax_power_smc.engine.layout import Layout, Specs
+from jax_power_smc.engine.state import (
+    DecodeState,
+    PromptInputs,
+    PromptState,
+    RowTable,
+    SharedInputs,
+    is_running,
+    no_draw,
+    with_dtype,
+)
+from jax_power_smc.engine.step import Record, decode_step
 from jax_power_smc.models.base import LanguageModel
+from jax_power_smc.models.cache_moves import insert_rows, move_rows, release_rows, resize_cache
 from jax_power_smc.samplers import FinalWeights, Kernel, Particles
-from jax_power_smc.smc import weights
 
 # A function of arrays, and of static keyword arguments such as the model. ``executables`` compiles
 # it anew for every executable: ``jax.jit`` of the function itself would keep models and what was
@@ -37,133 +48,277 @@ from jax_power_smc.smc import weights
 Program: TypeAlias = Callable[..., Any]
 
 
-class FinishedPrompts(NamedTuple):
-    """The outcome of R finished prompts.
+class EnteringRows(NamedTuple):
+    """G prefixes that were prefilled, all but their last token each.
 
     Attributes:
-      final: final weights and choices, [R, N].
-      particles: the populations, [R, M].
-      tokens: [R, M, T] int32.
+      slot: [G] int32, whose prefix it is; P for a place that stays empty.
+      token: [G] int32, the last token.
+      position: [G] int32, its position.
+      stop_state: [G] int32, after that token.
+    """
+
+    slot: jax.Array
+    token: jax.Array
+    position: jax.Array
+    stop_state: jax.Array
+
+
+class Snapshot(NamedTuple):
+    """How the prompts of a device stand after a chunk; for the host.
+
+    Attributes:
+      prompts: their states, [P, ...]: a copy, from which they can be resumed.
+      stop_state: [P, N] int32, that of each particle's row.
+      running: [P] bool.
+      num_ticks: [1] int32, steps that were run.
+      stuck: [1] bool, prompts that have rows are running, and none took the last step.
+      in_use: [1] int32, rows that are in use, or spoiled.
+      longest: [1] int32, positions of the longest row, its last token included.
+      spoiled: [1] bool, whether any row is.
+      row_steps: [1] int32, live rows summed over the steps.
+      stalls: [1] int32, prompts that stalled, summed over the steps.
+    """
+
+    prompts: PromptState
+    stop_state: jax.Array
+    running: jax.Array
+    num_ticks: jax.Array
+    stuck: jax.Array
+    in_use: jax.Array
+    longest: jax.Array
+    spoiled: jax.Array
+    row_steps: jax.Array
+    stalls: jax.Array
+
+
+class FinishedPrompts(NamedTuple):
+    """The outcome of G finished prompts.
+
+    Attributes:
+      final: final weights and choices, [G, N].
+      particles: the populations, [G, M].
     """
 
     final: FinalWeights
     particles: Particles
-    tokens: jax.Array
+
+
+def start(
+    params: Params,
+    sampler: Kernel,
+    *,
+    model: LanguageModel,
+    num_slots: int,
+    num_rows: int,
+    capacity: int,
+    dtype: jnp.dtype,
+) -> DecodeState:
+    """P idle slots and R free rows."""
+    particles = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (num_slots, *x.shape)), sampler.start(dtype)
+    )
+    none = jnp.zeros((num_rows,), jnp.int32)
+    return DecodeState(
+        PromptState(
+            particles=particles._replace(ended=jnp.ones_like(particles.ended)),
+            row_of=jnp.full((num_slots, sampler.num_particles), num_rows, jnp.int32),
+            step=jnp.zeros((num_slots,), jnp.int32),
+            stalled=jnp.zeros((num_slots,), bool),
+            draw=no_draw(num_slots, sampler.population_size, dtype),
+        ),
+        RowTable(
+            owner=jnp.full((num_rows,), num_slots, jnp.int32),
+            token=none,
+            position=none,
+            stop_state=none,
+            spoiled=jnp.zeros((num_rows,), bool),
+            cache=model.init_cache(params, num_rows, capacity),
+        ),
+    )
 
 
 def prefill(
     params: Params,
-    shared: SharedInputs,
-    prompts: PromptInputs,
     tokens: jax.Array,
     lengths: jax.Array,
     *,
     model: LanguageModel,
     capacity: int,
-) -> tuple[PromptInputs, DecodeState, StepInfo]:
-    """Prefill and step 0: tokens [R, S], lengths [R]; no prompt has a context yet.
-
-    ``capacity`` is that of the token buffers. The states that are returned have no cache yet.
-    """
-
-    def one(any_prompt, params, shared, prompt, tokens, length):  # type: ignore[no-untyped-def]
-        logits, context = model.prefill(params, tokens, length)
-        uniforms = prng.step_uniforms(
-            prompt.key,
-            jnp.zeros((), jnp.int32),
-            shared.sampler.population_size,
-            weights.weight_dtype(logits),
-        )
-        state, info = decode.begin(
-            model, capacity, params, shared, prompt, logits, uniforms, any_prompt
-        )
-        return prompt._replace(context=context), state._replace(cache=None), info
-
-    return over_prompts(one, (None, None, 0, 0, 0))(params, shared, prompts, tokens, lengths)
-
-
-def empty_cache(
-    model: LanguageModel, params: Params, num_prompts: int, num_particles: int, capacity: int
+    block: int | None = None,
 ) -> Cache:
-    """The caches of P prompts before the first token, leaves [P, N, ...]."""
-    shapes = jax.eval_shape(
-        functools.partial(model.init_cache, num_particles=num_particles, capacity=capacity), params
+    """A cache [G] of all but the last token of each sequence: tokens [G, S], lengths [G].
+
+    If S is more than ``block``, that many tokens are read at a time, so that temporary arrays are
+    no larger for what a prompt has generated than for a prompt.
+    """
+    group, columns = tokens.shape
+    cache = model.init_cache(params, group, capacity)
+    count = jnp.maximum(lengths - 1, 0)
+    # The logits are not used, so the head is compiled away.
+    if block is None or columns <= block:
+        return model.extend(params, cache, tokens, jnp.zeros_like(count), count)[1]
+    blocks = -(-columns // block)
+    tokens = jnp.pad(tokens, ((0, 0), (0, blocks * block - columns)))
+
+    def read(index: jax.Array, cache: Cache) -> Cache:
+        first = index * block
+        piece = jax.lax.dynamic_slice_in_dim(tokens, first, block, axis=1)
+        position = jnp.minimum(count, first)
+        return model.extend(params, cache, piece, position, jnp.minimum(count - position, block))[1]
+
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(blocks), read, cache)
+
+
+def insert(
+    inputs: PromptInputs,
+    state: DecodeState,
+    entering: PromptInputs,
+    prompts: PromptState,
+    slots: jax.Array,
+    rows: EnteringRows,
+    prefilled: Cache,
+    *,
+    model: LanguageModel,
+) -> tuple[PromptInputs, DecodeState]:
+    """Puts prompts into slots, and prefixes into rows that are free.
+
+    There must be enough free rows. A prompt with more prefixes than places takes several calls,
+    in which each time its own ``row_of`` names the places of the prefixes in that call.
+
+    Args:
+      inputs, state: of all slots; ``state`` is donated.
+      entering, prompts: of those that enter, [G, ...]. ``row_of`` holds places in ``rows``, G for
+        particles without a row or with one that another call brings.
+      slots: [G] int32, P and beyond means none.
+      rows, prefilled: the prefixes, and their cache.
+    """
+    num_slots, num_rows = state.prompts.row_of.shape[0], state.rows.owner.shape[0]
+    group = rows.slot.shape[0]
+    table = state.rows
+    is_free = (table.owner >= num_slots) & ~table.spoiled
+    free = jnp.nonzero(is_free, size=group, fill_value=num_rows)[0].astype(jnp.int32)
+    where = jnp.where(rows.slot < num_slots, free, num_rows)
+
+    def put(x: jax.Array, y: jax.Array, at: jax.Array) -> jax.Array:
+        return x.at[at].set(y, mode="drop")
+
+    inputs = jax.tree.map(lambda x, y: put(x, y, slots), inputs, entering)
+    brought = prompts.row_of < group
+    row_of = jnp.where(brought, where[jnp.minimum(prompts.row_of, group - 1)], num_rows)
+    # What an earlier call has brought stays.
+    before = state.prompts.row_of[jnp.minimum(slots, num_slots - 1)]
+    fresh = jnp.all(before >= num_rows, axis=1, keepdims=True)
+    row_of = jnp.where(brought | fresh, row_of, before)
+    entered = jax.tree.map(
+        lambda x, y: put(x, y, slots), state.prompts, prompts._replace(row_of=row_of)
     )
-    return jax.tree.map(lambda x: jnp.zeros((num_prompts, *x.shape), x.dtype), shapes)
-
-
-def insert(slots: Any, entered: Any, index: jax.Array) -> Any:
-    """The slots [P, ...] with those of ``index`` [R] int32 replaced; P and beyond means none."""
-    return jax.tree.map(lambda x, y: x.at[index].set(y, mode="drop"), slots, entered)
+    cache = insert_rows(model, release_rows(model, table.cache, is_free), where, prefilled)
+    table = RowTable(
+        owner=put(table.owner, rows.slot, where),
+        token=put(table.token, rows.token, where),
+        position=put(table.position, rows.position, where),
+        stop_state=put(table.stop_state, rows.stop_state, where),
+        spoiled=table.spoiled,
+        cache=cache,
+    )
+    return inputs, DecodeState(entered, table)
 
 
 def decode_chunk(
     params: Params,
     shared: SharedInputs,
-    prompts: PromptInputs,
+    inputs: PromptInputs,
     state: DecodeState,
-    clocks: jax.Array,
+    row_limit: jax.Array,
     *,
     model: LanguageModel,
-) -> tuple[DecodeState, StepInfo, jax.Array]:
-    """A step of P prompts at each of ``clocks`` [steps] int32; nothing if all are done.
+    num_ticks: int,
+) -> tuple[DecodeState, Record, Snapshot]:
+    """At most ``num_ticks`` steps; it ends early when all prompts are done or stalled.
 
     Returns:
-      The state; what was observed, [P, steps, ...]; and whether each prompt is still running [P].
+      The state; what was recorded, [P, num_ticks, ...]; and how the prompts stand.
     """
-    sampler: Kernel = shared.sampler
-
-    # The loop is inside the vmap, so that a batch of one has no axis of size 1 in its carry.
-    def one(any_prompt, params, shared, prompt, state, clocks):  # type: ignore[no-untyped-def]
-        def body(state: DecodeState, clock: jax.Array) -> tuple[DecodeState, StepInfo]:
-            uniforms = prng.step_uniforms(
-                prompt.key, state.step, sampler.population_size, state.particles.log_weight.dtype
-            )
-            return decode.decode_step(
-                model, params, shared, prompt, state, uniforms, clock, any_prompt
-            )
-
-        return jax.lax.scan(body, state, clocks)
-
-    def go(state: DecodeState) -> tuple[DecodeState, StepInfo]:
-        chunk = over_prompts(one, (None, None, 0, 0, None))
-        return chunk(params, shared, prompts, state, clocks)
-
-    def idle(state: DecodeState) -> tuple[DecodeState, StepInfo]:
-        shape, size = (state.step.shape[0], clocks.shape[0]), sampler.population_size
-        return state, StepInfo(
-            ess=jnp.full(shape, sampler.num_particles, state.particles.log_weight.dtype),
-            resampled=jnp.zeros(shape, bool),
-            forks=jnp.zeros(shape, jnp.int32),
-            parent=jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (*shape, size)),
-            bad_logits=jnp.zeros(shape, bool),
-        )
+    slots, num_rows = state.prompts.row_of.shape[0], state.rows.owner.shape[0]
+    population = shared.sampler.population_size
+    dtype = state.prompts.particles.log_weight.dtype
 
     def running(state: DecodeState) -> jax.Array:
-        return jax.vmap(decode.is_running)(state.particles, prompts.target, state.step)
+        return is_running(state.prompts.particles, inputs.target, state.prompts.step)
 
-    state, info = jax.lax.cond(jnp.any(running(state)), go, idle, state)
-    return state, info, running(state)
+    def step(state: DecodeState) -> tuple[DecodeState, Record]:
+        uniforms = jax.vmap(lambda key, step: prng.step_uniforms(key, step, population, dtype))(
+            inputs.key, state.prompts.step
+        )
+        return decode_step(model, params, shared, inputs, state, uniforms, row_limit)
 
+    none = jnp.zeros((slots,), jnp.int32)
+    nothing = Record(none - 1, *no_draw(slots, population, dtype), num_rows=none, copies=none)
+    records: Record = jax.tree.map(lambda x: jnp.repeat(x[:, None], num_ticks, axis=1), nothing)
+    zero = jnp.zeros((), jnp.int32)
+    Carry: TypeAlias = tuple[DecodeState, Record, jax.Array, jax.Array, jax.Array, jax.Array]
 
-def write_states(table: jax.Array, states: jax.Array, first: jax.Array) -> jax.Array:
-    """A table [S, V] with ``states`` [n, V] written from ``first`` [] on, in place."""
-    return jax.lax.dynamic_update_slice_in_dim(table, states, first, axis=0)
+    def has_rows(state: DecodeState) -> jax.Array:
+        return jnp.any(state.prompts.row_of < num_rows, axis=1)
+
+    def go_on(carry: Carry) -> jax.Array:
+        state, _, tick, moving, _, _ = carry
+        return (tick < num_ticks) & moving & jnp.any(running(state) & has_rows(state))
+
+    def body(carry: Carry) -> Carry:
+        state, records, tick, _, row_steps, stalls = carry
+        live = jnp.sum(state.rows.owner < slots, dtype=jnp.int32)
+        state, record = step(state)
+        records = jax.tree.map(
+            lambda xs, x: jax.lax.dynamic_update_index_in_dim(xs, x, tick, axis=1),
+            records,
+            record,
+        )
+        stalled = jnp.sum(state.prompts.stalled & has_rows(state), dtype=jnp.int32)
+        # If no prompt took this step, the next one would find everything as it was.
+        moving = jnp.any(record.step >= 0)
+        return state, records, tick + 1, moving, row_steps + live, stalls + stalled
+
+    start = (state, records, zero, jnp.ones((), bool), zero, zero)
+    state, records, tick, moving, row_steps, stalls = jax.lax.while_loop(go_on, body, start)
+    owned = state.rows.owner < slots
+    spoiled = state.rows.spoiled
+    snapshot = Snapshot(
+        prompts=state.prompts,
+        stop_state=state.rows.stop_state[jnp.minimum(state.prompts.row_of, num_rows - 1)],
+        running=running(state),
+        num_ticks=tick[None],
+        stuck=(~moving & jnp.any(running(state) & has_rows(state)))[None],
+        in_use=jnp.sum(owned | spoiled, dtype=jnp.int32)[None],
+        longest=jnp.max(jnp.where(owned, state.rows.position + 1, 0))[None],
+        spoiled=jnp.any(spoiled)[None],
+        row_steps=row_steps[None],
+        stalls=stalls[None],
+    )
+    return state, records, snapshot
 
 
 def finalize(
-    shared: SharedInputs, prompts: PromptInputs, state: DecodeState, index: jax.Array
+    shared: SharedInputs, inputs: PromptInputs, prompts: PromptState, index: jax.Array
 ) -> FinishedPrompts:
-    """Final weights, choices and sequences of the slots ``index`` [R] int32; no cache is read."""
-    prompts = prompts._replace(context=None)
-    prompts, state = jax.tree.map(lambda x: x[index], (prompts, state._replace(cache=None)))
+    """Final weights and choices of the slots ``index`` [G] int32."""
+    inputs, prompts = jax.tree.map(lambda x: x[index], (inputs, prompts))
+    dtype = prompts.particles.log_weight.dtype
+    sampler: Kernel = with_dtype(shared.sampler, dtype)
+    uniforms = jax.vmap(lambda key: prng.final_uniforms(key, dtype))(inputs.key)
+    target = with_dtype(inputs.target, dtype)
+    final = jax.vmap(sampler.finish)(target, prompts.particles, uniforms)
+    return FinishedPrompts(final, prompts.particles)
 
-    def one(shared: SharedInputs, prompt: PromptInputs, state: DecodeState) -> FinalWeights:
-        uniforms = prng.final_uniforms(prompt.key, state.particles.log_weight.dtype)
-        return decode.finish(shared, prompt, state, uniforms)
 
-    final = jax.vmap(one, in_axes=(None, 0, 0))(shared, prompts, state)
-    return FinishedPrompts(final, state.particles, state.tokens)
+def suspend(
+    row_of: jax.Array, owner: jax.Array, unwanted: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Takes the rows of the prompts where [P] bool: ``row_of`` [P, N], ``owner`` [R]."""
+    slots, rows = row_of.shape[0], owner.shape[0]
+    taken = (owner < slots) & unwanted[jnp.minimum(owner, slots - 1)]
+    return jnp.where(unwanted[:, None], rows, row_of), jnp.where(taken, slots, owner)
 
 
 def cancel(cap: jax.Array, unwanted: jax.Array) -> jax.Array:
@@ -171,45 +326,157 @@ def cancel(cap: jax.Array, unwanted: jax.Array) -> jax.Array:
     return jnp.where(unwanted, jnp.zeros_like(cap), cap)
 
 
-def resize_cache(cache: Cache, clock: jax.Array, *, model: Any, capacity: int) -> Cache:
-    """The caches of P prompts with another capacity; ``clock`` [] is the entry written last."""
-    return jax.vmap(lambda cache: model.grow(cache, capacity, clock))(cache)
+def compact(state: DecodeState, *, model: LanguageModel, num_rows: int) -> DecodeState:
+    """The state with all rows that are in use below ``num_rows``, where there must be enough.
+
+    A program of its own, since it can move rows within the memory of a donated cache.
+    """
+    rows, row_of = state.rows, state.prompts.row_of
+    slots, size = row_of.shape[0], rows.owner.shape[0]
+    index = jnp.arange(size, dtype=jnp.int32)
+    leaves = (rows.owner < slots) & (index >= num_rows)
+    is_free = (rows.owner >= slots) & ~rows.spoiled & (index < num_rows)
+    source, free = (
+        jnp.nonzero(x, size=size, fill_value=size)[0].astype(jnp.int32) for x in (leaves, is_free)
+    )
+    count = jnp.sum(leaves, dtype=jnp.int32)
+    moves = index < count
+    destination = jnp.where(moves, free, size)
+    length = rows.position[jnp.minimum(source, size - 1)] + 1
+    cache = move_rows(
+        model,
+        rows.cache,
+        jnp.minimum(source, size - 1),
+        jnp.minimum(destination, size - 1),
+        length,
+        count,
+    )
+    origin = index.at[destination].set(source, mode="drop")
+    place = index.at[jnp.where(moves, source, size)].set(destination, mode="drop")
+    there = row_of < size
+    row_of = jnp.where(there, place[jnp.minimum(row_of, size - 1)], jnp.int32(size))
+    table = RowTable(
+        owner=jnp.where(leaves, slots, rows.owner[origin]),
+        token=rows.token[origin],
+        position=rows.position[origin],
+        stop_state=rows.stop_state[origin],
+        spoiled=rows.spoiled,
+        cache=cache,
+    )
+    return DecodeState(state.prompts._replace(row_of=row_of), table)
+
+
+def resize(
+    params: Params, state: DecodeState, *, model: LanguageModel, num_rows: int, capacity: int
+) -> DecodeState:
+    """The state with R = ``num_rows`` and another capacity; rows beyond must be free.
+
+    What is spoiled beyond the new end vanishes.
+    """
+    slots, before = state.prompts.row_of.shape[0], state.rows.owner.shape[0]
+    rows, row_of = state.rows, state.prompts.row_of
+
+    def fit(x: jax.Array, fill: Any) -> jax.Array:
+        if num_rows <= before:
+            return x[:num_rows]
+        return jnp.pad(x, (0, num_rows - before), constant_values=fill)
+
+    table = RowTable(
+        owner=fit(rows.owner, slots),
+        token=fit(rows.token, 0),
+        position=fit(rows.position, 0),
+        stop_state=fit(rows.stop_state, 0),
+        spoiled=fit(rows.spoiled, False),
+        cache=resize_cache(model, params, rows.cache, num_rows, capacity),
+    )
+    row_of = jnp.where(row_of < before, row_of, jnp.int32(num_rows))
+    return DecodeState(state.prompts._replace(row_of=row_of), table)
+
+
+def reset(params: Params, rows: RowTable, *, model: LanguageModel, capacity: int) -> RowTable:
+    """The table with rows that are spoiled and free as ``init_cache`` makes them."""
+    empty = model.init_cache(params, rows.owner.shape[0], capacity)
+
+    def clear(x: jax.Array, fresh: jax.Array) -> jax.Array:
+        return jnp.where(rows.spoiled.reshape(-1, *(1,) * (x.ndim - 1)), fresh, x)
+
+    cache = jax.tree.map(clear, rows.cache, empty)
+    return rows._replace(spoiled=jnp.zeros_like(rows.spoiled), cache=cache)
+
+
+def write_states(table: jax.Array, states: jax.Array, first: jax.Array) -> jax.Array:
+    """A table [S, V] with ``states`` [n, V] written from ``first`` [] on, in place."""
+    return jax.lax.dynamic_update_slice_in_dim(table, states, first, axis=0)
 
 
 # --- On a mesh --------------------------------------------------------------------------------
 
 
+def _specs(layout: Layout) -> tuple[Any, Any]:
+    """How ``PromptInputs`` and a ``DecodeState`` are sharded."""
+    rows = RowTable(*[DATA_SHARDED] * len(RowTable._fields))._replace(cache=PER_DEVICE)  # type: ignore[arg-type]
+    return DATA_SHARDED, DecodeState(DATA_SHARDED, rows)  # type: ignore[arg-type]
+
+
 def _prefill_specs(layout: Layout, args: Any) -> Specs:
-    inputs = (layout.params(args[0]), REPLICATED, layout.prompts(), DATA_SHARDED, DATA_SHARDED)
-    return Specs(inputs, (layout.prompts(), layout.state(), DATA_SHARDED), (False, False, True))
+    return Specs((layout.params(args[0]), DATA_SHARDED, DATA_SHARDED), PER_DEVICE, False)
 
 
 def _insert_specs(layout: Layout, args: Any) -> Specs:
     del args
-    slots = layout.prompts(), layout.state()
-    return Specs((slots, slots, DATA_SHARDED), slots, False, (0,))
+    inputs, state = _specs(layout)
+    some = DATA_SHARDED
+    return Specs((inputs, state, some, some, some, some, PER_DEVICE), (inputs, state), False, (1,))
+
+
+def _shared_specs(layout: Layout) -> Any:
+    return SharedInputs(REPLICATED, layout.logits, REPLICATED)  # type: ignore[arg-type]
 
 
 def _decode_chunk_specs(layout: Layout, args: Any) -> Specs:
-    state = layout.state()
-    inputs = (layout.params(args[0]), REPLICATED, layout.prompts(), state, REPLICATED)
-    return Specs(inputs, (state, DATA_SHARDED, DATA_SHARDED), (False, True, True), (3,))
+    inputs, state = _specs(layout)
+    given = (layout.params(args[0]), _shared_specs(layout), inputs, state, REPLICATED)
+    return Specs(given, (state, DATA_SHARDED, DATA_SHARDED), (False, True, True), (3,))
 
 
 def _finalize_specs(layout: Layout, args: Any) -> Specs:
     del args
-    return Specs((REPLICATED, layout.prompts(), layout.state(), DATA_SHARDED), DATA_SHARDED, True)
+    return Specs((_shared_specs(layout), *[DATA_SHARDED] * 3), DATA_SHARDED, True)
 
 
+def _compact_specs(layout: Layout, args: Any) -> Specs:
+    del args
+    _, state = _specs(layout)
+    return Specs((state,), state, False, (0,))
+
+
+def _resize_specs(layout: Layout, args: Any) -> Specs:
+    _, state = _specs(layout)
+    # Not donated: no array of another size fits into its memory.
+    return Specs((layout.params(args[0]), state), state, False)
+
+
+def _reset_specs(layout: Layout, args: Any) -> Specs:
+    _, state = _specs(layout)
+    return Specs((layout.params(args[0]), state.rows), state.rows, False, (1,))
+
+
+_EACH = DATA_SHARDED
 # How the arguments and results of each program are sharded; ``mh_chains`` adds its own.
 SPECS: dict[Program, Callable[[Layout, Any], Specs]] = {
+    start: lambda layout, args: Specs(
+        (layout.params(args[0]), REPLICATED), _specs(layout)[1], False
+    ),
     prefill: _prefill_specs,
     insert: _insert_specs,
     decode_chunk: _decode_chunk_specs,
+    finalize: _finalize_specs,
+    suspend: lambda layout, args: Specs((_EACH, _EACH, _EACH), (_EACH, _EACH), False),
+    cancel: lambda layout, args: Specs((_EACH, _EACH), _EACH, False),
+    compact: _compact_specs,
+    resize: _resize_specs,
+    reset: _reset_specs,
     write_states: lambda layout, args: Specs(
         (REPLICATED, REPLICATED, REPLICATED), REPLICATED, False, (0,)
     ),
-    finalize: _finalize_specs,
-    cancel: lambda layout, args: Specs((DATA_SHARDED, DATA_SHARDED), DATA_SHARDED, False),
-    resize_cache: lambda layout, args: Specs((PER_DEVICE, REPLICATED), PER_DEVICE, False),
 }

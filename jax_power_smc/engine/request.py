@@ -2,14 +2,31 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jax_power_smc.core.types import TokenIds
-from jax_power_smc.engine.decode import StepInfo
 from jax_power_smc.engine.programs import FinishedPrompts
+from jax_power_smc.engine.records import PendingRecords
+from jax_power_smc.engine.state import PromptState
+from jax_power_smc.engine.step import Record
 from jax_power_smc.targets.power import PowerTarget
+
+
+class Suspended(NamedTuple):
+    """A prompt without rows, which resumes what it had decided.
+
+    Attributes:
+      state: its ``PromptState``, leaves without an axis of prompts, in host memory.
+      prefixes: what needs a row: members [N] bool, tokens [L], and the stop rule's state then.
+      needs: how many rows it takes to continue: for a stalled prompt, those of its next prefixes.
+    """
+
+    state: PromptState
+    prefixes: list[tuple[np.ndarray, np.ndarray, int]]
+    needs: int
 
 
 @dataclasses.dataclass(eq=False)
@@ -24,9 +41,12 @@ class ActiveRequest:
       key: the key of its run, if it differs from the scheduler's.
       cancelled: the result is no longer wanted; may be set at any time.
       error: why there is no outcome; a request that has one from the start gets no slot.
-      outcome: final weights and sequences, leaves [1, ...] in host memory; None until finished.
-      steps: what was observed at each step, leaves [1, steps, ...]; None until finished.
+      outcome: final weights and the population, leaves [1, ...] in host memory; None until
+        finished.
+      tokens, token_log_probs: [N, T], the returned sequences and log p of their tokens.
+      steps: what was recorded at each step, leaves [steps, ...]; None until finished.
       acceptance_rate: of Metropolis-Hastings moves; NaN for other samplers.
+      num_preempted: how often it gave its rows back.
     """
 
     prompt: TokenIds
@@ -37,11 +57,16 @@ class ActiveRequest:
     cancelled: bool = False
     error: Exception | None = None
     outcome: FinishedPrompts | None = None
-    steps: StepInfo | None = None
+    tokens: np.ndarray | None = None
+    token_log_probs: np.ndarray | None = None
+    steps: Record | None = None
     acceptance_rate: float = math.nan
-    # While it runs: the clock of its step 1, and the pieces of ``steps`` with its index in each.
-    start_clock: int = 0
-    pieces: list[tuple["PendingSteps", int]] = dataclasses.field(default_factory=list)
+    num_preempted: int = 0
+    # While it runs: its place in the order of arrival, the pieces of ``steps`` with its slot in
+    # each, and what it resumes with.
+    order: int = 0
+    pieces: list[tuple[PendingRecords, int]] = dataclasses.field(default_factory=list)
+    suspended: Suspended | None = None
 
     @property
     def needs_decoding(self) -> bool:
@@ -52,22 +77,3 @@ class ActiveRequest:
 def take_prompt(tree: Any, index: int) -> Any:
     """One prompt's part [1, ...] of a pytree with leaves [prompts, ...]."""
     return jax.tree.map(lambda x: x[index : index + 1], tree)
-
-
-class PendingSteps:
-    """What was observed of several prompts [prompts, steps, ...], on its way to the host."""
-
-    def __init__(self, steps: StepInfo) -> None:
-        self._steps = steps
-        copy_to_host_async(steps)
-
-    def of(self, index: int) -> StepInfo:
-        """The steps of one prompt, [1, steps, ...]; waits for the copy."""
-        self._steps = jax.device_get(self._steps)
-        return take_prompt(self._steps, index)
-
-
-def copy_to_host_async(tree: Any) -> None:
-    """Starts the copies; only those who read the arrays wait for them."""
-    for x in jax.tree.leaves(tree):
-        x.copy_to_host_async()

@@ -91,9 +91,9 @@ def sample(
         mesh=mesh,
     ).scheduler(asked.key)
     scheduler.check(target)
-    # Short prompts first: the prompt half of the slots then grows no earlier than it must.
+    # Short prompts first: the rows then grow no earlier than they must.
     shortest_first = sorted(requests, key=lambda request: len(request.prompt))
-    for request in scheduler.run(shortest_first, until):
+    for request in scheduler.run(shortest_first, until, len(shortest_first)):
         if request.error is not None:
             raise request.error
     if any(request.outcome is None for request in requests):

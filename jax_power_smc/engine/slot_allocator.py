@@ -11,8 +11,7 @@ One device is one data shard.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -27,7 +26,7 @@ class SlotAllocator:
 
     Attributes:
       slots: P, a multiple of ``data_shards``.
-      group: R, likewise.
+      group: G, likewise.
       data_shards: D.
     """
 
@@ -40,13 +39,23 @@ class SlotAllocator:
         """P / D."""
         return self.slots // self.data_shards
 
-    def round_robin(self, slots: Iterable[int]) -> list[int]:
-        """Slots in the order in which they are assigned: one of each data shard, and again."""
-        of_shard: list[list[int]] = [[] for _ in range(self.data_shards)]
-        for slot in slots:
-            of_shard[slot // self.slots_per_shard].append(slot)
-        turns = itertools.zip_longest(*of_shard)
-        return [slot for turn in turns for slot in turn if slot is not None]
+    def place(
+        self, free: Sequence[int], in_use: np.ndarray, room: np.ndarray, needs: int = 1
+    ) -> int | None:
+        """The slot for a prompt: on the data shard with the fewest rows in use, of those with room.
+
+        Args:
+          free: slots that may be taken, in order of preference where shards are equal.
+          in_use: [D] int32, rows in use on each data shard, as far as known.
+          room: [D] int32, how many rows are free for certain.
+          needs: how many must be.
+
+        Returns:
+          None if there is no such slot.
+        """
+        shards = {slot: slot // self.slots_per_shard for slot in free}
+        fitting = [slot for slot in free if room[shards[slot]] >= needs]
+        return min(fitting, key=lambda slot: in_use[shards[slot]], default=None)
 
     def groups(self, slots: Sequence[int]) -> list[Group]:
         """Slots divided into as few groups as possible."""
@@ -63,7 +72,7 @@ class SlotAllocator:
         return groups
 
     def index(self, group: Group, otherwise: int) -> np.ndarray:
-        """[R] int32, the slot at every place of a group, counted within its data shard."""
+        """[G] int32, the slot at every place of a group, counted within its data shard."""
         index = np.full((self.group,), otherwise, np.int32)
         for place, slot in group.items():
             index[place] = slot % self.slots_per_shard

@@ -120,7 +120,8 @@ class Stream:
     ) -> None:
         self._scheduler, self._sampler, self._release = scheduler, sampler, release
         self._arrivals = _Arrivals(admit)
-        self._finished = scheduler.run(self._arrivals.read(requests), until)
+        count = len(requests) if isinstance(requests, list | tuple) else None
+        self._finished = scheduler.run(self._arrivals.read(requests), until, count)
 
     @property
     def seconds(self) -> dict[str, float]:

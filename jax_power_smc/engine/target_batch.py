@@ -10,8 +10,8 @@ import numpy as np
 from jax_power_smc.core.mesh import REPLICATED
 from jax_power_smc.engine import executables, programs
 from jax_power_smc.engine.buckets import MOST_STOP_STATES, power_of_two
-from jax_power_smc.engine.decode import PromptInputs
 from jax_power_smc.engine.layout import ONE_DEVICE, Layout
+from jax_power_smc.engine.state import PromptInputs
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.targets.stop_arrays import StopStates
 from jax_power_smc.targets.stop_rules import StopRule, checked_token_bytes, token_table
@@ -28,15 +28,17 @@ def block_states(rule: StopRule) -> int:
 class TargetBatch:
     """The targets of all prompts in a set of slots.
 
-    Stop rules share one table on the device. Each has its own block of states there while any
-    prompt uses it; a new rule is written in place. When the table is full of rules that are in
-    use, it doubles, up to ``most_states``.
+    The different sets of end tokens are one array, of which a prompt has an index. Stop rules
+    share one table on the device. Each has its own block of states there while any prompt uses
+    it; a new rule is written in place. When the table is full of rules that are in use, it
+    doubles, up to ``most_states``.
 
-    Truncations and stop rules cost time, so their arrays exist only once some prompt has one; for
-    prompts without one they then allow everything.
+    Restrictions cost time, so their arrays exist only once some prompt has one (a minimum length,
+    "forced_eos", a truncation or a stop rule); for prompts without one they then allow everything.
 
     Attributes:
       table: [states, V] int16, or None before the first rule. Writing a rule donates it.
+      end_sets: [E, V] bool, on the devices.
     """
 
     def __init__(
@@ -48,7 +50,10 @@ class TargetBatch:
     ) -> None:
         self._vocab_size, self._tokenizer = vocab_size, tokenizer
         self._most, self._layout = most_states, layout
-        self._has_top_k = self._has_top_p = False
+        # What some target restricts, and what leaves everything allowed.
+        self._unrestricted: dict[str, Any] = {}
+        self._end_sets: list[tuple[int, ...] | None] = []
+        self.end_sets = self._put_end_sets()
         self._pieces: list[bytes | None] | None = None
         # rule -> (first state, states of its block, final state)
         self._blocks: dict[StopRule, tuple[int, int, int]] = {}
@@ -70,34 +75,38 @@ class TargetBatch:
                 f"with {self._most} states in total; use fewer slots or a shorter rule."
             )
 
-    def place(self, target: PowerTarget, in_use: Collection[StopRule | None]) -> bool:
+    def place(self, target: PowerTarget, in_use: Collection[PowerTarget]) -> bool:
         """Makes room for a target that was checked; returns whether there is any at the moment.
 
-        ``in_use`` are the rules that prompts still need; the others may be evicted.
+        ``in_use`` are the targets that prompts still need; what the others need may be evicted.
         """
         rule = target.stop
-        if rule is not None and rule not in self._blocks and not self._place(rule, in_use):
+        missing = rule is not None and rule not in self._blocks
+        if missing and not self._place(rule, {other.stop for other in in_use}):  # type: ignore[arg-type]
             return False
-        self._has_top_k |= target.top_k is not None
-        self._has_top_p |= target.top_p is not None
+        self._place_end_set(target.eos_ids, {other.eos_ids for other in in_use})
+        everything = {"min_new_tokens": 0, "forced": False, "top_k": self._vocab_size, "top_p": 1.0}
+        own = self._restrictions(target)
+        self._unrestricted |= {name: everything[name] for name, x in own.items() if x is not None}
         return True
 
     def arrays(
         self, placed: Sequence[tuple[PowerTarget, int]], count: int
-    ) -> tuple[Any, StopStates | None]:
+    ) -> tuple[Any, np.ndarray, StopStates | None]:
         """Targets that were placed, with their caps, as arrays [count, ...].
 
-        Missing ones have cap 0 and draw nothing. Also returns where the stop rules are in
-        ``table``; None if there is no table.
+        Missing ones have cap 0 and draw nothing. Also returns the index of the end tokens [count],
+        and where the stop rules are in ``table``; None if there is no table.
         """
         filled = [*placed, *[(placed[0][0], 0)] * (count - len(placed))]
         # In host memory, like everything that is handed to a program: an operation on the device
         # would wait for the work that it has.
-        one_each = {target: self._completed(target, cap) for target, cap in filled}
+        one_each = {target: self._completed(target) for target, _ in filled}
         stacked: Any = jax.tree.map(
             lambda *xs: np.stack(xs), *[one_each[target] for target, _ in filled]
         )
         caps = np.array([cap for _, cap in filled], np.int32)
+        end_set = np.array([self._end_sets.index(t.eos_ids) for t, _ in filled], np.int32)
         stop = None
         if self.table is not None:
             none = (0, 0, -1)
@@ -105,25 +114,31 @@ class TargetBatch:
             starts, _, finals = np.array(blocks).T
             own: Any = starts.astype(np.int32), finals.astype(np.int16)
             stop = StopStates(*own)
-        return stacked._replace(cap=caps), stop
+        return stacked._replace(cap=caps), end_set, stop
 
-    def widen(self, prompts: PromptInputs) -> PromptInputs:
-        """Prompts [P, ...] made before the last call of ``arrays``, in the present structure."""
-        target, count = prompts.target, prompts.target.cap.shape[0]
-        widened = {}
-        if target.top_k is None and self._has_top_k:
-            widened["top_k"] = jnp.full((count,), self._vocab_size, jnp.int32)
-        if target.top_p is None and self._has_top_p:
-            widened["top_p"] = jnp.ones((count,), target.alpha.dtype)
-        stop = prompts.stop
+    def widen(self, inputs: PromptInputs) -> PromptInputs:
+        """Inputs [P, ...] made before the last call of ``arrays``, in the present structure."""
+        target, count = inputs.target, inputs.target.cap.shape[0]
+        like = self._completed(PowerTarget(1.0))
+        widened = {
+            name: jnp.full((count,), getattr(like, name))
+            for name in self._unrestricted
+            if getattr(target, name) is None
+        }
+        stop = inputs.stop
         if stop is None and self.table is not None:
             nowhere = jnp.full((count,), -1, jnp.int16)
             stop = StopStates(jnp.zeros((count,), jnp.int32), nowhere)
-        return prompts._replace(target=target._replace(**widened), stop=stop)
+        return inputs._replace(target=target._replace(**widened), stop=stop)
+
+    def start_state(self, target: PowerTarget) -> int:
+        """The state of a placed target's stop rule before the first token; 0 without a rule."""
+        return 0 if target.stop is None else self._blocks[target.stop][0]
 
     def has(self, target: PowerTarget) -> bool:
         """Whether the target is placed."""
-        return target.stop is None or target.stop in self._blocks
+        placed = target.stop is None or target.stop in self._blocks
+        return placed and target.eos_ids in self._end_sets
 
     def _spelled(self, rule: StopRule) -> list[bytes | None]:
         if self._pieces is None:
@@ -175,11 +190,47 @@ class TargetBatch:
         args = table, states, np.int32(first)
         return executables.call(programs.write_states, {}, args, self._layout)
 
-    def _completed(self, target: PowerTarget, cap: int) -> Any:
-        """One target, with truncations that allow everything where others have some."""
-        arrays: Any = target.host_arrays(self._vocab_size, cap)
-        if arrays.top_k is None and self._has_top_k:
-            arrays = arrays._replace(top_k=np.asarray(self._vocab_size, np.int32))
-        if arrays.top_p is None and self._has_top_p:
-            arrays = arrays._replace(top_p=np.ones_like(arrays.alpha))
-        return arrays
+    def _place_end_set(self, eos_ids: tuple[int, ...], in_use: Collection[tuple[int, ...]]) -> None:
+        if eos_ids in self._end_sets:
+            return
+        self._end_sets = [ids if ids in in_use else None for ids in self._end_sets]
+        if None not in self._end_sets:
+            more = power_of_two(len(self._end_sets) + 1) - len(self._end_sets)
+            self._end_sets += [None] * more
+        self._end_sets[self._end_sets.index(None)] = eos_ids
+        self.end_sets = self._put_end_sets()
+
+    def _put_end_sets(self) -> jax.Array:
+        sets = np.zeros((max(1, len(self._end_sets)), self._vocab_size), bool)
+        for row, ids in zip(sets, self._end_sets, strict=False):
+            row[list(ids or ())] = True
+        return self._layout.put(jnp.asarray(sets), self._layout.logits)
+
+    @staticmethod
+    def _restrictions(target: PowerTarget) -> dict[str, Any]:
+        return {
+            "min_new_tokens": target.min_new_tokens or None,
+            "forced": target.length == "forced_eos" or None,
+            "top_k": target.top_k,
+            "top_p": target.top_p,
+        }
+
+    def _completed(self, target: PowerTarget) -> Any:
+        """One target, with everything allowed where others are restricted."""
+        arrays: Any = target.host_arrays(self._vocab_size, 0)
+        own = self._restrictions(target)
+        kinds: dict[str, Any] = {
+            "min_new_tokens": np.int32,
+            "forced": bool,
+            "top_k": np.int32,
+            "top_p": arrays.alpha.dtype,
+        }
+        fields = {
+            name: np.asarray(self._unrestricted[name] if own[name] is None else own[name], kind)
+            if name in self._unrestricted
+            else None
+            for name, kind in kinds.items()
+        }
+        if fields["top_k"] is not None:
+            fields["top_k"] = np.minimum(fields["top_k"], np.int32(self._vocab_size))
+        return arrays._replace(ends=None, **fields)

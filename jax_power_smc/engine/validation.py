@@ -54,10 +54,10 @@ def check_request(
         raise ValueError("prompts is empty; at least one prompt is needed.")
     target.check(model.vocab_size, cap)
     sampler.check(cap)
-    if sampler.runs_as_chains and not getattr(model, "can_go_back", True):
+    if sampler.runs_as_chains and not getattr(model, "can_rewind", True):
         raise ValueError(
-            f"sampler is {type(sampler).__name__}, which goes back to earlier steps, and the "
-            "model's cache cannot; allowed are WithoutReplacement, PowerSMC and Ancestral."
+            f"sampler is {type(sampler).__name__}, which rewinds sequences, and the model's cache "
+            "cannot (can_rewind); allowed are WithoutReplacement, PowerSMC and Ancestral."
         )
     copies = [check_prompt(index, prompt, model, cap) for index, prompt in enumerate(prompts)]
     ids = checks.prompt_ids(prompt_ids, len(copies))

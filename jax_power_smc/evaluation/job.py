@@ -20,6 +20,7 @@ from jax_power_smc.engine import sample
 from jax_power_smc.engine.engine import Engine
 from jax_power_smc.engine.sample import Stopped
 from jax_power_smc.engine.slot_plan import plan_slots
+from jax_power_smc.engine.stats import EngineStats
 from jax_power_smc.engine.stream import StreamRequest
 from jax_power_smc.engine.validation import check_prompt, check_request
 from jax_power_smc.evaluation import records
@@ -86,6 +87,7 @@ class Progress:
     """The progress of a run in items, and the accuracy of its draws so far.
 
     ``seconds_left`` is for the rest of the run at the present pace; NaN as long as it is unknown.
+    ``stats`` is what the engine's rows were used for; None for chains.
     """
 
     label: str
@@ -93,6 +95,7 @@ class Progress:
     total: int
     accuracy: float
     seconds_left: float
+    stats: EngineStats | None = None
 
 
 Report = Callable[[Progress], None]
@@ -169,8 +172,8 @@ def evaluate(
         recorder = _Recorder(run, writer, grader, report, before, share)
         decode = _chains if run.sampler.runs_as_chains else _streamed
         # These call ``until`` themselves: whatever has been decoded together is all recorded.
-        for record in decode(job, run, remaining, until) if remaining else ():
-            recorder.submit(record)
+        for record, stats in decode(job, run, remaining, until) if remaining else ():
+            recorder.submit(record, stats)
         recorder.finish()
         scores += recorder.scores
         if until():
@@ -182,7 +185,7 @@ def evaluate(
 def _remaining(job: Job, run: Run, done: set[Item]) -> list[tuple[int, Problem]]:
     """(seed, problem) of the items to do.
 
-    Short prompts come first, so that the engine's prompt cache grows no earlier than it must.
+    Short prompts come first, so that the rows grow no earlier than they must.
     """
     problems = sorted(job.task.problems, key=lambda problem: len(problem.prompt))
     return [
@@ -199,8 +202,8 @@ def _item(run: Run, seed: int, problem: Problem) -> Item:
 
 def _streamed(
     job: Job, run: Run, items: Sequence[tuple[int, Problem]], until: Callable[[], bool]
-) -> Iterator[Record]:
-    """Records without verdicts, as the engine finishes their prompts."""
+) -> Iterator[tuple[Record, EngineStats]]:
+    """Records without verdicts, as the engine finishes their prompts, with its counts so far."""
     prompts, keys = job.prompts, {seed: seed_key(seed) for seed in job.seeds}
     engine = Engine(
         job.lm.model,
@@ -230,12 +233,12 @@ def _streamed(
         seconds = stream.seconds
         record["seconds"] = {name: seconds[name] - recorded[name] for name in PHASES}
         recorded = seconds
-        yield record
+        yield record, engine.stats
 
 
 def _chains(
     job: Job, run: Run, items: Sequence[tuple[int, Problem]], until: Callable[[], bool]
-) -> Iterator[Record]:
+) -> Iterator[tuple[Record, None]]:
     """Records without verdicts, batch by batch: all chains of a batch follow one schedule."""
     count, prompts = len(job.task.problems), job.prompts
     fitting, _ = plan_slots(
@@ -275,7 +278,7 @@ def _chains(
             seconds = {name: result.info.seconds[name] / len(batch) for name in PHASES}
             for place, problem in enumerate(batch):
                 record = _record(job, run, seed, problem, result.one(place))
-                yield record | {"seconds": seconds}
+                yield record | {"seconds": seconds}, None
 
 
 def _record(job: Job, run: Run, seed: int, problem: Problem, result: SampleResult) -> Record:
@@ -310,9 +313,11 @@ class _Recorder:
         self.scores: list[ItemScores] = []
         self._correct = sum(each.answers["draw"].correct for each in before)
         self._compiling = 0.0
+        self._stats: EngineStats | None = None
 
-    def submit(self, record: Record) -> None:
+    def submit(self, record: Record, stats: EngineStats | None) -> None:
         """Submits a record to the grader, and writes those that have been graded."""
+        self._stats = stats
         item = records.item_of(record)
         if item not in self._share:
             return
@@ -345,4 +350,4 @@ class _Recorder:
         worked = time.monotonic() - self._began - self._compiling
         seconds = worked / new * left if new >= ENOUGH or not left else math.nan
         accuracy = self._correct / done
-        self._report(Progress(self._label, done, done + left, accuracy, seconds))
+        self._report(Progress(self._label, done, done + left, accuracy, seconds, self._stats))

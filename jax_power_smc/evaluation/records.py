@@ -23,8 +23,10 @@ An item is one problem, sampled by one run of a config with one seed. Its record
         moves       the genealogy: [step, row, parent] wherever a row continues another row's past;
                     all other rows continue their own. Of all steps, even those after the end of
                     the longest particle that is left
-        distinct_roots, coalescence, unfinished_mass, dropped_mass, acceptance_rate, model_tokens
-                    see ``SampleInfo``
+        distinct_roots, coalescence, unfinished_mass, dropped_mass, acceptance_rate, model_tokens,
+        drawn_tokens, preempted
+                    see ``SampleInfo``. (Records of the engine that had a row per particle have no
+                    drawn_tokens: their model_tokens are that.)
     seconds         by phase, spent by the run since its previous record: many items share a device,
                     so only sums over items are meaningful
 
@@ -93,6 +95,8 @@ def ungraded_record(
             "dropped_mass": finite(info.dropped_mass[0]),
             "acceptance_rate": finite(info.acceptance_rate[0]),
             "model_tokens": int(info.model_tokens[0]),
+            "drawn_tokens": int(info.drawn_tokens[0]),
+            "preempted": int(info.preempted[0]),
         },
     }
 

@@ -42,7 +42,10 @@ class ItemScores:
       failed: whether the result is meaningless; then all answers count as wrong.
       ungraded: number of particles that could not be graded.
       degenerate: total weight of the particles that loop or are very short.
-      tokens: number of tokens that the model processed.
+      tokens: number of tokens that the particles drew.
+      model_tokens: number of tokens that the model processed, each distinct prefix once; None for a
+        record that does not say.
+      draw_length: tokens of the draw.
       seconds: by phase, as in the record.
     """
 
@@ -56,6 +59,8 @@ class ItemScores:
     ungraded: int
     degenerate: float
     tokens: int
+    model_tokens: int | None
+    draw_length: int
     seconds: dict[str, float]
 
     def pass_at(self, k: int, independent: bool) -> float:
@@ -73,7 +78,7 @@ class ItemScores:
 
 def read(record: Record) -> ItemScores:
     """The scores of a graded record."""
-    particles = record["particles"]
+    particles, info = record["particles"], record["info"]
     alive = [(p, w) for p, w in zip(particles, weights(record), strict=True) if w > 0]
     failed = record["failure"] is not None or not alive
     answers = dict.fromkeys(ANSWERS, AnswerScore(False, False, None))
@@ -94,7 +99,9 @@ def read(record: Record) -> ItemScores:
         failed=failed,
         ungraded=sum(particle["note"] is not None for particle in particles),
         degenerate=math.fsum(w for p, w in alive if p["loop"] or p["very_short"]),
-        tokens=record["info"]["model_tokens"],
+        tokens=info.get("drawn_tokens", info["model_tokens"]),
+        model_tokens=info["model_tokens"] if "drawn_tokens" in info else None,
+        draw_length=len(particles[record["choice"]]["tokens"]) if alive else 0,
         seconds=record["seconds"],
     )
 

@@ -105,6 +105,8 @@ def _finished(
 def _row(table: _RunScores, answer: Answer, alpha: float, base: float | None) -> dict[str, Any]:
     run = table.run
     accuracy, low, high = accuracy_interval(table.correct(answer))
+    model_tokens = table.mean(lambda r: r.model_tokens)
+    length = max(float(np.mean([r.draw_length for r in table.all])), 1.0)
     return {
         "run": run.name,
         "method": run.method(answer),
@@ -123,6 +125,8 @@ def _row(table: _RunScores, answer: Answer, alpha: float, base: float | None) ->
         "ungraded": sum(r.ungraded for r in table.all),
         "degenerate": float(table.values(lambda r: r.degenerate).mean()),
         "tokens_per_problem": float(np.mean([r.tokens for r in table.all])),
+        "model_tokens_per_problem": model_tokens,
+        "model_tokens_per_token": None if model_tokens is None else model_tokens / length,
         "seconds_per_problem": table.seconds,
         "multiple": None if not base else table.seconds / base,
     }

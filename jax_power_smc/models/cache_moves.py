@@ -1,82 +1,117 @@
-"""How a cache follows the ancestors of its particles: the reference form, and in place."""
+"""How rows of a cache are written, copied, inserted, resized and released.
 
-from typing import Any
+``move_rows``, ``insert_rows``, ``resize_cache`` and ``release_rows`` use the model's own ``move``,
+``insert``, ``resize`` and ``release`` where it has them (see ``base.OptionalMembers``). The
+defaults copy whole rows one after the other, in the cache's own memory if it is donated: loops that
+make no turn when nothing is to be copied, and no conditional.
+
+Letters: R rows, B tokens of a block, G rows of a group, M moves.
+"""
 
 import jax
 import jax.numpy as jnp
 
-from jax_power_smc.core.types import Cache
+from jax_power_smc.core.types import Cache, Params
 from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.models.vmap_rules import broadcast_unbatched
 
 
-def take_ancestors(cache: Cache, ancestors: jax.Array) -> Cache:
-    """The reference cache move: row i becomes a copy of row ``ancestors[i]``, [N] int32."""
-    return jax.tree.map(lambda leaf: jnp.take(leaf, ancestors, axis=0, mode="clip"), cache)
+def write_entries(
+    leaf: jax.Array, block: jax.Array, position: jax.Array, count: jax.Array
+) -> jax.Array:
+    """Writes the entries of a block into a leaf whose second axis is that of positions.
+
+    The first ``count[r]`` entries of row r are written at ``position[r]`` and after; nothing else
+    changes. In place if the leaf is donated.
+
+    Args:
+      leaf: [R, capacity, ...].
+      block: [R, B, ...].
+      position, count: [R] int32, as in ``LanguageModel.extend``.
+    """
+    offset = jnp.arange(block.shape[1], dtype=jnp.int32)[None, :]
+    # Padding goes beyond the end, where it is dropped.
+    entry = jnp.where(offset < count[:, None], position[:, None] + offset, leaf.shape[1])
+    row = jnp.arange(leaf.shape[0], dtype=jnp.int32)[:, None]
+    return leaf.at[row, entry].set(block, mode="drop")
 
 
-def move_cache(
-    model: LanguageModel, cache: Cache, ancestors: jax.Array, step: jax.Array, clock: jax.Array
+def move_rows(
+    model: LanguageModel,
+    cache: Cache,
+    source: jax.Array,
+    destination: jax.Array,
+    length: jax.Array,
+    count: jax.Array,
 ) -> Cache:
-    """Moves a cache to the ancestors of its particles, by the model's ``move`` if it has one.
+    """Makes row ``destination[i]`` a copy of row ``source[i]``, for every i below ``count``.
 
     Args:
       model: whose cache it is.
-      cache: a pytree whose leaves lead with N, or None if there is none yet.
-      ancestors: [N] int32, in place (see ``copy_dead_rows``).
-      step, clock: [] int32, those of the last ``decode``.
+      cache: a pytree whose leaves lead with R.
+      source, destination: [M] int32; destinations are distinct and never sources.
+      length: [M] int32, the number of tokens that each source holds.
+      count: [] int32.
     """
-    num = ancestors.shape[0]
-    if cache is None or num == 1:
-        return cache  # nothing to move, or a single particle, which descends from itself
-    move = getattr(model, "move", None)
-    if move is None:
-        return copy_dead_rows(cache, ancestors)
-    return move(cache, ancestors, jnp.arange(num, dtype=jnp.int32), step, clock)
-
-
-@jax.custom_batching.custom_vmap
-def copy_dead_rows(cache: Cache, ancestors: jax.Array) -> Cache:
-    """``take_ancestors`` for ancestors in place, copying only the rows that change.
-
-    Ancestors are in place if every row that is a source keeps its own position
-    (``resampling.in_place``): the copies can then be made in any order, in the cache's own memory.
-    Under vmap the moves of all prompts are one list, because a loop per prompt would make as many
-    turns for every prompt as the one with the most moves needs.
-
-    Args:
-      cache: a pytree whose leaves lead with N.
-      ancestors: [N] int32, in place.
-    """
-    return _copy_rows(cache, ancestors)
-
-
-@copy_dead_rows.def_vmap
-def _copy_dead_rows_of_prompts(
-    size: int, batched: Any, cache: Cache, ancestors: jax.Array
-) -> tuple[Cache, Any]:
-    """Leaves [P, N, ...], ancestors [P, N]: one list of moves among P N rows."""
-    cache, ancestors = broadcast_unbatched(size, tuple(batched), (cache, ancestors))
-    num = ancestors.shape[1]
-    first = num * jnp.arange(size, dtype=jnp.int32)
-    flat = jax.tree.map(lambda x: x.reshape(size * num, *x.shape[2:]), cache)
-    flat = _copy_rows(flat, (ancestors + first[:, None]).reshape(-1))
-    moved = jax.tree.map(lambda x, y: x.reshape(y.shape), flat, cache)
-    return moved, jax.tree.map(lambda _: True, cache)
-
-
-def _copy_rows(cache: Cache, ancestors: jax.Array) -> Cache:
-    moves = ancestors != jnp.arange(ancestors.shape[0], dtype=jnp.int32)
-    destinations = jnp.nonzero(moves, size=moves.shape[0], fill_value=0)[0].astype(jnp.int32)
+    own = getattr(model, "move", None)
+    if own is not None:
+        return own(cache, source, destination, length, count)
 
     def copy(index: jax.Array, cache: Cache) -> Cache:
-        destination = destinations[index]
-        source = ancestors[destination]
+        return _copy_row(cache, source[index], cache, destination[index])
 
-        def copy_row(leaf: jax.Array) -> jax.Array:
-            row = jax.lax.dynamic_slice_in_dim(leaf, source, 1, axis=0)
-            return jax.lax.dynamic_update_slice_in_dim(leaf, row, destination, axis=0)
+    return jax.lax.fori_loop(0, count, copy, cache)
 
-        return jax.tree.map(copy_row, cache)
 
-    return jax.lax.fori_loop(0, jnp.sum(moves, dtype=jnp.int32), copy, cache)
+def insert_rows(model: LanguageModel, cache: Cache, rows: jax.Array, prefilled: Cache) -> Cache:
+    """Makes row ``rows[g]`` of the cache a copy of row g of ``prefilled``.
+
+    Args:
+      model: whose cache it is.
+      cache: a pytree whose leaves lead with R.
+      rows: [G] int32, distinct; entries of R or more are padding, and dropped.
+      prefilled: a cache of G rows and at most the cache's capacity.
+    """
+    own = getattr(model, "insert", None)
+    if own is not None:
+        return own(cache, rows, prefilled)
+    leaves = jax.tree.leaves(cache)
+    if not leaves:
+        return cache
+    kept = rows < leaves[0].shape[0]
+    order = jnp.nonzero(kept, size=rows.shape[0], fill_value=0)[0].astype(jnp.int32)
+
+    def copy(index: jax.Array, cache: Cache) -> Cache:
+        return _copy_row(prefilled, order[index], cache, rows[order[index]])
+
+    return jax.lax.fori_loop(0, jnp.sum(kept, dtype=jnp.int32), copy, cache)
+
+
+def resize_cache(
+    model: LanguageModel, params: Params, cache: Cache, num_rows: int, capacity: int
+) -> Cache:
+    """The cache with another number of rows or capacity; what both have room for is kept."""
+    own = getattr(model, "resize", None)
+    if own is not None:
+        return own(params, cache, num_rows, capacity)
+
+    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+        common = tuple(slice(min(sizes)) for sizes in zip(new.shape, old.shape, strict=True))
+        return jax.lax.dynamic_update_slice(new, old[common], [0] * new.ndim)
+
+    return jax.tree.map(keep, model.init_cache(params, num_rows, capacity), cache)
+
+
+def release_rows(model: LanguageModel, cache: Cache, free: jax.Array) -> Cache:
+    """Tells the model which rows hold no sequence any more, ``free`` [R] bool."""
+    own = getattr(model, "release", None)
+    return cache if own is None else own(cache, free)
+
+
+def _copy_row(source: Cache, row: jax.Array, cache: Cache, destination: jax.Array) -> Cache:
+    """The cache with ``destination`` [] overwritten by a row of ``source``, as far as that goes."""
+
+    def copy(old: jax.Array, new: jax.Array) -> jax.Array:
+        piece = jax.lax.dynamic_slice_in_dim(old, row, 1, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(new, piece, destination, axis=0)
+
+    return jax.tree.map(copy, source, cache)

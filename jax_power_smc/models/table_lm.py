@@ -1,8 +1,10 @@
 """``TableLM``: a language model that is a table, small enough to enumerate.
 
-The next token's distribution depends on the last ``order`` tokens and, if there is a table per
-step, on the step. If ``order`` is at least the number of generated tokens, it is an arbitrary
-distribution over a tree. The cache holds each particle's history, so a wrong cache move shows.
+The next token's distribution depends on the last ``order`` tokens and, if there are several tables,
+on the position. If ``order`` is at least the number of tokens, it is an arbitrary distribution over
+a tree.
+
+Letters: R rows, B tokens of a block, V vocabulary.
 """
 
 import dataclasses
@@ -15,15 +17,18 @@ from jax.sharding import PartitionSpec
 from jax_power_smc.core import checks
 from jax_power_smc.core.mesh import MODEL
 from jax_power_smc.core.vocab_sharding import UNSHARDED, VocabSharding, can_shard
-from jax_power_smc.models.transformer import kv_cache
+from jax_power_smc.models.cache_moves import write_entries
 
 
 class TableParams(NamedTuple):
     """Logits of a table model.
 
     Attributes:
-      logits: [steps, (V+1)^order, V]; with one step, the same table at every step. The index of a
-        history reads its tokens as digits in base V+1, oldest first; V stands for "no token yet".
+      logits: [steps, (V+1)^order, V], a table for each position. Table i holds the logits *at*
+        position i, counted from 0 at the beginning of the prompt: those of the token after it. The
+        last table serves all later positions too. So after a prompt of S tokens the first token is
+        drawn from table S-1. The index of a history reads its tokens as digits in base V+1, oldest
+        first; V stands for "no token yet".
     """
 
     logits: jax.Array
@@ -65,7 +70,7 @@ class TableLM:
 
     @property
     def vocabulary(self) -> VocabSharding:
-        """How the vocabulary axis of the logits [N, V] is sharded."""
+        """How the vocabulary axis of the logits [R, B, V] is sharded."""
         return VocabSharding(MODEL, self.parts) if self.parts > 1 else UNSHARDED
 
     def param_specs(self, params: TableParams) -> TableParams:
@@ -85,49 +90,28 @@ class TableLM:
         shape = (steps, self.num_histories, self.vocab_size)
         return TableParams(scale * jax.random.normal(key, shape, dtype))
 
-    def prefill(
-        self, params: TableParams, prompt: jax.Array, length: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """prompt [S], length [] -> (logits [V], history [order] of the prompt)."""
-        position = length - self.order + jnp.arange(self.order, dtype=jnp.int32)
-        token = prompt[jnp.maximum(position, 0)]
-        history = jnp.where(position >= 0, token, jnp.int32(self.vocab_size))
-        return self._logits(params, history[None], jnp.zeros((), jnp.int32))[0], history
+    def init_cache(self, params: TableParams, num_rows: int, capacity: int) -> jax.Array:
+        """[R, capacity] int32: the tokens of each row."""
+        return jnp.zeros((num_rows, capacity), jnp.int32)
 
-    def init_cache(self, params: TableParams, num_particles: int, capacity: int) -> jax.Array:
-        """[N, T] int32: each particle's generated tokens, a ring buffer addressed by the clock."""
-        return jnp.zeros((num_particles, capacity), jnp.int32)
-
-    def decode(
+    def extend(
         self,
         params: TableParams,
-        context: jax.Array,
         cache: jax.Array,
-        token: jax.Array,
-        step: jax.Array,
-        clock: jax.Array,
+        tokens: jax.Array,
+        position: jax.Array,
+        count: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """token [N] at index ``step`` -> (logits [N, V], cache)."""
-        capacity = cache.shape[1]
-        entry = kv_cache.entry(clock, capacity)
-        cache = kv_cache.write(cache, token[:, None], entry, axis=-1)
-        # The history, oldest first: entry i was written age[i] steps ago, if that step exists.
-        age = jnp.arange(self.order, dtype=jnp.int32)[::-1]
-        generated = cache[:, kv_cache.entry(clock - age, capacity)]
-        # After k generated tokens, the first order - k entries of the history are the last ones of
-        # the prompt's history.
-        shifted = jnp.roll(context, -(step + 1))
-        history = jnp.where((age <= step)[None, :], generated, shifted[None, :])
-        return self._logits(params, history, step + 1), cache
+        """tokens [R, B] from ``position`` [R] on, ``count`` [R] each -> (logits [R, B, V], cache).
 
-    def grow(self, cache: jax.Array, capacity: int, clock: jax.Array) -> jax.Array:
-        """The cache with room for ``capacity`` tokens."""
-        return kv_cache.resize(cache, 1, capacity, clock)
-
-    def _logits(self, params: TableParams, history: jax.Array, step: jax.Array) -> jax.Array:
-        """history [N, order] -> [N, V]."""
-        base = self.vocab_size + 1
-        powers = jnp.asarray([base**i for i in reversed(range(self.order))], jnp.int32)
-        index = jnp.sum(history * powers[None, :], axis=1)
-        # One gather: indexing by step first would copy that step's table for every prompt.
-        return params.logits[jnp.minimum(step, params.logits.shape[0] - 1), index]
+        Histories are read from the cache, so that a row that was copied wrongly shows.
+        """
+        cache = write_entries(cache, tokens, position, count)
+        last = position[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+        index = jnp.zeros(tokens.shape, jnp.int32)
+        for age in reversed(range(self.order)):
+            token = jnp.take_along_axis(cache, jnp.maximum(last - age, 0), axis=1, mode="clip")
+            digit = jnp.where(last >= age, token, self.vocab_size)
+            index = index * (self.vocab_size + 1) + digit
+        # One gather: indexing by position first would copy that position's table for every row.
+        return params.logits[jnp.minimum(last, params.logits.shape[0] - 1), index], cache

@@ -30,7 +30,8 @@ def pool(
 
     * parent, particle_index: run r's are shifted by the population sizes of the runs before it,
       which puts the runs' genealogies side by side.
-    * ess, forks, model_tokens, seconds: sums over runs. The sum of the ESS describes the separate
+    * ess, forks, model_tokens, drawn_tokens, num_rows, copies, preempted, seconds: sums over
+      runs. The sum of the ESS describes the separate
       runs; the pooled population's ESS is at most that, and its final value follows from
       ``log_weights``.
     * resampled, bad_logits: true if they are for any run.
@@ -66,7 +67,8 @@ def pool(
     def like(name: str, values: np.ndarray) -> np.ndarray:
         return values.astype(np.result_type(*[np.asarray(getattr(r, name)).dtype for r in results]))
 
-    arrays = {name: joined(name) for name in ("tokens", "lengths", "finished", "log_probs")}
+    names = ("tokens", "lengths", "finished", "log_probs", "token_log_probs")
+    arrays = {name: joined(name) for name in names}
     arrays["log_weights"] = like("log_weights", log_weights)
     arrays["log_evidence"] = like("log_evidence", total - math.log(len(results)))
     arrays["choice"] = _categorical(np.exp(log_weights), uniform)
@@ -107,6 +109,10 @@ def _pooled_info(
         bad_logits=np.any([info.bad_logits for info in infos], axis=0),
         dropped_mass=run_arrays.dropped_share(results, shares).astype(dropped_dtype),
         model_tokens=total("model_tokens"),
+        drawn_tokens=total("drawn_tokens"),
+        num_rows=total("num_rows"),
+        copies=total("copies"),
+        preempted=total("preempted"),
         seconds={phase: sum(info.seconds[phase] for info in infos) for phase in PHASES},
     )
 

@@ -18,7 +18,7 @@ from jax_power_smc.targets.stop_rules import STOP_RULES
 Array = jax.Array | np.ndarray
 PHASES = ("compile", "prefill", "decode")
 # Format of saved results; increased when a new version could not read the old files.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,11 @@ class SampleInfo:
         exact for alpha >= 1, since no continuation can add mass.
       acceptance_rate: [P], accepted share of the Metropolis-Hastings moves that redrew anything;
         NaN if there was none, and for other samplers.
-      model_tokens: [P] int32, tokens drawn over all particles.
+      model_tokens: [P] int32, tokens through the model: each distinct prefix once.
+      drawn_tokens: [P] int32, tokens drawn over all particles.
+      num_rows: [P, T] int32, distinct prefixes that run on after each step: rows of the model.
+      copies: [P] int32, rows that were copied.
+      preempted: [P] int32, how often the prompt gave its rows back to earlier ones.
       seconds: of the whole call, by phase: "compile", "prefill", "decode" (``engine.timing``).
     """
 
@@ -63,6 +67,10 @@ class SampleInfo:
     dropped_mass: np.ndarray
     acceptance_rate: np.ndarray
     model_tokens: np.ndarray
+    drawn_tokens: np.ndarray
+    num_rows: np.ndarray
+    copies: np.ndarray
+    preempted: np.ndarray
     seconds: dict[str, float]
 
 
@@ -78,6 +86,7 @@ class SampleResult:
       lengths: [P, N] int32, generated tokens, the end token included.
       finished: [P, N] bool, ended by an end token or the stop rule.
       log_probs: [P, N], log p(y|x) at temperature 1.
+      token_log_probs: [P, N, T], that of each token; 0 after the end.
       log_weights: [P, N], normalised; -inf for weight zero.
       log_evidence: [P], log Z_hat; NaN if the sampler has none; -inf for a prompt whose target
         excludes everything that was tried.
@@ -90,6 +99,7 @@ class SampleResult:
     lengths: Array
     finished: Array
     log_probs: Array
+    token_log_probs: Array
     log_weights: Array
     log_evidence: Array
     choice: Array
@@ -242,6 +252,7 @@ _ARRAYS = {
     "lengths": ("PN", np.integer),
     "finished": ("PN", np.bool_),
     "log_probs": ("PN", np.floating),
+    "token_log_probs": ("PNT", np.floating),
     "log_weights": ("PN", np.floating),
     "log_evidence": ("P", np.floating),
     "choice": ("P", np.integer),
@@ -261,6 +272,10 @@ _INFO_ARRAYS = {
     "dropped_mass": ("P", np.floating),
     "acceptance_rate": ("P", np.floating),
     "model_tokens": ("P", np.integer),
+    "drawn_tokens": ("P", np.integer),
+    "num_rows": ("PT", np.integer),
+    "copies": ("P", np.integer),
+    "preempted": ("P", np.integer),
 }
 
 
@@ -307,10 +322,12 @@ def _from_entries(entries: Mapping[str, Any]) -> SampleResult:
         raise _MisfitError("it has no entry meta")
     meta = json.loads(str(entries["meta"]))
     form = meta.get("format", 1)  # the first files have no number
-    if form not in (1, FORMAT):
+    if form not in (1, 2, FORMAT):
         raise _MisfitError(f"its format is {form!r} and this version reads up to {FORMAT}")
     if form == 1 and "info_rows" in entries:
         entries = {**entries, "info_particle_index": entries["info_rows"]}
+    if form < 3 and "tokens" in entries and "info_model_tokens" in entries:
+        entries = {**_without_rows(entries), **entries}
     if absent := [name for name in known if name not in entries]:
         raise _MisfitError(f"it has no {', '.join(absent)}")
     arrays = {name: np.asarray(entries[name]) for name in known}
@@ -331,6 +348,18 @@ def _from_entries(entries: Mapping[str, Any]) -> SampleResult:
         target=_target_from_json(meta["target"]),
         info=SampleInfo(**{n: arrays[f"info_{n}"] for n in _INFO_ARRAYS}, seconds=seconds),
     )
+
+
+def _without_rows(entries: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What files of the engine that had a row per particle do not have."""
+    tokens, drawn = np.asarray(entries["tokens"]), np.asarray(entries["info_model_tokens"])
+    return {
+        "token_log_probs": np.full(tokens.shape, np.nan, np.float32),
+        "info_drawn_tokens": drawn,
+        "info_num_rows": np.zeros(tokens.shape[::2], np.int32),
+        "info_copies": np.zeros(drawn.shape, np.int32),
+        "info_preempted": np.zeros(drawn.shape, np.int32),
+    }
 
 
 def _target_to_json(target: PowerTarget) -> dict[str, Any]:

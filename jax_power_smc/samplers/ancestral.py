@@ -6,6 +6,7 @@ support at every step.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,31 @@ from jax_power_smc.samplers.base import (
     FinalWeights,
     Kernel,
     Particles,
+    RowTargets,
     StepResult,
     extend,
     final_weights,
 )
-from jax_power_smc.samplers.proposal import draw, log_prob, normalise, power_proposal
+from jax_power_smc.samplers.proposal import ProposalTables, draw, normalise, power_proposal
 from jax_power_smc.smc import weights
-from jax_power_smc.targets.power import TargetArrays, support
+from jax_power_smc.targets.power import TargetArrays
+
+
+class AncestralTables(NamedTuple):
+    """Proposals of R prefixes.
+
+    Attributes:
+      of: the proposals.
+      best: [R] int32, the most probable token of each; 0 unless decoding is greedy.
+    """
+
+    of: ProposalTables
+    best: jax.Array
+
+    @property
+    def is_bad(self) -> jax.Array:
+        """[R] bool, see ``Normaliser``."""
+        return self.of.is_bad
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,30 +80,41 @@ class Ancestral(Kernel):
         del alpha
         return self.temperature
 
-    def step(
+    def exponent(self, target: TargetArrays, step: jax.Array) -> jax.Array:
+        """The inverse temperature, 1 if greedy."""
+        del target, step
+        greedy = self.temperature == 0
+        return 1 / jnp.where(greedy, jnp.ones_like(self.temperature), self.temperature)
+
+    def tables(self, logits: Logits, rows: RowTargets) -> "AncestralTables":
+        """Each prefix's proposal, and its most probable token; see ``Kernel.tables``."""
+        normaliser = normalise(logits)
+        proposal = power_proposal(logits, rows.allowed, rows.exponent, normaliser=normaliser)
+        # A branch, because on a CPU finding the largest logit costs more than the draw.
+        best = jax.lax.cond(
+            self.temperature == 0,
+            lambda: logits.sharding.argmax(jnp.where(rows.allowed, logits.values, -jnp.inf)),
+            lambda: jnp.zeros((logits.values.shape[0],), jnp.int32),
+        )
+        return AncestralTables(ProposalTables(logits, rows.ends, normaliser, proposal), best)
+
+    def advance(
         self,
         target: TargetArrays,
         particles: Particles,
-        logits: Logits,
-        ends: jax.Array,
+        row: jax.Array,
+        tables: "AncestralTables",
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> StepResult:
-        """Draws one token per sequence; see ``Kernel.step``."""
+        """Draws one token per sequence; see ``Kernel.advance``."""
+        del target, step
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
-        allowed = support(logits, target, ends, step)
-        normaliser = normalise(logits)
-        greedy = self.temperature == 0
-        exponent = 1 / jnp.where(greedy, jnp.ones_like(self.temperature), self.temperature)
-        proposal = power_proposal(logits, allowed, exponent, normaliser=normaliser)
-        # A branch, because on a CPU finding the largest logit costs more than the draw.
-        token = jax.lax.cond(
-            greedy,
-            lambda: logits.sharding.argmax(jnp.where(allowed, logits.values, -jnp.inf)),
-            lambda: draw(proposal, own, uniforms.token),
-        )
+        drawn = draw(tables.of.proposal, row, uniforms.token)
+        token = jnp.where(self.temperature == 0, tables.best[row], drawn)
+        token, token_log_p, token_ends = tables.of.at(row, token)
         # A sequence without a possible continuation stops here with weight zero.
-        stuck = ~particles.ended & (proposal.log_sum == -jnp.inf)
+        stuck = ~particles.ended & (tables.of.proposal.log_sum[row] == -jnp.inf)
         particles = particles._replace(
             ended=particles.ended | stuck,
             log_weight=jnp.where(
@@ -92,10 +122,10 @@ class Ancestral(Kernel):
             ),
         )
         active = ~particles.ended
-        token_ends = logits.sharding.lookup(ends, own, token)
-        particles = extend(particles, log_prob(logits, normaliser, own, token), active, token_ends)
+        particles = extend(particles, token_log_p, active, token_ends)
         ess = weights.effective_sample_size(particles.log_weight)
-        return StepResult(particles, own, token, active, ess, jnp.zeros((), bool))
+        never = jnp.zeros((), bool)
+        return StepResult(particles, own, token, token_log_p, active, ess, never)
 
     def finish(
         self, target: TargetArrays, particles: Particles, uniforms: jax.Array

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax_power_smc.core.prng import StepUniforms
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.smc import inverse_cdf, weights
-from jax_power_smc.targets.power import TargetArrays
+from jax_power_smc.targets.power import TargetArrays, support
 
 
 class Particles(NamedTuple):
@@ -47,6 +47,20 @@ class Particles(NamedTuple):
     dropped: jax.Array
 
 
+class RowTargets(NamedTuple):
+    """What the target asks of the next token of each of R prefixes.
+
+    Attributes:
+      exponent: [R], a_t of the prefix's prompt.
+      ends: [R, V] bool, whether a token would end the sequence; or [1, V], the same for all.
+      allowed: [R, V] bool, the step's support; or [1, V], the same for all.
+    """
+
+    exponent: jax.Array
+    ends: jax.Array
+    allowed: jax.Array
+
+
 class StepResult(NamedTuple):
     """What one step decided.
 
@@ -54,6 +68,7 @@ class StepResult(NamedTuple):
       particles: the population after the step.
       parent: [M] int32, the particle whose past each one continues; below N for the first N.
       token: [M] int32, the token each particle drew; meaningful where ``active``.
+      log_prob: [M], its log p at temperature 1; meaningful where ``active``.
       active: [M] bool, particles that drew a token.
       ess: [], effective sample size when it was checked.
       resampled: [] bool.
@@ -62,6 +77,7 @@ class StepResult(NamedTuple):
     particles: Particles
     parent: jax.Array
     token: jax.Array
+    log_prob: jax.Array
     active: jax.Array
     ess: jax.Array
     resampled: jax.Array
@@ -89,7 +105,7 @@ class Sampler(abc.ABC):
 
     Attributes:
       runs_as_chains: True if it revises whole sequences on a schedule. The model must then be able
-        to return to earlier steps, and prompts cannot be streamed. False for a ``Kernel``.
+        to rewind sequences, and prompts cannot be streamed. False for a ``Kernel``.
       has_evidence: whether it estimates the target's normaliser, and so returns weighted particles.
         Without evidence, particles have equal weights and ``log_evidence`` is NaN in results.
       num_particles: N, the sequences that each prompt decodes at a time and returns.
@@ -101,6 +117,11 @@ class Sampler(abc.ABC):
 
     def check(self, max_new_tokens: int) -> None:  # noqa: B027
         """Raises ValueError if the settings do not suit a cap of T = ``max_new_tokens``."""
+
+    @property
+    def typical_rows(self) -> float:
+        """Distinct prefixes per step among the N particles, about; for planning memory."""
+        return self.num_particles
 
     def token_temperature(self, alpha: float) -> float:
         """The temperature at which tokens are drawn, after any ramp; 1/alpha unless set."""
@@ -116,6 +137,8 @@ class Kernel(Sampler):
     """
 
     STATIC: ClassVar[tuple[str, ...]] = ()
+    # Whether no two running particles ever have the same prefix.
+    all_distinct: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -146,7 +169,45 @@ class Kernel(Sampler):
         """The population before the first step: M empty sequences of equal weight."""
         return start(self.population_size, dtype)
 
+    def exponent(self, target: TargetArrays, step: jax.Array) -> jax.Array:
+        """The exponent a_t of the distributions that tokens are drawn from."""
+        del step
+        return target.alpha
+
     @abc.abstractmethod
+    def tables(self, logits: Logits, rows: RowTargets) -> Any:
+        """What a step needs of each prefix, whatever particles share it.
+
+        Args:
+          logits: [R, V] of the next token of R prefixes, in the dtype of the weights.
+          rows: what is asked of that token.
+
+        Returns:
+          A pytree with leaves [R, ...], whose ``is_bad`` [R] bool says that the logits are invalid.
+        """
+
+    @abc.abstractmethod
+    def advance(
+        self,
+        target: TargetArrays,
+        particles: Particles,
+        row: jax.Array,
+        tables: Any,
+        uniforms: StepUniforms,
+        step: jax.Array,
+    ) -> StepResult:
+        """One step of one prompt: which particle continues which, and with what token.
+
+        Args:
+          target: the prompt's target.
+          particles: the population.
+          row: [N] int32, where in the tables the prefix of each running particle is; any valid
+            index for the others.
+          tables: of ``tables``.
+          uniforms: all the randomness of the step, by particle.
+          step: [] int32, t.
+        """
+
     def step(
         self,
         target: TargetArrays,
@@ -156,16 +217,15 @@ class Kernel(Sampler):
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> StepResult:
-        """One step: which particle continues which, and with what token.
+        """``advance`` where every particle has a prefix of its own.
 
-        Args:
-          target: the prompt's target.
-          particles: the population.
-          logits: [N, V] of the next token of the running particles, in the dtype of the weights.
-          ends: [N, V] bool, whether a token would end the sequence; or [1, V], the same for all.
-          uniforms: all the randomness of the step.
-          step: [] int32, t.
+        logits [N, V], ends [N or 1, V]; ``uniforms`` is all the randomness of the step, ``step``
+        [] int32 is t.
         """
+        exponent = jnp.broadcast_to(self.exponent(target, step), (self.num_particles,))
+        rows = RowTargets(exponent, ends, support(logits, target, ends, step))
+        own = jnp.arange(self.num_particles, dtype=jnp.int32)
+        return self.advance(target, particles, own, self.tables(logits, rows), uniforms, step)
 
     @abc.abstractmethod
     def finish(

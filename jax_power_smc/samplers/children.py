@@ -1,14 +1,14 @@
 """The children of a population: each particle's one-token continuations, with their weights.
 
-The N V children are reduced to a few without changing any expectation (docs/math.md, eqs. 23 and
-24): each particle has K explicit children, and the rest of its vocabulary is one *tail* child that
-does not end the sequence and one that does. If a tail child is selected, its token is drawn from
-p^a on that rest.
+All V children of a prefix are reduced to a few without changing any expectation (docs/math.md,
+eqs. 23 and 24): each prefix has K explicit children, and the rest of its vocabulary is one *tail*
+child that does not end the sequence and one that does. If a tail child is selected, its token is
+drawn from p^a on that rest.
 
 Tail masses are sums over the rest, never differences: at V = 152k and alpha = 4 a float32
 difference gives 0 where the truth is 1e-16.
 
-Letters: N particles, K explicit children, C = K + 1 columns with the tail, V vocabulary.
+Letters: R prefixes, K explicit children, C = K + 1 columns with the tail, V vocabulary.
 """
 
 from typing import NamedTuple
@@ -29,15 +29,15 @@ from jax_power_smc.samplers.proposal import (
 
 
 class Children(NamedTuple):
-    """The children of N particles; child ``i C + j`` is column j of particle i, the tail last.
+    """The children of R prefixes, C columns each, the tail last.
 
     Attributes:
-      token: [N, K] int32, tokens of the explicit children.
-      log_p: [N, K], their log p at temperature 1; read where their mass is positive.
-      live: [N, C] log mass ``log p(v)^a`` of those that do not end the sequence, else -inf.
-      ending: [N, C] the same of those that end it.
+      token: [R, K] int32, tokens of the explicit children.
+      log_p: [R, K], their log p at temperature 1; read where their mass is positive.
+      live: [R, C] log mass ``log p(v)^a`` of those that do not end the sequence, else -inf.
+      ending: [R, C] the same of those that end it.
       live_tail, ending_tail: what the token of a selected tail child is drawn from.
-      rest: [N, V], the logits without those of the explicit children.
+      rest: [R, V], the logits without those of the explicit children.
       normaliser: that of all logits.
     """
 
@@ -50,23 +50,27 @@ class Children(NamedTuple):
     rest: Logits
     normaliser: Normaliser
 
+    @property
+    def is_bad(self) -> jax.Array:
+        """[R] bool, see ``Normaliser``."""
+        return self.normaliser.is_bad
+
     def draw(
-        self, child: jax.Array, tail: PowerProposal, uniforms: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Parent, token and its log p of each child [N] int32; of no meaning for -1.
+        self, row: jax.Array, column: jax.Array, tail: PowerProposal, uniforms: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Token and its log p of the children [n] at ``column`` of prefixes ``row``.
 
         Args:
-          child: selected children.
+          row, column: [n] int32.
           tail: ``live_tail`` or ``ending_tail``, whichever the children come from.
-          uniforms: [N, 2] in [0, 1), for the tokens of tail children.
+          uniforms: [n, 2] in [0, 1), for the tokens of tail children.
         """
         width = self.live.shape[1]
-        parent, column = jnp.maximum(child, 0) // width, jnp.maximum(child, 0) % width
         is_tail, column = column == width - 1, jnp.minimum(column, width - 2)
-        drawn = draw(tail, parent, uniforms)
-        token = jnp.where(is_tail, drawn, self.token[parent, column])
-        drawn_log_p = log_prob(self.rest, self.normaliser, parent, drawn)
-        return parent, token, jnp.where(is_tail, drawn_log_p, self.log_p[parent, column])
+        drawn = draw(tail, row, uniforms)
+        token = jnp.where(is_tail, drawn, self.token[row, column])
+        drawn_log_p = log_prob(self.rest, self.normaliser, row, drawn)
+        return token, jnp.where(is_tail, drawn_log_p, self.log_p[row, column])
 
 
 def expand(
@@ -77,15 +81,15 @@ def expand(
     ends: jax.Array,
     exponent: jax.Array,
 ) -> Children:
-    """All children of N particles.
+    """All children of R prefixes.
 
     Args:
-      logits: [N, V] of the next token.
+      logits: [R, V] of the next token.
       normaliser: that of the logits.
-      token: [N, K] int32, the explicit children's tokens, distinct for each particle.
-      allowed: [N or 1, V] bool, the support; children outside it have no mass.
-      ends: [N or 1, V] bool, whether a token ends the sequence.
-      exponent: [], a_t.
+      token: [R, K] int32, the explicit children's tokens, distinct for each prefix.
+      allowed: [R or 1, V] bool, the support; children outside it have no mass.
+      ends: [R or 1, V] bool, whether a token ends the sequence.
+      exponent: [] or [R], a_t.
     """
     values, sharding = logits.values, logits.sharding
     parent = jnp.broadcast_to(jnp.arange(token.shape[0], dtype=jnp.int32)[:, None], token.shape)
@@ -93,7 +97,8 @@ def expand(
     possible = sharding.lookup(allowed, parent, token) & (log_p > -jnp.inf)
     possible = possible & ~normaliser.is_bad[:, None]
     log_p = jnp.where(possible, log_p, 0)
-    explicit = jnp.where(possible, exponent * log_p, -jnp.inf)
+    exponents = jnp.broadcast_to(exponent, (token.shape[0],))[:, None]
+    explicit = jnp.where(possible, exponents * log_p, -jnp.inf)
     explicit_ends = sharding.lookup(ends, parent, token)
     # Tokens without mass need not be taken out. Doing it after all other reads of the logits lets
     # the compiler do it in place.

@@ -92,7 +92,7 @@ class PowerProposal:
       logits: [N, B, b], padded with -inf; also -inf where a particle's own support excludes a
         token. With a sharded vocabulary, this and ``allowed`` hold this device's blocks only.
       allowed: [1, B, b] bool, the support that all particles share, padded with False.
-      exponent: [].
+      exponent: [N].
       top: [N], the largest logit of the support; 0 where it is empty.
       block_mass: [N, B], masses of all blocks; the token of logit ``top`` has mass 1.
       log_sum: [N], ``log sum_v p(v)^a`` over the support; -inf for an empty support.
@@ -110,7 +110,8 @@ class PowerProposal:
     @property
     def mass(self) -> jax.Array:
         """[N, B, b], the masses of all tokens; for tests, as the step never forms them."""
-        mass = _mass(self.logits, self.allowed, self.top[:, None, None], self.exponent)
+        exponent = self.exponent[:, None, None]
+        mass = _mass(self.logits, self.allowed, self.top[:, None, None], exponent)
         return jnp.where((self.log_sum > -jnp.inf)[:, None, None], mass, jnp.zeros_like(mass))
 
 
@@ -128,7 +129,7 @@ def power_proposal(
       logits: [N, V] of the base model, or log p, at temperature 1. A sharded vocabulary must
         satisfy ``can_shard``.
       allowed: [N, V] bool, the step's support; or [1, V], the same for all, which is faster.
-      exponent: [] a_t, at least 0.
+      exponent: [] or [N], a_t, at least 0.
       block_size: b, at most V; None for one that suits V.
       normaliser: that of the base model's logits, if known. ``logits`` may then lack tokens that
         are not allowed anyway.
@@ -143,7 +144,8 @@ def power_proposal(
     values, allowed = _blocks(values, block, -jnp.inf), _blocks(allowed, block, False)
     possible = ~normaliser.is_bad & (top > -jnp.inf)
     top = jnp.where(possible, top, jnp.zeros_like(top))
-    # One exponent per particle, so that two proposals of one step share no large operand.
+    exponent = jnp.broadcast_to(exponent, top.shape).astype(top.dtype)
+    # An operand of its own, so that two proposals of one step share no large one.
     exponents = jnp.where(possible, exponent, jnp.ones_like(top))[:, None, None]
     block_mass = jnp.sum(_mass(values, allowed, top[:, None, None], exponents), axis=-1)
     block_mass = sharding.all_gather(block_mass)
@@ -173,10 +175,43 @@ def draw(proposal: PowerProposal, parent: jax.Array, uniforms: jax.Array) -> jax
     # however exponentials close to underflow were rounded in its sum.
     top = jnp.max(jnp.where(allowed, logits, -jnp.inf), axis=-1, keepdims=True)
     top = jnp.where(top > -jnp.inf, top, jnp.zeros_like(top))
-    mass = _mass(logits, allowed, top, proposal.exponent)
+    mass = _mass(logits, allowed, top, proposal.exponent[parent][:, None])
     within = inverse_cdf.invert_each(mass, uniforms[:, 1])
     token = proposal.sharding.from_owner(block * proposal.logits.shape[-1] + within, mine)
     return jnp.where(proposal.log_sum[parent] > -jnp.inf, token, jnp.int32(0))
+
+
+class ProposalTables(NamedTuple):
+    """The proposals of R prefixes.
+
+    Attributes:
+      logits: [R, V].
+      ends: [R or 1, V] bool, tokens that end the sequence.
+      normaliser: of the logits.
+      proposal: ``q ∝ p^{a_t}``.
+      tempered: what tokens are drawn from instead, or None.
+    """
+
+    logits: Logits
+    ends: jax.Array
+    normaliser: Normaliser
+    proposal: PowerProposal
+    tempered: PowerProposal | None = None
+
+    @property
+    def is_bad(self) -> jax.Array:
+        """[R] bool, see ``Normaliser``."""
+        return self.normaliser.is_bad
+
+    def draw(self, row: jax.Array, uniforms: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A token for each particle at ``row`` [N], its log p, and whether it ends the sequence."""
+        token = draw(self.tempered or self.proposal, row, uniforms)
+        return self.at(row, token)
+
+    def at(self, row: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Tokens [N] of prefixes [N], their log p, and whether they end the sequence."""
+        token_log_p = log_prob(self.logits, self.normaliser, row, token)
+        return token, token_log_p, self.logits.sharding.lookup(self.ends, row, token)
 
 
 def _blocks(x: jax.Array, block: int, fill: float | bool) -> jax.Array:

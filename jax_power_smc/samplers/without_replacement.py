@@ -35,6 +35,7 @@ from jax_power_smc.samplers.base import (
     FinalWeights,
     Kernel,
     Particles,
+    RowTargets,
     StepResult,
     extend,
     final_weights,
@@ -42,11 +43,11 @@ from jax_power_smc.samplers.base import (
     start,
 )
 from jax_power_smc.samplers.children import Children, expand, most_probable
-from jax_power_smc.samplers.proposal import Normaliser, normalise
+from jax_power_smc.samplers.proposal import normalise
 from jax_power_smc.smc import weights
 from jax_power_smc.smc.exponent_ramp import bridge, exponent_at
 from jax_power_smc.smc.optimal_resampling import place, select
-from jax_power_smc.targets.power import TargetArrays, support
+from jax_power_smc.targets.power import TargetArrays
 
 
 class Candidates(NamedTuple):
@@ -70,6 +71,9 @@ class WithoutReplacement(Kernel):
       explicit_children: K, children per particle that are candidates of their own: its most
         probable tokens. None for min(V, N). It changes cost and variance, never an expectation.
       ramp_tokens: steps over which the exponent rises from 1 to alpha; 0 for no ramp.
+      mass_floor: in [0, 1), a share of all mass: live children that weigh less are kept with
+        probability weight / floor and then weigh the floor, so that N is only a cap and their
+        number follows the uncertainty; 0 for none. It leaves all expectations as they are.
       early_stop: stop when the running sequences hold less than this share of the mass
         (docs/math.md, eq. 25); 0 never stops early. ``info.dropped_mass`` reports the share lost.
 
@@ -78,10 +82,12 @@ class WithoutReplacement(Kernel):
     """
 
     STATIC = ("num_particles", "explicit_children")
+    all_distinct = True
 
     num_particles: int
     explicit_children: int | None = None
     ramp_tokens: int = 0
+    mass_floor: float = 0.0
     early_stop: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -93,6 +99,7 @@ class WithoutReplacement(Kernel):
             num_particles=checks.integer("num_particles", self.num_particles, at_least=1),
             explicit_children=children,
             ramp_tokens=checks.integer("ramp_tokens", self.ramp_tokens, at_least=0),
+            mass_floor=checks.number("mass_floor", self.mass_floor, at_least=0, below=1),
             early_stop=checks.number("early_stop", self.early_stop, at_least=0, at_most=1),
         )
 
@@ -100,6 +107,11 @@ class WithoutReplacement(Kernel):
     def population_size(self) -> int:
         """N running particles and as many entries of the finished pool."""
         return 2 * self.num_particles
+
+    @property
+    def typical_rows(self) -> float:
+        """N without a floor; with one, a few."""
+        return self.num_particles if self.mass_floor == 0 else 1 + self.num_particles / 8
 
     def start(self, dtype: jnp.dtype) -> Particles:
         """One root of weight 1; all other particles are unused."""
@@ -109,40 +121,51 @@ class WithoutReplacement(Kernel):
         in_pool = index >= self.num_particles
         return particles._replace(log_weight=weight, ended=in_pool, finished=in_pool)
 
-    def step(
+    def exponent(self, target: TargetArrays, step: jax.Array) -> jax.Array:
+        """a_t, eq. 10."""
+        return exponent_at(step, target.alpha, self.ramp_tokens)
+
+    def tables(self, logits: Logits, rows: RowTargets) -> Children:
+        """Expand, eqs. 18 and 23: the children of every prefix; see ``Kernel.tables``."""
+        token = self.explicit(logits, rows.allowed)
+        return expand(logits, normalise(logits), token, rows.allowed, rows.ends, rows.exponent)
+
+    def advance(
         self,
         target: TargetArrays,
         particles: Particles,
-        logits: Logits,
-        ends: jax.Array,
+        row: jax.Array,
+        tables: Children,
         uniforms: StepUniforms,
         step: jax.Array,
     ) -> StepResult:
-        """One step; see ``Kernel.step``."""
-        n = self.num_particles
+        """One step; see ``Kernel.advance``."""
+        n, width = self.num_particles, tables.live.shape[1]
         # Bridge, eq. 11.
-        exponent = exponent_at(step, target.alpha, self.ramp_tokens)
+        exponent = self.exponent(target, step)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
-        # Expand, eqs. 18 and 23.
-        children = self.children(logits, normalise(logits), target, ends, exponent, step)
-        candidates = self.candidates(log_weight, children)
         # Select, eqs. 19 and 20; each systematic pass has its own uniform number.
-        live = select(candidates.live, n, uniforms.resample[0])
+        candidates = self.candidates(log_weight, tables.live[row], tables.ending[row])
+        floor = self.log_floor(candidates, at_full_exponent=exponent >= target.alpha)
+        live = select(candidates.live, n, uniforms.resample[0], floor)
         pool = select(candidates.pool, n, uniforms.resample[1])
         # Place.
         live_child = self._place_live(live)
         pool_entry = self._place_in_pool(pool)
         newly_finished = pool_entry >= n
-        end_child = jnp.where(newly_finished, pool_entry - n, jnp.int32(-1))
         active = jnp.concatenate([live_child >= 0, newly_finished])
+        child = jnp.concatenate([live_child, jnp.where(newly_finished, pool_entry - n, -1)])
+        child_of, column = jnp.maximum(child, 0) // width, jnp.maximum(child, 0) % width
         # Draw, eq. 24.
-        drawn_live = children.draw(live_child, children.live_tail, uniforms.token[:n])
-        drawn_end = children.draw(end_child, children.ending_tail, uniforms.token[n:])
-        parent, token, token_log_p = (
-            jnp.concatenate(pair) for pair in zip(drawn_live, drawn_end, strict=True)
+        halves = zip(
+            (tables.live_tail, tables.ending_tail),
+            *(jnp.split(x, 2) for x in (row[child_of], column, uniforms.token)),
+            strict=True,
         )
+        drawn = [tables.draw(r, c, tail, u) for tail, r, c, u in halves]
+        token, token_log_p = (jnp.concatenate(pair) for pair in zip(*drawn, strict=True))
         index = jnp.arange(self.population_size, dtype=jnp.int32)
-        parent = jnp.where(active, parent, index)
+        parent = jnp.where(active, child_of, index)
 
         particles = extend(reorder(particles, parent), token_log_p, active, index >= n)
         log_weight, log_evidence = weights.renormalize(
@@ -155,7 +178,8 @@ class WithoutReplacement(Kernel):
         possible = jnp.sum(candidates.live > -jnp.inf) + jnp.sum(candidates.pool > -jnp.inf)
         particles = self._stop_early(target, particles)
         ess = weights.effective_sample_size(particles.log_weight)
-        return StepResult(particles, parent, token, active, ess, chosen < possible)
+        resampled = chosen < possible
+        return StepResult(particles, parent, token, token_log_p, active, ess, resampled)
 
     def finish(
         self, target: TargetArrays, particles: Particles, uniforms: jax.Array
@@ -169,37 +193,34 @@ class WithoutReplacement(Kernel):
         index = place(unused, log_weight > -jnp.inf)
         return final_weights(_at(log_weight, index), particles.log_evidence, uniforms[0], index)
 
-    def children(
-        self,
-        logits: Logits,
-        normaliser: Normaliser,
-        target: TargetArrays,
-        ends: jax.Array,
-        exponent: jax.Array,
-        step: jax.Array,
-    ) -> Children:
-        """All children of the running particles; logits [N, V], ends [N or 1, V]."""
-        allowed = support(logits, target, ends, step)
-        return expand(logits, normaliser, self.explicit(logits, allowed), allowed, ends, exponent)
-
     def explicit(self, logits: Logits, allowed: jax.Array) -> jax.Array:
-        """[N, K] int32, distinct tokens per particle: the most probable ones of the support.
+        """[R, K] int32, distinct tokens per prefix: the most probable ones of the support.
 
-        logits [N, V], allowed [N or 1, V]. Where the support has fewer than K, tokens outside it
+        logits [R, V], allowed [R or 1, V]. Where the support has fewer than K, tokens outside it
         fill the rest.
         """
         count = self.num_particles if self.explicit_children is None else self.explicit_children
         return most_probable(logits, allowed, min(count, logits.vocab_size))
 
-    def candidates(self, log_weight: jax.Array, children: Children) -> Candidates:
-        """What is selected from; log_weight [M]."""
+    def candidates(self, log_weight: jax.Array, live: jax.Array, ending: jax.Array) -> Candidates:
+        """What is selected from: log_weight [M], log masses of the children [N, C]."""
         parents = log_weight[: self.num_particles, None]
+        # A place without a particle has no prefix: what the tables say there is of another one.
+        absent = parents == -jnp.inf
+        live, ending = (jnp.where(absent, -jnp.inf, parents + x) for x in (live, ending))
         return Candidates(
-            live=(parents + children.live).reshape(-1),
-            pool=jnp.concatenate(
-                [log_weight[self.num_particles :], (parents + children.ending).reshape(-1)]
-            ),
+            live=live.reshape(-1),
+            pool=jnp.concatenate([log_weight[self.num_particles :], ending.reshape(-1)]),
         )
+
+    def log_floor(self, candidates: Candidates, at_full_exponent: jax.Array) -> jax.Array:
+        """[], the log of the least threshold of the live selection; -inf without a floor.
+
+        During a ramp there is none: a bridge may still raise what is small now.
+        """
+        total = jnp.logaddexp(*(jax.nn.logsumexp(x) for x in candidates))
+        floor = total + jnp.log(jnp.asarray(self.mass_floor, total.dtype))
+        return jnp.where(at_full_exponent, floor, jnp.full_like(floor, -jnp.inf))
 
     def _place_live(self, live: jax.Array) -> jax.Array:
         """[N] int32, the selected child in each running place, -1 for none; live [N C]."""

@@ -37,13 +37,16 @@ def log_threshold(log_mass: jax.Array, num_keep: int) -> jax.Array:
     Returns:
       [] of the dtype of ``log_mass``.
     """
-    bound = min(num_keep, log_mass.shape[0])
-    ordered = -jnp.sort(-log_mass)
     # Only sums that begin within the first N are needed; all that lies beyond is one term of each.
-    heads = ordered[:bound].at[bound - 1].set(jax.nn.logsumexp(ordered[bound - 1 :]))
-    others = jax.lax.cumlogsumexp(heads, reverse=True)
+    bound = min(num_keep, log_mass.shape[0])
+    ordered = jax.lax.top_k(log_mass, bound)[0]
+    smallest = ordered[-1]
+    ties = jnp.sum(log_mass >= smallest) - (bound - 1)
+    beyond = jax.nn.logsumexp(jnp.where(log_mass < smallest, log_mass, -jnp.inf))
+    tail = jnp.logaddexp(beyond, smallest + jnp.log(ties.astype(log_mass.dtype)))
+    others = jax.lax.cumlogsumexp(ordered.at[bound - 1].set(tail), reverse=True)
     log_points = jnp.log(num_keep - jnp.arange(bound, dtype=log_mass.dtype))
-    fits = ordered[:bound] + log_points <= others
+    fits = ordered + log_points <= others
     # The last one always fits, whatever rounding makes of a sum of one term.
     fits = fits.at[bound - 1].set(True)
     num_certain = jnp.argmax(fits)
@@ -51,30 +54,45 @@ def log_threshold(log_mass: jax.Array, num_keep: int) -> jax.Array:
     return jnp.where(few, -jnp.inf, others[num_certain] - log_points[num_certain])
 
 
-def select(log_mass: jax.Array, num_keep: int, uniform: jax.Array) -> jax.Array:
+def select(
+    log_mass: jax.Array,
+    num_keep: int,
+    uniform: jax.Array,
+    log_floor: jax.Array | None = None,
+) -> jax.Array:
     """Reduces M candidates to at most N (docs/math.md, eq. 20).
+
+    A floor raises the threshold c where it would be smaller: fewer candidates are then kept, by a
+    pass whose total need not be whole. The expectations stay, since c depends on the weights alone.
 
     Args:
       log_mass: [M], -inf for an impossible candidate.
       num_keep: N, at least 1.
       uniform: [] in [0, 1), the shift of the systematic pass.
+      log_floor: [], log of the least threshold; None or -inf for none.
 
     Returns:
       [M] log weights W': -inf for candidates not kept.
     """
     log_c = log_threshold(log_mass, num_keep)
+    by_floor = jnp.zeros((), bool)
+    if log_floor is not None:
+        by_floor = log_floor > log_c
+        log_c = jnp.maximum(log_c, log_floor)
     certain = (log_mass >= log_c) & (log_mass > -jnp.inf)
-    cdf = systematic_cdf(log_mass, log_c, num_keep)
+    cdf = systematic_cdf(log_mass, log_c, num_keep, by_floor)
     below = jnp.concatenate([jnp.zeros((1,), cdf.dtype), cdf[:-1]])
     # A candidate is hit if more of the points j + uniform lie before its end than its beginning.
     hit = _points_before(cdf, uniform) > _points_before(below, uniform)
     return jnp.where(certain, log_mass, jnp.where(hit, log_c, -jnp.inf))
 
 
-def systematic_cdf(log_mass: jax.Array, log_c: jax.Array, num_keep: int) -> jax.Array:
-    """Running sum [M] of ``w / c`` over the candidates below c; the last value is an integer.
+def systematic_cdf(
+    log_mass: jax.Array, log_c: jax.Array, num_keep: int, by_floor: jax.Array | bool = False
+) -> jax.Array:
+    """Running sum [M] of ``w / c`` over the candidates below c; all zero if there is none.
 
-    All zero if no candidate is left to chance.
+    The last value is the integer N less the number of certain candidates, unless c is a floor.
     """
     below = log_mass < log_c
     share = jnp.where(below, jnp.exp(log_mass - log_c), jnp.zeros_like(log_mass))
@@ -85,7 +103,9 @@ def systematic_cdf(log_mass: jax.Array, log_c: jax.Array, num_keep: int) -> jax.
     points = jnp.where(total > 0, points, 0).astype(cdf.dtype)
     scaled = cdf * (points / jnp.where(total > 0, total, jnp.ones_like(total)))
     last = jnp.arange(cdf.shape[0], dtype=jnp.int32) >= inverse_cdf.last_positive(share)
-    return jnp.where(last, points, jnp.minimum(scaled, points))
+    whole = jnp.where(last, points, scaled)
+    # Under a floor the total is not whole, and rounding it up would add mass.
+    return jnp.minimum(jnp.where(by_floor, cdf, whole), points)
 
 
 def _points_before(cdf: jax.Array, uniform: jax.Array) -> jax.Array:

@@ -131,9 +131,10 @@ class TargetArrays(NamedTuple):
 
     Attributes:
       alpha: [].
-      ends: [V] bool, tokens that end every sequence; a stop rule adds its own.
-      forced: [] bool, whether the last step allows only ending tokens.
-      min_new_tokens: [] int32.
+      ends: [V] bool, tokens that end every sequence; a stop rule adds its own. None where it is
+        stored elsewhere.
+      forced: [] bool, whether the last step allows only ending tokens; None if it never does.
+      min_new_tokens: [] int32; None for 0.
       cap: [] int32, T; no token is drawn at or after this step.
       top_k: [] int32, or None for no restriction.
       top_p: [], or None for no restriction.
@@ -141,8 +142,8 @@ class TargetArrays(NamedTuple):
 
     alpha: jax.Array
     ends: jax.Array
-    forced: jax.Array
-    min_new_tokens: jax.Array
+    forced: jax.Array | None
+    min_new_tokens: jax.Array | None
     cap: jax.Array
     top_k: jax.Array | None
     top_p: jax.Array | None
@@ -152,19 +153,25 @@ def support(logits: Logits, target: TargetArrays, ends: jax.Array, step: jax.Arr
     """The tokens that the target allows at one step.
 
     Args:
-      logits: [N, V] of the base model, or log p, unmasked. For top-k and top-p a sharded
-        vocabulary is gathered, because they depend on the order of all tokens.
-      target: the target of this prompt.
-      ends: [N, V] bool, tokens that would end each sequence; or [1, V] if they are the same for
+      logits: [R, V] of the base model, or log p, unmasked. For top-k and top-p a sharded
+        vocabulary is gathered, because they depend on all tokens.
+      target: of one prompt; or leaves [R], of each prefix's own prompt.
+      ends: [R, V] bool, tokens that would end each sequence; or [1, V] if they are the same for
         all.
-      step: [] int32, t.
+      step: [] or [R] int32, t.
 
     Returns:
-      [N, V] bool; [1, V] if ``ends`` is and there is neither top-k nor top-p.
+      [R, V] bool; [1, V] if everything it depends on is the same for all.
     """
-    too_early = (step < target.min_new_tokens) & ends
-    too_late = target.forced & (step == target.cap - 1) & ~ends
-    allowed = ~(too_early | too_late)
+
+    def column(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, 1)
+
+    allowed = jnp.ones((1, ends.shape[1]), bool)
+    if target.min_new_tokens is not None:
+        allowed = allowed & ~(column(step < target.min_new_tokens) & ends)
+    if target.forced is not None:
+        allowed = allowed & ~(column(target.forced & (step == target.cap - 1)) & ~ends)
     if target.top_k is not None or target.top_p is not None:
         values = logits.sharding.all_gather(logits.values)
         inside = _most_probable(values, target.top_k, target.top_p)
@@ -175,17 +182,46 @@ def support(logits: Logits, target: TargetArrays, ends: jax.Array, step: jax.Arr
 def _most_probable(
     logits: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None
 ) -> jax.Array:
-    """[N, V] bool: tokens in both the top-k and the top-p set of each particle, ties by id."""
-    order = jnp.argsort(-logits, axis=-1, stable=True)
-    rank = jnp.argsort(order, axis=-1).astype(jnp.int32)
+    """[R, V] bool: tokens in both the top-k and the top-p set of each prefix, ties by id.
+
+    By bisection for the smallest logit inside, since sorting a large vocabulary takes a TPU
+    minutes to compile and milliseconds to run.
+    """
     inside = jnp.ones(logits.shape, bool)
     if top_k is not None:
-        inside = inside & (rank < top_k)
+        inside = inside & _reach(logits, jnp.ones_like(logits), top_k.reshape(-1))
     if top_p is not None:
-        p = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-        before = jnp.cumsum(p, axis=-1) - p  # mass ranked above
-        reached = (before >= top_p) & (top_p < 1)
-        # The first is always inside, however an empty sum is rounded.
-        reached = reached & (jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] > 0)
-        inside = inside & ~jnp.take_along_axis(reached, rank, axis=-1)
+        whole = (top_p >= 1).reshape(-1, 1)
+        inside = inside & (whole | _reach(logits, jax.nn.softmax(logits, axis=-1), top_p))
     return inside
+
+
+def _reach(logits: jax.Array, mass: jax.Array, wanted: jax.Array) -> jax.Array:
+    """[R, V] bool: the fewest tokens of highest logit, ties by id, whose mass reaches ``wanted``.
+
+    mass [R, V] is non-negative, wanted [] or [R]. At least one token is inside.
+    """
+    wanted = jnp.broadcast_to(wanted, logits.shape[:1]).astype(mass.dtype)
+    # Integers in the order of the logits, where 0 and -0 are equal.
+    logits = jnp.where(logits == 0, jnp.zeros_like(logits), logits)
+    bits, kind = (64, jnp.int64) if logits.dtype == jnp.float64 else (32, jnp.int32)
+    order = jax.lax.bitcast_convert_type(logits.astype(jnp.dtype(f"float{bits}")), kind)
+    order = jnp.where(order < 0, order ^ jnp.iinfo(kind).max, order)
+
+    def reaches(least: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(order >= least[:, None], mass, 0), axis=-1) >= wanted
+
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        enough = reaches(middle)
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    # ``low`` reaches, or nothing does; ``high`` does not.
+    low, high = jnp.min(order, axis=-1), jnp.max(order, axis=-1) + 1
+    low, _ = jax.lax.fori_loop(0, bits, halve, (low, high))
+    above, at = order > low[:, None], order == low[:, None]
+    before = jnp.cumsum(jnp.where(at, mass, 0), axis=-1) - mass  # among the ties
+    missing = wanted - jnp.sum(jnp.where(above, mass, 0), axis=-1)
+    first = (jnp.cumsum(at, axis=-1, dtype=jnp.int32) == 1) & ~jnp.any(above, axis=-1)[:, None]
+    return above | (at & ((before < missing[:, None]) | first))

@@ -6,6 +6,10 @@ Metropolis-Hastings grows the sequence in B blocks of T/B tokens and makes M mov
 move cuts the sequence at r and redraws everything from r on. All costs of Metropolis-Hastings are
 expectations over the cuts, exact for every T that B divides (no large-T approximation), and do not
 depend on whether moves are accepted.
+
+In arguments, ``num_particles`` is N, ``num_tokens`` T, ``num_blocks`` B, ``moves_per_block`` M (0
+or more), ``edit`` "global" or "last_block", and ``gain`` the batched gain s(N). A value outside its
+range, or a B that does not divide T, is a ValueError.
 """
 
 from typing import Literal
@@ -24,15 +28,7 @@ EDITS: tuple[Edit, ...] = ("global", "last_block")
 
 
 def smc_tokens(num_tokens: int, num_particles: int) -> float:
-    """Tokens of one Power-SMC run: ``C_SMC = N T`` (Lemma 1; docs/math.md, eq. 35).
-
-    Args:
-      num_tokens: T.
-      num_particles: N.
-
-    Raises:
-      ValueError: if either is not an integer of at least 1.
-    """
+    """Tokens of one Power-SMC run: ``C_SMC = N T`` (Lemma 1; docs/math.md, eq. 35)."""
     num_tokens = checks.integer("num_tokens", num_tokens, at_least=1)
     num_particles = checks.integer("num_particles", num_particles, at_least=1)
     return float(num_particles * num_tokens)
@@ -47,15 +43,6 @@ def mh_tokens(num_tokens: int, num_blocks: int, moves_per_block: int, edit: Edit
 
         global (Lemma 2)       T (1 + M (B + 1)/4) + M B/2
         last block (Lemma 3)   T (1 + M/2) + M B/2
-
-    Args:
-      num_tokens: T, a multiple of B.
-      num_blocks: B.
-      moves_per_block: M, 0 or more.
-      edit: "global" or "last_block".
-
-    Raises:
-      ValueError: for a value outside its range, or if B does not divide T.
     """
     num_blocks, moves_per_block = _chain(num_blocks, moves_per_block, edit)
     num_tokens = _horizon(num_tokens, num_blocks)
@@ -68,14 +55,6 @@ def equal_cost_moves(num_particles: int, num_blocks: int, edit: Edit) -> int:
 
     In the limit of long sequences, ``M = (N - 1) 4/(B + 1)`` for "global" and ``2 (N - 1)`` for
     "last_block", rounded.
-
-    Args:
-      num_particles: N.
-      num_blocks: B.
-      edit: "global" or "last_block".
-
-    Raises:
-      ValueError: for a value outside its range.
     """
     num_particles = checks.integer("num_particles", num_particles, at_least=1)
     num_blocks, _ = _chain(num_blocks, 1, edit)
@@ -95,16 +74,8 @@ def work_ratio(
     """``C_SMC / C_MH``, the model work of SMC over that of the chain (docs/math.md, eq. 38).
 
     ``N / (1 + M (B + 1)/4)`` for "global", ``N / (1 + M/2)`` for "last_block", by Lemmas 1 to 3.
-    This is the limit of long sequences; at finite T the chain's last term adds M B/(2T) to the
-    denominator.
-
-    Args:
-      num_particles: N.
-      num_blocks, moves_per_block, edit: as in ``mh_tokens``.
-      num_tokens: T for the exact ratio; None for the limit.
-
-    Raises:
-      ValueError: for a value outside its range, or if B does not divide T.
+    This is the limit of long sequences, without ``num_tokens``; at finite T the chain's last term
+    adds M B/(2T) to the denominator.
     """
     num_particles = checks.integer("num_particles", num_particles, at_least=1)
     num_blocks, moves_per_block = _chain(num_blocks, moves_per_block, edit)
@@ -126,13 +97,6 @@ def wall_clock_ratio(
 
     ``(1 + M (B + 1)/4) s(N)/N`` for "global", ``(1 + M/2) s(N)/N`` for "last_block": SMC advances N
     sequences at once and has the batched gain; the chain decodes one token at a time and has none.
-
-    Args:
-      num_particles, num_blocks, moves_per_block, edit, num_tokens: as in ``work_ratio``.
-      gain: s(N), measured or from ``batched_gain``.
-
-    Raises:
-      ValueError: as ``work_ratio``, or if the gain is not a positive number.
     """
     gain = checks.number("gain", gain, above=0)
     return gain / work_ratio(num_particles, num_blocks, moves_per_block, edit, num_tokens)
@@ -141,14 +105,7 @@ def wall_clock_ratio(
 def smc_seconds(token_seconds: float, num_tokens: int, num_particles: int, gain: float) -> float:
     """Wall clock of one Power-SMC run: ``t(1) T N / s(N)`` (docs/math.md, eq. 35).
 
-    Args:
-      token_seconds: t(1), for one token of a single sequence.
-      num_tokens: T.
-      num_particles: N.
-      gain: s(N).
-
-    Raises:
-      ValueError: for a value outside its range.
+    ``token_seconds`` is t(1), for one token of a single sequence.
     """
     seconds = checks.number("token_seconds", token_seconds, above=0)
     gain = checks.number("gain", gain, above=0)

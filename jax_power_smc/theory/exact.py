@@ -14,6 +14,7 @@ from jax_power_smc.core.types import Params, TokenIds
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine.validation import check_prompt, check_target
 from jax_power_smc.models.base import LanguageModel
+from jax_power_smc.models.cache_moves import insert_rows, move_rows
 from jax_power_smc.smc.weights import weight_dtype
 from jax_power_smc.targets.power import PowerTarget, TargetArrays, support
 from jax_power_smc.targets.stop_arrays import (
@@ -60,7 +61,7 @@ def enumerate(
     """Lists every sequence with log p and log gamma.
 
     Args:
-      model, params: the language model, run through its own prefill and decode.
+      model, params: the language model, whose ``extend`` reads every sequence.
       prompt: token ids.
       target: the target; ``Enumeration.log_gamma`` is the log of its gamma.
       max_new_tokens: T.
@@ -105,7 +106,7 @@ def score(
     tokens: Sequence[Sequence[int]] | np.ndarray | jax.Array,
     lengths: Sequence[int] | np.ndarray | jax.Array | None = None,
 ) -> np.ndarray:
-    """Teacher-forced log p of each token, through the decode path.
+    """Teacher-forced log p of each token, read one by one.
 
     The sum over a sequence is its log p: nothing after its end counts.
 
@@ -173,37 +174,40 @@ def _teacher_forced(
     """For given tokens [N, T]: log p, whether in the support, whether ending; [N, T] each."""
     num, horizon = tokens.shape
     forced = jnp.asarray(tokens, jnp.int32)
-    ids = jnp.asarray(prompt, jnp.int32)
-
-    def of_tokens(logits: jax.Array, state: jax.Array, t: jax.Array) -> tuple[Any, jax.Array]:
-        """Three vectors [N], and the next state of the stop rule."""
-        log_p = jax.nn.log_softmax(logits.astype(weight_dtype(logits)), axis=-1)
-        ends = ending_tokens(target, stop, state)
-        allowed = support(Logits(log_p), target, ends, t)
-        column = jax.lax.dynamic_slice_in_dim(forced, t, 1, axis=1)
-        picked = tuple(jnp.take_along_axis(x, column, axis=1)[:, 0] for x in (log_p, allowed, ends))
-        always = jnp.ones((num,), bool)
-        return picked, next_stop_state(stop, state, column[:, 0], always)
+    ids, num_read = jnp.asarray(prompt, jnp.int32), len(prompt) - 1
+    every = jnp.ones((num,), jnp.int32)
 
     @jax.jit
-    def run(params: Params) -> tuple[jax.Array, ...]:
-        logits, context = model.prefill(params, ids, jnp.asarray(len(prompt), jnp.int32))
-        logits = jnp.broadcast_to(logits[None], (num, logits.shape[0]))
-        first, state = of_tokens(logits, jnp.zeros((num,), jnp.int32), jnp.zeros((), jnp.int32))
+    def run(params: Params) -> Any:
+        # The prompt is read once, up to its last token, and copied to every row.
+        zero, read = jnp.zeros((1,), jnp.int32), jnp.full((1,), num_read, jnp.int32)
+        prefilled = model.init_cache(params, 1, num_read + horizon)
+        if num_read:
+            _, prefilled = model.extend(params, prefilled, ids[None, :-1], zero, read)
+        cache = model.init_cache(params, num, num_read + horizon)
+        cache = insert_rows(model, cache, zero, prefilled)
+        others = jnp.arange(1, num + 1, dtype=jnp.int32)
+        cache = move_rows(model, cache, 0 * others, others, read * every, jnp.int32(num - 1))
 
-        def body(carry: Any, t: jax.Array) -> tuple[Any, Any]:
-            cache, state = carry
-            token = jax.lax.dynamic_slice_in_dim(forced, t - 1, 1, axis=1)[:, 0]
-            logits, cache = model.decode(params, context, cache, token, t - 1, t - 1)
-            picked, state = of_tokens(logits, state, t)
-            return (cache, state), picked
+        def step(carry: Any, t: jax.Array) -> tuple[Any, Any]:
+            cache, state, token = carry
+            position = (num_read + t) * every
+            logits, cache = model.extend(params, cache, token[:, None], position, every)
+            logits = logits[:, 0]
+            log_p = jax.nn.log_softmax(logits.astype(weight_dtype(logits)), axis=-1)
+            ends = ending_tokens(target, stop, state)
+            allowed = support(Logits(log_p), target, ends, t)
+            column = jax.lax.dynamic_slice_in_dim(forced, t, 1, axis=1)
+            picked = tuple(
+                jnp.take_along_axis(x, column, axis=1)[:, 0] for x in (log_p, allowed, ends)
+            )
+            token = column[:, 0]
+            state = next_stop_state(stop, state, token, jnp.ones((num,), bool))
+            return (cache, state, token), picked
 
-        carry = (model.init_cache(params, num, horizon), state)
-        _, rest = jax.lax.scan(body, carry, jnp.arange(1, horizon, dtype=jnp.int32))
-        return tuple(
-            jnp.concatenate([one[None], more], axis=0).T
-            for one, more in zip(first, rest, strict=True)
-        )
+        carry = (cache, jnp.zeros((num,), jnp.int32), ids[-1] * every)
+        _, picked = jax.lax.scan(step, carry, jnp.arange(horizon, dtype=jnp.int32))
+        return tuple(x.T for x in picked)
 
     log_p, allowed, ends = jax.device_get(run(params))
     return log_p, allowed, ends

@@ -118,11 +118,7 @@ def batched_gain(
 ) -> float:
     """``s(N) = N t(1) / t(N)``, between 1 and N: the throughput gain of decoding N at once.
 
-    Args:
-      num_particles, model, device, context, shared_context: as in ``step_seconds``.
-
-    Raises:
-      ValueError: for a value outside its range.
+    Arguments and errors are those of ``step_seconds``.
     """
     num_particles = checks.integer("num_particles", num_particles, at_least=1)
     batched = step_seconds(num_particles, model, device, context, shared_context)

@@ -8,7 +8,8 @@ exp(-(alpha - 1) H_alpha(p))`` with the Renyi entropy H_alpha (Corollary 1).
 
 Everything is a sum over the vocabulary, taken in the log domain. Tokens outside the target's
 support have ``log_p = -inf``; p is not renormalised over the rest. Letters: N particles, T
-tokens, V vocabulary; leading axes are batches. Results have the dtype of ``log_p``.
+tokens, V vocabulary. ``log_p`` is [..., V], whose leading axes are batches, and results [...] have
+its dtype; ``alpha`` is a finite scalar of at least 0.
 """
 
 from collections.abc import Sequence
@@ -58,15 +59,7 @@ class WeightMoments(NamedTuple):
 
 
 def log_power_sum(log_p: ArrayLike, alpha: ArrayLike) -> jax.Array:
-    """``log S = log sum_v p(v)^alpha``.
-
-    Args:
-      log_p: [..., V].
-      alpha: [] finite, at least 0.
-
-    Returns:
-      [...]; -inf where the support is empty.
-    """
+    """``log S = log sum_v p(v)^alpha``; -inf where the support is empty."""
     log_p = _floating(log_p)
     alpha = jnp.asarray(alpha, log_p.dtype)
     possible, finite = _support(log_p)
@@ -79,13 +72,8 @@ def weight_moments(log_p: ArrayLike, alpha: ArrayLike, temperature: ArrayLike) -
     By Theorem 1 the variance vanishes at temperature 1/alpha: here exactly, or up to the square of
     the rounding error if 1/(1/alpha) does not round to alpha.
 
-    Args:
-      log_p: [..., V].
-      alpha: [] finite, at least 0.
-      temperature: [] positive; infinity gives the uniform proposal on the support.
-
-    Returns:
-      Moments of shape [...]. An empty support has the constant weight 0.
+    ``temperature`` is a positive scalar; infinity gives the uniform proposal on the support. An
+    empty support has the constant weight 0.
     """
     log_p = _floating(log_p)
     alpha = jnp.asarray(alpha, log_p.dtype)
@@ -108,16 +96,10 @@ def weight_moments(log_p: ArrayLike, alpha: ArrayLike, temperature: ArrayLike) -
 def proposal_moments(log_p: ArrayLike, log_q: ArrayLike, alpha: ArrayLike) -> WeightMoments:
     """The weight's moments for any proposal that depends only on the prefix.
 
-    Args:
-      log_p: [..., V].
-      log_q: [..., V], the proposal's log probabilities, up to a constant per distribution; finite
-        for at least one token.
-      alpha: [] finite, at least 0.
-
-    Returns:
-      Moments of shape [...]. If q is zero on a token of the support, the mean is that over the
-      tokens q can reach, which is less than S: the weights are biased for any number of particles.
-      The variance is then +inf, its limit as the missing token's q goes to 0.
+    ``log_q`` [..., V] are its log probabilities, up to a constant per distribution; finite for at
+    least one token. If q is zero on a token of the support, the mean is that over the tokens q can
+    reach, which is less than S: the weights are biased for any number of particles. The variance is
+    then +inf, its limit as the missing token's q goes to 0.
     """
     log_p = _floating(log_p)
     alpha = jnp.asarray(alpha, log_p.dtype)
@@ -140,14 +122,8 @@ def renyi_entropy(log_p: ArrayLike, alpha: ArrayLike) -> jax.Array:
     """``H_alpha(p) = log(sum_v p(v)^alpha) / (1 - alpha)`` in nats.
 
     Includes the limits: Shannon's entropy at alpha = 1 (accurate nearby too), the log of the
-    support's size at 0, and ``-log max p`` at infinity. ``log S = -(alpha - 1) H_alpha(p)``.
-
-    Args:
-      log_p: [..., V], normalised (otherwise there is no limit at 1).
-      alpha: [] at least 0; may be infinite.
-
-    Returns:
-      [...], non-increasing in alpha.
+    support's size at 0, and ``-log max p`` at infinity, for which p must be normalised. It never
+    increases in alpha, and ``log S = -(alpha - 1) H_alpha(p)``.
     """
     log_p = _floating(log_p)
     alpha = jnp.asarray(alpha, log_p.dtype)
@@ -166,12 +142,9 @@ def renyi_entropy(log_p: ArrayLike, alpha: ArrayLike) -> jax.Array:
 
 
 class StepCost(NamedTuple):
-    """How much one step lowered a particle's log weight.
+    """How much one step, and the token drawn at it, lowered a particle's log weight.
 
-    Attributes:
-      step: t.
-      token: the token drawn at t, as passed by the caller.
-      cost: ``-log S_t = (alpha - 1) H_alpha(p_t)`` in nats; inf if the support was empty.
+    The cost is ``-log S_t = (alpha - 1) H_alpha(p_t)`` in nats; inf if the support was empty.
     """
 
     step: int
@@ -188,13 +161,8 @@ def weight_costs(
     total loss; steps at which the model was uncertain cost the most. Only differences between
     particles matter: a cost that all particles share does no harm.
 
-    Args:
-      log_sum: [T], log S_t of each step.
-      tokens: [T], ids or texts, only passed through.
-      count: how many steps to return; None for all.
-
-    Returns:
-      At most ``count`` steps; equal costs in the order of the steps.
+    ``log_sum`` [T] is log S_t of each step; the T tokens, ids or texts, are only passed through. At
+    most ``count`` steps are returned, equal costs in the order of the steps.
 
     Raises:
       ValueError: if the lengths differ, a log sum is NaN, or the count is negative.

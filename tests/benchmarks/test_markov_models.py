@@ -10,11 +10,13 @@ from jax_power_smc.benchmarks import markov_models
 PROMPT, ALPHA = [0], 2.5
 
 
+# The last prompt reaches positions beyond the last table.
+@pytest.mark.parametrize("prompt", [PROMPT, [2, 0], [1, 0, 2, 1]])
 @pytest.mark.parametrize("kind", markov_models.KINDS)
-def test_moments_are_those_of_enumeration(kind):
-    model, params = markov_models.make(3, 4, 0.7, kind, seed=1)
-    listed = psmc.exact.enumerate(model, params, PROMPT, psmc.PowerTarget(ALPHA), 4)
-    got = markov_models.exact_moments(model, params, PROMPT, ALPHA, 4)
+def test_moments_are_those_of_enumeration(kind, prompt):
+    model, params = markov_models.make(3, 6, 0.7, kind, seed=1)
+    listed = psmc.exact.enumerate(model, params, prompt, psmc.PowerTarget(ALPHA), 4)
+    got = markov_models.exact_moments(model, params, prompt, ALPHA, 4)
     assert got.log_evidence == pytest.approx(listed.log_evidence, abs=1e-5)
     weights = np.exp(np.asarray(listed.log_gamma, np.float64) - listed.log_evidence)
     mean = float(np.sum(weights * np.asarray(listed.log_prob, np.float64)))

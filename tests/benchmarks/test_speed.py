@@ -26,5 +26,5 @@ def test_the_bytes_of_a_step(tied):
     attention = 16 * (16 + 8 + 8) + 16 * 16
     weights = 40 * 16 + 16 + 2 * (attention + 3 * 16 * 8 + 2 * 16)
     entry = 2 * 2 * 2 * 4  # layers, keys and values, heads, size
-    expected = 2 * (weights + entry * (10 + 3 * (7 + 1)))
-    assert step_bytes(model, params, 10, 7, 3) == expected
+    expected = 2 * (weights + entry * 3 * (7 + 1))
+    assert step_bytes(model, params, 7, 3) == expected

@@ -137,6 +137,32 @@ def test_power_smc_is_unbiased(torch, tiny, preallocate):
         assert abs(np.mean(found) - truth) < 4 * error
 
 
+def test_particles_that_end_keep_their_weight(torch, tiny):
+    """E[Z_hat] is that of the sequences that stop at their first end token."""
+    alpha, horizon, runs = 1.5, 3, 200
+    end = int(logits_of(torch, tiny, [PROMPT])[0, -1].argmax())
+    paths = itertools.product(range(5), repeat=horizon)
+    stopped = {path[: path.index(end) + 1] if end in path else path for path in paths}
+    total = 0.0
+    for path in stopped:
+        log_p = log_softmax(logits_of(torch, tiny, [PROMPT + list(path)])[0])
+        total += np.exp(alpha * sum(log_p[len(PROMPT) - 1 + t, v] for t, v in enumerate(path)))
+    estimates, steps = [], []
+    for seed in range(runs):
+        run = torch_baseline.power_smc(
+            tiny, PROMPT, 4, alpha, horizon, seed=seed, warm_up=False, eos_ids=(end,)
+        )
+        estimates.append(np.exp(run.log_evidence))
+        after = np.cumsum(run.tokens == end, axis=1) > 0
+        np.testing.assert_array_equal(run.tokens[after], end)
+        # The loop ends when all have; resampling may drop the last that has not.
+        steps.append(run.timing.tokens)
+        assert 1 + (~after[:, :-1]).any(axis=0).sum() <= steps[-1]
+    assert min(steps) < max(steps) == horizon
+    error = np.std(estimates) / np.sqrt(runs)
+    assert abs(np.mean(estimates) - total) < 5 * error
+
+
 def test_both_caches_give_the_same_run(tiny):
     runs = [
         torch_baseline.power_smc(

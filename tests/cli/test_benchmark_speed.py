@@ -75,7 +75,8 @@ def test_steps_are_multiples_of_one_sequence(figures):
     for place, multiple in multiples.items():
         assert times[place] > 0 and multiple > 0
     share, moved = (of(figures, m, *names) for m in ("roofline_share", "step_bytes"))
-    assert moved["smc", 1] < moved["smc", 4] and min(share.values()) > 0
+    # Four particles of so small a model may well share a row at every step.
+    assert moved["smc", 1] <= moved["smc", 4] and min(share.values()) > 0
 
 
 @pytest.mark.slow

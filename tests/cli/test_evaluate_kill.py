@@ -69,7 +69,7 @@ def written(workdir):
 
 
 def finish(process, code=0):
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == code, out
     return out
 

@@ -67,7 +67,9 @@ def test_an_answer_has_its_weight_and_evidence(model):
     evidence = math.log(sum(p**ALPHA for p in tiny.DIGITS.values()))
     assert answer["log_evidence"] == pytest.approx(evidence, abs=1e-3)
     assert answer["finished"] is True and answer["failure"] is None
-    assert (answer["tokens"], answer["model_tokens"]) == (tiny.LENGTH, N * tiny.LENGTH)
+    assert (answer["tokens"], answer["drawn_tokens"]) == (tiny.LENGTH, N * tiny.LENGTH)
+    # Only one token differs between particles, and not between all of them.
+    assert tiny.LENGTH <= answer["model_tokens"] < N * tiny.LENGTH
     assert answer["resampled"] == 0
     assert set(answer["seconds"]) == {"compile", "prefill", "decode"}
     assert dataclasses.asdict(asked).items() <= answer.items()
@@ -249,7 +251,9 @@ def test_the_command_prints_the_answer_and_how_it_came_about(model):
     text, empty, numbers, decided, times = out.splitlines()
     assert (text, empty) == (answer["text"], "")
     log_prob = f"log p {answer['log_prob']:.2f}"
-    assert numbers == f"{log_prob}   weight 0.250   log Z_hat -2.63   4 tokens of 16 drawn"
+    counts = f"4 tokens of 16 drawn, {answer['model_tokens']} through the model"
+    assert numbers == f"{log_prob}   weight 0.250   log Z_hat -2.63   {counts}"
+    assert 4 <= answer["model_tokens"] < 16
     assert decided == f"{model}: {answer['decided']}" and ", answers end at " in decided
     assert [phase.split()[0] for phase in times.split("   ")] == ["compile", "prefill", "decode"]
 
@@ -264,7 +268,7 @@ def test_a_sampler_without_evidence_prints_none(cli):
     code, out, err = cli["greedy"]
     assert (code, err) == ("0", "")
     assert out.splitlines()[0] == "answer 3"
-    assert "log p -0.69   weight 1.000   4 tokens of 4 drawn\n" in out
+    assert "log p -0.69   weight 1.000   4 tokens of 4 drawn, 4 through the model\n" in out
 
 
 def test_an_answer_that_was_cut_says_so(cli):

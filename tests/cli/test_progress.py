@@ -6,6 +6,7 @@ import sys
 
 from jax_power_smc.cli.progress import EvaluationProgress, TrainingProgress
 from jax_power_smc.core import progress
+from jax_power_smc.engine.stats import EngineStats
 from jax_power_smc.evaluation.job import Progress
 
 
@@ -29,6 +30,20 @@ def test_an_evaluation_elsewhere_is_a_line_now_and_then(monkeypatch, capsys):
         "greedy: 1/4 items, accuracy so far 0.500",
         "greedy: 3/4 items, accuracy so far 0.500, 0:01:05 left",
         "greedy: 4/4 items, accuracy so far 0.500, 0:00:00 left",
+    ]
+
+
+def test_rows_in_use_and_those_who_wait_for_some_are_shown(capsys):
+    with EvaluationProgress() as shown:
+        stats = EngineStats(steps=10, row_steps=74, table_steps=160)
+        shown.report(Progress("smc", 4, 4, 0.5, 0.0, stats))
+        stats.stalls = 3
+        shown.report(Progress("smc", 4, 4, 0.5, 0.0, stats))
+        shown.report(Progress("smc", 4, 4, 0.5, 0.0, EngineStats()))
+    assert capsys.readouterr().out.splitlines() == [
+        "smc: 4/4 items, accuracy so far 0.500, 7.4 of 16.0 rows, 0:00:00 left",
+        "smc: 4/4 items, accuracy so far 0.500, 7.4 of 16.0 rows, 0.30 stalled, 0:00:00 left",
+        "smc: 4/4 items, accuracy so far 0.500, 0:00:00 left",
     ]
 
 

@@ -1,24 +1,17 @@
 """What devices exchange in a chunk of decode steps, read from the compiled program."""
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
-from jax_power_smc.core import prng
-from jax_power_smc.engine import executables, programs
-from jax_power_smc.engine.decode import PromptInputs, SharedInputs
-from jax_power_smc.engine.layout import layout_of
+from jax_power_smc.benchmarks.lowering import Programs, Sizes
+from jax_power_smc.core.mesh import DATA
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from jax_power_smc.samplers import Kernel
-from jax_power_smc.targets.power import PowerTarget
 
 # Enough steps that the compiled program has a loop over them.
 _STEPS = 4
@@ -96,7 +89,7 @@ def lower_chunk(
     sampler: Kernel,
     *,
     prompts: int,
-    prompt_tokens: int,
+    rows: int,
     capacity: int,
     num_steps: int = _STEPS,
 ) -> tuple[Any, Any]:
@@ -107,40 +100,16 @@ def lower_chunk(
       mesh: the mesh, or None for one device.
       sampler: any that has slots.
       prompts: P, over all data shards.
-      prompt_tokens, capacity: S and T.
+      rows, capacity: R of each device, and the positions of a row.
       num_steps: of the chunk.
 
     Returns:
-      The lowered program, and the shapes of the caches on one device.
+      The lowered program, and the shapes of the cache on one device.
     """
-    layout = layout_of(model, mesh)
-    params = nnx.state(model.abstract_module())
-
-    def of_all(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((prompts, *x.shape), x.dtype)
-
-    target = PowerTarget(4.0, (0,)).arrays(model.vocab_size, capacity)
-    shared = SharedInputs(jax.eval_shape(sampler.traced))
-    own = PromptInputs(None, target, prng.prompt_keys(prng.seed_key(0), [0])[0])
-    args: Any = (
-        params,
-        shared,
-        jax.tree.map(of_all, own),
-        of_all(jax.ShapeDtypeStruct((prompt_tokens,), jnp.int32)),
-        of_all(jnp.zeros((), jnp.int32)),
-    )
-    static: dict[str, Any] = {"model": layout.model}
-    inputs, state, _ = executables.results(
-        programs.prefill, static | {"capacity": capacity}, args, layout
-    )
-    make = functools.partial(programs.empty_cache, layout.model, params)
-    sizes = sampler.num_particles, capacity
-    cache = jax.eval_shape(lambda: make(prompts * layout.model_shards, *sizes))
-    clocks = jax.ShapeDtypeStruct((num_steps,), jnp.int32)
-    args = params, shared, inputs, state._replace(cache=cache), clocks
-    specs = programs.SPECS[programs.decode_chunk](layout, args)
-    lowered = layout.lower(programs.decode_chunk, static, args, specs)
-    return lowered, jax.eval_shape(lambda: make(prompts // layout.data_shards, *sizes))
+    shards = 1 if mesh is None else mesh.shape[DATA]
+    sizes = Sizes(prompts // shards, rows, capacity, steps=num_steps)
+    programs = Programs(model, mesh, sampler, sizes)
+    return programs.decode_chunk(), programs.cache
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

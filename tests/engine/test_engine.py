@@ -13,12 +13,12 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
-from jax_power_smc.engine import executables, slot_plan
-from jax_power_smc.engine.scheduler import Scheduler
+from jax_power_smc.engine import executables, programs, slot_plan
 from jax_power_smc.engine.target_batch import TargetBatch
 from jax_power_smc.engine.timing import ReadyTimes
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+# Of every scheduler, after every round.
+pytestmark = pytest.mark.usefixtures("quick_compilation", "integrity")
 
 MODEL = TableLM(vocab_size=5, order=2)
 PARAMS = MODEL.init(jax.random.key(4), scale=1.0)
@@ -41,22 +41,8 @@ ARRAYS = ("tokens", "lengths", "finished", "log_probs", "log_weights", "log_evid
 def short_chunks():
     """Many rounds within few steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slot_plan, "CHUNK", 3)
+        patch.setattr(slot_plan, "CHUNK_ON_CPU", 3)
         yield
-
-
-@pytest.fixture(autouse=True)
-def integrity(monkeypatch):
-    """The scheduler's bookkeeping is checked after every round."""
-    original = Scheduler._round
-
-    def checked(self, arrivals):
-        done = original(self, arrivals)
-        self.check_integrity()
-        assert all(request not in self._occupants for request in done)
-        return done
-
-    monkeypatch.setattr(Scheduler, "_round", checked)
 
 
 def request(i, **changes):
@@ -70,7 +56,9 @@ def request(i, **changes):
 
 
 def make(**options):
-    sizes = {"max_prompt_tokens": 4, "max_new_tokens": 12, "slots": 3, "tokenizer": PIECES}
+    # A fixed number of rows: each one is another set of programs.
+    sizes = {"max_prompt_tokens": 4, "max_new_tokens": 12, "slots": 3, "rows": 12}
+    sizes["tokenizer"] = PIECES
     return psmc.Engine(MODEL, PARAMS, sampler=SAMPLER, **{**sizes, **options})
 
 
@@ -110,6 +98,41 @@ def test_prompts_with_different_targets_get_what_they_get_alone():
     for one in done:
         if one.index in (6, 8, 9, 10):
             assert_as_alone(one)
+
+
+def test_with_too_few_rows_for_all_prompts_they_get_what_they_get_alone(integrity):
+    asked = [request(i) for i in (4, 2, 3, 1, 0, 4, 5, 0, 2)]
+    made = make(rows=5)
+    done = list(made.stream(iter(asked), key=KEY))
+    assert sorted(one.index for one in done) == list(range(9))
+    for one in done:
+        assert one.error is None
+        if one.index in (0, 3, 4, 7):
+            assert_as_alone(one)
+    assert made.stats.rows_used <= made.stats.rows_there == 5
+    assert made.stats.stalls > 0 and len(integrity) > 5
+
+
+def test_rows_come_and_go_with_the_prompts(growing, integrity):
+    asked = [request(0, prompt=[i % 5], max_new_tokens=12) for i in range(12)]
+    made = make(rows=None)
+    done = list(made.stream(iter(asked), key=KEY))
+    for one in done[::4]:
+        assert_as_alone(one)
+    stats = made.stats
+    assert 4 < stats.rows_used <= stats.rows_there <= 12 == made.plan.rows
+    # The table was smaller for most of the time.
+    assert stats.row_steps < stats.table_steps < stats.rows_there * stats.steps
+
+
+def test_a_long_prompt_enters_among_short_ones(integrity):
+    # The rows have room for it also while only what ran before it has been seen.
+    asked = [request(0, prompt=[i % 5], max_new_tokens=20) for i in range(6)]
+    asked.insert(3, request(0, prompt=[2, 3] * 140, max_new_tokens=20))
+    made = make(max_prompt_tokens=300, max_new_tokens=20, slots=2)
+    done = list(made.stream(iter(asked), key=KEY))
+    for one in done:
+        assert_as_alone(one)
 
 
 def test_invalid_requests_are_refused_one_by_one():
@@ -460,18 +483,18 @@ def test_stop_rules_are_in_the_memory_plan():
 
 
 class Failing(TableLM):
-    """A table whose decode fails on the device while it is told to."""
+    """A table that fails on the device while it is told to."""
 
     broken = False
 
-    def decode(self, params, context, cache, token, step, clock):
-        def check(token):
+    def extend(self, params, cache, tokens, position, count):
+        def check(tokens):
             if Failing.broken:
                 raise RuntimeError("the device has failed")
-            return token
+            return tokens
 
-        token = jax.pure_callback(check, token, token, vmap_method="expand_dims")
-        return super().decode(params, context, cache, token, step, clock)
+        tokens = jax.pure_callback(check, tokens, tokens, vmap_method="expand_dims")
+        return super().extend(params, cache, tokens, position, count)
 
 
 def test_a_failure_of_the_device_is_reported_and_the_next_ones_are_served():
@@ -545,10 +568,19 @@ def test_metropolis_hastings_and_wrong_keys_are_refused():
         psmc.stream(iter([]), MODEL, PARAMS, key=KEY, sampler=SAMPLER)
 
 
-def test_warmup_compiles_everything_for_plain_targets():
-    made = make(slots=5)  # as no other test
+@pytest.mark.parametrize("rows", [7, None])
+def test_warmup_compiles_everything_for_plain_targets(growing, rows):
+    made = make(slots=2, rows=rows, max_prompt_tokens=100, max_new_tokens=200)
     assert made.warmup() > 0
-    compiled = executables.compiled_count()
-    stream = made.stream([request(i, target=TARGETS[i % 2]) for i in range(8)], key=KEY)
+    names = ["start", "prefill", "decode_chunk", "finalize", "suspend", "cancel"]
+    # While the number of rows follows the load, these small programs are compiled as they come:
+    # there is one for every pair of sizes, and of a size and a prompt's bucket.
+    names += ["resize", "insert"] if rows else []
+    kinds = [getattr(programs, name) for name in names]
+    compiled = [executables.compiled_count(kind) for kind in kinds]
+    targets = [TARGETS[0], PowerTarget(3.0, (1,)), PowerTarget(1.5, (1,))]
+    asked = [request(i, target=targets[i % 3], max_new_tokens=20) for i in range(6)]
+    asked.append(request(6, prompt=[1] * 90, target=targets[0], max_new_tokens=200))
+    stream = made.stream(asked, key=KEY)
     assert all(one.error is None for one in stream)
-    assert executables.compiled_count() == compiled
+    assert [executables.compiled_count(kind) for kind in kinds] == compiled

@@ -128,14 +128,11 @@ class Unreferenced:
 
     vocab_size: int = 3
 
-    def prefill(self, params, prompt, length):
-        return psmc.TableLM(self.vocab_size).prefill(params, prompt, length)
+    def init_cache(self, params, num_rows, capacity):
+        return psmc.TableLM(self.vocab_size).init_cache(params, num_rows, capacity)
 
-    def init_cache(self, params, num_particles, capacity):
-        return psmc.TableLM(self.vocab_size).init_cache(params, num_particles, capacity)
-
-    def decode(self, params, context, cache, token, step, clock):
-        return psmc.TableLM(self.vocab_size).decode(params, context, cache, token, step, clock)
+    def extend(self, params, cache, tokens, position, count):
+        return psmc.TableLM(self.vocab_size).extend(params, cache, tokens, position, count)
 
 
 def test_a_model_without_weak_references_is_served_too():

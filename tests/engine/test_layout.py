@@ -29,7 +29,8 @@ PIECES = [bytes([letter]) for letter in b"abcdefghijklmnop"]
 PROMPTS = [[0], [2, 3, 4], [5] * 9, [7, 7], [15]]
 ARRAYS = ("tokens", "lengths", "finished", "choice")
 REALS = ("log_probs", "log_weights", "log_evidence")
-INFO = ("forks", "parent", "resampled", "model_tokens", "bad_logits")
+INFO = ("forks", "parent", "resampled", "bad_logits")
+INFO += ("drawn_tokens", "model_tokens", "num_rows", "copies")
 
 PLAIN = PowerTarget(2.0, (1,))
 SMC = PowerSMC(4, 0.9)
@@ -179,7 +180,7 @@ def request(i, **changes):
 @pytest.fixture
 def short_chunks(monkeypatch):
     """Many rounds within few steps."""
-    monkeypatch.setattr(slot_plan, "CHUNK", 3)
+    monkeypatch.setattr(slot_plan, "CHUNK_ON_CPU", 3)
 
 
 def make(size, **options):
@@ -244,14 +245,14 @@ def test_warmup_compiles_all_that_a_stream_on_a_mesh_needs():
     sizes = {"max_prompt_tokens": 100, "max_new_tokens": 300, "slots": 4}
     made = make(2, sampler=Ancestral(1.0, 2), **sizes)
     assert made.warmup() > 0
-    never = PowerTarget(1.0)
+    # No end tokens in any request: another set of them would be another shape.
+    never, other = PowerTarget(1.0), PowerTarget(2.0)
     asked = [
         request(0, target=never, max_new_tokens=300),
-        request(1, prompt=[3] * 90),
-        request(2, target=PLAIN),
-        *(request(i, target=PLAIN, prompt=[i]) for i in range(3, 9)),
+        request(1, prompt=[3] * 90, target=other),
+        request(2, target=other),
+        *(request(i, target=other, prompt=[i]) for i in range(3, 9)),
     ]
-    asked[1] = dataclasses.replace(asked[1], target=PLAIN)
     compiled = executables.compiled_count()
     stream = made.stream(asked, key=KEY)
     found = by_index(stream)
@@ -324,14 +325,11 @@ class Uncut:
 
     vocab_size = V
 
-    def prefill(self, params, prompt, length):
-        return MODEL.prefill(params, prompt, length)
+    def init_cache(self, params, num_rows, capacity):
+        return MODEL.init_cache(params, num_rows, capacity)
 
-    def init_cache(self, params, num_particles, capacity):
-        return MODEL.init_cache(params, num_particles, capacity)
-
-    def decode(self, params, context, cache, token, step, clock):
-        return MODEL.decode(params, context, cache, token, step, clock)
+    def extend(self, params, cache, tokens, position, count):
+        return MODEL.extend(params, cache, tokens, position, count)
 
 
 def test_a_model_that_cannot_be_sharded():

@@ -8,24 +8,23 @@ import re
 from collections import Counter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc.core import prng
 from jax_power_smc.core.mesh import make_mesh
-from jax_power_smc.engine import decode, programs
-from jax_power_smc.engine.layout import ONE_DEVICE
+from jax_power_smc.engine import programs
+from jax_power_smc.engine.memory_plan import tree_bytes
 from jax_power_smc.samplers import Ancestral, PowerSMC, WithoutReplacement
 from tests.engine.collectives import collectives, lower_chunk
 
 pytestmark = pytest.mark.usefixtures("full_optimization")
 
+KEY = jax.random.key(1)
 CAPACITY = 96  # a size that nothing else has
 
 
-def compiled_chunk(sampler, num_prompts, num_kv_heads):
+def transformer(num_kv_heads=1):
     config = psmc.TransformerConfig(
         vocab_size=40,
         hidden_size=32,
@@ -37,55 +36,45 @@ def compiled_chunk(sampler, num_prompts, num_kv_heads):
         tied_embeddings=True,
         max_positions=256,
     )
-    model = psmc.TransformerLM(config)
-    params = model.init(jax.random.key(0))
-    target = psmc.PowerTarget(4.0, (1,)).arrays(40, CAPACITY)
-    targets = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (num_prompts, *x.shape)), target)
-    shared = decode.SharedInputs(sampler.traced())
-    prompts, state, _ = jax.eval_shape(
-        lambda params, keys: programs.prefill(
-            params,
-            shared,
-            decode.PromptInputs(None, targets, keys),
-            jnp.ones((num_prompts, 16), jnp.int32),
-            jnp.full((num_prompts,), 5, jnp.int32),
-            model=model,
-            capacity=CAPACITY,
-        ),
-        params,
-        prng.prompt_keys(jax.random.key(0), range(num_prompts)),
-    )
-    state = state._replace(
-        cache=jax.eval_shape(
-            lambda: programs.empty_cache(
-                model, params, num_prompts, sampler.num_particles, CAPACITY
-            )
-        )
-    )
-    clocks = jax.ShapeDtypeStruct((4,), jnp.int32)
-    args = params, shared, prompts, state, clocks
-    specs = programs.SPECS[programs.decode_chunk](ONE_DEVICE, args)
-    lowered = ONE_DEVICE.lower(programs.decode_chunk, {"model": model}, args, specs)
-    cache = jax.tree.leaves(state.cache)
-    return lowered.compile(), cache[0].size, sum(leaf.size * 4 for leaf in cache)
+    return psmc.TransformerLM(config)
 
 
-@pytest.mark.parametrize(("num_prompts", "num_kv_heads"), [(1, 2), (2, 2), (3, 1)])
+def compiled_chunk(sampler, num_prompts, num_rows, num_kv_heads):
+    lowered, cache = lower_chunk(
+        transformer(num_kv_heads),
+        None,
+        sampler,
+        prompts=num_prompts,
+        rows=num_rows,
+        capacity=CAPACITY,
+    )
+    return lowered.compile(), jax.tree.leaves(cache)
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "num_rows", "num_kv_heads"), [(1, 1, 2), (1, 4, 1), (2, 8, 2), (3, 6, 1)]
+)
 @pytest.mark.parametrize(
     "sampler",
     [Ancestral(1.0), PowerSMC(4), WithoutReplacement(4)],
     ids=["ancestral-1", "smc-4", "swor-4"],
 )
-def test_no_step_copies_the_cache(sampler, num_prompts, num_kv_heads):
-    compiled, leaf, cache_bytes = compiled_chunk(sampler, num_prompts, num_kv_heads)
+def test_no_step_copies_the_cache(sampler, num_prompts, num_rows, num_kv_heads):
+    compiled, cache = compiled_chunk(sampler, num_prompts, num_rows, num_kv_heads)
     text = compiled.as_text()
     copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", text)
     sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in copies]
-    assert len(sizes) > 0 and leaf not in sizes
-    assert compiled.memory_analysis().temp_size_in_bytes < cache_bytes
-    # Whether anyone runs, and whether anyone moves: both are branches, not selects of both sides.
-    if not isinstance(sampler, Ancestral):
-        assert len(re.findall(r" conditional\(", text)) == 2
+    assert cache[0].size not in sizes
+    cache_bytes = sum(leaf.size * 4 for leaf in cache)
+    logits = 6 * 4 * num_rows * 40
+    assert compiled.memory_analysis().temp_size_in_bytes < cache_bytes + logits
+    assert not _conditionals_with(text, cache[0])
+
+
+def _conditionals_with(text, leaf):
+    """Conditionals that carry an array of the cache: a GPU would copy it in every branch."""
+    shape = ",".join(map(str, leaf.shape))
+    return [line for line in text.splitlines() if " conditional(" in line and shape in line]
 
 
 # --- on a mesh ---
@@ -99,7 +88,7 @@ MESH_SAMPLERS = {
 
 
 @functools.cache
-def compiled_on(size, sampler, slots_per_row, num_kv_heads):
+def compiled_on(size, sampler, slots_per_shard, num_kv_heads):
     """The chunk on a mesh with so many "model" devices (None for one device), and its caches."""
     config = psmc.TransformerConfig(
         vocab_size=VOCAB,
@@ -112,20 +101,20 @@ def compiled_on(size, sampler, slots_per_row, num_kv_heads):
         max_positions=256,
     )
     where = None if size is None else make_mesh(size)
-    rows = 1 if size is None else 8 // size
+    shards = 1 if size is None else 8 // size
     lowered, caches = lower_chunk(
         psmc.TransformerLM(config),
         where,
         MESH_SAMPLERS[sampler],
-        prompts=slots_per_row * rows,
-        prompt_tokens=16,
+        prompts=slots_per_shard * shards,
+        rows=PARTICLES * slots_per_shard,
         capacity=CAPACITY,
     )
     return lowered.compile(), jax.tree.leaves(caches)
 
 
 @pytest.mark.parametrize(
-    ("size", "slots_per_row", "num_kv_heads", "sampler"),
+    ("size", "slots_per_shard", "num_kv_heads", "sampler"),
     [
         (2, 2, 8, "smc"),
         (4, 1, 4, "smc"),  # one slot and one head on each device
@@ -138,11 +127,11 @@ def compiled_on(size, sampler, slots_per_row, num_kv_heads):
     ],
 )
 def test_devices_exchange_two_streams_a_layer_and_small_things(
-    size, slots_per_row, num_kv_heads, sampler
+    size, slots_per_shard, num_kv_heads, sampler
 ):
-    compiled, caches = compiled_on(size, sampler, slots_per_row, num_kv_heads)
+    compiled, caches = compiled_on(size, sampler, slots_per_shard, num_kv_heads)
     found = Counter(collectives(compiled.as_text()))
-    rows = slots_per_row * PARTICLES
+    rows = slots_per_shard * PARTICLES
     stream = rows * HIDDEN
 
     def elements(each):
@@ -178,7 +167,7 @@ def test_prompts_on_devices_of_their_own_exchange_nothing():
 
 
 @pytest.mark.parametrize(
-    ("size", "slots_per_row", "num_kv_heads", "sampler"),
+    ("size", "slots_per_shard", "num_kv_heads", "sampler"),
     [
         (2, 2, 8, "smc"),
         (4, 1, 4, "smc"),
@@ -186,12 +175,41 @@ def test_prompts_on_devices_of_their_own_exchange_nothing():
         pytest.param(1, 1, 8, "smc", marks=pytest.mark.slow),
     ],
 )
-def test_no_step_on_a_mesh_copies_the_cache(size, slots_per_row, num_kv_heads, sampler):
-    compiled, caches = compiled_on(size, sampler, slots_per_row, num_kv_heads)
+def test_no_step_on_a_mesh_copies_the_cache(size, slots_per_shard, num_kv_heads, sampler):
+    compiled, caches = compiled_on(size, sampler, slots_per_shard, num_kv_heads)
     text = compiled.as_text()
     copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", text)
     sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in copies]
     assert len(sizes) > 0 and not {leaf.size for leaf in caches} & set(sizes)
     assert compiled.memory_analysis().temp_size_in_bytes < sum(4 * leaf.size for leaf in caches)
-    # As on one device: whether anyone of the own row runs, and whether anyone moves.
-    assert len(re.findall(r" conditional\(", text)) == 2
+    assert not _conditionals_with(text, caches[0])
+
+
+@pytest.mark.parametrize("block", [4, 5, 8])
+def test_a_sequence_in_blocks_leaves_the_cache_of_the_whole(block):
+    model = transformer()
+    params, tokens = model.init(jax.random.key(0)), jax.random.randint(KEY, (4, 11), 0, 40)
+    lengths = np.array([11, 1, 6, 5], np.int32)
+    prefill = functools.partial(programs.prefill, model=model, capacity=16)
+    whole = jax.jit(prefill)(params, tokens, lengths)
+    found = jax.jit(functools.partial(prefill, block=block))(params, tokens, lengths)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+        assert np.asarray(x).any()
+
+
+def test_blocks_of_a_long_sequence_need_no_more_memory_than_one():
+    model = transformer()
+    params = jax.eval_shape(model.init, KEY)
+    length = jax.ShapeDtypeStruct((4,), np.int32)
+
+    def temporaries(columns, block):
+        prefill = functools.partial(programs.prefill, model=model, capacity=256, block=block)
+        tokens = jax.ShapeDtypeStruct((4, columns), np.int32)
+        compiled = jax.jit(prefill).lower(params, tokens, length).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    one = temporaries(32, 32)
+    cache = 4 * tree_bytes(jax.eval_shape(lambda: model.init_cache(params, 1, 256)))
+    # The loop may hold its cache beside the result.
+    assert temporaries(256, 32) < one + cache + 2**14 < temporaries(256, 256)

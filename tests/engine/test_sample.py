@@ -1,4 +1,8 @@
-"""``sample``: reproducible, independent of neighbours and padding, compiled once, checked first."""
+"""``sample``: reproducible, independent of neighbours and padding, compiled once, checked first.
+
+Most of it is in float64: neighbors change the number of rows, and with it the rounding, which would
+show in float32.
+"""
 
 import dataclasses
 
@@ -10,55 +14,67 @@ import pytest
 import jax_power_smc as psmc
 from jax_power_smc import Ancestral, PowerSMC, PowerTarget, TableLM
 from jax_power_smc.engine import buckets, executables, programs, slot_plan
-from jax_power_smc.engine.device_slots import DeviceSlots
+from jax_power_smc.engine.device_rows import DeviceRows
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-# To the last bit only with XLA's usual code, which make test does not ask for; see conftest.
-as_in_use = pytest.mark.slow
-
 MODEL = TableLM(vocab_size=5, order=2)
-PARAMS = MODEL.init(jax.random.key(4), scale=1.0)
-# Ends are made rarer, so that lengths vary up to the cap.
-PARAMS = PARAMS._replace(logits=PARAMS.logits.at[..., 1].add(-1.0))
+with jax.enable_x64(True):
+    PARAMS = MODEL.init(jax.random.key(4), scale=1.0, dtype=jnp.float64)
+    # Ends are made rarer, so that lengths vary up to the cap.
+    PARAMS = PARAMS._replace(logits=PARAMS.logits.at[..., 1].add(-1.0))
 PROMPTS = [[0], [2, 3], [4, 4, 4], [1, 0]]
+PIECES = [b"a", b"", b"b", b"c", b"d"]
 TARGET = PowerTarget(2.0, (1,))
 SAMPLER = PowerSMC(4, ess_threshold=0.9, ramp_tokens=3)
 CAP = 8
 ARRAYS = ("tokens", "lengths", "finished", "log_probs", "log_weights", "log_evidence", "choice")
-INFO = ("ess", "resampled", "forks", "parent", "model_tokens")
+INFO = ("ess", "resampled", "forks", "parent", "drawn_tokens", "model_tokens", "num_rows", "copies")
 
 
 def sample(prompts=PROMPTS, *, model=MODEL, params=PARAMS, seed=0, **options):
-    return psmc.sample(
+    """In float64."""
+    with jax.enable_x64(True):
+        return psmc.sample(
+            model,
+            params,
+            prompts,
+            **{
+                "key": jax.random.key(seed),
+                "target": TARGET,
+                "sampler": SAMPLER,
+                "max_new_tokens": CAP,
+                **options,
+            },
+        )
+
+
+def pinned(sampler=SAMPLER, *, model=MODEL, params=PARAMS, **options):
+    """An engine whose shapes do not depend on the load."""
+    sizes = {"slots": 4, "rows": 16, "capacity": 64, "prompt_bucket": 64, "tokenizer": PIECES}
+    return psmc.Engine(
         model,
         params,
-        prompts,
-        **{
-            "key": jax.random.key(seed),
-            "target": TARGET,
-            "sampler": SAMPLER,
-            "max_new_tokens": CAP,
-            **options,
-        },
+        **{"sampler": sampler, "max_prompt_tokens": 8, "max_new_tokens": CAP, **sizes, **options},
     )
 
 
-def assert_same(one, two, rows=None, other_rows=None):
-    """Bit for bit, prompt ``rows[k]`` of one against ``other_rows[k]`` of the other."""
-    rows = range(one.tokens.shape[0]) if rows is None else rows
-    other_rows = rows if other_rows is None else other_rows
+def assert_same(one, two, prompts=None, other_prompts=None, atol=1e-12):
+    """Prompt ``prompts[k]`` of one against ``other_prompts[k]`` of the other."""
+    prompts = range(one.tokens.shape[0]) if prompts is None else prompts
+    other_prompts = prompts if other_prompts is None else other_prompts
     for names, left, right in ((ARRAYS, one, two), (INFO, one.info, two.info)):
         for name in names:
-            np.testing.assert_array_equal(
-                np.asarray(getattr(left, name))[list(rows)],
-                np.asarray(getattr(right, name))[list(other_rows)],
-                err_msg=name,
-            )
+            x = np.asarray(getattr(left, name))[list(prompts)]
+            y = np.asarray(getattr(right, name))[list(other_prompts)]
+            assert x.dtype == y.dtype
+            atol_ = atol if np.issubdtype(x.dtype, np.floating) else 0
+            np.testing.assert_allclose(x, y, rtol=0, atol=atol_, err_msg=name)
 
 
 @pytest.fixture(scope="module")
 def four():
+    """With a table that grows, unlike most other runs here."""
     result = sample()
     # What follows would prove little of a run in which nothing happens.
     assert result.info.forks.sum() > 3 and len(set(np.asarray(result.lengths).ravel())) > 2
@@ -73,7 +89,10 @@ def test_shapes_and_dtypes(four):
     assert four.log_evidence.shape == four.choice.shape == (4,)
     for name in ("ess", "resampled", "forks"):
         assert getattr(four.info, name).shape == (4, CAP)
-    assert four.log_weights.dtype == four.log_evidence.dtype == jnp.float32
+    assert four.info.num_rows.shape == (4, CAP)
+    assert four.info.copies.shape == four.info.preempted.shape == (4,)
+    for name in ("model_tokens", "drawn_tokens"):
+        assert getattr(four.info, name).shape == (4,)
     assert set(four.info.seconds) == {"compile", "prefill", "decode"}
     assert min(four.info.seconds.values()) >= 0 and four.target == TARGET
 
@@ -85,7 +104,6 @@ def test_the_same_key_gives_the_same_result_and_another_one_does_not(four):
     assert not np.array_equal(four.log_evidence, other.log_evidence)
 
 
-@as_in_use
 @pytest.mark.parametrize("index", range(4))
 def test_a_prompt_alone_gives_what_it_gives_with_neighbours(four, index):
     alone = sample([PROMPTS[index]], prompt_ids=[index])
@@ -98,9 +116,8 @@ def test_order_and_slot_do_not_matter(four, order):
     assert_same(shuffled, four, range(4), order)
 
 
-@as_in_use
 @pytest.mark.parametrize("width", [1, 2])
-def test_the_size_of_batches_does_not_matter(four, width):
+def test_the_size_of_batches_does_not_matter(growing, four, width):
     assert_same(four, sample(prompts_per_batch=width))
 
 
@@ -123,7 +140,7 @@ def test_equal_prompts_differ_by_their_ids_only():
 
 
 def test_the_length_of_chunks_does_not_matter(four, monkeypatch):
-    monkeypatch.setattr(slot_plan, "CHUNK", 3)
+    monkeypatch.setattr(slot_plan, "CHUNK_ON_CPU", 3)
     assert_same(four, sample())
 
 
@@ -132,7 +149,6 @@ def test_the_padding_of_prompts_does_not_matter(four, monkeypatch):
     assert_same(four, sample())
 
 
-@as_in_use
 def test_prompts_of_several_buckets_come_back_in_order(four):
     long = [3, 0] * 40
     prompts = [long, *PROMPTS[:2], [0, *long], *PROMPTS[2:]]
@@ -145,15 +161,15 @@ def test_prompts_of_several_buckets_come_back_in_order(four):
 
 def test_an_early_end_stops_the_chunks_and_fills_in_idle_steps(monkeypatch):
     calls = []
-    original = DeviceSlots._call
+    original = DeviceRows._call
 
     def counted(self, function, static, *args):
         calls.append(function)
         return original(self, function, static, *args)
 
-    sure = PARAMS._replace(logits=PARAMS.logits.at[..., 1].add(30.0))
-    monkeypatch.setattr(slot_plan, "CHUNK", 3)
-    monkeypatch.setattr(DeviceSlots, "_call", counted)
+    sure = PARAMS._replace(logits=np.asarray(PARAMS.logits) + 31.0 * (np.arange(5) == 1))
+    monkeypatch.setattr(slot_plan, "CHUNK_ON_CPU", 3)
+    monkeypatch.setattr(DeviceRows, "_call", counted)
     result = sample(params=sure, max_new_tokens=30)
     assert calls.count(programs.decode_chunk) <= 2
     assert np.asarray(result.lengths).tolist() == [[1] * 4] * 4
@@ -174,56 +190,137 @@ def test_a_cap_of_one_token(four):
     assert one.tokens.shape == (4, 4, 1) and np.asarray(one.lengths).tolist() == [[1] * 4] * 4
 
 
-def test_log_p_is_the_teacher_forced_one(four):
+def test_log_p_is_the_teacher_forced_one(four, x64):
     tokens, lengths = np.asarray(four.tokens), np.asarray(four.lengths)
     for i, prompt in enumerate(PROMPTS):
         scores = psmc.exact.score(MODEL, PARAMS, prompt, tokens[i])
         kept = np.where(np.arange(CAP) < lengths[i][:, None], scores, 0.0).sum(axis=1)
-        np.testing.assert_allclose(four.log_probs[i], kept, atol=1e-4)
+        np.testing.assert_allclose(four.log_probs[i], kept, atol=1e-12)
+        np.testing.assert_allclose(np.sum(four.token_log_probs[i], axis=1), kept, atol=1e-12)
 
 
-def test_model_tokens_count_what_was_drawn():
+def test_what_the_tokens_cost():
+    # Nobody resamples, so the prefixes of all steps are those of the final sequences.
     idle = dataclasses.replace(SAMPLER, ess_threshold=0.0)
     result = sample(sampler=idle)
-    np.testing.assert_array_equal(result.info.model_tokens, np.asarray(result.lengths).sum(axis=1))
+    tokens, lengths = np.asarray(result.tokens), np.asarray(result.lengths)
+    ended = np.asarray(result.finished)
+    np.testing.assert_array_equal(result.info.drawn_tokens, lengths.sum(axis=1))
+    for i in range(4):
+        # After step t: prefixes of t + 1 tokens that go on.
+        running = [
+            {
+                tuple(row[: t + 1])
+                for row, length, end in zip(tokens[i], lengths[i], ended[i], strict=True)
+                if length > t + 1 or (length == t + 1 and not end)
+            }
+            for t in range(CAP - 1)
+        ]
+        counts = [len(prefixes) for prefixes in running]
+        assert result.info.num_rows[i].tolist() == [*counts, 0]
+        assert result.info.model_tokens[i] == 1 + sum(counts)
+        # A prefix whose row another one took over needs a copy.
+        children = [{} for _ in range(CAP - 1)]
+        for t in range(1, CAP - 1):
+            for prefix in running[t]:
+                children[t].setdefault(prefix[:-1], []).append(prefix)
+        extra = sum(len(x) - 1 for step in children for x in step.values())
+        assert result.info.copies[i] == len(running[0]) - 1 + extra
+    assert (result.info.model_tokens < result.info.drawn_tokens).all()
+    assert result.info.preempted.tolist() == [0] * 4
 
 
-def test_float64_models_are_sampled_in_float64(x64):
-    params = MODEL.init(jax.random.key(4), dtype=jnp.float64)
-    result = sample(params=params)
-    assert result.log_weights.dtype == result.log_probs.dtype == jnp.float64
-    score = psmc.exact.score(MODEL, params, PROMPTS[0], np.asarray(result.tokens[0]))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_weights_have_the_dtype_of_the_model(four, pinned_four, dtype):
+    result = four if dtype == jnp.float64 else pinned_four[0]
+    for name in ("log_weights", "log_probs", "log_evidence", "token_log_probs"):
+        assert getattr(result, name).dtype == dtype
+    with jax.enable_x64(dtype == jnp.float64):
+        params = PARAMS if dtype == jnp.float64 else FLOAT32
+        score = psmc.exact.score(MODEL, params, PROMPTS[0], np.asarray(result.tokens[0]))
     length = int(result.lengths[0, 0])
-    assert float(result.log_probs[0, 0]) == pytest.approx(score[0, :length].sum(), abs=1e-12)
+    accuracy = 1e-12 if dtype == jnp.float64 else 1e-5
+    assert float(result.log_probs[0, 0]) == pytest.approx(score[0, :length].sum(), abs=accuracy)
+
+
+def run(engine, prompts=PROMPTS, *, seed=0, target=TARGET, cap=CAP, prompt_ids=None):
+    """The results of a stream in the order of the prompts."""
+    ids = range(len(prompts)) if prompt_ids is None else prompt_ids
+    asked = [
+        psmc.StreamRequest(prompt, target, cap, prompt_id=i)
+        for prompt, i in zip(prompts, ids, strict=True)
+    ]
+    done = sorted(engine.stream(asked, key=jax.random.key(seed)), key=lambda one: one.index)
+    assert [one.error for one in done] == [None] * len(prompts)
+    return [one.result for one in done]
+
+
+FLOAT32 = PARAMS._replace(logits=np.asarray(PARAMS.logits, np.float32))
+
+
+@pytest.fixture(scope="module")
+def pinned_four():
+    return run(pinned(params=FLOAT32))
+
+
+def test_pinned_shapes_give_the_same_bits_in_any_company(pinned_four):
+    engine = pinned(params=FLOAT32)
+    order = [3, 1, 0, 2]
+    shuffled = run(engine, [PROMPTS[i] for i in order], prompt_ids=order)
+    # Neighbors that have many rows, enter earlier and later, and are more than there are slots.
+    crowd = [[0, 1, 2, 3]] * 5
+    among = run(
+        engine, [*crowd, *PROMPTS, *crowd], prompt_ids=[*range(90, 95), *range(4), *range(95, 100)]
+    )
+    for i, expected in enumerate(pinned_four):
+        for found in (
+            run(engine, [PROMPTS[i]], prompt_ids=[i])[0],
+            shuffled[order.index(i)],
+            among[len(crowd) + i],
+        ):
+            assert_same(found, expected, atol=0)
+            assert found.log_weights.dtype == np.float32
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"target": PowerTarget(3.5, (1,))},
-        {"target": PowerTarget(2.0, (0, 2), length="forced_eos", min_new_tokens=2)},
+        {"target": PowerTarget(2.0, (0, 2))},
         {"target": PowerTarget(2.0)},
         {"sampler": PowerSMC(4, ess_threshold=0.1, ramp_tokens=0, check_every=4)},
         {"seed": 11},
-        {"max_new_tokens": 3},
+        {"cap": 3},
         {"prompt_ids": [9, 8, 7, 6]},
         {"prompts": [[1], [2], [3]]},
     ],
     ids=str,
 )
-def test_other_numbers_compile_nothing(four, change):
+def test_other_numbers_compile_nothing(pinned_four, change):
     before = executables.compiled_count()
-    result = sample(**change)
+    sampler = {"sampler": change.pop("sampler")} if "sampler" in change else {}
+    found = run(pinned(params=FLOAT32, **sampler), **change)
     assert executables.compiled_count() == before
-    assert not np.array_equal(result.log_evidence, four.log_evidence)
+    evidence = [float(one.log_evidence[0]) for one in found]
+    assert evidence != [float(one.log_evidence[0]) for one in pinned_four]
 
 
-def test_other_values_of_a_truncation_compile_nothing():
-    one = sample(target=PowerTarget(2.0, (1,), top_k=2))
+@pytest.mark.parametrize(
+    "restricted",
+    [
+        lambda n: {"top_k": n},
+        lambda n: {"length": "forced_eos", "min_new_tokens": n},
+    ],
+    ids=["top_k", "forced_eos"],
+)
+def test_other_values_of_a_restriction_compile_nothing(restricted):
+    engine = pinned(params=FLOAT32)
+    one, two = (PowerTarget(2.0, (1,), **restricted(n)) for n in (2, 3))
+    first = run(engine, target=one)
     before = executables.compiled_count()
-    two = sample(target=PowerTarget(2.0, (1,), top_k=3))
+    second = run(engine, target=two)
     assert executables.compiled_count() == before
-    assert not np.array_equal(one.log_evidence, two.log_evidence)
+    assert [x.log_evidence[0] for x in first] != [x.log_evidence[0] for x in second]
 
 
 def test_a_program_is_compiled_once_for_each_bucket():
@@ -239,11 +336,13 @@ def test_a_program_is_compiled_once_for_each_bucket():
         )
     )
     params = model.init(jax.random.key(0))
-    made = psmc.Engine(model, params, sampler=SAMPLER, max_prompt_tokens=128, max_new_tokens=300)
+    made = psmc.Engine(
+        model, params, sampler=SAMPLER, max_prompt_tokens=128, max_new_tokens=300, rows=4
+    )
 
     def compiled(prompt_tokens, new_tokens, **target):
         """How many programs of each kind requests of these lengths make necessary."""
-        names = ("prefill", "decode_chunk", "resize_cache", "finalize", "insert")
+        names = ("start", "prefill", "decode_chunk", "resize", "finalize", "insert")
         before = {name: executables.compiled_count(getattr(programs, name)) for name in names}
         target = PowerTarget(**{"alpha": 2.0, **target})
         requests = [psmc.StreamRequest([3] * prompt_tokens, target, new_tokens)]
@@ -252,14 +351,16 @@ def test_a_program_is_compiled_once_for_each_bucket():
         now = (executables.compiled_count(getattr(programs, name)) for name in names)
         return [count - before[name] for name, count in zip(names, now, strict=True)]
 
-    assert compiled(3, 20) == [1, 1, 0, 1, 1]
+    assert compiled(3, 20) == [1, 1, 1, 0, 1, 1]
     # Other lengths in the same buckets, and other numbers.
-    assert compiled(64, 256, alpha=3.0, eos_ids=(1,), min_new_tokens=2) == [0, 0, 0, 0, 0]
-    # A cache of more than 256 tokens; a prompt of more than 64; both at once.
-    assert compiled(5, 300) == [0, 1, 1, 0, 0]
-    assert compiled(65, 20) == [1, 1, 0, 0, 1]
-    assert compiled(128, 300) == [0, 1, 0, 0, 0]
-    assert compiled(100, 290, alpha=1.5) == [0, 0, 0, 0, 0]
+    assert compiled(64, 32, alpha=3.0, eos_ids=(1,)) == [0, 0, 0, 0, 0, 0]
+    # Rows of more than 128 and 256 tokens; a prompt of more than 64.
+    assert compiled(5, 300) == [0, 0, 2, 2, 0, 0]
+    assert compiled(65, 20) == [0, 1, 0, 0, 0, 1]
+    # Both at once begin with rows of 256 tokens, and then nothing is new.
+    assert compiled(128, 300) == [1, 0, 1, 1, 0, 1]
+    assert compiled(128, 300) == [0, 0, 0, 0, 0, 0]
+    assert compiled(100, 290, alpha=1.5) == [0, 0, 0, 0, 0, 0]
 
 
 # --- Checks of the arguments ---
@@ -271,9 +372,9 @@ class ShortTable(TableLM):
 
     max_positions: int = 16
 
-    def prefill(self, params, prompt, length):
-        assert prompt.shape[0] <= self.max_positions  # padding included
-        return super().prefill(params, prompt, length)
+    def init_cache(self, params, num_rows, capacity):
+        assert capacity <= self.max_positions  # padding included
+        return super().init_cache(params, num_rows, capacity)
 
 
 def refused(message, *args, **options):

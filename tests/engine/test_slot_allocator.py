@@ -24,7 +24,6 @@ def some_slots(slots, seed):
 def test_the_example():
     allocator = SlotAllocator(slots=8, group=4, data_shards=2)
     assert allocator.slots_per_shard == 4
-    assert allocator.round_robin(range(8)) == [0, 4, 1, 5, 2, 6, 3, 7]
     first, second = allocator.groups([0, 4, 1, 2])
     assert first == {0: 0, 2: 4, 1: 1} and second == {0: 2}
     assert allocator.index(first, otherwise=9).tolist() == [0, 1, 0, 9]
@@ -33,24 +32,44 @@ def test_the_example():
 
 def test_one_device_is_one_data_shard():
     allocator = SlotAllocator(slots=5, group=2, data_shards=1)
-    assert allocator.round_robin([3, 1, 4]) == [3, 1, 4]
+    assert allocator.place([3, 1, 4], np.array([9]), np.array([1])) == 3
     assert allocator.groups([3, 1, 4]) == [{0: 3, 1: 1}, {0: 4}]
     assert allocator.groups([]) == []
 
 
+def place(free, in_use, room=(9, 9), needs=1):
+    """On two shards with four slots each."""
+    allocator = SlotAllocator(slots=8, group=4, data_shards=2)
+    return allocator.place(free, np.array(in_use), np.array(room), needs)
+
+
+def test_a_prompt_goes_where_the_fewest_rows_are_in_use():
+    assert place([1, 2, 5, 6], [4, 3]) == 5 and place([1, 2, 5, 6], [3, 4]) == 1
+    # Of equal ones to the first that is offered.
+    assert place([1, 2, 5, 6], [3, 3]) == 1 and place([5, 1, 2], [3, 3]) == 5
+    # A shard without a free slot, or without as many free rows, is no choice.
+    assert place([1, 2], [9, 0]) == 1
+    assert place([1, 5], [4, 0], room=[1, 0]) == 1 and place([1, 5], [0, 4], room=[3, 4]) == 1
+    assert place([1, 5], [0, 4], room=[3, 4], needs=4) == 5
+    assert place([1, 5], [0, 4], room=[3, 4], needs=5) is None and place([], [0, 0]) is None
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("slots", "group", "shards"), SHAPES)
-def test_shards_get_equally_many_while_they_have_room(slots, group, shards, seed):
+def test_prompts_one_by_one_even_out_what_is_in_use(slots, group, shards, seed):
     allocator = SlotAllocator(slots, group, shards)
-    free = some_slots(slots, seed)
-    turns = allocator.round_robin(free)
-    assert sorted(turns) == sorted(free)
-    room = np.bincount([slot // allocator.slots_per_shard for slot in free], minlength=shards)
-    for count in range(len(turns) + 1):
-        chosen = [slot // allocator.slots_per_shard for slot in turns[:count]]
-        got = np.bincount(chosen, minlength=shards)
-        # A shard that has less than another one has no room left.
-        assert np.all((got >= got.max() - 1) | (got == room))
+    free = sorted(some_slots(slots, seed))
+    in_use = np.random.default_rng(seed).integers(0, 6, shards)
+    room, before = np.full(shards, 100), in_use.copy()
+    while free:
+        slot = allocator.place(free, in_use, room)
+        shard = slot // allocator.slots_per_shard
+        offered = {each // allocator.slots_per_shard for each in free}
+        assert in_use[shard] == min(in_use[list(offered)])
+        free.remove(slot)
+        in_use[shard] += 1
+    assert in_use.sum() - before.sum() == len(some_slots(slots, seed))
+    assert allocator.place(free, in_use, room) is None
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -372,6 +372,13 @@ def test_progress_is_reported_after_every_record(finished):
         assert (state.seconds_left == 0) == (state.done == each)
 
 
+def test_what_the_rows_were_used_for_is_reported(finished):
+    for state in finished.states:
+        chains = state.label == CHAIN.label
+        assert (state.stats is None) == chains
+        assert chains or 0 < state.stats.row_steps <= state.stats.table_steps
+
+
 def test_accuracy_so_far_is_that_of_the_draws(finished):
     for run in RUNS:
         right = [read(r).answers["draw"].correct for r in finished.records if r["run"] == run.name]

@@ -30,6 +30,8 @@ def result(parent, tokens):
                 "dropped_mass",
                 "acceptance_rate",
                 "model_tokens",
+                "drawn_tokens",
+                "preempted",
             )
         },
     )

@@ -17,6 +17,7 @@ def particle(weight, log_prob=-1.0, parsed="1", correct=False, string=None, note
         "correct": correct,
         "correct_string": correct if string is None else string,
         "note": note,
+        "tokens": [5, 6, 7],
         "loop": False,
         "very_short": False,
         **more,
@@ -32,7 +33,7 @@ def record(*particles, choice=0, failure=None, log_evidence=-2.5):
         "choice": choice,
         "log_evidence": log_evidence,
         "particles": list(particles),
-        "info": {"model_tokens": 77},
+        "info": {"model_tokens": 31, "drawn_tokens": 77},
         "seconds": {"compile": 1.0, "prefill": 2.0, "decode": 3.0},
     }
 
@@ -52,8 +53,14 @@ def test_the_draw_the_vote_and_the_best_may_all_differ():
     assert reading.answers["vote"] == mean
     assert reading.answers["best"] == scores.AnswerScore(False, True, -2.0)
     assert (reading.num, reading.num_right, reading.tokens) == (4, 2, 77)
+    assert (reading.model_tokens, reading.draw_length) == (31, 3)
     assert reading.right == pytest.approx(0.5) and reading.log_evidence == -2.5
     assert not reading.failed and reading.seconds["decode"] == 3.0
+
+
+def test_records_of_the_engine_with_a_row_per_particle_say_only_what_was_drawn():
+    older = record(particle(1.0, -1.0)) | {"info": {"model_tokens": 77}}
+    assert (scores.read(older).tokens, scores.read(older).model_tokens) == (77, None)
 
 
 def test_the_draw_is_the_chosen_particle():

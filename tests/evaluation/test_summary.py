@@ -38,6 +38,8 @@ def item_scores(run, seed, name, rng, **changes):
         "ungraded": int(rng.integers(2)),
         "degenerate": float(rng.random()),
         "tokens": int(rng.integers(100)),
+        "model_tokens": int(rng.integers(50)),
+        "draw_length": 1 + int(rng.integers(20)),
         "seconds": dict(zip(("compile", "prefill", "decode"), rng.random(3).tolist(), strict=True)),
     }
     return ItemScores(**(values | changes))

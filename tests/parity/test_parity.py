@@ -3,8 +3,6 @@
 What the reference gave is kept in ``golden`` with the versions that made it.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +16,7 @@ from tests.parity import cases
 
 PREFILLED = 560  # of the long prompt; the rest is decoded step by step
 BUCKET = 576  # to which a prompt is padded
-NUM = 3  # particles
+CAPACITY = 640
 
 
 def build(directory, length):
@@ -61,42 +59,47 @@ def test_prefill_of_a_ragged_batch(case):
     long = cases.prompt(cases.LONG)
     lengths = [PREFILLED, 7, 333]
     batch = np.stack([np.where(np.arange(BUCKET) < n, long[:BUCKET], 5) for n in lengths])
-    prefill = jax.jit(jax.vmap(functools.partial(model.prefill, params)))
-    logits, _ = prefill(jnp.asarray(batch, jnp.int32), jnp.asarray(lengths, jnp.int32))
+    logits, _ = jax.jit(model.extend)(
+        params,
+        model.init_cache(params, 3, BUCKET),
+        jnp.asarray(batch, jnp.int32),
+        jnp.zeros((3,), jnp.int32),
+        jnp.asarray(lengths, jnp.int32),
+    )
     for got, length in zip(logits, lengths, strict=True):
-        np.testing.assert_allclose(got, expected[cases.LONG][length - 1], atol=cases.TOLERANCE)
+        wanted = expected[cases.LONG][:length]
+        np.testing.assert_allclose(got[:length], wanted, atol=cases.TOLERANCE)
 
 
-def test_steps_after_a_prefill_and_after_a_resampling(case):
-    """Particle 1 alone reads the prompt's own tokens; halfway the others take over its past."""
+@pytest.mark.parametrize("layout", ["flat", "by_head"])
+def test_steps_after_a_prefill_and_after_a_move(case, layout):
+    """Row 1 alone reads the prompt's own tokens; halfway the others take over its past."""
     _, directory, expected, _ = case
     model, params = build(directory, cases.LONG)
+    model = psmc.TransformerLM(model.config, layout=layout)
     tokens = cases.prompt(cases.LONG)
     prompt = np.where(np.arange(BUCKET) < PREFILLED, tokens[:BUCKET], 5)
-    _, context = jax.jit(model.prefill)(
-        params, jnp.asarray(prompt, jnp.int32), jnp.int32(PREFILLED)
-    )
-    # A ring that is smaller than what the clock has counted, as in a slot that was used before.
-    capacity, first = 64, 1000
-    cache = model.init_cache(params, NUM, capacity)
-    decode, move = jax.jit(model.decode), jax.jit(model.move)
+    extend, move = jax.jit(model.extend), jax.jit(model.move)
+    # In a cache that other prompts used before.
+    cache = jax.tree.map(lambda x: jnp.full_like(x, 7), model.init_cache(params, 3, CAPACITY))
+    position, count = jnp.zeros((3,), jnp.int32), jnp.full((3,), PREFILLED, jnp.int32)
+    _, cache = extend(params, cache, jnp.asarray([prompt] * 3, jnp.int32), position, count)
     moved = 20
     for step, token in enumerate(tokens[PREFILLED:].tolist()):
         mine = token if step >= moved else (token + 3) % cases.VOCAB
-        rows = jnp.asarray([mine, token, mine], jnp.int32)
-        clock = jnp.int32(first + step)
-        logits, cache = decode(params, context, cache, rows, jnp.int32(step), clock)
+        rows = jnp.asarray([[mine], [token], [mine]], jnp.int32)
+        position = jnp.full((3,), PREFILLED + step, jnp.int32)
+        logits, cache = extend(params, cache, rows, position, jnp.ones((3,), jnp.int32))
         wanted = expected[cases.LONG][PREFILLED + step]
-        np.testing.assert_allclose(logits[1], wanted, atol=cases.TOLERANCE)
+        np.testing.assert_allclose(logits[1, 0], wanted, atol=cases.TOLERANCE)
         if step < moved:
-            assert np.abs(logits[0] - wanted).max() > 10 * cases.TOLERANCE
+            assert np.abs(logits[0, 0] - wanted).max() > 10 * cases.TOLERANCE
         else:
-            np.testing.assert_allclose(logits[0], wanted, atol=cases.TOLERANCE)
-            np.testing.assert_allclose(logits[2], wanted, atol=cases.TOLERANCE)
+            np.testing.assert_allclose(logits[0, 0], wanted, atol=cases.TOLERANCE)
+            np.testing.assert_allclose(logits[2, 0], wanted, atol=cases.TOLERANCE)
         if step == moved - 1:
-            parents = jnp.asarray([1, 1, 1], jnp.int32)
-            own = jnp.arange(NUM, dtype=jnp.int32)
-            cache = move(cache, parents, own, jnp.int32(step), clock)
+            source, destination = jnp.asarray([1, 1], jnp.int32), jnp.asarray([0, 2], jnp.int32)
+            cache = move(cache, source, destination, position[:2] + 1, jnp.int32(2))
 
 
 def test_any_perturbed_tensor_shows(case, tmp_path):

@@ -1,4 +1,4 @@
-"""Integrates the production step over its own randomness, exactly.
+"""Integrates the step of the plain loop over its own randomness, exactly.
 
 The step is piecewise constant in its uniform numbers. For a tiny model we know where every piece
 can end (wherever a cumulative sum is crossed), so replacing each number by the midpoints of the
@@ -19,12 +19,13 @@ import numpy as np
 
 from jax_power_smc.core.prng import StepUniforms
 from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.engine import decode
-from jax_power_smc.engine.decode import PromptInputs, SharedInputs
-from jax_power_smc.samplers.proposal import normalise, power_proposal
+from jax_power_smc.engine import batching, reference
+from jax_power_smc.engine.reference import LoopInputs
+from jax_power_smc.samplers.base import RowTargets
+from jax_power_smc.samplers.proposal import power_proposal
 from jax_power_smc.samplers.without_replacement import WithoutReplacement
 from jax_power_smc.smc import optimal_resampling
-from jax_power_smc.smc.exponent_ramp import bridge, exponent_at
+from jax_power_smc.smc.exponent_ramp import bridge
 from jax_power_smc.targets import stop_arrays
 from jax_power_smc.targets.power import PowerTarget, support
 from jax_power_smc.theory import exact
@@ -59,10 +60,8 @@ def expectations(model, params, cases, capacity):
     groups = {}
     for index, case in enumerate(cases):
         stop = stop_arrays.stop_arrays(case.target.stop, case.pieces, model.vocab_size)
-        table, states = stop or (None, None)
         target = case.target.arrays(model.vocab_size, case.horizon)
-        prompt = PromptInputs(context=None, target=target, key=None, stop=states)
-        inputs = SharedInputs(case.sampler.traced(), table), prompt
+        inputs = LoopInputs(case.sampler.traced(), target, stop)
         shapes = tuple(x.shape for x in jax.tree.leaves(inputs))
         group = groups.setdefault((case.horizon, jax.tree.structure(inputs), shapes), ([], []))
         group[0].append(index)
@@ -98,12 +97,12 @@ def _integrate(model, params, inputs, count, horizon, capacity):
         if isinstance(walk.sampler, WithoutReplacement)
         else (_smc_cells, _one_cell)
     )
-    # Of each state: its case, the decode state (None before step 0), and its probability.
-    case, state, chance = np.arange(count), None, np.ones(count)
+    # Of each state: its case, the state itself, and its probability.
+    case, state, chance = np.arange(count), walk.begin(), np.ones(count)
     for t in range(horizon):
         source, uniforms, volume = step_cells(walk, case, state, t)
         case, state, chance = case[source], _take(state, source), chance[source] * volume
-        state = walk.step(case, state, uniforms)
+        state = walk.step(case, state, uniforms, t)
         case, state, chance = _merge(case, state, chance)
         np.testing.assert_allclose(np.bincount(case, chance, count), 1, rtol=0, atol=1e-12)
 
@@ -140,81 +139,57 @@ def _integrate(model, params, inputs, count, horizon, capacity):
 
 
 class _Walk:
-    """The production functions on many states at once."""
+    """The plain loop's functions on many states at once."""
 
     def __init__(self, model, params, inputs, count, capacity):
         self.model, self.params, self.inputs, self.count = model, params, inputs, count
-        self.sampler = inputs[0].sampler  # the samplers of all cases, stacked
-        self._begin, self._step, self._finish = _production(model, capacity)
+        self.sampler = inputs.sampler  # the samplers of all cases, stacked
+        self._begin, self._step, self._finish = _loop(model, capacity)
 
-    def step(self, case, state, uniforms, *, resampling=True):
-        """One step of every cell; without resampling, to see the weights it would act on."""
+    def begin(self):
+        """The first state of every case."""
+        return _in_batches(functools.partial(self._begin, self.params), self.inputs)
+
+    def step(self, case, state, uniforms, t, *, resampling=True):
+        """Step t of every cell; without resampling, to see the weights it would act on."""
         inputs = _take(self.inputs, case)
         if not resampling:
-            sampler = inputs[0].sampler
-            off = np.zeros_like(sampler.ess_threshold)
-            object.__setattr__(sampler, "ess_threshold", off)
-        if state is None:
-            return _in_batches(functools.partial(self._begin, self.params), inputs, uniforms)
-        return _in_batches(functools.partial(self._step, self.params), inputs, state, uniforms)
+            off = np.zeros_like(inputs.sampler.ess_threshold)
+            object.__setattr__(inputs.sampler, "ess_threshold", off)
+        return self._at(self._step, t, inputs, state, uniforms)
 
     def finish(self, case, state, uniforms):
         """The final weights of every cell."""
-        return _in_batches(self._finish, _take(self.inputs, case), state, uniforms)
-
-    def before_step(self, case, state):
-        """The state, or for None one of its shape with the particles as they are before step 0."""
-        if state is not None:
-            return state
-        size = self.sampler.population_size
-        idle = StepUniforms(np.zeros((len(case), size)), np.zeros((len(case), size, 2)))
-        like = self.step(case, None, idle)
-        first = self.sampler.start(jnp.dtype(jnp.float64))
-        first = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], len(case), axis=0), first)
-        return like._replace(
-            particles=first,
-            stop_state=np.zeros_like(like.stop_state),
-            step=np.zeros_like(like.step),
-        )
+        return _in_batches(self._finish, _take(self.inputs, case), state.particles, uniforms)
 
     def ask(self, function, case, state, t):
-        """``function(params, inputs, state, first)`` on every state."""
-        like = self.before_step(case, state)
-        first = np.full(len(case), t == 0)
-        return _in_batches(
-            functools.partial(function, self.params), _take(self.inputs, case), like, first
-        )
+        """``function(params, t, inputs, state)`` on every state."""
+        return self._at(function, t, _take(self.inputs, case), state)
+
+    def _at(self, function, t, *trees):
+        return _in_batches(functools.partial(function, self.params, jnp.int32(t)), *trees)
 
 
 # --- Compiled programs, vmapped over cells ----------------------------------------------------
 
 
 @functools.cache
-def _production(model, capacity):
-    """``decode.begin``, ``decode.decode_step`` and ``decode.finish``."""
+def _loop(model, capacity):
+    """``reference.begin``, ``reference.decode_step`` and ``reference.finish``."""
 
-    def begin(params, inputs, uniforms):
-        logits, context = _prefill(model, params)
-        shared, prompt = inputs[0], inputs[1]._replace(context=context)
-        return decode.begin(
-            model, capacity, params, shared, prompt, logits, uniforms, decode.any_in_batch
+    def begin(params, inputs):
+        prompt = jnp.asarray(PROMPT, jnp.int32)
+        return reference.begin(model, params, inputs, prompt, jnp.int32(len(PROMPT)), capacity)
+
+    def step(params, t, inputs, state, uniforms):
+        return reference.decode_step(
+            model, params, inputs, state, uniforms, t, batching.any_in_batch
         )[0]
-
-    def step(params, inputs, state, uniforms):
-        _, context = _prefill(model, params)
-        shared, prompt = inputs[0], inputs[1]._replace(context=context)
-        clock = jax.lax.pmax(state.step - 1, "prompts")
-        return decode.decode_step(
-            model, params, shared, prompt, state, uniforms, clock, decode.any_in_batch
-        )[0]
-
-    def finish(inputs, state, uniforms):
-        return decode.finish(*inputs, state, uniforms)
 
     return (
-        _over_cells(begin, (None, 0, 0)),
-        _over_cells(step, (None, 0, 0, 0)),
-        _over_cells(finish, (0, 0, 0)),
+        _over_cells(begin, (None, 0)),
+        _over_cells(step, (None, None, 0, 0, 0)),
+        _over_cells(reference.finish, (0, 0, 0)),
     )
 
 
@@ -222,75 +197,79 @@ def _production(model, capacity):
 def _proposals(model, num):
     """Mass [kinds, N, V] of each particle's proposal at the next step, the tempered one last."""
 
-    def proposals(params, inputs, state, first):
-        logits = Logits(_next_log_p(model, params, state, first))
-        shared, prompt = inputs
-        sampler, target, stop = shared.sampler, prompt.target, decode.stop_of(shared, prompt)
-        ends = stop_arrays.ending_tokens(target, stop, state.stop_state[:num])
-        allowed = support(logits, target, ends, state.step)
-        exponents = [exponent_at(state.step, target.alpha, sampler.ramp_tokens)]
+    def proposals(params, t, inputs, state):
+        logits, sampler = _next_log_p(model, params, state), inputs.sampler
+        rows = _row_targets(inputs, state, logits, t)
+        exponents = [rows.exponent]
         if sampler.proposal_temperature is not None:
             exponents.append(1 / sampler.proposal_temperature)
-        masses = [power_proposal(logits, allowed, exponent).mass for exponent in exponents]
+        masses = [power_proposal(logits, rows.allowed, exponent).mass for exponent in exponents]
         return jnp.stack([m.reshape(num, -1)[:, : model.vocab_size] for m in masses])
 
-    return _over_cells(proposals, (None, 0, 0, 0))
+    return _over_cells(proposals, (None, None, 0, 0))
 
 
 @functools.cache
 def _selections(model):
     """What the next step selects by: the CDF of each systematic pass, the mass of the tails."""
 
-    def selections(params, inputs, state, first):
-        logits = Logits(_next_log_p(model, params, state, first))
-        shared, prompt = inputs
-        particles, sampler, target = state.particles, shared.sampler, prompt.target
-        n, stop = sampler.num_particles, decode.stop_of(shared, prompt)
-        exponent = exponent_at(state.step, target.alpha, sampler.ramp_tokens)
+    def selections(params, t, inputs, state):
+        logits, sampler, particles = (
+            _next_log_p(model, params, state),
+            inputs.sampler,
+            state.particles,
+        )
+        n = sampler.num_particles
+        exponent = sampler.exponent(inputs.target, t)
         log_weight = bridge(particles.log_weight, particles.log_prob, particles.exponent, exponent)
-        ends = stop_arrays.ending_tokens(target, stop, state.stop_state[:n])
-        children = sampler.children(logits, normalise(logits), target, ends, exponent, state.step)
-        candidates = sampler.candidates(log_weight, children)
-        tails = (children.live_tail.mass, children.ending_tail.mass)
+        tables = sampler.tables(logits, _row_targets(inputs, state, logits, t))
+        candidates = sampler.candidates(log_weight, tables.live, tables.ending)
+        floor = sampler.log_floor(candidates, exponent >= inputs.target.alpha)
+        tails = (tables.live_tail.mass, tables.ending_tail.mass)
         return (
-            _pass_cdf(candidates.live, n),
+            _pass_cdf(candidates.live, n, floor),
             _pass_cdf(candidates.pool, n),
             jnp.stack([m.reshape(len(m), -1)[:, : model.vocab_size] for m in tails]),
         )
 
-    return _over_cells(selections, (None, 0, 0, 0))
+    return _over_cells(selections, (None, None, 0, 0))
 
 
 @functools.cache
 def _reductions():
     """The CDF of the pass that reduces the population to N at the end."""
 
-    def reduction(inputs, state):
-        particles, (shared, prompt) = state.particles, inputs
+    def reduction(inputs, particles):
         log_weight = bridge(
-            particles.log_weight, particles.log_prob, particles.exponent, prompt.target.alpha
+            particles.log_weight, particles.log_prob, particles.exponent, inputs.target.alpha
         )
-        return _pass_cdf(log_weight, shared.sampler.num_particles)
+        return _pass_cdf(log_weight, inputs.sampler.num_particles)
 
     return _over_cells(reduction, (0, 0))
 
 
-def _pass_cdf(log_mass, num_keep):
+def _pass_cdf(log_mass, num_keep, log_floor=-jnp.inf):
     log_c = optimal_resampling.log_threshold(log_mass, num_keep)
-    return optimal_resampling.systematic_cdf(log_mass, log_c, num_keep)
+    by_floor = log_floor > log_c
+    return optimal_resampling.systematic_cdf(
+        log_mass, jnp.maximum(log_c, log_floor), num_keep, by_floor
+    )
 
 
-def _next_log_p(model, params, state, first):
-    """Log p [N, V] of the next step."""
-    prompt_logits, context = _prefill(model, params)
-    clock = jax.lax.pmax(state.step - 1, "prompts")
-    logits, _ = model.decode(params, context, state.cache, state.token, state.step - 1, clock)
-    logits = jnp.where(first, jnp.broadcast_to(prompt_logits[None], logits.shape), logits)
-    return jax.nn.log_softmax(logits, axis=-1)
+def _next_log_p(model, params, state):
+    """Log p [N, V] of the next token."""
+    num = state.last.shape[0]
+    position, one = jnp.broadcast_to(state.position, (num,)), jnp.ones((num,), jnp.int32)
+    logits, _ = model.extend(params, state.cache, state.last[:, None], position, one)
+    return Logits(jax.nn.log_softmax(logits[:, 0], axis=-1))
 
 
-def _prefill(model, params):
-    return model.prefill(params, jnp.asarray(PROMPT, jnp.int32), jnp.int32(len(PROMPT)))
+def _row_targets(inputs, state, logits, t):
+    """What the target asks of the next token of every particle."""
+    num = len(logits.values)
+    ends = stop_arrays.ending_tokens(inputs.target, inputs.stop, state.stop_state[:num])
+    exponent = jnp.broadcast_to(inputs.sampler.exponent(inputs.target, t), (num,))
+    return RowTargets(exponent, ends, support(logits, inputs.target, ends, t))
 
 
 def _over_cells(function, in_axes):
@@ -339,7 +318,7 @@ def _smc_cells(walk, case, state, t):
     mass = walk.ask(_proposals(walk.model, num), case, state, t)
     first, token, length = _token_cells(mass, num)
     middle = StepUniforms(np.full((len(first), num), 0.5), token)
-    before = walk.step(case[first], _take(state, first), middle, resampling=False)
+    before = walk.step(case[first], _take(state, first), middle, t, resampling=False)
     weights = np.exp(before.particles.log_weight)
     second, resample, volume = _resample_cells(weights, num, walk.sampler.resampling)
     return first[second], StepUniforms(resample, token[second]), length[second] * volume
@@ -370,7 +349,7 @@ def _selection_cells(walk, case, state, t):
 
 def _reduction_cells(walk, case, state):
     """Cells of the final reduction to N; the uniform number of the choice does not matter."""
-    cdf = _in_batches(_reductions(), _take(walk.inputs, case), state)
+    cdf = _in_batches(_reductions(), _take(walk.inputs, case), state.particles)
     source, numbers, volume = _boxes(*_pieces(cdf - np.floor(cdf)), 1)
     return source, np.concatenate([np.full_like(numbers, 0.5), numbers], axis=1), volume
 

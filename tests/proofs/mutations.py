@@ -6,7 +6,6 @@ import jax.numpy as jnp
 
 from jax_power_smc import PowerSMC, WithoutReplacement
 from jax_power_smc.smc import optimal_resampling
-from jax_power_smc.smc.exponent_ramp import exponent_at
 
 
 class _WithoutCatchUp:
@@ -20,12 +19,11 @@ class _WithoutCatchUp:
 class _BridgesOnlyTheRunning:
     """Applies eq. 11 only to sequences that are still running."""
 
-    def step(self, target, particles, logits, ends, uniforms, step):
-        exponent = exponent_at(step, target.alpha, self.ramp_tokens)
-        undo = (exponent - particles.exponent) * particles.log_prob
+    def advance(self, target, particles, row, tables, uniforms, step):
+        undo = (self.exponent(target, step) - particles.exponent) * particles.log_prob
         log_weight = jnp.where(particles.ended, particles.log_weight - undo, particles.log_weight)
         particles = particles._replace(log_weight=log_weight)
-        return super().step(target, particles, logits, ends, uniforms, step)
+        return super().advance(target, particles, row, tables, uniforms, step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +56,16 @@ class PoolNotBridged(_BridgesOnlyTheRunning, WithoutReplacement):
     """In without-replacement SMC."""
 
 
-def keep_own_weight(log_mass, num_keep, uniform):
+def keep_own_weight(log_mass, num_keep, uniform, log_floor=None):
     """In place of ``select``: survivors of the systematic pass keep their own weight, not c."""
-    kept = optimal_resampling.select(log_mass, num_keep, uniform) > -jnp.inf
+    kept = optimal_resampling.select(log_mass, num_keep, uniform, log_floor) > -jnp.inf
     return jnp.where(kept, log_mass, -jnp.inf)
+
+
+_systematic_cdf = optimal_resampling.systematic_cdf
+
+
+def round_points(log_mass, log_c, num_keep, by_floor=False):
+    """In place of ``systematic_cdf``: a floor, too, fills all places."""
+    del by_floor
+    return _systematic_cdf(log_mass, log_c, num_keep)

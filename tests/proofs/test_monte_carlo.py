@@ -1,6 +1,6 @@
 """Proof 3 of docs/math.md: eq. 27 on models too large to integrate, by Monte Carlo.
 
-Many independent runs of the decode functions estimate ``E[sum_i W_i 1{y_i = y}]``, E[Z_hat] and a
+Many independent runs of the plain loop estimate ``E[sum_i W_i 1{y_i = y}]``, E[Z_hat] and a
 few sums, each compared with enumeration. Seeds are fixed. Estimates of rare terminal sequences are
 heavy-tailed (their few hits have very different weights), which makes a z-score meaningless; so
 terminals are pooled, by their enumerated mass, until each group has its share.
@@ -19,10 +19,9 @@ import numpy as np
 import pytest
 
 from jax_power_smc import PowerSMC, PowerTarget, TableLM, WithoutReplacement
-from jax_power_smc.core import prng
 from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.engine import decode
-from jax_power_smc.engine.decode import PromptInputs, SharedInputs
+from jax_power_smc.engine import batching, reference
+from jax_power_smc.engine.reference import LoopInputs
 from jax_power_smc.samplers import without_replacement
 from jax_power_smc.targets.power import TargetArrays
 from jax_power_smc.theory import exact
@@ -69,25 +68,19 @@ def simulate(params, target, sampler, keys, *, model, horizon):
     """Runs, one per key: tokens [R, N, T], lengths [R, N], weights [R, N], resampled [R, T]."""
 
     def one(key):
-        logits, context = model.prefill(params, jnp.asarray(PROMPT, jnp.int32), jnp.int32(1))
-        shared, prompt = SharedInputs(sampler), PromptInputs(context, target, key)
-        uniforms = prng.step_uniforms(key, jnp.int32(0), sampler.population_size)
-        state, start = decode.begin(
-            model, horizon, params, shared, prompt, logits, uniforms, decode.any_in_batch
+        state, infos, final = reference.run(
+            batching.any_in_batch,
+            params,
+            LoopInputs(sampler, target),
+            jnp.asarray(PROMPT, jnp.int32),
+            jnp.int32(len(PROMPT)),
+            key,
+            model=model,
+            capacity=horizon,
         )
-
-        def body(state, step):
-            uniforms = prng.step_uniforms(key, step, sampler.population_size)
-            return decode.decode_step(
-                model, params, shared, prompt, state, uniforms, step - 1, decode.any_in_batch
-            )
-
-        state, rest = jax.lax.scan(body, state, jnp.arange(1, horizon, dtype=jnp.int32))
-        final = decode.finish(shared, prompt, state, prng.final_uniforms(key))
         weight = jnp.exp(final.log_weight + final.log_evidence)
         index = jnp.maximum(final.particle_index, 0)  # an unused one has weight zero
-        resampled = jnp.concatenate([start.resampled[None], rest.resampled])
-        return state.tokens[index], state.particles.length[index], weight, resampled
+        return state.tokens[index], state.particles.length[index], weight, infos.resampled
 
     return jax.vmap(one, axis_name="prompts")(keys)
 

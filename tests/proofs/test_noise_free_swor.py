@@ -10,8 +10,14 @@ import pytest
 from jax_power_smc import PowerTarget, StopString, TableLM, WithoutReplacement
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.samplers import without_replacement
+from jax_power_smc.smc import optimal_resampling
 from tests.proofs import integrate
-from tests.proofs.mutations import NoCatchUpOfPool, PoolNotBridged, keep_own_weight
+from tests.proofs.mutations import (
+    NoCatchUpOfPool,
+    PoolNotBridged,
+    keep_own_weight,
+    round_points,
+)
 
 TOLERANCE = 1e-10
 ALPHA = 2.5
@@ -21,10 +27,11 @@ EOS = ((), (1,))
 LENGTHS = ("stopped", "forced_eos")
 MINIMA = (0, 1, 2)
 SUPPORTS = ((2, 1.0), (1, 1.0), (2, 0.6))
+PEAKED = 2.0  # scale of a table in which some children weigh less than a small floor
 
 
-def table(model):
-    return model.init(jax.random.key(3), scale=1.0, dtype=jnp.float64)
+def table(model, scale=1.0):
+    return model.init(jax.random.key(3), scale=scale, dtype=jnp.float64)
 
 
 def targets(horizon, eos=EOS, supports=SUPPORTS):
@@ -36,7 +43,7 @@ def targets(horizon, eos=EOS, supports=SUPPORTS):
             yield PowerTarget(ALPHA, eos_ids, length, minimum, top_k, top_p)
 
 
-def errors_of(model, sampler, listed, horizon, *, ramps=RAMPS):
+def errors_of(model, sampler, listed, horizon, *, ramps=RAMPS, scale=1.0):
     """Largest error of each target under each ramp."""
     pairs = list(itertools.product(ramps, listed))
     pieces = PIECES[: model.vocab_size]
@@ -44,7 +51,7 @@ def errors_of(model, sampler, listed, horizon, *, ramps=RAMPS):
         integrate.Case(dataclasses.replace(sampler, ramp_tokens=ramp), target, horizon, pieces)
         for ramp, target in pairs
     ]
-    params = table(model)
+    params = table(model, scale)
     found = integrate.expectations(model, params, cases, horizon)
     return [
         integrate.largest_error(expected, integrate.gamma(model, params, target, horizon, pieces))
@@ -104,6 +111,18 @@ def test_a_tail_of_several_tokens_is_unbiased(x64, kind, eos_ids):
     assert max(errors) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("num_particles", "horizon"), [(1, 3), (2, 2), pytest.param(2, 3, marks=pytest.mark.slow)]
+)
+def test_a_mass_floor_is_unbiased(x64, num_particles, horizon):
+    model = TableLM(2, order=3)
+    supports = ((2, 1.0),) if horizon == 3 else ((2, 1.0), (2, 0.6))
+    listed = list(targets(horizon, eos=((), (1,)), supports=supports))
+    for mass_floor in (0.05, 0.3):
+        sampler = dataclasses.replace(exactly(num_particles, 1), mass_floor=mass_floor)
+        assert max(errors_of(model, sampler, listed, horizon, scale=PEAKED)) < TOLERANCE
+
+
 # --- Mutations --------------------------------------------------------------------------------
 
 
@@ -126,5 +145,24 @@ def test_mutations_are_caught(x64, mutation, monkeypatch):
     if mutation is SurvivorsKeepTheirWeight:
         monkeypatch.setattr(without_replacement, "select", keep_own_weight)
     (wrong,) = errors_of(model, exactly(1, 1, mutation), [target], 3, ramps=(4,))
+    assert right < TOLERANCE
+    assert wrong > 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class FloorRoundedToAWholeNumber(WithoutReplacement):
+    """``round_points``, under another name so that it is compiled separately."""
+
+
+@pytest.mark.parametrize(("num_particles", "mass_floor"), [(1, 0.3), (2, 0.3), (2, 0.05)])
+def test_a_floor_with_a_whole_number_of_survivors_is_caught(
+    x64, monkeypatch, num_particles, mass_floor
+):
+    model, target = TableLM(2, order=3), PowerTarget(ALPHA, (1,), "stopped", 0, 2, 1.0)
+    floored = dataclasses.replace(exactly(num_particles, 1), mass_floor=mass_floor)
+    (right,) = errors_of(model, floored, [target], 3, ramps=(0,), scale=PEAKED)
+    monkeypatch.setattr(optimal_resampling, "systematic_cdf", round_points)
+    mutated = FloorRoundedToAWholeNumber(**dataclasses.asdict(floored))
+    (wrong,) = errors_of(model, mutated, [target], 3, ramps=(0,), scale=PEAKED)
     assert right < TOLERANCE
     assert wrong > 1e-4

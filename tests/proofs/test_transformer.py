@@ -48,7 +48,7 @@ def listed(params):
 
 
 def sample(params, sampler, count, **options):
-    return psmc.sample(
+    return psmc.plain.sample(
         TransformerLM(CONFIG),
         params,
         [PROMPT] * count,
@@ -56,7 +56,6 @@ def sample(params, sampler, count, **options):
         target=TARGET,
         sampler=sampler,
         max_new_tokens=CAP,
-        prompts_per_batch=count,
         **options,
     )
 

@@ -64,6 +64,8 @@ def item(run: str, name: str = "a", seed: int = 0, **values: Any) -> ItemSummary
         ungraded=0,
         degenerate=0.0,
         tokens=6,
+        model_tokens=4,
+        draw_length=3,
         seconds={"compile": 0.0, "prefill": 1.0, "decode": 2.0},
     )
     made = ItemSummary(

@@ -72,7 +72,7 @@ def target_probabilities():
 def run_copies(function, sampler, **options):
     """``sample`` or ``independent_runs`` on COPIES copies of the prompt."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax_power_smc.engine.slot_plan.CHUNK", CAP - 1)  # no idle steps
+        patch.setattr("jax_power_smc.engine.slot_plan.CHUNK_ON_CPU", CAP)  # no idle steps
         return function(
             MODEL,
             PARAMS,
@@ -112,7 +112,7 @@ def first(result, count):
 
 
 PER_PARTICLE = (
-    *("tokens", "lengths", "finished", "log_probs", "log_weights"),
+    *("tokens", "lengths", "finished", "log_probs", "token_log_probs", "log_weights"),
     *("particle_index", "loops", "very_short"),
 )
 

@@ -76,10 +76,11 @@ def test_particles_and_what_was_observed_lie_side_by_side(few):
     few = [changed(run, lambda _, x: x, seldom) for run in few]
     pooled = pool(few, KEY)
     assert pooled.tokens.shape == (3, 7, CAP) and pooled.target == TARGET
-    for name in ("tokens", "lengths", "finished", "log_probs"):
+    for name in ("tokens", "lengths", "finished", "log_probs", "token_log_probs"):
         joined = np.concatenate([np.asarray(getattr(r, name)) for r in few], axis=1)
         np.testing.assert_array_equal(getattr(pooled, name), joined, err_msg=name)
-    for name in ("ess", "forks", "model_tokens"):
+    summed = "ess", "forks", "model_tokens", "drawn_tokens", "num_rows", "copies", "preempted"
+    for name in summed:
         parts = [getattr(r.info, name) for r in few]
         np.testing.assert_allclose(getattr(pooled.info, name), sum(parts), rtol=1e-6)
         assert getattr(pooled.info, name).dtype == parts[0].dtype
@@ -130,11 +131,12 @@ def test_runs_share_no_ancestor_unless_one_has_all_the_weight(copies):
 def test_every_field_has_a_rule():
     # A new field needs a rule in pool and a test here.
     info = "ess resampled forks parent particle_index bad_logits dropped_mass acceptance_rate "
-    info += "model_tokens seconds"
+    info += "model_tokens drawn_tokens num_rows copies preempted seconds"
     names = {*info.split(), *Diagnostics._fields}
     assert {f.name for f in dataclasses.fields(SampleInfo)} == names
-    result = "tokens lengths finished log_probs log_weights log_evidence choice target info"
-    assert {f.name for f in dataclasses.fields(SampleResult)} == set(result.split())
+    result = "tokens lengths finished log_probs token_log_probs log_weights log_evidence choice"
+    names = {*result.split(), "target", "info"}
+    assert {f.name for f in dataclasses.fields(SampleResult)} == names
 
 
 def test_dropped_mass_is_a_share_of_all_mass(few):

@@ -35,6 +35,7 @@ def make(weights=WEIGHTS, *, offset=0, target=None):
     return SampleResult(
         **{name: jnp.asarray(x) for name, x in sequences.items()},
         log_probs=jnp.asarray([[-3.0, -2.0, -1.0], [-0.1, -5.0, -4.0]]),
+        token_log_probs=jnp.asarray(np.arange(24).reshape(2, 3, 4) / -8, jnp.float32),
         log_weights=log_weights,
         log_evidence=jnp.asarray([-1.0 + offset, -2.0 + offset]),
         choice=jnp.asarray([1, 2], jnp.int32),
@@ -51,7 +52,11 @@ def make(weights=WEIGHTS, *, offset=0, target=None):
             bad_logits=np.array([False, False]),
             dropped_mass=np.array([0.0, 1e-5], np.float32),
             acceptance_rate=np.array([np.nan, 0.25]),
-            model_tokens=np.array([9, 11], np.int32),
+            model_tokens=np.array([6, 7], np.int32),
+            drawn_tokens=np.array([9, 11], np.int32),
+            num_rows=np.array([[2, 2, 1, 0], [3, 2, 1, 0]], np.int32),
+            copies=np.array([1, 2], np.int32),
+            preempted=np.array([0, 1], np.int32),
             seconds={"compile": 1.0, "prefill": 0.25, "decode": 0.5},
         ),
     )
@@ -169,7 +174,7 @@ def meta(found, **changes):
 
 # From the entries of a file: what is changed, and what the error says.
 MISFITS = {
-    "later": (lambda f: meta(f, format=3), "its format is 3 and this version reads up to 2"),
+    "later": (lambda f: meta(f, format=4), "its format is 4 and this version reads up to 3"),
     "no format number": (lambda f: meta(f, format="new"), "its format is 'new'"),
     "no entry": (
         lambda f: {"choice": None, "info_particle_index": None},
@@ -242,6 +247,23 @@ def test_files_of_the_first_format_are_read(tmp_path, said):
     assert known.pop("format") == FORMAT
     np.savez(tmp_path / "first.npz", **found | {"meta": np.array(json.dumps(known | said))})
     same(make(), SampleResult.load(tmp_path / "first.npz"))
+
+
+@pytest.mark.parametrize("form", [1, 2])
+def test_files_of_the_engine_with_a_row_per_particle_are_read(tmp_path, form):
+    # Their model_tokens are what the particles drew, and they know nothing of rows.
+    found, result = entries(tmp_path), make()
+    for name in ("num_rows", "copies", "preempted"):
+        del found[f"info_{name}"]
+    found["info_model_tokens"] = found.pop("info_drawn_tokens")
+    del found["token_log_probs"]
+    known = json.loads(str(found["meta"])) | {"format": form}
+    np.savez(tmp_path / "older.npz", **found | {"meta": np.array(json.dumps(known))})
+    loaded = SampleResult.load(tmp_path / "older.npz")
+    np.testing.assert_array_equal(loaded.info.drawn_tokens, result.info.drawn_tokens)
+    np.testing.assert_array_equal(loaded.tokens, result.tokens)
+    assert loaded.info.num_rows.shape == (2, 4) and not loaded.info.num_rows.any()
+    assert np.isnan(loaded.token_log_probs).all()
 
 
 def test_no_file_is_an_error_of_the_system(tmp_path):
@@ -318,6 +340,6 @@ def test_concatenate_joins_and_reorders():
     np.testing.assert_array_equal(joined.log_weights[1], one.log_weights[0])
     np.testing.assert_array_equal(joined.log_weights[2], two.log_weights[1])
     assert joined.draw() == [one.draw()[0], one.draw()[0], one.draw()[1], one.draw()[1]]
-    assert joined.info.model_tokens.tolist() == [9, 9, 11, 11]
+    assert joined.info.drawn_tokens.tolist() == [9, 9, 11, 11]
     assert set(joined.info.seconds) == set(PHASES)
     assert joined.info.seconds["prefill"] == 0.5 and joined.target == one.target

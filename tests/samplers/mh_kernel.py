@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.engine import decode, mh_step
+from jax_power_smc.engine import batching, mh_step
 from jax_power_smc.samplers import metropolis_hastings as mh
 from jax_power_smc.samplers.metropolis_hastings import Entry
 from jax_power_smc.targets import stop_arrays
@@ -25,9 +25,9 @@ SLIVER = 1e-14
 
 @functools.partial(jax.jit, static_argnames=("model", "capacity"))
 def _begin(model, params, target, prompt, capacity):
-    logits, context = model.prefill(params, prompt, jnp.int32(prompt.shape[0]))
-    state = mh_step.begin(model, params, logits, BATCH, capacity)
-    return mh_step.ChainPrompt(context, logits, target, jax.random.key(0)), state
+    length = jnp.int32(len(prompt))
+    state = mh_step.begin(model, params, prompt, length, BATCH, capacity, len(prompt) + capacity)
+    return mh_step.ChainPrompt(prompt[-1], length - 1, target, jax.random.key(0)), state
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -35,7 +35,7 @@ def _move(model, params, stop, prompt, state, entry, token, accept):
     """The production move with the uniform numbers token [T, N] and accept [N]."""
     uniforms = mh_step.MoveUniforms(lambda t: jnp.stack([token[t]] * 2, axis=1), accept)
     return mh_step.move(
-        model, params, stop, prompt, state, entry, entry.first, uniforms, decode.this_prompt
+        model, params, stop, prompt, state, entry, entry.first, uniforms, batching.this_prompt
     )
 
 

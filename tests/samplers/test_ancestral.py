@@ -31,7 +31,7 @@ END = PowerTarget(1.0, (EOS,))
 
 
 def sample(sampler, target=END, *, seed=0, prompts=((0,),), params=PARAMS, cap=CAP):
-    return psmc.sample(
+    return psmc.plain.sample(
         MODEL,
         params,
         prompts,
@@ -146,7 +146,9 @@ def test_weights_are_equal_and_there_is_no_evidence():
     np.testing.assert_allclose(result.log_weights, -np.log(COUNT), rtol=1e-5)
     assert np.isnan(result.log_evidence).all()
     assert not result.info.resampled.any() and not result.info.forks.any()
-    assert int(result.info.model_tokens[0]) == int(np.asarray(result.lengths).sum())
+    assert int(result.info.drawn_tokens[0]) == int(np.asarray(result.lengths).sum())
+    # Samples that begin alike share a row: the prompt's, three that go on, and nine after them.
+    assert int(result.info.model_tokens[0]) == 1 + 3 + 9
 
 
 def test_the_choice_is_uniform_over_the_samples_of_positive_weight():

@@ -33,13 +33,13 @@ def test_a_drawn_child_has_its_parent_token_and_log_p():
     np.testing.assert_allclose(np.exp(children.live), live, rtol=1e-5)
     np.testing.assert_allclose(np.exp(children.ending), [[0, 0, 0.04], [0, 0, 0.01]], rtol=1e-5)
     # Columns 1 and 2 (the tail) of both particles; for each the tail has a second number.
-    child = jnp.array([1, 2, 4, 5, 5], jnp.int32)
+    row = jnp.array([0, 0, 1, 1, 1], jnp.int32)
+    column = jnp.array([1, 2, 1, 2, 2], jnp.int32)
     uniforms = jnp.tile(jnp.array([0.1, 0.1, 0.1, 0.1, 0.9], jnp.float32)[:, None], (1, 2))
-    parent, token, token_log_p = children.draw(child, children.live_tail, uniforms)
-    assert parent.tolist() == [0, 0, 1, 1, 1]
+    token, token_log_p = children.draw(row, column, children.live_tail, uniforms)
     assert token.tolist() == [1, 3, 3, 0, 1]
-    np.testing.assert_allclose(token_log_p, log_p[parent, token], rtol=1e-5)
-    _, token, _ = children.draw(child, children.ending_tail, uniforms)
+    np.testing.assert_allclose(token_log_p, log_p[row, token], rtol=1e-5)
+    token, _ = children.draw(row, column, children.ending_tail, uniforms)
     assert token.tolist() == [1, 2, 3, 2, 2]
 
 

@@ -13,7 +13,7 @@ import scipy.stats
 import jax_power_smc as psmc
 from jax_power_smc import PowerTarget, StopString, TableLM, TransformerLM
 from jax_power_smc.core import prng
-from jax_power_smc.engine import decode, executables, mh_chains, mh_step
+from jax_power_smc.engine import batching, executables, mh_chains, mh_step
 from jax_power_smc.engine.buckets import Sizes
 from jax_power_smc.engine.collect import collect
 from jax_power_smc.engine.mh_chains import ChainScheduler
@@ -76,8 +76,8 @@ def run(sampler, target=END, *, prompts=(PROMPT,) * 4, seed=0, cap=CAP, **option
 
 
 def make(sampler, target=END, *, model=MODEL, weights=None, seed=0, width=4, bucket=8, capacity=16):
-    """A batch runner of one width, one prompt length and one capacity."""
-    sizes = Sizes(width, width, bucket, capacity, chunk=capacity, most_positions=bucket)
+    """A batch runner of one width, one prompt length and one cap."""
+    sizes = Sizes(width, width, bucket, capacity, chunk=capacity, rows=(1,), smallest_bucket=bucket)
     weights = params() if weights is None else weights
     return ChainScheduler(model, weights, sampler, jax.random.key(seed), sizes, tokenizer(target))
 
@@ -180,18 +180,18 @@ def test_the_coin_converges_at_five_eighths_per_move(x64):
 
 def test_many_coins_converge_at_five_eighths_per_move():
     count, target = 20_000, HALF.arrays(2, 2)
-    logits, context = COIN.prefill(coin(), jnp.asarray(PROMPT, jnp.int32), jnp.int32(1))
-    empty = mh_step.begin(COIN, coin(), logits, 1, 2)
+    last, zero = jnp.asarray(PROMPT, jnp.int32), jnp.int32(0)
+    empty = mh_step.begin(COIN, coin(), last, jnp.int32(1), 1, 2, capacity=3)
 
     def one(key, second):
         """Whether the chain is at (EOS,) after each move, started at (0, second)."""
-        prompt = mh_step.ChainPrompt(context, logits, target, key)
+        prompt = mh_step.ChainPrompt(last[0], zero, target, key)
 
         def step(state, entry):
             uniforms = mh_step.move_uniforms(key, entry, 1, jnp.float32)
             cut = mh.draw_cut(jax.random.fold_in(key, 1), entry)
             state = mh_step.move(
-                COIN, coin(), None, prompt, state, entry, cut, uniforms, decode.this_prompt
+                COIN, coin(), None, prompt, state, entry, cut, uniforms, batching.this_prompt
             )
             return state, state.chains.tokens[0, 0] == EOS
 
@@ -443,17 +443,20 @@ HORIZON = 12
 
 
 @jax.jit
-def prefilled(weights, prompts, tokens):
-    """log p [P, N, T, V] before every token [P, N, T], each by a prefill of its own."""
-    num, cap = tokens.shape[1:]
+def in_one_pass(weights, prompts, tokens):
+    """log p [P, N, T, V] before every token [P, N, T], all of a sequence read at once."""
+    (num_prompts, num, cap), length = tokens.shape, prompts.shape[1]
     whole = jnp.concatenate([jnp.repeat(prompts[:, None], num, axis=1), tokens], axis=2)
-    lengths = prompts.shape[1] + jnp.arange(cap, dtype=jnp.int32)
-    of_length = jax.vmap(lambda y, n: TINY.prefill(weights, y, n)[0], in_axes=(None, 0))
-    return jax.nn.log_softmax(jax.vmap(jax.vmap(of_length, (0, None)), (0, None))(whole, lengths))
+    whole = whole.reshape(-1, length + cap)
+    none = jnp.zeros(whole.shape[:1], jnp.int32)
+    cache = TINY.init_cache(weights, *whole.shape)
+    logits, _ = TINY.extend(weights, cache, whole, none, none + whole.shape[1])
+    logits = logits[:, length - 1 : -1].reshape(num_prompts, num, cap, -1)
+    return jax.nn.log_softmax(logits, axis=-1)
 
 
 def test_the_cache_is_right_after_accepted_and_after_rejected_moves(tmp_path):
-    """All log p after every move, as drawn, against a prefill of the whole prefix."""
+    """All log p after every move, as drawn, against one pass over the whole sequence."""
     _, weights = small.build(CONFIG, tmp_path)
     target, sampler = PowerTarget(1.5, (1, 3)), MetropolisHastings(3, 12, num_chains=4)
     prompts, key = [(4, 19, 0), (7, 2, 11), (5, 5, 5)], jax.random.key(1)
@@ -469,7 +472,7 @@ def test_the_cache_is_right_after_accepted_and_after_rejected_moves(tmp_path):
         before, cut = jax.device_get(state.chains), int(mh.draw_cut(key, entry))
         state = scheduler.move(None, prompt, state, entry)
         now = jax.device_get(state.chains)
-        log_p = np.asarray(prefilled(weights, jnp.asarray(prompts, jnp.int32), now.tokens))
+        log_p = np.asarray(in_one_pass(weights, jnp.asarray(prompts, jnp.int32), now.tokens))
         inside = np.arange(HORIZON) < now.length[:, :, None]
         scores = np.take_along_axis(log_p, now.tokens[..., None], axis=3)[..., 0]
         np.testing.assert_allclose(now.log_p, scores * inside, atol=1e-4)
@@ -495,18 +498,16 @@ class BigCache:
 
     vocab_size: int = 3
 
-    def prefill(self, params, prompt, length):
-        return MODEL.prefill(params, prompt, length)
+    def init_cache(self, params, num_rows, capacity):
+        own = MODEL.init_cache(params, num_rows, capacity)
+        return own, jnp.zeros((num_rows, *LEAF), jnp.float32)
 
-    def init_cache(self, params, num_particles, capacity):
-        own = MODEL.init_cache(params, num_particles, capacity)
-        return own, jnp.zeros((num_particles, *LEAF), jnp.float32)
-
-    def decode(self, params, context, cache, token, step, clock):
+    def extend(self, params, cache, tokens, position, count):
         own, big = cache
-        logits, own = MODEL.decode(params, context, own, token, step, clock)
-        row = jnp.full((token.shape[0], 1, LEAF[1]), token[0], jnp.float32)
-        big = jax.lax.dynamic_update_slice_in_dim(big, row, clock % LEAF[0], axis=1)
+        logits, own = MODEL.extend(params, own, tokens, position, count)
+        row = jnp.arange(len(tokens), dtype=jnp.int32)
+        entry = jnp.where(count > 0, position % LEAF[0], LEAF[0])
+        big = big.at[row, entry].set(tokens[:, :1].astype(jnp.float32), mode="drop")
         return logits + 0 * jnp.sum(big), (own, big)
 
 
@@ -515,7 +516,8 @@ def selects_on_the_cache():
     key, sampler = jax.random.key(0), MetropolisHastings(1, 1, num_chains=5)
     scheduler = make(sampler, model=BigCache(), width=2)
     batch = scheduler.arrays(requested([PROMPT] * 2, END, CAP), 8)
-    start = functools.partial(mh_chains.start_batch, model=BigCache(), num_chains=5, capacity=16)
+    sizes = {"num_chains": 5, "num_tokens": 16, "capacity": 24}
+    start = functools.partial(mh_chains.start_batch, model=BigCache(), **sizes)
     prompt, state = jax.eval_shape(start, params(), *batch)
     *_, entry = sampler.schedule(CAP)
     move = jax.jit(functools.partial(mh_chains.move_batch, model=BigCache()))
@@ -530,7 +532,7 @@ def test_the_only_select_on_the_cache_is_accepting_or_not():
 
 
 def test_a_loop_per_prompt_would_select_on_the_cache_at_every_step(monkeypatch):
-    monkeypatch.setattr(decode, "any_in_batch", decode.this_prompt)
+    monkeypatch.setattr(batching, "any_in_batch", batching.this_prompt)
     assert selects_on_the_cache() > 1
 
 
@@ -649,3 +651,20 @@ def test_more_blocks_than_tokens_are_refused():
 def test_the_defaults_are_those_of_the_paper_and_the_edits_those_of_the_cost_model():
     assert dataclasses.astuple(MetropolisHastings()) == (16, 10, "global", 1)
     assert mh.EDITS == cost_model.EDITS and MetropolisHastings(num_chains=3).num_particles == 3
+
+
+class Forwards(TableLM):
+    """A table that cannot rewind, as a recurrent state cannot."""
+
+    can_rewind = False
+
+
+def test_a_model_that_cannot_rewind_is_refused_by_name():
+    options = {"key": jax.random.key(0), "target": END, "max_new_tokens": CAP}
+    given = Forwards(vocab_size=3, order=2), params(), [PROMPT]
+    with pytest.raises(ValueError) as error:
+        psmc.sample(*given, sampler=MetropolisHastings(2, 1), **options)
+    small.assert_one_sentence(
+        error, "MetropolisHastings, which rewinds", "can_rewind", "allowed are WithoutReplacement"
+    )
+    assert psmc.sample(*given, sampler=psmc.Ancestral(), **options).finished.shape == (1, 1)

@@ -33,7 +33,8 @@ ON = PowerTarget(3.0)
 
 
 def sample(sampler, target=END, *, seed=0, prompts=PROMPTS, cap=CAP, **options):
-    return psmc.sample(
+    function = options.pop("function", psmc.plain.sample)
+    return function(
         MODEL,
         PARAMS,
         prompts,
@@ -41,7 +42,7 @@ def sample(sampler, target=END, *, seed=0, prompts=PROMPTS, cap=CAP, **options):
         target=target,
         sampler=sampler,
         max_new_tokens=cap,
-        **{"prompts_per_batch": 4, **options},
+        **options,
     )
 
 
@@ -114,9 +115,7 @@ def test_one_particle_has_the_product_of_its_normalisers_as_evidence(ramp_tokens
 
 def test_one_particle_is_plain_temperature_sampling():
     cap, count, target = 3, 4096, PowerTarget(2.0, (EOS,))
-    result = sample(
-        PowerSMC(1), target, prompts=[[0]] * count, cap=cap, prompts_per_batch=count, seed=5
-    )
+    result = sample(PowerSMC(1), target, prompts=[[0]] * count, cap=cap, seed=5)
     chance = {}
     listed = psmc.exact.enumerate(MODEL, PARAMS, [0], target, cap)
     for y, log_p in zip(listed.sequences, listed.log_prob, strict=True):
@@ -270,7 +269,8 @@ def test_a_target_that_excludes_everything_is_a_failure(order):
 def test_evidence_is_unbiased_through_the_engine():
     sampler = PowerSMC(4, ess_threshold=0.8, ramp_tokens=2)
     cap, count = 4, 2048
-    result = sample(sampler, prompts=[[0]] * count, cap=cap, prompts_per_batch=count, seed=3)
+    options = {"function": psmc.sample, "prompts_per_batch": count}
+    result = sample(sampler, prompts=[[0]] * count, cap=cap, seed=3, **options)
     log_z = psmc.exact.enumerate(MODEL, PARAMS, [0], END, cap).log_evidence
     ratio = np.exp(np.asarray(result.log_evidence, np.float64) - log_z)
     z = (ratio.mean() - 1) / (ratio.std() / np.sqrt(count))

@@ -14,8 +14,9 @@ import jax_power_smc as psmc
 from jax_power_smc import PowerTarget, TableLM, WithoutReplacement
 from jax_power_smc.core import prng
 from jax_power_smc.core.vocab_sharding import Logits
-from jax_power_smc.engine import decode
-from jax_power_smc.engine.decode import PromptInputs, SharedInputs
+from jax_power_smc.engine import batching, reference
+from jax_power_smc.engine.reference import LoopInputs
+from jax_power_smc.engine.state import PAD_ID
 from tests.models.small import assert_one_sentence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -28,15 +29,6 @@ PROMPTS = [[0], [2, 0], [1, 2, 2], [2]]
 END = PowerTarget(2.5, (EOS,))
 # Two tokens go on: 1 + 2 + 4 + 8 * 3 sequences.
 LEAVES = 31
-WIDTH = 64  # prompts of every batch: few programs are compiled
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_chunks():
-    """No more steps than are needed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax_power_smc.engine.slot_plan.CHUNK", CAP)
-        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +47,7 @@ def exactly(num_particles, explicit_children=None, ramp_tokens=0):
 
 
 def sample(sampler, target=END, *, prompts=PROMPTS, seed=0, params=PARAMS, cap=CAP, **options):
-    return psmc.sample(
+    return psmc.plain.sample(
         MODEL,
         params,
         prompts,
@@ -63,7 +55,7 @@ def sample(sampler, target=END, *, prompts=PROMPTS, seed=0, params=PARAMS, cap=C
         target=target,
         sampler=sampler,
         max_new_tokens=cap,
-        **{"prompts_per_batch": WIDTH, **options},
+        **options,
     )
 
 
@@ -83,26 +75,19 @@ def alive(result):
 @functools.partial(jax.jit, static_argnames=("cap",))
 def walk(target, sampler, keys, *, cap=CAP):
     """States and infos of every step of the prompt [2, 0], [R, T, ...], and final weights."""
+    inputs, prompt = LoopInputs(sampler, target), jnp.array([2, 0], jnp.int32)
 
     def one(key):
-        prompt = jnp.array([2, 0], jnp.int32)
-        logits, context = MODEL.prefill(PARAMS, prompt, jnp.int32(2))
-        shared, inputs = SharedInputs(sampler), PromptInputs(context, target, key)
-        uniforms = prng.step_uniforms(key, jnp.int32(0), sampler.population_size)
-        first = decode.begin(
-            MODEL, cap, PARAMS, shared, inputs, logits, uniforms, decode.any_in_batch
-        )
-
         def body(state, step):
             uniforms = prng.step_uniforms(key, step, sampler.population_size)
-            after = decode.decode_step(
-                MODEL, PARAMS, shared, inputs, state, uniforms, step - 1, decode.any_in_batch
+            after = reference.decode_step(
+                MODEL, PARAMS, inputs, state, uniforms, step, batching.any_in_batch
             )
             return after[0], after
 
-        last, rest = jax.lax.scan(body, first[0], jnp.arange(1, cap, dtype=jnp.int32))
-        final = decode.finish(shared, inputs, last, prng.final_uniforms(key))
-        after = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
+        first = reference.begin(MODEL, PARAMS, inputs, prompt, jnp.int32(2), cap)
+        last, after = jax.lax.scan(body, first, jnp.arange(cap, dtype=jnp.int32))
+        final = reference.finish(inputs, last.particles, prng.final_uniforms(key))
         return *after, final
 
     return jax.vmap(one, axis_name="prompts")(keys)
@@ -287,7 +272,7 @@ def test_unused_particles_are_empty():
     assert (keep.sum(axis=1) == 1 + 2 * 3).all()
     for name, nothing in (("lengths", 0), ("finished", False), ("log_probs", 0)):
         assert (np.asarray(getattr(result, name))[~keep] == nothing).all()
-    assert (np.asarray(result.tokens)[~keep] == decode.PAD_ID).all()
+    assert (np.asarray(result.tokens)[~keep] == PAD_ID).all()
     assert np.isneginf(np.asarray(result.log_weights)[~keep]).all()
     assert (result.info.particle_index[~keep] == -1).all() and (
         result.info.particle_index[keep] >= 0
@@ -323,17 +308,51 @@ def test_alpha_one_has_evidence_one(num_particles, explicit_children):
     assert (np.asarray(sample(exactly(num_particles, explicit_children)).log_evidence) < -0.1).all()
 
 
-def test_model_tokens_count_what_was_drawn():
+def test_tokens_are_counted():
     state, info, _ = walked(exactly(5))
     running = np.isfinite(state.particles.log_weight[:, :, :5]).sum(axis=2)
     drawn = state.particles.drawn[:, -1]
     # Every running particle of every step was drawn, and so were those that ended.
     assert (drawn >= running.sum(axis=1)).all() and (drawn <= 2 * 5 * CAP).all()
     result = sample(exactly(5), prompts=[[2, 0]] * 16, seed=3)
-    np.testing.assert_array_equal(result.info.model_tokens, drawn)
+    np.testing.assert_array_equal(result.info.drawn_tokens, drawn)
+    # No two running particles are equal: each is a token through the model, except at the cap.
+    assert not result.info.num_rows[:, -1].any()
+    np.testing.assert_array_equal(result.info.num_rows[:, :-1], running[:, :-1])
+    np.testing.assert_array_equal(result.info.model_tokens, 1 + running[:, :-1].sum(axis=1))
     forks = (info.parent[:, :, :5] != np.arange(5)).sum(axis=2)
     np.testing.assert_array_equal(result.info.forks, forks)
     np.testing.assert_array_equal(result.info.resampled, info.resampled)
+
+
+# --- Mass floor -------------------------------------------------------------------------------
+
+
+def test_a_floor_keeps_fewer_but_never_nobody():
+    def running(sampler, target):
+        state, _, _ = walked(sampler, target=target)
+        alive = np.isfinite(state.particles.log_weight)
+        return alive[:, :, :5].sum(axis=2), alive[:, :, 5:].sum(axis=2), state
+
+    def floored(mass_floor):
+        return dataclasses.replace(exactly(5), mass_floor=mass_floor)
+
+    for target in (END, PowerTarget(2.5, ())):
+        all_of_them, _, _ = running(exactly(5), target)
+        fewer, _, _ = running(floored(0.05), target)
+        few, pool, state = running(floored(0.9), target)
+        assert few.mean() < fewer.mean() < all_of_them.mean()
+        # Where nothing has ended, somebody runs on.
+        assert (few + pool > 0).all() and np.isfinite(state.particles.log_evidence).all()
+        assert (few == 0).any() == (pool > 0).any() == (target is END)
+
+
+def test_a_floor_is_off_while_a_ramp_runs():
+    walks = [
+        walked(dataclasses.replace(exactly(5, ramp_tokens=CAP), mass_floor=mass_floor))
+        for mass_floor in (0.0, 0.9)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *walks)
 
 
 # --- Early stop -------------------------------------------------------------------------------
@@ -363,7 +382,7 @@ def test_what_an_early_stop_leaves_out_is_bounded(early_stop, num_particles):
         finished, there = np.asarray(stopped.finished), alive(stopped)
         assert finished[stops][there[stops]].all()
         assert not finished[~there].any()
-        assert (stopped.info.model_tokens[stops] <= full.info.model_tokens[stops]).all()
+        assert (stopped.info.drawn_tokens[stops] <= full.info.drawn_tokens[stops]).all()
         if num_particles == LEAVES:  # against the truth, not another estimate
             truth = np.array([log_z(p, target) for p in prompts])
             left = 1 - np.exp(np.asarray(stopped.log_evidence) - truth)
@@ -445,7 +464,7 @@ def test_one_particle_with_one_explicit_child_is_unbiased():
 # --- Neighbours, arguments --------------------------------------------------------------------
 
 ARRAYS = ("tokens", "lengths", "finished", "log_probs", "log_weights", "log_evidence", "choice")
-INFO = ("ess", "resampled", "forks", "parent", "particle_index", "dropped_mass", "model_tokens")
+INFO = ("ess", "resampled", "forks", "parent", "particle_index", "dropped_mass", "num_rows")
 
 
 def assert_same(one, two, rows, other_rows):
@@ -463,17 +482,15 @@ def test_neighbours_and_order_change_no_bit():
     sampler, everyone = WithoutReplacement(5, early_stop=0.05), [0, 1, 2, 3]
     together = sample(sampler)
     assert together.info.forks.sum() > 3 and (together.info.dropped_mass > 0).any()
-    # Within one executable: another order, alone among idle slots, other neighbours.
+    # The table's results are exact, so the width of the batch does not matter either.
     order = [2, 0, 3, 1]
     turned = sample(sampler, prompts=[PROMPTS[i] for i in order], prompt_ids=order)
     assert_same(together, turned, order, everyone)
-    for index in everyone:
+    for index in (0, 2):
         alone = sample(sampler, prompts=[PROMPTS[index]], prompt_ids=[index])
         assert_same(together, alone, [index], [0])
     others = sample(sampler, prompts=[PROMPTS[1], [0, 0], [0], [2, 2]], prompt_ids=[1, 9, 8, 7])
     assert_same(together, others, [1], [0])
-    # The table's results are exact, so the width of the batch does not matter either.
-    assert_same(together, sample(sampler, prompts_per_batch=1), everyone, everyone)
     # What does matter is the id of a prompt.
     assert not np.array_equal(together.tokens, sample(sampler, prompt_ids=[4, 5, 6, 7]).tokens)
 
@@ -488,6 +505,10 @@ def test_neighbours_and_order_change_no_bit():
         ({"explicit_children": "all"}, "explicit_children"),
         ({"ramp_tokens": -1}, "ramp_tokens"),
         ({"ramp_tokens": None}, "ramp_tokens"),
+        ({"mass_floor": -1e-9}, "mass_floor"),
+        ({"mass_floor": 1.0}, "mass_floor"),
+        ({"mass_floor": float("nan")}, "mass_floor"),
+        ({"mass_floor": False}, "mass_floor"),
         ({"early_stop": -1e-9}, "early_stop"),
         ({"early_stop": 1.5}, "early_stop"),
         ({"early_stop": float("nan")}, "early_stop"),
@@ -502,7 +523,7 @@ def test_invalid_values_are_refused(change, name):
 
 
 def test_defaults_and_the_largest_values():
-    assert WithoutReplacement(5) == WithoutReplacement(5, None, 0, 1e-4)
+    assert WithoutReplacement(5) == WithoutReplacement(5, None, 0, 0.0, 1e-4)
     WithoutReplacement(1, explicit_children=10**6, ramp_tokens=0, early_stop=1)
     # More explicit children than tokens are all of them.
     logits, allowed = jnp.array([[-3.0, -1.0, -2.0]] * 4), jnp.ones((1, 3), bool)

@@ -222,6 +222,115 @@ def test_a_candidate_just_at_the_threshold_is_certain():
     np.testing.assert_allclose(new.sum(axis=1), 6.0, rtol=1e-6)
 
 
+# --- A floor ----------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames="num_keep")
+def _select_floored(log_mass, uniforms, log_floor, *, num_keep):
+    select = functools.partial(optimal_resampling.select, log_mass, num_keep)
+    new = jax.vmap(lambda u: select(u, log_floor))(uniforms)
+    log_c = optimal_resampling.log_threshold(log_mass, num_keep)
+    cdf = optimal_resampling.systematic_cdf(
+        log_mass, jnp.maximum(log_c, log_floor), num_keep, log_floor > log_c
+    )
+    return new, cdf
+
+
+def floored(log_mass, num_keep, uniforms, log_floor, dtype=jnp.float32):
+    """New log weights [U, M], and the running sum of the systematic pass [M]."""
+    size = next(n for n in (64, *SIZES) if n >= len(log_mass))
+    padded = np.full(size, -np.inf)
+    padded[: len(log_mass)] = log_mass
+    arrays = (jnp.asarray(x, dtype) for x in (padded, uniforms, log_floor))
+    new, cdf = jax.device_get(_select_floored(*arrays, num_keep=num_keep))
+    assert (new[:, len(log_mass) :] == -np.inf).all()
+    return new[:, : len(log_mass)], cdf[: len(log_mass)]
+
+
+FLOORS = (1e-3, 0.02, 0.05, 0.3, 0.7, 0.99)
+
+
+@pytest.mark.parametrize("num_keep", [1, 3, 16, 50])
+def test_the_mean_under_a_floor_is_the_mass(x64, num_keep):
+    binds = 0
+    for seed, floor in enumerate(FLOORS):
+        log_mass = random_log_mass(seed, 40, 2.0)
+        log_mass -= np.logaddexp.reduce(log_mass)
+        _, cdf = floored(log_mass, num_keep, np.zeros(1), np.log(floor), jnp.float64)
+        binds += cdf[-1] != np.round(cdf[-1])
+        points = np.unique(np.concatenate([[0.0, 1.0], cdf - np.floor(cdf)]))
+        middle, length = (points[1:] + points[:-1]) / 2, np.diff(points)
+        new, _ = floored(log_mass, num_keep, middle, np.log(floor), jnp.float64)
+        np.testing.assert_allclose(length @ np.exp(new), np.exp(log_mass), rtol=0, atol=1e-12)
+    assert binds > 1 or num_keep == 1  # a single one is chosen by its own threshold
+
+
+@pytest.mark.parametrize("num_keep", [3, 16, 50])
+def test_survivors_of_a_floor_are_counted_by_its_total(x64, num_keep):
+    for seed, floor in enumerate(FLOORS):
+        log_mass = random_log_mass(seed, 40, 2.0)
+        log_mass -= np.logaddexp.reduce(log_mass)
+        log_c = max(np.log(floor), oracle_log_threshold(log_mass, num_keep))
+        above = log_mass >= log_c
+        total = np.exp(log_mass[~above] - log_c).sum()
+        new, _ = floored(log_mass, num_keep, many_uniforms(seed), np.log(floor), jnp.float64)
+        counts = (new[:, ~above] > -np.inf).sum(axis=1)
+        assert (np.floor(total - 1e-9) <= counts).all() and (counts <= np.ceil(total + 1e-9)).all()
+        assert (counts + above.sum() <= num_keep).all()
+        # Those above keep their weight, the others get the threshold.
+        assert (new[:, above] == log_mass[above]).all()
+        survivors = new[:, ~above]
+        np.testing.assert_allclose(survivors[survivors > -np.inf], log_c, atol=1e-9)
+
+
+def test_a_floor_below_the_threshold_changes_nothing():
+    uniforms = many_uniforms()
+    for seed, num_keep in ((0, 3), (1, 16), (2, 60)):
+        log_mass = random_log_mass(seed, 60, 2.0).astype(np.float32)
+        plain = kept(log_mass, num_keep, uniforms)
+        log_c = threshold(log_mass, num_keep)
+        for log_floor in (-np.inf, log_c - 1, log_c):
+            new, _ = floored(log_mass, num_keep, uniforms, log_floor)
+            np.testing.assert_array_equal(new, plain)
+
+
+@pytest.mark.parametrize("num_keep", [1, 16, 2048])
+def test_never_more_than_n_survive_a_floor_just_above_the_threshold(num_keep):
+    for seed, spread in enumerate((1e-7, 1e-3, 2.0)):
+        log_mass = spread * np.random.default_rng(seed).normal(size=num_keep + 3)
+        log_mass = log_mass.astype(np.float32)
+        log_floor = np.float32(threshold(log_mass, num_keep))
+        for _ in range(3):
+            log_floor = np.nextafter(log_floor, np.float32(np.inf))
+            new, _ = floored(log_mass, num_keep, many_uniforms(num=40), log_floor)
+            counts = (new > -np.inf).sum(axis=1)
+            assert (counts <= num_keep).all() and (counts >= num_keep - 1).all()
+
+
+@pytest.mark.parametrize("num_keep", [1, 5, 40])
+def test_all_die_only_if_there_is_mass_elsewhere(num_keep):
+    uniforms = many_uniforms()
+    for seed, floor in enumerate(FLOORS):
+        log_mass = random_log_mass(seed, 40, 2.0).astype(np.float32)
+        total = np.logaddexp.reduce(log_mass.astype(np.float64))
+        # A share of their own mass: somebody always survives, a single candidate for certain.
+        new, _ = floored(log_mass, num_keep, uniforms, total + np.log(floor))
+        assert (new > -np.inf).any(axis=1).all()
+        alone, _ = floored(log_mass[:1], num_keep, uniforms, log_mass[0] + np.log(floor))
+        np.testing.assert_array_equal(alone, np.broadcast_to(log_mass[:1], alone.shape))
+        # Three times of four the pool holds the mass: then one survives with probability 1/4.
+        new, _ = floored(log_mass, num_keep, many_uniforms(num=2000), total + np.log(4))
+        counts = (new > -np.inf).sum(axis=1)
+        assert set(counts.tolist()) == {0, 1}
+        assert counts.mean() == pytest.approx(0.25, abs=0.05)
+
+
+def test_nothing_at_all_under_a_floor():
+    for log_floor in (-np.inf, -3.0):
+        new, _ = floored(np.full(4, -np.inf), 3, many_uniforms(num=3), log_floor)
+        assert (new == -np.inf).all()
+
+
 # --- A mode of many small weights under a few dominating ones ----------------------------------
 
 

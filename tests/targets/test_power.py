@@ -7,6 +7,7 @@ import pytest
 
 from jax_power_smc import PowerTarget
 from jax_power_smc.core.vocab_sharding import Logits
+from jax_power_smc.targets import power
 from jax_power_smc.targets.power import support
 
 VOCAB, CAP = 5, 4
@@ -24,6 +25,79 @@ def allowed(target, p, step, cap=CAP):
 
 
 EVEN = np.full(VOCAB, 1 / VOCAB)
+
+
+def by_sorting(logits, top_k=None, top_p=None):
+    """The sets of top-k and top-p [R, V], by a stable sort; and how near top-p is to a tie [R]."""
+    logits = np.asarray(logits, np.float64)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    inside, gap = np.ones(logits.shape, bool), np.full(len(logits), np.inf)
+    ranks = np.argsort(order, axis=1, kind="stable")
+    if top_k is not None:
+        inside &= ranks < np.broadcast_to(top_k, len(logits))[:, None]
+    if top_p is not None:
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p = np.take_along_axis(p / p.sum(axis=1, keepdims=True), order, axis=1)
+        wanted = np.broadcast_to(np.asarray(top_p, np.float64), len(logits))[:, None]
+        before = np.cumsum(p, axis=1) - p
+        keep = (before < wanted) | (wanted >= 1)
+        inside &= np.take_along_axis(keep, ranks, axis=1)
+        gap = np.abs(np.cumsum(p, axis=1) - wanted).min(axis=1)
+    return inside, gap
+
+
+jitted_sets = jax.jit(power._most_probable)
+
+
+def random_logits(kind, rows=64, vocab=50):
+    rng = np.random.default_rng(len(kind))
+    logits = 2 * rng.normal(size=(rows, vocab))
+    if kind == "ties":
+        logits = np.round(logits)
+    elif kind == "zeros of both signs":
+        logits = np.round(logits / 2) * rng.choice([-1.0, 1.0], size=logits.shape)
+    elif kind == "impossible tokens":
+        logits[rng.random(logits.shape) < 0.7] = -np.inf
+        logits[:, 0] = 1.0
+    elif kind == "wide":
+        logits = 10.0 ** rng.uniform(-30, 30, logits.shape) * rng.choice([-1, 1], logits.shape)
+    elif kind == "all equal":
+        logits = np.zeros_like(logits)
+    return logits
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "kind", ["plain", "ties", "zeros of both signs", "impossible tokens", "wide", "all equal"]
+)
+def test_the_most_probable_tokens_are_those_of_a_stable_sort(x64, kind, dtype):
+    logits = random_logits(kind).astype(dtype)
+    rows, vocab = logits.shape
+    rng = np.random.default_rng(7)
+    # A number of its own for every prefix, beyond the vocabulary too.
+    top_k = rng.integers(1, vocab + 20, rows).astype(np.int32)
+    top_p = rng.uniform(1e-6, 1, rows).astype(dtype)
+    top_p[:4] = 1.0, 1e-30, 0.5, 1.0
+    near = 1e-5 if dtype == np.float32 else 1e-12
+    sizes = set()
+    for k, p in ((top_k, None), (None, top_p), (top_k, top_p)):
+        found = np.asarray(jitted_sets(logits, k, p))
+        expected, gap = by_sorting(logits, k, p)
+        # Sums in another order may differ where the mass is just that which is wanted.
+        sure = gap > near
+        assert sure.mean() > 0.6
+        np.testing.assert_array_equal(found[sure], expected[sure])
+        assert found.any(axis=1).all()
+        sizes |= set(found.sum(axis=1).tolist())
+    assert len(sizes) > 8 or kind == "wide"  # there, few tokens have all the mass
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 50, 51, 2**31 - 1])
+def test_one_top_k_for_all(top_k):
+    logits = random_logits("ties").astype(np.float32)
+    found = np.asarray(jitted_sets(logits, np.int32(top_k), None))
+    np.testing.assert_array_equal(found, by_sorting(logits, top_k)[0])
+    assert (found.sum(axis=1) == min(top_k, 50)).all()
 
 
 def test_full_support_is_everything_at_every_step():

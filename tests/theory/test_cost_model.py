@@ -123,7 +123,7 @@ def test_lemma_1_is_what_the_sampler_counts(num_tokens, num_particles):
         sampler=psmc.PowerSMC(num_particles),
         max_new_tokens=num_tokens,
     )
-    assert smc_tokens(num_tokens, num_particles) == int(result.info.model_tokens[0])
+    assert smc_tokens(num_tokens, num_particles) == int(result.info.drawn_tokens[0])
 
 
 # --- the corollary ---

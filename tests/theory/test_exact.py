@@ -8,6 +8,8 @@ import pytest
 import jax_power_smc as psmc
 from jax_power_smc import PowerTarget, TableLM, WithoutReplacement
 from jax_power_smc.theory import exact
+from tests.models.test_base import AsDocumented
+from tests.test_testing import Paged
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -17,15 +19,16 @@ PROMPT = (2, 0)
 
 
 def table(seed=0):
-    """Logits per step; token 2 is impossible after two tokens 1."""
-    params = MODEL.init(jax.random.key(seed), steps=CAP, scale=1.5, dtype=jnp.float64)
+    """Logits per position; token 2 is impossible after two tokens 1."""
+    params = MODEL.init(jax.random.key(seed), steps=5 + CAP, scale=1.5, dtype=jnp.float64)
     return params._replace(logits=params.logits.at[:, 1 * 4 + 1, 2].set(-jnp.inf))
 
 
 def next_probabilities(params, prompt, generated):
     """p of the next token, read from the table by hand."""
     history = [3, 3, *prompt, *generated][-2:]
-    logits = np.asarray(params.logits)[len(generated), 4 * history[0] + history[1]]
+    position = len(prompt) + len(generated) - 1
+    logits = np.asarray(params.logits)[position, 4 * history[0] + history[1]]
     p = np.exp(logits - logits.max())
     return p / p.sum()
 
@@ -147,6 +150,15 @@ def test_score_adds_nothing_after_the_end(x64):
     for lengths in ([2, 3, 1], jnp.asarray([2, 3, 1]), np.array([2, 3, 1], np.uint8)):
         same = exact.score(MODEL, table(), jnp.asarray(PROMPT), padded, lengths)
         np.testing.assert_array_equal(same, scores)
+
+
+def test_a_model_whose_rows_share_storage_is_scored_by_its_own_members():
+    model, params = Paged(), Paged().init(0)
+    tokens = np.random.default_rng(0).integers(model.vocab_size, size=(3, 4))
+    got = exact.score(model, params, [1, 2, 0], tokens)
+    np.testing.assert_allclose(got, exact.score(AsDocumented(), params, [1, 2, 0], tokens), 1e-5)
+    alone = [exact.score(model, params, [1, 2, 0], row[None])[0] for row in tokens]
+    np.testing.assert_allclose(got, alone, rtol=1e-5)
 
 
 def test_score_of_what_was_sampled_is_its_log_probs(x64):

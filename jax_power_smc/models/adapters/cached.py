@@ -1,17 +1,17 @@
 """``CachedLM``: a model given as a function with a cache of its own.
 
-The ``LanguageModel`` protocol separates the prompt, which particles share, from the cache of
-generated tokens, which they do not. A foreign cache holds both, and is used like this:
+Such a function appends the same number of tokens to all its sequences, at one position. The rows of
+a ``LanguageModel`` are at different positions and are given different numbers of tokens, so the
+function is mapped over rows, each a batch of one. What must not be written is written where nothing
+reads it. (To undo it copied the cache: a step of attention alone took 2.5 to 5 times as long.)
 
-    prefill          the prompt is read into a cache of one row, which becomes the context
-    decode, step 0   every particle's cache becomes a copy of that row, whatever was there before
-    every decode     the position is set to prompt length + step, then a token is appended
+    capacity 7, position 5          entries   a b c d e - - s
+    one token, count 0                                      ?     the spare entry beyond the last
+    block of 2, count 1                                 x ?       stale entries may be overwritten
+    block of 4, count 2                           d e x y         begins earlier, or it would not
+                                                                  fit: d and e are read again
 
-    prompt of 3 tokens, padded to 5    entries   a b c . .     what padding wrote lies at or beyond
-    particle 0 at step 1                         a b c x y     the position, and is overwritten
-    particle 1 at step 1                         a b c z w     before it is attended to
-
-Letters: P prompts, B rows, N particles, S prompt length, V vocabulary, L = ``max_positions``.
+Letters: R rows, B tokens of a block, V vocabulary, L = ``max_positions``.
 """
 
 import dataclasses
@@ -23,19 +23,20 @@ import jax.numpy as jnp
 
 from jax_power_smc.core.types import Cache, Params
 from jax_power_smc.models.adapters import validation
-from jax_power_smc.models.vmap_rules import broadcast_unbatched
+from jax_power_smc.models.cache_moves import write_entries
 
 
-class CachedPrompt(NamedTuple):
-    """What the particles of one prompt share.
+class CachedRows(NamedTuple):
+    """The cache of ``CachedLM``.
 
     Attributes:
-      cache: of one row, leaves [1, ...].
-      length: [] int32, number of prompt tokens that are not padding.
+      tokens: [R, capacity] int32, those that each row holds.
+      inner: the function's own cache with a spare entry, if L allows. Every leaf leads with R; what
+        has no axis of rows of its own, like a position [], is there for every row.
     """
 
-    cache: Cache
-    length: jax.Array
+    tokens: jax.Array
+    inner: Cache
 
 
 # The name of a leaf, several names, a function (cache, position) -> cache, or None.
@@ -46,17 +47,16 @@ Position = str | tuple[str, ...] | Callable[..., Any] | None
 class CachedLM:
     """A model given as a function with a cache of its own, which grows by one entry per token.
 
-    Its costs beyond those of a model whose particles share their prompt (``TransformerLM``): memory
-    for N + 1 rows of L entries per prompt from the start; attention to each particle's own copy of
-    the prompt; copies of whole rows when a particle replaces another; and, because the prompts of a
-    batch are at different positions, cache writes that XLA turns into scatters.
+    Its costs beyond those of ``TransformerLM``: attention to the whole capacity, copies of whole
+    rows, and cache writes that XLA turns into scatters.
 
     Attributes:
       apply_fn: (params, tokens [B, S] int32, cache) -> (logits [B, S, V], cache). It appends S
         entries at the cache's position, and no token attends to entries after its own. An entry
         stays where it is: no sliding window, unless ``position`` is None.
-      empty_cache: (params, batch B, capacity L) -> an empty cache, a pytree whose arrays lead with
-        B, except for positions and scalars.
+      empty_cache: (params, batch B, capacity) -> an empty cache, a pytree whose arrays lead with B,
+        except for positions and scalars. The capacity is at most L; a function that needs all L
+        entries may always make as many.
       vocab_size: V.
       max_positions: L, the longest prompt plus generated tokens.
       position: where the cache keeps the number of its entries: the name of a leaf, or the names of
@@ -65,7 +65,7 @@ class CachedLM:
         rewound, such as a recurrent state: it requires ``one_token``, and ``MetropolisHastings`` is
         refused.
       one_token: whether ``apply_fn`` takes one token per call, like Flax's attention with a cache.
-        Prompts are then read token by token, and their padding is not read.
+        Prompts are then read token by token.
 
     Raises:
       ValueError: for an invalid value; when sampling begins, for logits of the wrong shape or
@@ -87,61 +87,88 @@ class CachedLM:
         validation.check_position(self.position, self.one_token)
 
     @property
-    def can_go_back(self) -> bool:
-        """Whether an earlier step can be decoded again."""
+    def can_rewind(self) -> bool:
+        """Whether a row may be extended from an earlier position."""
         return self.position is not None
 
-    def prefill(
-        self, params: Params, prompt: jax.Array, length: jax.Array
-    ) -> tuple[jax.Array, CachedPrompt]:
-        """prompt [S] int32, of which ``length`` tokens count -> (logits [V], context)."""
-        rowless, dtype = self._rowless(params), self._check(params)
-        cache = self._empty(params, 1)
-        zero = jnp.zeros((), jnp.int32)
-        if self.one_token:
+    def init_cache(self, params: Params, num_rows: int, capacity: int) -> CachedRows:
+        """Rows with ``capacity`` entries, or L if that is less."""
+        leads, _ = self._inspect(params)
 
-            def read(index: jax.Array, carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
-                token = jax.lax.dynamic_slice_in_dim(prompt, index, 1)
-                logits, cache = self._apply(params, token[None], carry[1], index)
-                return logits[0, 0], cache
+        def with_rows(leads: bool, x: jax.Array) -> jax.Array:
+            return x if leads else jnp.broadcast_to(x[None], (num_rows, *x.shape))
 
-            start = jnp.zeros((self.vocab_size,), dtype), cache
-            logits, cache = jax.lax.fori_loop(zero, length, read, start)
-        else:
-            logits, cache = self._apply(params, prompt[None], cache, zero)
-            logits = jax.lax.dynamic_index_in_dim(logits[0], length - 1, axis=0, keepdims=False)
-        return logits, CachedPrompt(_with_rows(cache, rowless, 1), length)
+        inner = jax.tree.map(with_rows, leads, self._empty(params, num_rows, capacity + 1))
+        return CachedRows(jnp.zeros((num_rows, capacity), jnp.int32), inner)
 
-    def init_cache(self, params: Params, num_particles: int, capacity: int) -> Cache:
-        """Room for L entries of each of N particles; ``decode`` fills it at step 0."""
-        cache = self._empty(params, num_particles)
-        return _with_rows(cache, self._rowless(params), num_particles)
-
-    def decode(
+    def extend(
         self,
         params: Params,
-        context: CachedPrompt,
+        cache: CachedRows,
+        tokens: jax.Array,
+        position: jax.Array,
+        count: jax.Array,
+    ) -> tuple[jax.Array, CachedRows]:
+        """tokens [R, B], ``count`` [R] of them at ``position`` [R] -> (logits [R, B, V], cache)."""
+        leads, dtype = self._inspect(params)
+        known = write_entries(cache.tokens, tokens, position, count)
+        capacity, block = known.shape[1], tokens.shape[1]
+        if self.one_token or block == 1:
+            # Nothing reads the last of L entries but the token that is in it.
+            spare = jnp.int32(min(capacity, self.max_positions - 1))
+
+            def read(index: Any, carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
+                live = index < count
+                first = jnp.where(live, position + index, spare)
+                column = jax.lax.dynamic_slice_in_dim(tokens, index, 1, axis=1)
+                logits, inner = self._append(params, leads, carry[1], column, first, live)
+                return jax.lax.dynamic_update_slice_in_dim(carry[0], logits, index, axis=1), inner
+
+            start = jnp.zeros((*tokens.shape, self.vocab_size), dtype), cache.inner
+            if block == 1:
+                logits, inner = read(jnp.int32(0), start)
+            else:
+                logits, inner = jax.lax.fori_loop(0, jnp.max(count), read, start)
+            return logits, CachedRows(known, inner)
+
+        room = min(capacity, self.max_positions)
+        size = min(block, room)
+        first = jnp.clip(position, 0, room - size)
+        at = first[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
+        window = jnp.take_along_axis(known, at, axis=1)
+        logits, inner = self._append(params, leads, cache.inner, window, first, count > 0)
+        at = (position - first)[:, None] + jnp.arange(block, dtype=jnp.int32)[None, :]
+        logits = jnp.take_along_axis(logits, at[:, :, None], axis=1, mode="clip")
+        return logits, CachedRows(known, inner)
+
+    def _append(
+        self,
+        params: Params,
+        leads: Any,
         cache: Cache,
-        token: jax.Array,
-        step: jax.Array,
-        clock: jax.Array,
+        tokens: jax.Array,
+        first: jax.Array,
+        live: jax.Array,
     ) -> tuple[jax.Array, Cache]:
-        """token [N] int32 at generated index ``step`` [] -> (logits [N, V], cache)."""
-        del clock  # entries lie at positions
-        rowless = self._rowless(params)
-        cache = _without_rows(begin(cache, context.cache, step == 0), rowless)
-        # A finished prompt may be decoded beyond the end; its results are ignored.
-        position = jnp.minimum(context.length + step, jnp.int32(self.max_positions - 1))
-        logits, cache = self._apply(params, token[:, None], cache, position)
-        return logits[:, 0], _with_rows(cache, rowless, token.shape[0])
+        """Reads tokens [R, S] at ``first`` [R] on; rows that are not ``live`` [R] keep their state.
 
-    def temporaries(self, num_particles: int, prompt_tokens: int, capacity: int) -> tuple[int, int]:
-        """Bytes of a prompt's prefill and step: the logits of a prompt; the rest is unknown."""
-        at_once = 1 if self.one_token else prompt_tokens
-        return 4 * self.vocab_size * at_once, 0
+        Single tokens of a cache with positions must be harmless wherever ``first`` points.
+        """
+        keeps_state = self.position is None or tokens.shape[1] > 1
 
-    def _empty(self, params: Params, batch: int) -> Cache:
-        return _strong(self.empty_cache(params, batch, self.max_positions))
+        def one_row(
+            row: Cache, tokens: jax.Array, first: jax.Array, live: jax.Array
+        ) -> tuple[jax.Array, Cache]:
+            before = jax.tree.map(lambda leads, x: x[None] if leads else x, leads, row)
+            logits, after = self._apply(params, tokens[None], before, first)
+            if keeps_state:
+                after = jax.tree.map(lambda new, old: jnp.where(live, new, old), after, before)
+            return logits[0], jax.tree.map(lambda leads, x: x[0] if leads else x, leads, after)
+
+        return jax.vmap(one_row)(cache, tokens, first, live)
+
+    def _empty(self, params: Params, batch: int, capacity: int) -> Cache:
+        return _strong(self.empty_cache(params, batch, min(capacity, self.max_positions)))
 
     def _apply(
         self, params: Params, tokens: jax.Array, cache: Cache, position: jax.Array
@@ -178,20 +205,21 @@ class CachedLM:
 
     # --- Found from shapes alone ---
 
-    def _rowless(self, params: Params) -> list[bool]:
-        """Which leaves of a cache have no axis of rows, such as a position [].
+    def _inspect(self, params: Params) -> tuple[Any, Any]:
+        """Whether each leaf of the function's cache leads with rows, and the dtype of the logits.
 
         Raises:
-          ValueError: for a leaf that does not lead with the rows and is no position or scalar.
+          ValueError: for an unusable cache or logits, such as a leaf that does not lead with the
+            rows and is no position or scalar.
         """
         two, three = (
-            jax.tree_util.tree_leaves_with_path(
-                jax.eval_shape(lambda params, b=batch: self._empty(params, b), params)
-            )
-            for batch in (2, 3)
+            jax.eval_shape(lambda params, n=num: self._empty(params, n, self.max_positions), params)
+            for num in (2, 3)
         )
-        rowless = []
-        for (path, x), (_, y) in zip(two, three, strict=True):
+        if isinstance(self.position, str | tuple):
+            self._check_names(jax.tree_util.tree_leaves_with_path(two))
+
+        def leads_with_rows(path: tuple[Any, ...], x: Any, y: Any) -> bool:
             leads = x.shape[:1] == (2,) and y.shape[:1] == (3,) and x.shape[1:] == y.shape[1:]
             is_same = x.shape == y.shape and (self._names(path) or x.shape == ())
             if not leads and not is_same:
@@ -200,17 +228,12 @@ class CachedLM:
                     f"and {list(y.shape)} for 3; all but positions and scalars must lead with the "
                     "rows."
                 )
-            rowless.append(not leads)
-        return rowless
+            return leads
 
-    def _check(self, params: Params) -> Any:
-        """The dtype of the logits; ValueError for an unusable cache or logits."""
-        cache = jax.eval_shape(lambda params: self._empty(params, 2), params)
-        if isinstance(self.position, str | tuple):
-            self._check_names(jax.tree_util.tree_leaves_with_path(cache))
+        leads = jax.tree_util.tree_map_with_path(leads_with_rows, two, three)
         tokens = jax.ShapeDtypeStruct((2, 1), jnp.int32)
         position = jax.ShapeDtypeStruct((), jnp.int32)
-        return jax.eval_shape(self._apply, params, tokens, cache, position)[0].dtype
+        return leads, jax.eval_shape(self._apply, params, tokens, two, position)[0].dtype
 
     def _check_names(self, leaves: list[Any]) -> None:
         """Raises ValueError if ``position`` names no leaf, or misses one that may be a position."""
@@ -230,57 +253,6 @@ class CachedLM:
                 )
 
 
-@jax.custom_batching.custom_vmap
-def begin(cache: Cache, prompt: Cache, begins: jax.Array) -> Cache:
-    """The particles' cache, leaves [N, ...]; if ``begins`` [], copies of the prompt's, [1, ...].
-
-    Under vmap only the prompts that begin are written, in the cache's own memory. A conditional
-    would become a select, which writes the whole cache in every step.
-    """
-
-    def copies() -> Any:
-        return jax.tree.map(lambda x, y: jnp.broadcast_to(y, x.shape), cache, prompt)
-
-    return jax.lax.cond(begins, copies, lambda: cache)
-
-
-@begin.def_vmap
-def _begin_of_prompts(
-    size: int, batched: Any, cache: Cache, prompt: Cache, begins: jax.Array
-) -> tuple[Any, Any]:
-    """Leaves [P, N, ...] and [P, 1, ...], begins [P]."""
-    cache, prompt, begins = broadcast_unbatched(size, tuple(batched), (cache, prompt, begins))
-    which = jnp.nonzero(begins, size=size, fill_value=0)[0].astype(jnp.int32)
-
-    def fill(index: jax.Array, cache: Cache) -> Any:
-        def fill_leaf(leaf: jax.Array, prompt: jax.Array) -> jax.Array:
-            row = jax.lax.dynamic_slice_in_dim(prompt, which[index], 1, axis=0)
-            rows = jnp.broadcast_to(row, (1, *leaf.shape[1:]))
-            return jax.lax.dynamic_update_slice_in_dim(leaf, rows, which[index], axis=0)
-
-        return jax.tree.map(fill_leaf, cache, prompt)
-
-    filled = jax.lax.fori_loop(0, jnp.sum(begins, dtype=jnp.int32), fill, cache)
-    return filled, jax.tree.map(lambda _: True, filled)
-
-
 def _strong(tree: Any) -> Any:
     """The tree as arrays without weak types, which a loop carry could not keep."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
-
-
-def _with_rows(cache: Cache, rowless: list[bool], num: int) -> Cache:
-    """The cache with an axis of N rows added to the leaves that have none."""
-    leaves, structure = jax.tree.flatten(cache)
-    led = [
-        jnp.broadcast_to(x[None], (num, *x.shape)) if none else x
-        for x, none in zip(leaves, rowless, strict=True)
-    ]
-    return jax.tree.unflatten(structure, led)
-
-
-def _without_rows(cache: Cache, rowless: list[bool]) -> Cache:
-    """The inverse of ``_with_rows``: all rows of such a leaf are equal."""
-    leaves, structure = jax.tree.flatten(cache)
-    own = [x[0] if none else x for x, none in zip(leaves, rowless, strict=True)]
-    return jax.tree.unflatten(structure, own)

@@ -18,6 +18,11 @@ from jax_power_smc.core.types import Cache, Params
 from jax_power_smc.models.adapters.cached import CachedLM, Position
 from jax_power_smc.models.adapters.plain import PlainLM
 
+_NOT_EVALUATING = (
+    "the module cannot be applied ({}); use it in evaluation mode, with deterministic=True for "
+    "dropout and use_running_average=True for batch norms."
+)
+
 
 def from_nnx(
     module: nnx.Module,
@@ -36,8 +41,9 @@ def from_nnx(
         It is not changed; state that it updates when called is discarded, except for its cache.
       vocab_size: V.
       max_positions: L; required with a cache.
-      init_cache: (module, batch B, capacity L), puts an empty cache into the module: variables of
-        type ``nnx.Cache``, as ``nnx.MultiHeadAttention.init_cache`` does. None for no cache.
+      init_cache: (module, batch B, capacity), puts an empty cache of at most L entries into the
+        module: variables of type ``nnx.Cache``, as ``nnx.MultiHeadAttention.init_cache`` does. None
+        for no cache.
       position, one_token: of the cache, see ``CachedLM``.
       call: (module, tokens) -> logits; None for ``module(tokens)``.
 
@@ -83,7 +89,8 @@ def from_linen(
     Args:
       module: maps tokens [B, S] int32 to logits [B, S, V], in evaluation mode.
       variables: its collections. If "cache" is among them, the module is used with a cache, and
-        ``module.init`` with tokens [B, L] must create an empty one; the given cache is ignored.
+        ``module.init`` with tokens [B, S] must create an empty one of S entries, for S up to L; the
+        given cache is ignored.
       vocab_size: V.
       max_positions: L; required with a cache.
       position, one_token: of the cache, see ``CachedLM``.
@@ -119,9 +126,7 @@ class _NnxPlain:
     call: Callable[..., Any] | None
 
     def __call__(self, params: Params, tokens: jax.Array) -> Any:
-        module = nnx.merge(self.graph, params)
-        with _evaluating():
-            return module(tokens) if self.call is None else self.call(module, tokens)
+        return _call_nnx(nnx.merge(self.graph, params), self.call, tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +142,7 @@ class _NnxCached:
         module = nnx.merge(self.graph, params)
         self.init_cache(module, tokens.shape[0], self.capacity)
         nnx.update(module, cache)
-        with _evaluating():
-            logits = module(tokens) if self.call is None else self.call(module, tokens)
+        logits = _call_nnx(module, self.call, tokens)
         return logits, nnx.state(module, nnx.Cache)
 
 
@@ -197,6 +201,20 @@ class _LinenEmpty:
             return self.module.init(jax.random.key(0), tokens, method=self.call)["cache"]
 
 
+def _call_nnx(module: nnx.Module, call: Callable[..., Any] | None, tokens: jax.Array) -> Any:
+    """The module's logits; ValueError if it draws, or normalizes by the batch, to get them."""
+
+    def drawn_or_averaged() -> list[Any]:
+        return jax.tree.leaves(nnx.state(module, nnx.Any(nnx.RngState, nnx.BatchStat)))
+
+    before = drawn_or_averaged()
+    with _evaluating():
+        logits = module(tokens) if call is None else call(module, tokens)
+    if any(x is not y for x, y in zip(before, drawn_or_averaged(), strict=True)):
+        raise ValueError(_NOT_EVALUATING.format("it draws random numbers or updates averages"))
+    return logits
+
+
 def _check_call(module: Any, call: Callable[..., Any] | None) -> None:
     """Raises ValueError unless the module, or ``call``, needs no arguments but tokens."""
     try:
@@ -216,7 +234,4 @@ def _evaluating() -> Iterator[None]:
     try:
         yield
     except flax.errors.FlaxError as error:
-        raise ValueError(
-            f"the module cannot be applied ({type(error).__name__}); use it in evaluation mode, "
-            "with deterministic=True for dropout and use_running_average=True for batch norms."
-        ) from error
+        raise ValueError(_NOT_EVALUATING.format(type(error).__name__)) from error

@@ -1,38 +1,31 @@
 """``PlainLM``: a model without a cache, given as a function of whole sequences.
 
-Letters: B rows, N particles, S prompt length, T capacity in generated tokens, V vocabulary.
+Letters: R rows, B tokens of a block, S positions, V vocabulary.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core.types import Params
 from jax_power_smc.models.adapters import validation
-from jax_power_smc.models.transformer import kv_cache
-
-
-class PlainPrompt(NamedTuple):
-    """What the particles of one prompt share: its tokens [S] int32 and its length [] int32."""
-
-    tokens: jax.Array
-    length: jax.Array
+from jax_power_smc.models.cache_moves import write_entries
 
 
 @dataclasses.dataclass(frozen=True)
 class PlainLM:
     """A model without a cache, given as a function of whole sequences.
 
-    Every step runs the function on N rows of S + T tokens, with T the number of generated tokens,
-    rounded up, and uses the logits at one position of each row. That is S + T times the arithmetic
-    of a step with a cache. The logits alone take N (S + T) V numbers, and these are all that the
-    memory plan knows about; set ``prompts_per_batch`` (or ``slots``) if that is too optimistic.
+    Rows hold their tokens. Every step runs the function on all R rows, S tokens each, with S the
+    cache's capacity, and uses the logits at one position of each row. That is S times the
+    arithmetic of a step with a cache. The logits alone take R S V numbers, and these are all that
+    the memory plan knows about; set ``prompts_per_batch`` (or ``slots``) if that is too optimistic.
 
     Attributes:
-      apply_fn: (params, tokens [B, S] int32) -> logits [B, S, V]. The logits at a position may
+      apply_fn: (params, tokens [R, S] int32) -> logits [R, S, V]. The logits at a position may
         depend only on the tokens up to it: what follows is padding.
       vocab_size: V.
       max_positions: the longest prompt plus generated tokens, and the longest sequence passed to
@@ -50,54 +43,31 @@ class PlainLM:
     def __post_init__(self) -> None:
         validation.check_sizes(self.vocab_size, self.max_positions)
 
-    def prefill(
-        self, params: Params, prompt: jax.Array, length: jax.Array
-    ) -> tuple[jax.Array, PlainPrompt]:
-        """prompt [S] int32, of which ``length`` tokens count -> (logits [V], context)."""
-        return self._logits(params, prompt[None], length - 1)[0], PlainPrompt(prompt, length)
+    def init_cache(self, params: Params, num_rows: int, capacity: int) -> jax.Array:
+        """[R, capacity] int32: the tokens of each row."""
+        return jnp.zeros((num_rows, capacity), jnp.int32)
 
-    def init_cache(self, params: Params, num_particles: int, capacity: int) -> jax.Array:
-        """[N, T] int32: each particle's generated tokens, a ring buffer addressed by the clock."""
-        return jnp.zeros((num_particles, capacity), jnp.int32)
-
-    def decode(
+    def extend(
         self,
         params: Params,
-        context: PlainPrompt,
         cache: jax.Array,
-        token: jax.Array,
-        step: jax.Array,
-        clock: jax.Array,
+        tokens: jax.Array,
+        position: jax.Array,
+        count: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """token [N] int32 at generated index ``step`` [] -> (logits [N, V], cache)."""
-        capacity = cache.shape[1]
-        cache = kv_cache.write(cache, token[:, None], kv_cache.entry(clock, capacity), axis=-1)
-        width = self._width(context.tokens.shape[0], capacity)
-        # Position i holds prompt token i, then generated token i - length, then padding.
-        index = jnp.arange(width, dtype=jnp.int32) - context.length
-        prompt = jnp.take(context.tokens, index + context.length, mode="clip")
-        generated = cache[:, kv_cache.entry(clock - step + index, capacity)]
-        tokens = jnp.where(index < 0, prompt[None, :], generated)
-        tokens = jnp.where((index <= step)[None, :], tokens, jnp.int32(0))
-        # A finished prompt may be decoded beyond the end; its results are ignored.
-        last = jnp.minimum(context.length + step, width - 1)
-        return self._logits(params, tokens, last), cache
+        """tokens [R, B], ``count`` [R] of them at ``position`` [R] -> (logits [R, B, V], cache)."""
+        cache = write_entries(cache, tokens, position, count)
+        index = jnp.arange(self._width(cache.shape[1]), dtype=jnp.int32)[None, :]
+        # Zeros for what is stale, so that results do not depend on what a row held before.
+        known = jnp.where(index < (position + count)[:, None], cache[:, : index.shape[1]], 0)
+        logits = self.apply_fn(params, known)
+        validation.check_logits(logits, known, self.vocab_size)
+        at = position[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+        return jnp.take_along_axis(logits, at[:, :, None], axis=1, mode="clip"), cache
 
-    def grow(self, cache: jax.Array, capacity: int, clock: jax.Array) -> jax.Array:
-        """The cache with room for ``capacity`` tokens."""
-        return kv_cache.resize(cache, 1, capacity, clock)
+    def temporaries(self, num_rows: int, block: int, capacity: int) -> int:
+        """Bytes of the float32 logits at all positions; the rest is unknown."""
+        return 4 * self.vocab_size * num_rows * self._width(capacity)
 
-    def temporaries(self, num_particles: int, prompt_tokens: int, capacity: int) -> tuple[int, int]:
-        """Bytes of a prompt's prefill and step: the float32 logits; the rest is unknown."""
-        width = self._width(prompt_tokens, capacity)
-        return 4 * self.vocab_size * prompt_tokens, 4 * self.vocab_size * num_particles * width
-
-    def _width(self, prompt_tokens: int, capacity: int) -> int:
-        width = prompt_tokens + capacity
-        return width if self.max_positions is None else min(width, self.max_positions)
-
-    def _logits(self, params: Params, tokens: jax.Array, position: jax.Array) -> jax.Array:
-        """tokens [B, S] -> the logits [B, V] at one position []."""
-        logits = self.apply_fn(params, tokens)
-        validation.check_logits(logits, tokens, self.vocab_size)
-        return jax.lax.dynamic_index_in_dim(logits, position, axis=1, keepdims=False)
+    def _width(self, capacity: int) -> int:
+        return capacity if self.max_positions is None else min(capacity, self.max_positions)

@@ -72,7 +72,7 @@ def load_params(
     with ProgressDisplay(None, in_bytes=True, stream=sys.stderr, show=show) as display:
         for entry, tensor in pairs:
             rows = slice(entry.first_row, entry.first_row + entry.file_shape[0])
-            view = entry.from_file(tensor.map()[rows])
+            view = entry.flip(tensor.map()[rows])
             sharding = sharding_of[entry.path]
             arrays[entry.path], finite = placement.place(view, jnp.dtype(dtype), sharding)
             if not finite:
@@ -100,11 +100,15 @@ def save_pretrained(
     root = pathlib.Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     flat = {path: leaf[...] for path, leaf in nnx.to_flat_state(params)}
-    parts: dict[str, list[jax.Array]] = {}
-    for entry in weight_map(config):  # rows of one tensor come in their order
-        parts.setdefault(entry.name, []).append(entry.to_file(flat[entry.path]))
+    parts: dict[str, list[tuple[int, jax.Array]]] = {}
+    for entry in weight_map(config):
+        part = entry.first_row, entry.flip(flat[entry.path])
+        parts.setdefault(entry.name, []).append(part)
     tensors = {
-        name: jnp.concatenate(rows) if len(rows) > 1 else rows[0] for name, rows in parts.items()
+        name: jnp.concatenate([part for _, part in sorted(rows, key=lambda row: row[0])])
+        if len(rows) > 1
+        else rows[0][1]
+        for name, rows in parts.items()
     }
     some = next(iter(tensors.values()))
     ids = {"eos_token_id": list(eos_ids) if len(eos_ids) != 1 else eos_ids[0]}

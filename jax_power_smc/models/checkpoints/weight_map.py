@@ -1,12 +1,10 @@
 """Which tensor of a Hugging Face checkpoint is which parameter of ours.
 
-Hugging Face stores a linear layer as [out, in]; ours are [in, out] with separate head axes, so a
-weight matrix of ours is the file's tensor transposed and reshaped. Some families store several of
+Hugging Face stores a linear layer as [out, in]; ours are [in, out]. Some families store several of
 our matrices in one tensor, concatenated along "out".
 """
 
 import dataclasses
-import math
 from typing import Any
 
 from jax_power_smc.models.transformer.config import TransformerConfig
@@ -20,35 +18,32 @@ class MappedWeight:
     Attributes:
       name: of the tensor in the file.
       path: of our parameter.
-      shape: of our parameter.
       file_shape: of our parameter in the file: the tensor's own, or that of some of its rows.
-      transpose: whether ours is the transpose of the file's (before the reshape).
+      transpose: whether ours is the transpose of the file's.
       first_row: the first row of the file's tensor that is ours.
       file_rows: number of rows of the file's tensor; None if all of them are ours.
     """
 
     name: str
     path: ParamPath
-    shape: tuple[int, ...]
     file_shape: tuple[int, ...]
-    transpose: bool
+    transpose: bool = False
     first_row: int = 0
     file_rows: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of our parameter."""
+        return self.file_shape[::-1] if self.transpose else self.file_shape
 
     @property
     def tensor_shape(self) -> tuple[int, ...]:
         """The shape of the whole tensor in the file."""
         return (self.file_rows or self.file_shape[0], *self.file_shape[1:])
 
-    def from_file(self, array: Any) -> Any:
-        """Rows of the file's tensor [file_shape], in our orientation [shape]."""
-        return (array.T if self.transpose else array).reshape(self.shape)
-
-    def to_file(self, array: Any) -> Any:
-        """Our parameter [shape], in the file's orientation [file_shape]."""
-        if not self.transpose:
-            return array.reshape(self.file_shape)
-        return array.reshape(self.file_shape[::-1]).T
+    def flip(self, array: Any) -> Any:
+        """Rows of the file's tensor in our orientation, or our parameter in the file's."""
+        return array.T if self.transpose else array
 
 
 def weight_map(config: TransformerConfig) -> list[MappedWeight]:
@@ -62,7 +57,7 @@ def weight_map(config: TransformerConfig) -> list[MappedWeight]:
     ]
     if not config.tied_embeddings:
         weights.append(_plain("lm_head.weight", ("head",), v, d))
-    heads: dict[str, tuple[int, ...]] = {"query": (k, g, h), "key": (k, h), "value": (k, h)}
+    heads = {"query": k * g * h, "key": k * h, "value": k * h}
     for i in range(config.num_layers):
         file, ours = f"model.layers.{i}", ("layers", i)
         norms = {
@@ -78,47 +73,36 @@ def weight_map(config: TransformerConfig) -> list[MappedWeight]:
         ]
         inner = (*ours, "attention")
         weights += [
-            _linear(f"{file}.self_attn.o_proj", (*inner, "out"), (k, g, h), (d,)),
-            _linear(f"{file}.mlp.down_proj", (*ours, "down"), (f,), (d,)),
+            _linear(f"{file}.self_attn.o_proj", (*inner, "out"), k * g * h, d),
+            _linear(f"{file}.mlp.down_proj", (*ours, "down"), f, d),
         ]
         projections = [
-            _linear(f"{file}.self_attn.{name[0]}_proj", (*inner, name), (d,), shape)
-            for name, shape in heads.items()
+            _linear(f"{file}.self_attn.{name[0]}_proj", (*inner, name), d, size)
+            for name, size in heads.items()
         ]
-        gates = [
-            _linear(f"{file}.mlp.{name}_proj", (*ours, name), (d,), (f,)) for name in ("gate", "up")
-        ]
+        gates = [_linear(f"{file}.mlp.{name}_proj", (*ours, name), d, f) for name in ("gate", "up")]
         if family.fused:
             projections = _rows_of(f"{file}.self_attn.qkv_proj.weight", projections)
             gates = _rows_of(f"{file}.mlp.gate_up_proj.weight", gates)
         weights += projections + gates
-        for name, shape in heads.items():
+        for name, size in heads.items():
             letter = f"{file}.self_attn.{name[0]}"
             if family.qkv_bias:
-                weights.append(_vector(f"{letter}_proj.bias", (*inner, f"{name}_bias"), shape))
+                weights.append(_plain(f"{letter}_proj.bias", (*inner, f"{name}_bias"), size))
             if family.qk_norm != "none" and name != "value":
-                size = (h,) if family.qk_norm == "head" else shape
-                weights.append(
-                    _vector(f"{letter}_norm.weight", (*inner, f"{name}_norm", "scale"), size)
-                )
+                scales = h if family.qk_norm == "head" else size
+                path = (*inner, f"{name}_norm", "scale")
+                weights.append(_plain(f"{letter}_norm.weight", path, scales))
     return weights
 
 
 def _plain(name: str, path: ParamPath, *shape: int) -> MappedWeight:
     """A parameter with the same shape in the file."""
-    return MappedWeight(name, path, shape, shape, transpose=False)
+    return MappedWeight(name, path, shape)
 
 
-def _vector(name: str, path: ParamPath, shape: tuple[int, ...]) -> MappedWeight:
-    """A parameter with one axis in the file."""
-    return MappedWeight(name, path, shape, (math.prod(shape),), transpose=False)
-
-
-def _linear(
-    name: str, path: ParamPath, inputs: tuple[int, ...], outputs: tuple[int, ...]
-) -> MappedWeight:
-    file_shape = (math.prod(outputs), math.prod(inputs))
-    return MappedWeight(f"{name}.weight", path, inputs + outputs, file_shape, transpose=True)
+def _linear(name: str, path: ParamPath, inputs: int, outputs: int) -> MappedWeight:
+    return MappedWeight(f"{name}.weight", path, (outputs, inputs), transpose=True)
 
 
 def _rows_of(name: str, entries: list[MappedWeight]) -> list[MappedWeight]:

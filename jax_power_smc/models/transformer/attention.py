@@ -1,162 +1,134 @@
-"""Attention over a prompt that the particles share and tokens that they do not.
+"""Attention of new tokens over the entries of their rows: entry e is at position e.
 
-Keys and values of the prompt are stored once, those of the generated tokens once per particle:
-
-    prompt half      [K, S, H]         read by every particle, never moved by resampling
-    generated half   [N, K, T, H]      one row per particle
-
-Each half yields a partial result with its log-sum-exp; the two are merged exactly, because
-``softmax([a, b]) = (e^la softmax(a), e^lb softmax(b)) / (e^la + e^lb)``.
-
-Letters: N particles, K key/value heads, G query heads per key/value head, H head dimension,
-S prompt length, T capacity of the generated half.
+Letters: R rows, B new tokens of each, T entries, K key/value heads, G query heads per key/value
+head, H head dimension.
 """
 
-import functools
+import dataclasses
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from jax_power_smc.models.transformer import kernels
+from jax_power_smc.models.transformer.kernels import MASKED
+from jax_power_smc.models.transformer.precision import wide
 
-_MASKED = kernels.MASKED
-
-# Attention over one half: (sum_i e_i v_i, max_i s_i, sum_i e_i) with e_i = exp(s_i - max s), in
-# float32, the last two with an axis of size 1 in place of H.
-Partial = tuple[jax.Array, jax.Array, jax.Array]
+# The most scores that are held at the same time: 64 MB in float32.
+MAX_SCORES = 1 << 24
 
 
-def causal_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    scale: float | None = None,
-    softcap: float | None = None,
-    window: int | None = None,
-) -> jax.Array:
-    """Causal self-attention of one sequence.
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How a layer scores entries.
 
-    Args:
-      q: [S, K, G, H]; k, v: [S, K, H].
-      scale: factor of the scores; None for H^-1/2.
+    Attributes:
+      scale: factor of the scores.
       softcap: scores x become ``softcap tanh(x / softcap)``; None for no cap.
       window: number of tokens that each token attends to, itself included; None for all.
-
-    Returns:
-      [S, K, G, H], of the dtype of ``v``, accumulated in float32.
     """
-    length, heads, group, dim = q.shape
-    # One plain matrix product per key/value head, and division by the softmax's sum after the
-    # second product: on CPU 6.7 times as fast as an einsum with a softmax (S=160, K=G=2).
-    q = _scaled(q, scale).transpose(1, 2, 0, 3).reshape(heads, group * length, dim)
-    k, v = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
-    scores = jnp.einsum("kmh,kth->kmt", q, k, preferred_element_type=jnp.float32)
-    visible = jnp.tri(length, dtype=jnp.bool_)
-    if window is not None:
-        visible = visible & ~jnp.tri(length, k=-window, dtype=jnp.bool_)
-    visible = jnp.tile(visible, (group, 1))
-    scores = jnp.where(visible[None], _capped(scores, softcap), jnp.float32(_MASKED))
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    out = jnp.einsum("kmt,kth->kmh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = out / jnp.sum(weights, axis=-1, keepdims=True)
-    return out.reshape(heads, group, length, dim).transpose(2, 0, 1, 3).astype(v.dtype)
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+
+    def scaled(self, q: jax.Array) -> jax.Array:
+        """Queries that include the scale."""
+        return q * jnp.asarray(self.scale, q.dtype)
+
+    def masked(self, scores: jax.Array, position: jax.Array) -> jax.Array:
+        """Scores [..., T] of queries at positions that broadcast to [..., 1]."""
+        if self.softcap is not None:
+            scores = self.softcap * jnp.tanh(scores / self.softcap)
+        entry = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+        entry = entry.reshape((1,) * (scores.ndim - 1) + entry.shape)
+        visible = entry <= position
+        if self.window is not None:
+            visible = visible & (entry > position - jnp.int32(self.window))
+        return jnp.where(visible, scores, jnp.asarray(MASKED, scores.dtype))
 
 
-def shared_prompt_attention(
-    q: jax.Array,
-    prompt_k: jax.Array,
-    prompt_v: jax.Array,
-    prompt_valid: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    valid: jax.Array,
-    scale: float | None = None,
-    softcap: float | None = None,
+def decode(
+    q: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array, scoring: Scoring
 ) -> jax.Array:
-    """Attention of one new token per particle over the shared prompt and its own tokens.
+    """Attention of one token per row.
 
     Args:
-      q: [N, K, G, H].
-      prompt_k: [K, H, S]; prompt_v: [K, S, H].
-      prompt_valid: [S] bool, False for padding and for tokens outside the window.
-      k: [N, K, H, T]; v: [N, K, T, H]. Keys have time last, so that scores are sums over whole
-        rows of time: on CPU up to 7 times as fast as keys [N, K, T, H] (N=512, K=2, G=2, H=32,
-        T=384), and within 15 % of them at the other shapes that were tried.
-      valid: [T] bool, the entries to attend to, at least one.
-      scale, softcap: as in ``causal_attention``.
+      q: [R, K, G, H].
+      keys: [R, K, H, T]; values: [R, K, T, H]; they hold the token's own.
+      position: [R] int32.
+      scoring: the layer's.
 
     Returns:
-      [N, K, G, H], of the dtype of ``v``, accumulated in float32.
+      [R, K, G, H], of the dtype of ``values``, accumulated in float32 at least.
     """
-    n, heads, _, dim = q.shape
-    chex.assert_shape(prompt_k, (heads, dim, prompt_valid.shape[0]))
-    chex.assert_shape(prompt_v, (heads, prompt_valid.shape[0], dim))
-    chex.assert_shape(k, (n, heads, dim, valid.shape[0]))
-    chex.assert_shape(v, (n, heads, valid.shape[0], dim))
-    q = _scaled(q, scale)
-    prompt_part, prompt_max, prompt_sum = _prompt_half(q, prompt_k, prompt_v, prompt_valid, softcap)
-    own_part, own_max, own_sum = _generated_half(q, k, v, valid, softcap)
-
-    top = jnp.maximum(prompt_max, own_max)  # [N, K, G, 1]
-    prompt_scale, own_scale = jnp.exp(prompt_max - top), jnp.exp(own_max - top)
-    total = prompt_scale * prompt_sum + own_scale * own_sum
-    merged = (prompt_scale * prompt_part + own_scale * own_part) / total
-    return merged.astype(v.dtype)
+    at = position[:, None, None, None]
+    return _attention(scoring.scaled(q), keys, values, at, scoring)
 
 
-def _scaled(q: jax.Array, scale: float | None) -> jax.Array:
-    return q * jnp.asarray(q.shape[-1] ** -0.5 if scale is None else scale, q.dtype)
+def extend(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    position: jax.Array,
+    scoring: Scoring,
+    in_parts: bool = True,
+) -> jax.Array:
+    """Attention of several tokens per row.
+
+    Args:
+      q: [R, B, K, G, H].
+      keys: [R, K, H, T]; values: [R, K, T, H]; they hold the tokens' own.
+      position: [R, B] int32, or [1, B] for all rows.
+      scoring: the layer's.
+      in_parts: whether more than ``MAX_SCORES`` scores are computed for some tokens at a time, in a
+        loop.
+
+    Returns:
+      [R, B, K, G, H], of the dtype of ``values``, accumulated in float32 at least.
+    """
+    rows, block, heads, group, dim = q.shape
+
+    def some(q: jax.Array, position: jax.Array) -> jax.Array:
+        part = q.shape[1]
+        q = scoring.scaled(q).transpose(0, 2, 3, 1, 4).reshape(rows, heads, group * part, dim)
+        at = jnp.tile(position, (1, group))[:, None, :, None]
+        out = _attention(q, keys, values, at, scoring)
+        return out.reshape(rows, heads, group, part, dim).transpose(0, 3, 1, 2, 4)
+
+    scores_of_a_token = rows * heads * group * keys.shape[3]
+    part = scores_at_a_time(rows, block, heads * group, keys.shape[3]) // scores_of_a_token
+    if part == block or not in_parts:
+        return some(q, position)
+    parts = -(-block // part)
+
+    def cut(x: jax.Array) -> jax.Array:
+        """[R, B, ...] -> [parts, R, part, ...], padded by zeros."""
+        x = jnp.pad(x, [(0, 0), (0, parts * part - block), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(x.shape[0], parts, part, *x.shape[2:]), 1, 0)
+
+    out = jax.lax.map(lambda x: some(*x), (cut(q), cut(position)))
+    return jnp.moveaxis(out, 0, 1).reshape(rows, parts * part, heads, group, dim)[:, :block]
 
 
-def _capped(scores: jax.Array, softcap: float | None) -> jax.Array:
-    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+def scores_at_a_time(rows: int, block: int, heads: int, capacity: int) -> int:
+    """How many scores ``extend`` holds in memory, of R rows with B tokens and all query heads."""
+    of_a_token = rows * heads * capacity
+    return of_a_token * min(block, max(1, MAX_SCORES // of_a_token))
 
 
-def _prompt_half(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, softcap: float | None
-) -> Partial:
-    """The prompt half: one product per key/value head for the queries of all particles."""
-    n, heads, group, dim = q.shape
-    rows = q.transpose(1, 0, 2, 3).reshape(heads, n * group, dim)
-    scores = jnp.einsum("kmh,khs->kms", rows, k, preferred_element_type=jnp.float32)
+def _attention(
+    q: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array, scoring: Scoring
+) -> jax.Array:
+    """Scaled queries [R, K, M, H] at positions that broadcast to [R, 1, M, 1] -> [R, K, M, H].
 
-    def per_particle(x: jax.Array) -> jax.Array:
-        return x.reshape(heads, n, group, -1).transpose(1, 0, 2, 3)
-
-    part, top, total = _partial(_capped(scores, softcap), valid, v)
-    return per_particle(part), per_particle(top), per_particle(total)
-
-
-def _generated_half(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, softcap: float | None
-) -> Partial:
-    """The generated half, by the Pallas kernel on TPU; q [N, K, G, H] is already scaled."""
-    product = functools.partial(_generated_by_products, softcap=softcap)
-    supported = softcap is None and kernels.block_size(k) is not None
-    return jax.lax.platform_dependent(
-        q, k, v, valid, tpu=kernels.generated_half if supported else product, default=product
-    )
-
-
-def _generated_by_products(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, softcap: float | None = None
-) -> Partial:
-    scores = jnp.einsum("nkgh,nkht->nkgt", q, k, preferred_element_type=jnp.float32)
-    return _partial(_capped(scores, softcap), valid, v)
-
-
-def _partial(scores: jax.Array, valid: jax.Array, values: jax.Array) -> Partial:
-    """Unnormalised attention over one half: scores [..., M, T], valid [T], values [..., T, H]."""
-    mask = valid.reshape(*(1,) * (scores.ndim - 1), -1)
-    scores = jnp.where(mask, scores, jnp.float32(_MASKED))
-    top = jnp.max(scores, axis=-1, keepdims=True)
+    One plain matrix product per key/value head, and division by the softmax's sum after the second
+    product: on CPU 6.7 times as fast as an einsum with a softmax (B = T = 160, K = G = 2).
+    """
+    dtype = wide(q.dtype)
+    scores = jnp.einsum("rkmh,rkht->rkmt", q, keys, preferred_element_type=dtype)
+    scores = scoring.masked(scores, position)
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
-    part = jnp.einsum(
-        "...mt,...th->...mh",
-        weights.astype(values.dtype),
-        values,
-        preferred_element_type=jnp.float32,
+    out = jnp.einsum(
+        "rkmt,rkth->rkmh", weights.astype(values.dtype), values, preferred_element_type=dtype
     )
-    return part, top, jnp.sum(weights, axis=-1, keepdims=True)
+    return (out / jnp.sum(weights, axis=-1, keepdims=True)).astype(values.dtype)

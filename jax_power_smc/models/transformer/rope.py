@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_power_smc.models.transformer.precision import wide
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -84,7 +86,7 @@ class Rope:
     def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         """Rotates queries or keys, in the half-split convention of Hugging Face checkpoints.
 
-        Angles are computed in float32: bfloat16 rounds position 257 to 256.
+        Angles are computed in float32 at least: bfloat16 rounds position 257 to 256.
 
         Args:
           x: [M, ..., H].
@@ -92,11 +94,12 @@ class Rope:
         """
         frequency, multiplier = self.frequencies(x.shape[-1])
         half = x.shape[-1] // 2
-        angle = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequency)[None, :]
+        dtype = wide(x.dtype)
+        angle = positions.astype(dtype)[:, None] * jnp.asarray(frequency, dtype)[None, :]
         angle = angle.reshape(angle.shape[0], *(1,) * (x.ndim - 2), half)  # [M, ..., H/2]
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         if multiplier != 1.0:
-            cos, sin = cos * jnp.float32(multiplier), sin * jnp.float32(multiplier)
-        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+            cos, sin = cos * multiplier, sin * multiplier
+        first, second = jnp.split(x.astype(dtype), 2, axis=-1)
         rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
         return rotated.astype(x.dtype)

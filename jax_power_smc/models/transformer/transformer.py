@@ -1,61 +1,36 @@
-"""A decoder-only transformer for particles: RMS norm, rotary positions, grouped queries, gated MLP.
+"""A decoder-only transformer: RMS norm, rotary positions, grouped queries, gated MLP.
 
 ``Transformer`` is the Flax NNX module, built from ``layers``. ``TransformerLM`` wraps it in the
-``LanguageModel`` protocol for the engine, for one prompt.
+``LanguageModel`` protocol for the engine.
 
-Letters: P prompts, N particles, S prompt length, T capacity of the generated half, V vocabulary,
-D hidden size, K key/value heads, G query heads per key/value head, H head dimension, F MLP width.
+Letters: R rows, B tokens of a row, T capacity, V vocabulary, D hidden size, K key/value heads,
+G query heads per key/value head, H head dimension, F MLP width.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jax_power_smc.core.vocab_sharding import VocabSharding
-from jax_power_smc.models.transformer import attention, kv_cache
+from jax_power_smc.models.transformer import attention, cached_attention, kv_cache
 from jax_power_smc.models.transformer.config import TransformerConfig
-from jax_power_smc.models.transformer.layers import Block, make_norm, random_weight, times
+from jax_power_smc.models.transformer.kv_cache import KVCache
+from jax_power_smc.models.transformer.layers import Block, RMSNorm, random_weight, times
+from jax_power_smc.models.transformer.precision import wide
 from jax_power_smc.models.transformer.tensor_parallel import (
     UNSHARDED_MODEL,
     TensorParallel,
     spec,
 )
 
-# Not float64: products and norms are computed in float32.
+# And float64 where JAX has it enabled, which is for tests.
 DTYPES = ("float32", "bfloat16", "float16")
 
-
-class PromptContext(NamedTuple):
-    """What the particles of one prompt share.
-
-    Attributes:
-      keys: one [K, H, S] array per layer.
-      values: one [K, S, H] array per layer.
-      length: [] int32, number of prompt tokens that are not padding.
-    """
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-    length: jax.Array
-
-
-class ParticleCache(NamedTuple):
-    """Keys and values of the generated tokens, one row per particle.
-
-    Axes N and K are omitted if they have size 1: under vmap, XLA would copy such a cache several
-    times per step instead of writing to it in place (tiny-reasoner, 96 prompts with N = 1, T = 384,
-    CPU: 26 ms per step against 13). A cache without N is never moved.
-
-    Attributes:
-      keys: one [N, K, H, T] array per layer.
-      values: one [N, K, T, H] array per layer.
-    """
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+# Of a layer, whatever its shapes: XLA TPU planned 1.1 to 1.4 MB each for 2 to 28 layers.
+_PROGRAM_BYTES = 3 << 19
 
 
 class Transformer(nnx.Module):
@@ -83,7 +58,7 @@ class Transformer(nnx.Module):
             [Block(config, i, rngs, dtype, parallel) for i in range(config.num_layers)]
         )
         self.vocabulary = parallel.vocabulary
-        self.norm = make_norm(config, (d,), dtype)
+        self.norm = RMSNorm(config, d, dtype)
         self.head = None if config.tied_embeddings else random_weight(rngs, (v, d), d, dtype)
         self.embedding_multiplier = config.embedding_multiplier
         if config.of_family.scaled_embedding:
@@ -91,69 +66,45 @@ class Transformer(nnx.Module):
         self.final_softcap, self.logits_divisor = config.final_softcap, config.logits_divisor
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Teacher-forced logits: tokens [B, S] int32 -> [B, S, V] float32."""
-        x, _, _ = self.encode(tokens)
-        return self.logits(x).reshape(*tokens.shape, -1)
-
-    def encode(
-        self, tokens: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        """Sequences [B, S] -> residual stream [B * S, D] and per-layer keys, values [B, S, K, H].
+        """Teacher-forced logits: tokens [R, B] int32 -> [R, B, V].
 
         Everything but attention runs on the flat stream: the gradient of a weight is then one
-        matrix product instead of B.
+        matrix product instead of R.
         """
-        batch, length = tokens.shape
-        positions = jnp.tile(jnp.arange(length, dtype=jnp.int32), batch)
+        rows, block = tokens.shape
+        position = jnp.arange(block, dtype=jnp.int32)[None]
+        x = self.embed(tokens.reshape(-1))
+        for layer in self.layers:
+            projected = layer.project(x, jnp.tile(position[0], rows))
+            q, k, v = (y.reshape(rows, block, *y.shape[1:]) for y in projected)
+            k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+            # All at once: a loop over parts would be slow to differentiate.
+            out = attention.extend(q, k, v, position, layer.attention.scoring, in_parts=False)
+            x = layer.finish(x, out)
+        return self.logits(x).reshape(rows, block, -1)
+
+    def extend(
+        self, cache: KVCache, tokens: jax.Array, position: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """See ``TransformerLM.extend``."""
+        rows, block = tokens.shape
+        # Decoding has no axis B at all: XLA copies caches because of axes of size 1.
+        lead = (rows,) if block == 1 else (rows, block)
+        if block > 1:
+            position = position[:, None] + jnp.arange(block, dtype=jnp.int32)[None]
+        attend = cached_attention.decode if block == 1 else cached_attention.extend
         x = self.embed(tokens.reshape(-1))
         keys, values = [], []
-        for layer in self.layers:
-            projected = layer.project(x, positions)
-            q, k, v = (y.reshape(batch, length, *y.shape[1:]) for y in projected)
-            attended = jax.vmap(layer.attention.prefill)(q, k, v)
-            x = layer.finish(x, attended.reshape(batch * length, *attended.shape[2:]))
-            keys.append(k)
-            values.append(v)
-        return x, tuple(keys), tuple(values)
-
-    def decode(
-        self,
-        context: PromptContext,
-        cache: ParticleCache,
-        token: jax.Array,
-        step: jax.Array,
-        clock: jax.Array,
-    ) -> tuple[jax.Array, ParticleCache]:
-        """One new token per particle: token [N] -> logits [N, V] and the updated cache."""
-        capacity = cache.keys[0].shape[-1]
-        position = context.length + step
-        prompt_at = jnp.arange(context.keys[0].shape[-1], dtype=jnp.int32)
-        ages = kv_cache.ages(clock, capacity)
-        entry = kv_cache.entry(clock, capacity)
-        positions = jnp.full(token.shape, position, jnp.int32)
-
-        x = self.embed(token)
-        keys, values = [], []
-        for i, layer in enumerate(self.layers):
-            q, k, v = layer.project(x, positions)
-            k_cache = _write(cache.keys[i], k[:, :, :, None], entry, axis=-1)
-            v_cache = _write(cache.values[i], v[:, :, None, :], entry, axis=-2)
-            attended = attention.shared_prompt_attention(
-                q,
-                context.keys[i],
-                context.values[i],
-                (prompt_at < context.length) & layer.attention.in_window(position - prompt_at),
-                k_cache.reshape(*k.shape, capacity),
-                v_cache.reshape(*v.shape[:2], capacity, v.shape[2]),
-                # An entry belongs to this sequence if it is no older than the sequence.
-                (ages <= step) & layer.attention.in_window(ages),
-                layer.attention.scale,
-                layer.attention.softcap,
-            )
-            x = layer.finish(x, attended)
-            keys.append(k_cache)
-            values.append(v_cache)
-        return self.logits(x), ParticleCache(tuple(keys), tuple(values))
+        for layer, *leaves in zip(self.layers, cache.keys, cache.values, strict=True):
+            projected = layer.project(x, position.reshape(-1))
+            q, *new = (y.reshape(*lead, *y.shape[1:]) for y in projected)
+            scoring = layer.attention.scoring
+            out, *leaves = attend(cache.layout, scoring, q, *new, *leaves, position, count)
+            x = layer.finish(x, out)
+            keys.append(leaves[0])
+            values.append(leaves[1])
+        cache = KVCache(tuple(keys), tuple(values), cache.layout)
+        return self.logits(x).reshape(rows, block, -1), cache
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Token ids [M] -> stream [M, D]."""
@@ -163,9 +114,9 @@ class Transformer(nnx.Module):
         return times(x, self.embedding_multiplier)
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Stream [M, D] -> logits [M, V] float32."""
+        """Stream [M, D] -> logits [M, V], float32 or float64."""
         head = self.embedding[...] if self.head is None else self.head[...]
-        logits = jnp.einsum("md,vd->mv", self.norm(x), head, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("md,vd->mv", self.norm(x), head, preferred_element_type=wide(x.dtype))
         if self.logits_divisor != 1.0:
             logits = logits / self.logits_divisor
         if self.final_softcap is not None:
@@ -183,23 +134,29 @@ class TransformerLM:
       config: the architecture and its sizes.
       dtype: of parameters and cache.
       vocab_size: V.
-      max_positions: longest prompt plus generated tokens.
+      max_positions: longest sequence.
+      can_rewind: whether a row may be extended again from an earlier position: always.
       parallel: the devices over which it is sharded, see ``on``.
+      layout: of its caches; None for the one that is best where they are made.
 
     Raises:
       ValueError: for a dtype that is not one of ``DTYPES``.
     """
+
+    can_rewind = True
 
     def __init__(
         self,
         config: TransformerConfig,
         dtype: Any = jnp.float32,
         parallel: TensorParallel = UNSHARDED_MODEL,
+        layout: kv_cache.Layout | None = None,
     ) -> None:
-        self.config, self.parallel = config, parallel
+        self.config, self.parallel, self.layout = config, parallel, layout
         self.dtype = jnp.dtype(dtype)
-        if self.dtype.name not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype.name}; allowed are {', '.join(DTYPES)}.")
+        allowed = (*DTYPES, "float64") if jax.config.read("jax_enable_x64") else DTYPES
+        if self.dtype.name not in allowed:
+            raise ValueError(f"dtype is {self.dtype.name}; allowed are {', '.join(allowed)}.")
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_positions
 
@@ -209,10 +166,11 @@ class TransformerLM:
             and self.config == other.config
             and self.dtype == other.dtype
             and self.parallel == other.parallel
+            and self.layout == other.layout
         )
 
     def __hash__(self) -> int:
-        return hash((self.config, self.dtype, self.parallel))
+        return hash((self.config, self.dtype, self.parallel, self.layout))
 
     def on(self, size: int) -> "TransformerLM":
         """The model that each of ``size`` devices runs inside ``shard_map``.
@@ -220,11 +178,12 @@ class TransformerLM:
         Raises:
           ValueError: if the model cannot be split into that many equal parts.
         """
-        return TransformerLM(self.config, self.dtype, TensorParallel.for_config(self.config, size))
+        parallel = TensorParallel.for_config(self.config, size)
+        return TransformerLM(self.config, self.dtype, parallel, self.layout)
 
     @property
     def vocabulary(self) -> VocabSharding:
-        """How the vocabulary axis of the logits [N, V] is sharded."""
+        """How the vocabulary axis of the logits is sharded."""
         return self.parallel.vocabulary
 
     def param_specs(self, params: nnx.State) -> nnx.State:
@@ -249,64 +208,71 @@ class TransformerLM:
         module = Transformer(self.config, rngs=nnx.Rngs(key), dtype=self.dtype)
         return nnx.state(module)
 
-    def prefill(
-        self, params: nnx.State, prompt: jax.Array, length: jax.Array
-    ) -> tuple[jax.Array, PromptContext]:
-        """prompt [S] int32, of which ``length`` tokens count -> (logits [V], context)."""
-        module = self._module(params)
-        x, keys, values = module.encode(prompt[None])
-        last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=0)
-        context = PromptContext(
-            tuple(k[0].transpose(1, 2, 0) for k in keys),
-            tuple(v[0].transpose(1, 0, 2) for v in values),
-            length,
-        )
-        return module.logits(last)[0], context
-
-    def init_cache(self, params: nnx.State, num_particles: int, capacity: int) -> ParticleCache:
-        """An empty cache with room for ``capacity`` generated tokens of each particle."""
-        layers = range(self.config.num_layers)
-        heads = self.config.num_kv_heads // self.parallel.size
-        dim = self.config.head_dim
-        lead = [size for size in (num_particles, heads) if size > 1]
-        return ParticleCache(
-            tuple(jnp.zeros((*lead, dim, capacity), self.dtype) for _ in layers),
-            tuple(jnp.zeros((*lead, capacity, dim), self.dtype) for _ in layers),
+    def init_cache(self, params: nnx.State, num_rows: int, capacity: int) -> KVCache:
+        """A cache for R rows of up to T tokens; inside ``shard_map``, of this device's heads."""
+        del params
+        layout = self.layout or kv_cache.default_layout()
+        heads, dim = self.config.num_kv_heads // self.parallel.size, self.config.head_dim
+        return kv_cache.empty(
+            layout, self.config.num_layers, num_rows, capacity, heads, dim, self.dtype
         )
 
-    def decode(
+    def extend(
         self,
         params: nnx.State,
-        context: PromptContext,
-        cache: ParticleCache,
-        token: jax.Array,
-        step: jax.Array,
-        clock: jax.Array,
-    ) -> tuple[jax.Array, ParticleCache]:
-        """token [N] int32 at generated index ``step`` [] -> (logits [N, V], cache)."""
-        return self._module(params).decode(context, cache, token, step, clock)
+        cache: KVCache,
+        tokens: jax.Array,
+        position: jax.Array,
+        count: jax.Array,
+    ) -> tuple[jax.Array, KVCache]:
+        """Appends ``count[r]`` tokens to row r, from position ``position[r]`` on.
+
+        Args:
+          params: the parameters.
+          cache: of R rows.
+          tokens: [R, B] int32, of which the first ``count`` of each row count.
+          position, count: [R] int32.
+
+        Returns:
+          The logits [R, B, V] after each token, and the cache with the tokens.
+        """
+        return self._module(params).extend(cache, tokens, position, count)
 
     def move(
         self,
-        cache: ParticleCache,
+        cache: KVCache,
         source: jax.Array,
         destination: jax.Array,
-        step: jax.Array,
-        clock: jax.Array,
-    ) -> ParticleCache:
-        """Copies row ``source[i]`` to row ``destination[i]`` [N], see ``kv_cache.move_rows``."""
-        leaves, structure = jax.tree.flatten(cache)
-        moved = kv_cache.move_rows(leaves, time_axes(cache), source, destination, step, clock)
-        return jax.tree.unflatten(structure, moved)
+        length: jax.Array,
+        count: jax.Array,
+    ) -> KVCache:
+        """Copies rows, as far as they are filled, see ``kv_cache.move_rows``."""
+        return kv_cache.move_rows(cache, source, destination, length, count)
 
-    def grow(self, cache: ParticleCache, capacity: int, clock: jax.Array) -> ParticleCache:
-        """The cache with room for ``capacity`` tokens."""
-        leaves, structure = jax.tree.flatten(cache)
-        resized = [
-            kv_cache.resize(leaf, leaf.ndim + axis, capacity, clock)
-            for leaf, axis in zip(leaves, time_axes(cache), strict=True)
-        ]
-        return jax.tree.unflatten(structure, resized)
+    def temporaries(self, num_rows: int, block: int, capacity: int) -> int:
+        """Bytes that ``extend`` needs besides its results, on one device.
+
+        Never fewer than XLA planned for the shapes tried, on CPU, TPU and GPU, and at most 64 MB or
+        twice as many more on a CPU: some programs hold the scores once, some twice. It leaves out
+        that XLA CPU carries a 16-bit cache through a loop of steps in float32.
+        """
+        config, parts = self.config, self.parallel.size
+        heads = config.num_heads // parts
+        scores = attention.scores_at_a_time(num_rows, block, heads, capacity)
+        # Numbers of a token in the residual stream and among the heads, and in the MLP.
+        stream, mlp = (
+            config.hidden_size + heads * config.head_dim,
+            5 * config.mlp_size // 2 // parts,
+        )
+        wide_size, size = wide(self.dtype).itemsize, self.dtype.itemsize
+        program = 0
+        if (self.layout or kv_cache.default_layout()) == "by_head":
+            size = wide_size  # XLA CPU computes everything in it
+        elif block > 1:
+            program = _PROGRAM_BYTES * config.num_layers
+        token = wide_size * stream + size * (3 * stream + mlp)
+        copies = 4 if block == 1 else 2
+        return wide_size * copies * scores + num_rows * block * token + program
 
     @functools.cached_property
     def _graph(self) -> Any:
@@ -314,14 +280,3 @@ class TransformerLM:
 
     def _module(self, params: nnx.State) -> Transformer:
         return nnx.merge(self._graph, params)
-
-
-def _write(leaf: jax.Array, column: jax.Array, entry: jax.Array, axis: int) -> jax.Array:
-    """The leaf with a column [N, K, ., .] written at an entry of the time axis, -1 or -2."""
-    column = column.reshape(*leaf.shape[:-2], *column.shape[-2:])
-    return kv_cache.write(leaf, column, entry, axis)
-
-
-def time_axes(cache: ParticleCache) -> list[int]:
-    """The time axis of every leaf, in the order of ``jax.tree.leaves``."""
-    return [-1] * len(cache.keys) + [-2] * len(cache.values)

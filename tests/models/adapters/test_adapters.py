@@ -12,9 +12,10 @@ from flax import nnx
 
 import jax_power_smc as psmc
 from jax_power_smc import MetropolisHastings, PowerSMC, PowerTarget, WithoutReplacement
-from jax_power_smc.engine import buckets, executables, memory_plan
+from jax_power_smc.engine import executables
 from jax_power_smc.models import adapters
-from tests.models.small import assert_equal_trees, assert_one_sentence
+from jax_power_smc.testing import check_language_model
+from tests.models.small import assert_one_sentence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -213,15 +214,6 @@ CASES = [
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_chunks():
-    """Prompts enter at clocks that the capacity of 9, which is CAP rounded up, does not divide."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax_power_smc.engine.slot_plan.CHUNK", 3)
-        patch.setattr(buckets, "SMALLEST_PROMPT_BUCKET", 8)  # one for all prompts
-        yield
-
-
 def sample(name, sampler, prompts=PROMPTS, **options):
     here = case(name)
     settings = {
@@ -284,7 +276,7 @@ def test_log_probs_are_those_of_the_whole_sequences(name, sampler):
     assert assert_scored(name, PROMPTS, result) > len(PROMPTS)
     # Otherwise nothing would show that rows follow their ancestors, or that chains go back.
     if sampler == "mh":
-        assert result.info.model_tokens.sum() > 2 * result.lengths.sum()
+        assert result.info.drawn_tokens.sum() > 2 * result.lengths.sum()
     else:
         assert result.info.forks[:, 1:-1].sum() > 10
 
@@ -334,92 +326,61 @@ def test_a_stream_gives_the_same():
         np.testing.assert_array_equal(done.result.tokens[0], expected.tokens[done.index])
 
 
-# --- One step ---
+# --- The protocol ---
 
 
-@functools.cache
-def steps(name):
-    """The model's prefill and decode, compiled."""
+@every_case
+def test_the_protocol_is_obeyed(name):
     here = case(name)
-    prefill = jax.jit(here.model.prefill)
-    decode = jax.jit(here.model.decode)
-
-    def from_prompt(tokens, length):
-        ids = jnp.asarray(tokens, jnp.int32)
-        return prefill(here.params, ids, jnp.asarray(length, jnp.int32))
-
-    def at(context, cache, token, step, clock):
-        token = jnp.asarray(token, jnp.int32)
-        return decode(here.params, context, cache, token, jnp.int32(step), jnp.int32(clock))
-
-    return from_prompt, at, here.model.init_cache(here.params, 3, CAP)
+    forward = lambda params, tokens: here.forward(tokens)  # noqa: E731
+    check_language_model(here.model, here.params, forward=forward, capacity=L)
 
 
 @every_case
-def test_padding_has_no_influence(name):
-    prefill, decode, cache = steps(name)
-    seen = []
-    for padding in ([0, 0, 0], [4, 1, 2]):
-        logits, context = prefill([2, 0, 3, *padding], 3)
-        seen.append([logits])
-        after = cache
-        for step in range(4):
-            logits, after = decode(context, after, [0, 2, 4], step, step)
-            seen[-1].append(logits)
-    assert_equal_trees(*seen)
+def test_a_cache_may_have_more_entries_than_there_are_positions(name):
+    # As a bucket of prompts may, and its padding.
+    here, prompt, new = case(name), [2, 0, 3] * 6, [4, 1, 2, 0, 3, 3]
+    forward = here.forward(jnp.asarray([[*prompt, *new]], jnp.int32))[0]
+    cache = here.model.init_cache(here.params, 2, L + 8)
+    extend = jax.jit(here.model.extend)
+    block = jnp.asarray([[*prompt, *[4] * 14], [1] * 32], jnp.int32)
+    at, count = jnp.zeros((2,), jnp.int32), jnp.asarray([18, 0], jnp.int32)
+    logits, cache = extend(here.params, cache, block, at, count)
+    np.testing.assert_allclose(logits[0, :18], forward[:18], **TOLERANCE)
+    for position, token in enumerate(new, 18):
+        at, count = jnp.asarray([position, 0], jnp.int32), jnp.asarray([1, 0], jnp.int32)
+        column = jnp.asarray([[token], [2]], jnp.int32)
+        logits, cache = extend(here.params, cache, column, at, count)
+        np.testing.assert_allclose(logits[0, 0], forward[position], **TOLERANCE)
 
 
-@every_case
-def test_all_positions_can_be_used(name):
-    # The padded prompt and the cache together would be more than there are.
-    prefill, decode, cache = steps(name)
-    prompt, tokens = [2, 0, 3] * 6, [4, 1, 2, 0, 3, 3]
-    forward = case(name).forward(jnp.asarray([[*prompt, *tokens]], jnp.int32))[0]
-    logits, context = prefill([*prompt, *[4] * 6], len(prompt))
-    np.testing.assert_allclose(logits, forward[len(prompt) - 1], **TOLERANCE)
-    for step, token in enumerate(tokens):
-        logits, cache = decode(context, cache, [0, token, 2], step, step)
-        np.testing.assert_allclose(logits[1], forward[len(prompt) + step], **TOLERANCE)
+def test_a_cache_that_ignores_the_capacity_is_used_as_it_is():
+    model = cached(empty_cache=always_all)
+    check_language_model(model, matrices(1), forward=whole)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "recurrent"])
-def test_an_earlier_step_can_be_decoded_again(name):
-    prefill, decode, cache = steps(name)
-    _, context = prefill([2, 0, 3, 0, 0, 0], 3)
-    for step in range(5):
-        _, cache = decode(context, cache, [step, 2, 4], step, step)
-    # Back to the middle, whose first steps were tokens 0 and 1; then to the beginning.
-    for begin, tokens in ((2, [0, 1, 4, 1]), (0, [3, 2])):
-        for step in range(begin, len(tokens)):
-            logits, cache = decode(context, cache, [tokens[step], 0, 0], step, step)
-        forward = case(name).forward(jnp.asarray([[2, 0, 3, *tokens]], jnp.int32))
-        np.testing.assert_allclose(logits[0], forward[0, -1], **TOLERANCE)
+def always_all(params, batch, capacity):
+    return empty(params, batch, L)
 
 
-def test_only_the_prompts_that_begin_are_written():
-    cache = {"a": jnp.full((3, 2, 4), 7.0), "b": jnp.full((3, 2), 7, jnp.int32)}
-    prompt = {"a": jnp.arange(12.0).reshape(3, 1, 4), "b": jnp.arange(3, dtype=jnp.int32)[:, None]}
-    for begins in ([False, True, True], [False] * 3):
-        which = np.array(begins)
-        after = jax.vmap(adapters.cached.begin)(cache, prompt, jnp.asarray(begins))
-        for name, old in cache.items():
-            new = np.broadcast_to(prompt[name], old.shape)
-            np.testing.assert_array_equal(after[name][which], new[which])
-            np.testing.assert_array_equal(after[name][~which], old[~which])
+def test_float64(x64):
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), matrices(1))
+    for model in (adapters.PlainLM(whole, V), cached(empty_cache=wide)):
+        check_language_model(model, params, forward=whole)
+
+
+def wide(params, batch, capacity):
+    """``empty`` in float64; its index stays int32."""
+    to = {"k": jnp.float64, "v": jnp.float64, "index": jnp.int32, "sign": jnp.float64}
+    return {k: jnp.asarray(v, to[k]) for k, v in empty(params, batch, capacity).items()}
 
 
 # --- Memory and identity ---
 
 
-def test_the_memory_plan_knows_the_logits():
-    sizes = {"num_particles": 4, "prompt_tokens": 16, "capacity": 32, "wanted_slots": 1, "group": 1}
-    short, long = adapters.PlainLM(whole, V, 20), adapters.PlainLM(whole, V)
-    short, long = (memory_plan.plan(model, matrices(1), **sizes) for model in (short, long))
-    assert long.working - short.working == 4 * 4 * V * (16 + 32 - 20)
-    assert long.prefill - long.context == 4 * V * 16
-    plan = memory_plan.plan(case("cached").model, matrices(1), **sizes)
-    assert plan.prefill - plan.context == 4 * V * 16
-    assert plan.cache == 4 * (plan.context - 4)  # the length is not for every particle
+def test_temporaries_are_the_logits_of_all_positions():
+    assert adapters.PlainLM(whole, V).temporaries(4, 1, 32) == 4 * 4 * V * 32
+    assert adapters.PlainLM(whole, V, 20).temporaries(4, 16, 32) == 4 * 4 * V * 20
 
 
 def test_models_of_the_same_functions_are_equal_and_compiled_once():
@@ -489,15 +450,16 @@ def test_bad_fields_are_refused(build, parts):
 @pytest.mark.parametrize(
     ("model", "parts"),
     [
-        (adapters.PlainLM(whole, V - 1), ["float32[1, 8, 5]", "[1, 8, 4]"]),
-        (adapters.PlainLM(lambda p, t: whole(p, t)[:, -1], V), ["float32[1, 5]"]),
-        (adapters.PlainLM(lambda p, t: whole(p, t).astype(jnp.int32), V), ["int32[1, 8, 5]"]),
+        (adapters.PlainLM(whole, V - 1), ["float32[2, 8, 5]", "[2, 8, 4]"]),
+        (adapters.PlainLM(lambda p, t: whole(p, t)[:, -1], V), ["float32[2, 5]"]),
+        (adapters.PlainLM(lambda p, t: whole(p, t).astype(jnp.int32), V), ["int32[2, 8, 5]"]),
         (adapters.PlainLM(lambda p, t: (whole(p, t), None), V), ["tuple"]),
         (cached(apply_fn=lambda p, t, c: appending(p, t, c)[0]), ["(logits, cache)"]),
         (cached(vocab_size=V - 1), ["float32[2, 1, 5]", "[2, 1, 4]"]),
         (cached(apply_fn=changed(index=jnp.zeros(()))), ["['index']", "int32[]", "float32[]"]),
         (cached(apply_fn=changed(more=jnp.zeros(()))), ["structure", "more"]),
         (cached(position="step"), ["'step'", "['index']", "['k']"]),
+        (cached(position=lambda cache, at: {**cache, "k": at}), ["['k']", "int32[]"]),
         (
             cached(empty_cache=also(seen=lambda b: jnp.zeros((b,), jnp.int32))),
             ["'index'", "['seen']", "int32[2]"],
@@ -509,23 +471,28 @@ def test_bad_fields_are_refused(build, parts):
         (cached(empty_cache=also(k=lambda b: jnp.zeros((2, L, D)))), ["['k']", "[2, 24, 8]"]),
     ],
 )
-def test_bad_functions_are_refused_before_any_work(model, parts):
-    before = executables.compiled_count()
+def test_bad_functions_are_refused_when_they_are_traced(model, parts):
+    def use(params):
+        vector = jnp.ones((2,), jnp.int32)
+        cache = model.init_cache(params, 2, 8)
+        return model.extend(params, cache, vector[:, None], vector, vector)
+
     with pytest.raises(ValueError) as error:
-        psmc.sample(
-            model,
-            matrices(1),
-            PROMPTS[:2],
-            key=jax.random.key(0),
-            target=TARGET,
-            sampler=SAMPLERS["smc"],
-            max_new_tokens=CAP,
-        )
+        jax.eval_shape(use, matrices(1))
     assert_one_sentence(error, *parts)
+
+
+def test_bad_functions_are_refused_before_any_work():
+    before = executables.compiled_count()
+    settings = {"key": jax.random.key(0), "target": TARGET, "sampler": SAMPLERS["smc"]}
+    for model in (adapters.PlainLM(whole, V - 1), cached(vocab_size=V - 1)):
+        with pytest.raises(ValueError) as error:
+            psmc.sample(model, matrices(1), PROMPTS[:2], **settings, max_new_tokens=CAP)
+        assert_one_sentence(error, "apply_fn returned float32", "4 is vocab_size")
     assert executables.compiled_count() == before
 
 
-def test_a_cache_that_cannot_go_back_is_refused_by_metropolis_hastings():
+def test_a_cache_that_cannot_rewind_is_refused_by_metropolis_hastings():
     with pytest.raises(ValueError) as error:
         sample("recurrent", "mh")
     assert_one_sentence(error, "MetropolisHastings", "cannot")

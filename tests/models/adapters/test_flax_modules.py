@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-import jax_power_smc as psmc
-from jax_power_smc import PowerSMC, PowerTarget
 from jax_power_smc.models import adapters
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -42,16 +40,10 @@ class LinenTraining(nn.Module):
         return nn.Dense(V)(nn.BatchNorm(use_running_average=not self.train)(x))
 
 
-def sample_of(model, params):
-    return psmc.sample(
-        model,
-        params,
-        [[1, 2]],
-        key=jax.random.key(0),
-        target=PowerTarget(2.0),
-        sampler=PowerSMC(2),
-        max_new_tokens=2,
-    )
+def read(model, params):
+    """Logits of one token."""
+    cache, one = model.init_cache(params, 1, 4), jnp.ones((1,), jnp.int32)
+    return jax.jit(model.extend)(params, cache, one[:, None], 0 * one, one)[0]
 
 
 @pytest.mark.parametrize(
@@ -66,29 +58,35 @@ def test_an_nnx_module_in_training_mode_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         adapters.from_nnx(module, vocab_size=V)
     module.eval()
-    sample_of(*adapters.from_nnx(module, vocab_size=V))
+    read(*adapters.from_nnx(module, vocab_size=V))
     plain = Training()  # drops nothing
     adapters.from_nnx(plain, vocab_size=V)
 
 
-def test_an_nnx_module_that_draws_is_one_sentence():
-    def drawing(module, tokens):
-        return module.inner["drop"](module(tokens), deterministic=False)
+def drawing(module, tokens):
+    return module.inner["drop"](module(tokens), deterministic=False)
 
-    module = Training(drop=0.5)
+
+def averaging(module, tokens):
+    return module.head(module.norm(module.embed(tokens), use_running_average=False))
+
+
+@pytest.mark.parametrize("call", [drawing, averaging])
+def test_an_nnx_module_that_draws_or_averages_is_one_sentence(call):
+    module = Training(drop=0.5, norm=True)
     module.eval()
     with pytest.raises(ValueError, match="use it in evaluation mode, with"):
-        sample_of(*adapters.from_nnx(module, vocab_size=V, call=drawing))
+        read(*adapters.from_nnx(module, vocab_size=V, call=call))
 
 
 @pytest.mark.parametrize("drop", [0.5, 0.0])
 def test_a_linen_module_in_training_mode_is_one_sentence(drop):
     tokens = jnp.zeros((1, 2), jnp.int32)
     variables = LinenTraining(train=False).init(jax.random.key(0), tokens)
-    sample_of(*adapters.from_linen(LinenTraining(train=False), variables, vocab_size=V))
+    read(*adapters.from_linen(LinenTraining(train=False), variables, vocab_size=V))
     model, params = adapters.from_linen(LinenTraining(True, drop), variables, vocab_size=V)
     with pytest.raises(ValueError, match="use it in evaluation mode, with"):
-        sample_of(model, params)
+        read(model, params)
 
 
 def test_a_module_that_needs_more_than_tokens_is_refused():

@@ -59,28 +59,28 @@ def test_full_forward_gives_the_reference_logits(lm, golden):
 
 def test_prefill_and_decode_give_the_reference_logits(lm, golden):
     tokens = golden["tokens"]
-    padded = np.full(64, 77, np.int32)
-    padded[:PROMPT_LENGTH] = tokens[:PROMPT_LENGTH]
-    rest = jnp.asarray(tokens[PROMPT_LENGTH:], jnp.int32)
+    padded = np.full((2, 64), 77, np.int32)
+    padded[:, :PROMPT_LENGTH] = tokens[:PROMPT_LENGTH]
+    length = jnp.full((2,), PROMPT_LENGTH, jnp.int32)
 
     @jax.jit
     def run(params):
-        logits, context = lm.model.prefill(
-            params, jnp.asarray(padded), jnp.asarray(PROMPT_LENGTH, jnp.int32)
-        )
+        cache = lm.model.init_cache(params, 2, len(tokens))
+        zero = jnp.zeros_like(length)
+        first, cache = lm.model.extend(params, cache, jnp.asarray(padded), zero, length)
 
-        def body(cache, inputs):
-            token, step = inputs
-            both = jnp.stack([token, token])
-            after, cache = lm.model.decode(params, context, cache, both, step, step)
-            return cache, after
+        def body(state, token):
+            cache, position = state
+            both = jnp.stack([token, token])[:, None]
+            after, cache = lm.model.extend(params, cache, both, position, jnp.ones_like(position))
+            return (cache, position + 1), after[:, 0]
 
-        cache = lm.model.init_cache(params, 2, len(rest))
-        steps = jnp.arange(len(rest), dtype=jnp.int32)
-        return logits, jax.lax.scan(body, cache, (rest, steps))[1]
+        rest = jnp.asarray(tokens[PROMPT_LENGTH:], jnp.int32)
+        return first, jax.lax.scan(body, (cache, length), rest)[1]
 
     first, others = run(lm.params)
-    assert np.abs(np.asarray(first) - golden["logits"][PROMPT_LENGTH - 1]).max() < 1e-3
+    expected = golden["logits"][None, :PROMPT_LENGTH]
+    assert np.abs(np.asarray(first)[:, :PROMPT_LENGTH] - expected).max() < 1e-3
     assert others.shape == (257 - PROMPT_LENGTH, 2, 512)
     expected = golden["logits"][PROMPT_LENGTH:, None]
     assert np.abs(np.asarray(others) - expected).max() < 1e-3

@@ -1,4 +1,4 @@
-"""The ring: ages, growth, and moves in place against ``take``."""
+"""Leaves of both layouts: what is written where, and what a move copies."""
 
 import jax
 import jax.numpy as jnp
@@ -7,108 +7,90 @@ import pytest
 
 from jax_power_smc.models.transformer import kv_cache
 
-AXES = (-1, -2)
+K, H = 2, 3
+every_layout = pytest.mark.parametrize("layout", ["flat", "by_head"])
 
 
-def rings(count, num, capacity, seed=0):
-    """[P, N, 2, T] and [P, N, T, 3]."""
-    rng = np.random.default_rng(seed)
-    shapes = (count, num, 2, capacity), (count, num, capacity, 3)
-    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+def int32(*values):
+    return jnp.asarray(values, jnp.int32)
 
 
-def used(leaf, axis, clock, step):
-    """The entries in use, oldest first, of one prompt: leaf [N, ...]."""
-    entries = [(clock - age) % leaf.shape[axis] for age in range(step, -1, -1)]
-    return np.take(np.asarray(leaf), entries, axis=axis)
+def random_cache(layout, rows, capacity, layers=2, heads=K):
+    empty = kv_cache.empty(layout, layers, rows, capacity, heads, H, jnp.dtype("float32"))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), empty)
 
 
-def test_ages_count_back_from_the_clock():
-    assert kv_cache.ages(jnp.int32(9), 8).tolist() == [1, 0, 7, 6, 5, 4, 3, 2]
-    assert kv_cache.entry(jnp.int32(9), 8) == 1
+def by_entry(cache):
+    """All keys and values as numpy [R, T, K, H]."""
+    found = []
+    for keys, values in zip(cache.keys, cache.values, strict=True):
+        keys, values = kv_cache.by_head(cache.layout, keys, values, H)
+        found += [np.asarray(keys).transpose(0, 3, 1, 2), np.asarray(values).transpose(0, 2, 1, 3)]
+    return found
 
 
-@pytest.mark.parametrize("clock", [3, 7, 8, 21])
-@pytest.mark.parametrize("capacity", [5, 12, 16])
-def test_another_capacity_keeps_what_is_in_use(clock, capacity):
-    step = 3
-    for leaf, axis in zip(rings(1, 2, 8), AXES, strict=True):
-        resized = kv_cache.resize(leaf[0], leaf[0].ndim + axis, capacity, jnp.int32(clock))
-        assert resized.shape[axis] == capacity
-        np.testing.assert_array_equal(
-            used(resized, axis, clock, step), used(leaf[0], axis, clock, step)
-        )
+@every_layout
+def test_an_empty_cache_has_a_row_and_an_entry_for_each(layout):
+    cache = kv_cache.empty(layout, 5, 4, 7, K, H, jnp.dtype("bfloat16"))
+    assert len(cache.keys) == len(cache.values) == 5 and cache.capacity == 7
+    for leaf in jax.tree.leaves(cache):
+        assert leaf.shape[0] == 4 and leaf.size == 4 * 7 * K * H and leaf.dtype == jnp.bfloat16
+        assert not leaf.any()
+    assert {x.shape for x in by_entry(cache)} == {(4, 7, K, H)}
 
 
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("capacity", [256, 384, 96])
-@pytest.mark.parametrize("clock", [40, 700])
-def test_moved_rows_are_those_of_their_sources(count, capacity, clock):
-    num, steps = 5, np.array([30, 94, 0][:count], np.int32)
-    leaves = rings(count, num, capacity)
-    kinds = [[0, 0, 2, 4, 4], [0, 1, 2, 3, 4], [3, 3, 3, 3, 3]]
-    source = np.array(kinds[:count], np.int32)
-    own = np.tile(np.arange(num, dtype=np.int32), (count, 1))
-
-    def move(leaves, source, destination, step, clock):
-        return kv_cache.move_rows(leaves, AXES, source, destination, step, clock)
-
-    moved = jax.jit(jax.vmap(move, in_axes=(0, 0, 0, 0, None)))(
-        leaves, source, own, steps, jnp.int32(clock)
-    )
-    for before, after, axis in zip(leaves, moved, AXES, strict=True):
-        for p in range(count):
-            taken = np.asarray(before)[p][source[p]]
-            np.testing.assert_array_equal(
-                used(after[p], axis, clock, steps[p]), used(taken, axis, clock, steps[p])
-            )
-            stays = source[p] == own[p]
-            np.testing.assert_array_equal(after[p][stays], before[p][stays])
-    # Outside a vmap too.
-    alone = jax.jit(move)(
-        [x[0] for x in leaves], source[0], own[0], jnp.int32(steps[0]), jnp.int32(clock)
-    )
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[0]), alone, moved)
+def test_the_layout_is_that_of_the_platform(monkeypatch):
+    assert kv_cache.default_layout() == "by_head"
+    for platform in ("gpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        assert kv_cache.default_layout() == "flat"
 
 
-@pytest.mark.parametrize("moves", [0, 1, 2, 7, 16])
-def test_the_gathered_form_moves_whole_rows(moves):
-    leaves = [leaf[0] for leaf in rings(1, 16, 32)]
-    # All copies are of row 0, into the last rows; beyond the count the lists hold anything.
-    lists = np.zeros((2, 16), np.int32)
-    lists[1, :moves] = np.arange(16)[::-1][:moves]
-    source = np.arange(16, dtype=np.int32)
-    source[16 - moves :] = 0
-    moved = jax.jit(kv_cache.move_gathered)(
-        leaves, lists[0], lists[1], np.full(16, 31, np.int32), jnp.int32(moves), jnp.int32(31)
-    )
-    for before, after in zip(leaves, moved, strict=True):
-        np.testing.assert_array_equal(after, np.asarray(before)[source])
+def test_a_token_that_does_not_count_has_no_entry():
+    at, count = int32(3, 0, 7), int32(1, 0, 1)
+    assert kv_cache.entries(at, count, 8).tolist() == [3, 8, 7]
+    block = at[:, None] + int32(0, 1, 2)[None]
+    expected = [[3, 4, 8], [8, 8, 8], [7, 8, 8]]
+    assert kv_cache.entries(block, int32(2, 0, 1), 8).tolist() == expected
 
 
-def test_only_what_is_in_use_is_copied():
-    leaves = [leaf[0] for leaf in rings(1, 3, 4 * kv_cache.BLOCK)]
-    source = jnp.array([0, 0, 2], jnp.int32)
-    own, step, clock = jnp.arange(3, dtype=jnp.int32), jnp.int32(5), jnp.int32(kv_cache.BLOCK + 2)
-    moved = kv_cache.move_rows(leaves, AXES, source, own, step, clock)
-    # Ages 0 .. 5 lie on both sides of a boundary: two blocks, and nothing of the other two.
-    end = 2 * kv_cache.BLOCK
-    keys = np.asarray(moved[0])
-    np.testing.assert_array_equal(keys[1, :, :end], np.asarray(leaves[0])[0, :, :end])
-    np.testing.assert_array_equal(keys[1, :, end:], np.asarray(leaves[0])[1, :, end:])
+@every_layout
+@pytest.mark.parametrize("heads", [1, K])
+@pytest.mark.parametrize("entry", [[2], [5], [4, 1, 5], [[0, 1, 5], [3, 4, 2]]], ids=str)
+def test_only_the_given_entries_are_written(layout, heads, entry):
+    capacity = 5  # entry 5 is out of bounds
+    entry = jnp.asarray(entry, jnp.int32)
+    cache = random_cache(layout, entry.shape[0], capacity, layers=1, heads=heads)
+    rng = np.random.default_rng(1)
+    new = [jnp.asarray(rng.normal(size=(*entry.shape, heads, H)), jnp.float32) for _ in range(2)]
+    leaves = cache.keys[0], cache.values[0]
+    keys, values = jax.jit(kv_cache.write, static_argnums=0)(layout, *leaves, *new, entry)
+    expected = [x.copy() for x in by_entry(cache)]
+    for row in range(entry.shape[0]):
+        for i, place in enumerate(np.atleast_1d(entry[row])):
+            if place < capacity:
+                for whole, part in zip(expected, new, strict=True):
+                    whole[row, place] = np.asarray(part[row]).reshape(-1, heads, H)[i]
+    written = by_entry(kv_cache.KVCache((keys,), (values,), layout))
+    for got, wanted in zip(written, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
-def test_a_column_is_written_in_place_under_vmap():
-    leaf = jnp.zeros((3, 2, 8, 2))
-    column = jnp.ones((3, 2, 1, 2))
-
-    def write(leaf, column, place):
-        return kv_cache.write(leaf, column, place, -2)
-
-    mapped = jax.jit(jax.vmap(write, in_axes=(0, 0, None)))
-    out = np.asarray(mapped(leaf, column, jnp.int32(5)))
-    assert out[:, :, 5].min() == 1 and out.sum() == 12
-    assert "scatter" not in mapped.lower(leaf, column, jnp.int32(5)).as_text()
-    places = jnp.array([1, 2, 3], jnp.int32)
-    out = np.asarray(jax.vmap(write)(leaf, column, places))
-    assert [out[p, :, place].min() for p, place in enumerate(places)] == [1, 1, 1]
+@every_layout
+@pytest.mark.parametrize("capacity", [5, 128, 300, 512])
+def test_moved_rows_have_the_entries_of_their_sources(layout, capacity):
+    cache = random_cache(layout, 6, capacity)
+    length = np.minimum([capacity, 1, 130, 0], capacity)
+    source, destination = [3, 3, 0, 5], [1, 4, 2, 0]
+    move = jax.jit(kv_cache.move_rows)
+    for count in range(4):  # the last pair never moves: its source would be a destination
+        moved = by_entry(move(cache, *map(jnp.int32, (source, destination, length, count))))
+        for before, after in zip(by_entry(cache), moved, strict=True):
+            for s, d, n in list(zip(source, destination, length, strict=True))[:count]:
+                np.testing.assert_array_equal(after[d, :n], before[s, :n])
+                # No more than the rest of a block.
+                end = -(-n // kv_cache.BLOCK) * kv_cache.BLOCK
+                np.testing.assert_array_equal(after[d, end:], before[d, end:])
+            untouched = [r for r in range(6) if r not in destination[:count]]
+            np.testing.assert_array_equal(after[untouched], before[untouched])

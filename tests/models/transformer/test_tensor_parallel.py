@@ -15,7 +15,7 @@ from jax_power_smc import PowerSMC, PowerTarget
 from jax_power_smc.core import mesh
 from jax_power_smc.core.mesh import MODEL
 from jax_power_smc.engine import layout as mesh_layout
-from jax_power_smc.engine import memory_plan, programs
+from jax_power_smc.engine import memory_plan
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.tensor_parallel import (
     UNSHARDED_MODEL,
@@ -105,6 +105,48 @@ def test_a_mesh_gives_what_one_device_gives(name, size):
     for field in ("log_weights", "log_probs", "log_evidence"):
         left, right = getattr(found, field), getattr(expected, field)
         np.testing.assert_allclose(left, right, rtol=0, atol=1e-4, err_msg=field)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_on_a_mesh_give_what_one_device_gives(name, size):
+    """A prefill, a move and steps; each device has the keys and values of its own heads."""
+    model, params = model_and_params(name)
+    part, where = model.on(size), mesh.make_mesh(size)
+    tokens = np.random.default_rng(3).integers(0, 23, (3, 10))
+    tokens[2, :6] = tokens[0, :6]
+    lengths = jnp.asarray([6, 4, 6], jnp.int32)
+
+    def run(model, params, tokens):
+        cache = model.init_cache(params, 3, 16)
+        start = jnp.zeros_like(lengths)
+        # Row 2 has nothing yet; it continues as a copy of row 0.
+        first, cache = model.extend(params, cache, tokens[:, :6], start, lengths.at[2].set(0))
+        pair = [jnp.asarray(x, jnp.int32) for x in ([0], [2], [6], 1)]
+        cache = model.move(cache, *pair)
+        found = [first[:2, :4]]
+        for t in range(3):
+            token = jnp.take_along_axis(tokens, (lengths + t)[:, None], axis=1)
+            logits, cache = model.extend(params, cache, token, lengths + t, jnp.ones_like(lengths))
+            found.append(logits)
+        return found, cache
+
+    placed = part.vocabulary.axis
+    mapped = jax.shard_map(
+        lambda params, tokens: run(part, params, tokens)[0],
+        mesh=where,
+        in_specs=(part.param_specs(params), PartitionSpec()),
+        out_specs=PartitionSpec(None, None, placed),
+        check_vma=False,
+    )
+    tokens = jnp.asarray(tokens, jnp.int32)
+    found = jax.jit(mapped)(params, tokens)
+    expected, cache = jax.jit(functools.partial(run, model))(params, tokens)
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-4)
+    local = jax.eval_shape(lambda: part.init_cache(params, 3, 16))
+    for whole, own in zip(jax.tree.leaves(cache), jax.tree.leaves(local), strict=True):
+        assert own.size * size == whole.size
 
 
 # --- what lies where ---
@@ -258,12 +300,18 @@ def test_a_mesh_with_other_axes_gets_copies(checkpoint, axes):
 def test_the_plan_of_one_of_the_devices(size, make):
     model, params = model_and_params("biases")
     layout = mesh_layout.layout_of(model, mesh.make_mesh(size))
-    args = (model, params, 4, 64, 96, 8, 2)
-    alone, one = memory_plan.plan(*args), memory_plan.plan(*args, layout=layout)
-    assert one.context == alone.context // size and one.cache == alone.cache // size
+
+    def plan_of(params, layout):
+        sizes = {"capacity": 96, "bucket": 64, "slots": 8, "chunk": 8, "group": lambda slots: 2}
+        return memory_plan.plan(
+            model, params, 4, **sizes, rows=lambda slots: (slots, 4 * slots), layout=layout
+        )
+
+    alone, one = plan_of(params, mesh_layout.ONE_DEVICE), plan_of(params, layout)
+    assert one.row == alone.row // size
     where = mesh_layout.Layout(make(size), layout.model)
     placed = where.put(params, layout.params(params))
-    assert memory_plan.plan(model, placed, *args[2:], layout=layout) == one
+    assert plan_of(placed, layout) == one
     device = jax.devices()[3]
     held = sum(
         shard.data.nbytes
@@ -273,9 +321,7 @@ def test_the_plan_of_one_of_the_devices(size, make):
     )
     assert one.params == held
     assert one.total <= alone.total and (size == 1) == (one.total == alone.total)
-    # As the caches themselves are, of two slots of a row.
-    caches = layout.zeros(
-        lambda: programs.empty_cache(layout.model, params, 2 * 8, 4, 96), mesh.PER_DEVICE
-    )
+    # As the caches themselves are, of two rows on every device.
+    caches = layout.zeros(lambda: layout.model.init_cache(params, 2 * 8, 96), mesh.PER_DEVICE)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(caches))
-    assert held == 2 * one.cache
+    assert held == 2 * one.row

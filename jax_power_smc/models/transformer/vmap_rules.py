@@ -1,4 +1,4 @@
-"""What the ``custom_vmap`` rules of caches and kernels have in common."""
+"""What the ``custom_vmap`` rules of the kernels share."""
 
 from typing import Any
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jax_power_smc.models.vmap_rules import broadcast_unbatched
+from jax_power_smc.models.transformer.vmap_rules import broadcast_unbatched
 
 
 def test_only_arrays_without_the_batch_axis_are_broadcast():
