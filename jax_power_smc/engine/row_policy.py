@@ -100,7 +100,7 @@ def row_ladder(most: int) -> tuple[int, ...]:
 
 
 def plan_capacity(ladder: Sequence[int], capacity: int, longest: int) -> int:
-    """The capacity for rows of up to ``longest`` positions; half or less only if they fit easily."""
+    """The capacity for rows of up to ``longest`` positions; if it shrinks, then by half or more."""
     if longest > capacity or 2 * (longest + longest // 4) <= capacity:
         return smallest(ladder, longest)
     return capacity
