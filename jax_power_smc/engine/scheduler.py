@@ -24,6 +24,7 @@ from jax_power_smc.core.mesh import no_ambient_mesh
 from jax_power_smc.core.types import Params
 from jax_power_smc.engine import records, row_policy, timing
 from jax_power_smc.engine.buckets import Sizes
+from jax_power_smc.engine.chunk import Chunk
 from jax_power_smc.engine.device_rows import DeviceRows, Prefix
 from jax_power_smc.engine.programs import FinishedPrompts, Snapshot
 from jax_power_smc.engine.records import PendingRecords, copy_to_host_async
@@ -38,28 +39,6 @@ from jax_power_smc.targets.power import PowerTarget
 _END: Any = object()
 # Seconds until an idle engine asks for prompts again.
 _IDLE_SECONDS = 1e-3
-
-
-class _Chunk(NamedTuple):
-    """A chunk that was handed out and not looked at.
-
-    Attributes:
-      occupants: the request with rows in each slot, if any.
-      records: what was recorded in it.
-      snapshot: how prompts stand after it.
-      num_rows: R of each device.
-      row_limit: how many rows may be in use on each device.
-      entered: [D] int32, rows of each device that were put in just before it.
-      longest: positions of the longest of these rows.
-    """
-
-    occupants: list[ActiveRequest | None]
-    records: PendingRecords
-    snapshot: Snapshot
-    num_rows: int
-    row_limit: int
-    entered: np.ndarray
-    longest: int
 
 
 class _Resumable(NamedTuple):
@@ -115,13 +94,13 @@ class Scheduler:
     def _clear(self) -> None:
         self.rows.clear()
         self._occupants: list[ActiveRequest | None] = [None] * self.sizes.slots
-        self._unseen: collections.deque[_Chunk] = collections.deque()
+        self._unseen: collections.deque[Chunk] = collections.deque()
         # Finalized groups on their way to the host.
         self._leaving: collections.deque[tuple[dict[int, ActiveRequest], FinishedPrompts]] = (
             collections.deque()
         )
         # The last chunk that was looked at, in host memory, and what it showed.
-        self._seen: _Chunk | None = None
+        self._seen: Chunk | None = None
         self._load = Load()
         # Rows that are in use on each device, as the last chunk that was looked at showed it.
         self._in_use: np.ndarray = np.zeros((self.rows.layout.data_shards,), np.int32)
@@ -368,7 +347,7 @@ class Scheduler:
         active = [None if r is None or r.suspended else r for r in self._occupants]
         rows = self.rows.num_rows
         put_in = self._entered, self._entered_longest
-        self._unseen.append(_Chunk(active, pending, snapshot, rows, min(row_limit, rows), *put_in))
+        self._unseen.append(Chunk(active, pending, snapshot, rows, min(row_limit, rows), *put_in))
         self._entered, self._entered_longest = np.zeros_like(self._in_use), 0
         for slot, request in enumerate(active):
             if request is not None:
@@ -376,7 +355,7 @@ class Scheduler:
 
     # --- What a chunk showed ---
 
-    def _look(self, chunk: _Chunk) -> list[ActiveRequest]:
+    def _look(self, chunk: Chunk) -> list[ActiveRequest]:
         """Learns from a chunk: who is done, how full the tables are, whether any prompt moves."""
         on_device = chunk.snapshot.prompts
         snapshot: Snapshot = records.to_host(chunk.snapshot)
@@ -384,13 +363,13 @@ class Scheduler:
         self._seen = chunk = chunk._replace(snapshot=snapshot)
         self.stats.add(snapshot, chunk.records.copies, chunk.num_rows)
         running = snapshot.running.tolist()
-        stuck = self._stuck(chunk)
+        stuck = chunk.stuck(self.rows.allocator.slots_per_shard)
         self._in_use = np.asarray(snapshot.in_use)
         self._load = Load(
             in_use=int(self._in_use.max()),
             longest=int(snapshot.longest.max()),
             # Stalls in a table that has grown since are no reason to let it grow again.
-            stalled=self._stalled(chunk) if chunk.num_rows == self.rows.num_rows else 0,
+            stalled=chunk.stalled if chunk.num_rows == self.rows.num_rows else 0,
             stuck=bool(stuck),
         )
         done = {
@@ -415,22 +394,7 @@ class Scheduler:
         copy_to_host_async(outcome)
         self._leaving.append((requests, outcome))
 
-    def _stalled(self, chunk: _Chunk) -> int:
-        """Prompts that had rows after the chunk, and waited for more."""
-        prompts = chunk.snapshot.prompts
-        return int((prompts.stalled & (prompts.row_of < chunk.num_rows).any(axis=1)).sum())
-
-    def _stuck(self, chunk: _Chunk) -> list[list[int]]:
-        """For each device on which no prompt could move: the slots that have rows."""
-        per_shard = self.rows.allocator.slots_per_shard
-        stuck = []
-        for shard in np.flatnonzero(chunk.snapshot.stuck).tolist():
-            slots = range(shard * per_shard, (shard + 1) * per_shard)
-            running, row_of = chunk.snapshot.running, chunk.snapshot.prompts.row_of
-            stuck.append([s for s in slots if running[s] and (row_of[s] < chunk.num_rows).any()])
-        return stuck
-
-    def _make_room(self, chunk: _Chunk, stuck: list[list[int]]) -> list[ActiveRequest]:
+    def _make_room(self, chunk: Chunk, stuck: list[list[int]]) -> list[ActiveRequest]:
         """The youngest prompt with rows gives them back, on each device where all have stalled.
 
         ``chunk`` is the last one that was handed out, and the table has its largest size.
@@ -447,7 +411,7 @@ class Scheduler:
                 self.stats.preemptions += 1
                 continue
             request.error = ValueError(
-                f"a prompt alone needs {_rows_needed(chunk.snapshot, youngest)} rows of the model, "
+                f"a prompt alone needs {chunk.rows_needed(youngest)} rows of the model, "
                 f"and there are {chunk.num_rows}; raise rows= or lower num_particles."
             )
             self._occupants[youngest] = None
@@ -455,34 +419,13 @@ class Scheduler:
         if failed:
             self.rows.cancel(unwanted & np.array([o is None for o in self._occupants]))
         self.rows.suspend(unwanted)
-        self._in_use = self._rows_in_use(chunk, unwanted)
+        self._in_use = chunk.rows_in_use(unwanted, self.rows.allocator.slots_per_shard)
         self._load = self._load._replace(in_use=int(self._in_use.max()), stuck=False)
         return failed
 
-    def _rows_in_use(self, chunk: _Chunk, without: np.ndarray) -> np.ndarray:
-        """[D] int32, after some prompts gave theirs back."""
-        row_of = chunk.snapshot.prompts.row_of
-        counts = [len(np.unique(x[x < chunk.num_rows])) for x in row_of]
-        held = np.where(without, 0, counts).reshape(-1, self.rows.allocator.slots_per_shard)
-        return held.sum(axis=1).astype(np.int32)
-
-    def _suspend(self, request: ActiveRequest, slot: int, chunk: _Chunk) -> None:
+    def _suspend(self, request: ActiveRequest, slot: int, chunk: Chunk) -> None:
         """Notes what the request will resume from."""
-        state = jax.tree.map(lambda x: x[slot], chunk.snapshot.prompts)
-        row_of, stop_state = state.row_of, chunk.snapshot.stop_state[slot]
-        prompt = np.asarray(request.prompt)
-        prefixes = []
-        pieces = [pending.of(place) for pending, place in request.pieces]
-        for row in np.unique(row_of[row_of < chunk.num_rows]):
-            members = row_of == row
-            first = int(np.argmax(members))
-            generated = np.zeros((0,), np.int32)
-            if pieces and (history := records.concatenate(pieces)).step.size:
-                generated = records.trace(history, np.array([first]), len(history.step))[0][0]
-            tokens = np.concatenate([prompt, generated]).astype(np.int32)
-            prefixes.append((members, tokens, int(stop_state[first])))
-        needs = _rows_needed(chunk.snapshot, slot) if state.stalled else len(prefixes)
-        request.suspended = Suspended(state, prefixes, max(needs, len(prefixes)))
+        request.suspended = chunk.suspended(request, slot)
         request.num_preempted += 1
 
     def _resumable(self, in_use: np.ndarray) -> _Resumable | None:
@@ -590,14 +533,3 @@ class Scheduler:
             self.rows.targets.place(request.target, [r.target for r in self._occupants if r])
             self._occupants[slot] = request
         self._held = [*sorted(anew, key=lambda r: r.order), *held]
-
-
-def _rows_needed(snapshot: Snapshot, slot: int) -> int:
-    """How many prefixes a stalled prompt has after the tokens that it drew."""
-    prompts = snapshot.prompts
-    count = prompts.row_of.shape[1]
-    draw = prompts.draw
-    runs = draw.active[slot, :count] & ~prompts.particles.ended[slot, :count]
-    runs &= prompts.particles.log_weight[slot, :count] > -np.inf
-    pairs = np.stack([prompts.row_of[slot][draw.parent[slot, :count]], draw.token[slot, :count]])
-    return np.unique(pairs[:, runs], axis=1).shape[1]

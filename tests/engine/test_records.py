@@ -11,10 +11,14 @@ from jax_power_smc.engine.step import Record
 M, STEPS, CAP = 5, 7, 9
 
 
-def history(steps=STEPS, seed=0, **changes):
-    """Random records of one prompt; particles that have ended draw nothing more."""
+def history(steps=STEPS, seed=0, moves=1.0, **changes):
+    """Random records of one prompt; particles that have ended draw nothing more.
+
+    ``moves`` is the share of steps at which a particle may continue another one.
+    """
     rng = np.random.default_rng(seed)
     parent = rng.integers(0, M, (steps, M)).astype(np.int32)
+    parent[np.random.default_rng(seed).random(steps) >= moves] = np.arange(M)
     ended, active = np.zeros(M, bool), np.zeros((steps, M), bool)
     for t in range(steps):
         active[t] = ~ended[parent[t]]
@@ -46,9 +50,10 @@ def replayed(past):
     return texts
 
 
+@pytest.mark.parametrize("moves", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_trace_is_what_was_carried_along(seed):
-    past = history(seed=seed)
+def test_a_trace_is_what_was_carried_along(seed, moves):
+    past = history(seed=seed, moves=moves)
     index = np.array([3, 0, 0, 4], np.int32)
     tokens, log_probs = trace(past, index, CAP)
     assert tokens.shape == log_probs.shape == (4, CAP) and tokens.dtype == np.int32
