@@ -179,7 +179,8 @@ class Block(nnx.Module):
         x = self._add(x, _normalised(self.after_attention_norm, y))
         y = _normalised(self.mlp_norm, x)
         gate = _ACTIVATIONS[self.activation](_dot(y, self.gate))
-        # One fusion of both products takes a fifth longer on a TPU than one after the other.
+        # XLA for a TPU would fuse this with the next product: 18.7 in place of 16.8 million cycles
+        # a step by its own estimate (Qwen2.5-7B, v6e, 16 rows; compiled, not run).
         inner = jax.lax.optimization_barrier(gate * _dot(y, self.up))
         y = _dot(inner, self.down, self.parallel)
         return self._add(x, _normalised(self.after_mlp_norm, y))

@@ -260,12 +260,9 @@ class TransformerLM:
         heads = config.num_heads // parts
         scores = attention.scores_at_a_time(num_rows, block, heads, capacity)
         # Numbers of a token in the residual stream and among the heads, and in the MLP.
-        stream, mlp = (
-            config.hidden_size + heads * config.head_dim,
-            5 * config.mlp_size // 2 // parts,
-        )
-        wide_size, size = wide(self.dtype).itemsize, self.dtype.itemsize
-        program = 0
+        stream = config.hidden_size + heads * config.head_dim
+        mlp = 5 * config.mlp_size // (2 * parts)
+        wide_size, size, program = wide(self.dtype).itemsize, self.dtype.itemsize, 0
         if (self.layout or kv_cache.default_layout()) == "by_head":
             size = wide_size  # XLA CPU computes everything in it
         elif block > 1:
