@@ -82,9 +82,13 @@ class Programs:
     def decode_chunk(self) -> Any:
         """Steps of all prompts."""
         ends: Any = jax.ShapeDtypeStruct((1, self._vocab), jnp.bool_)
-        shared = SharedInputs(self._sampler, ends)
-        args = (self.params, shared, self._inputs(self.sizes.prompts), self.state, _scalar())
-        return self._lower(programs.decode_chunk, args, num_ticks=self.sizes.steps)
+        shared, inputs = SharedInputs(self._sampler, ends), self._inputs(self.sizes.prompts)
+        particles, ticks = self.state.prompts.particles.log_weight, {"num_ticks": self.sizes.steps}
+        static = {"population": particles.shape[1], "dtype": particles.dtype, **ticks}
+        key_and_step = inputs.key, self.state.prompts.step
+        numbers = executables.results(programs.uniforms, static, key_and_step, self.layout)
+        args = (self.params, shared, inputs, self.state, numbers, _scalar())
+        return self._lower(programs.decode_chunk, args, **ticks)
 
     def prefill(self) -> Any:
         """Prompts read into a cache of their own."""

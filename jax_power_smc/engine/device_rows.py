@@ -150,12 +150,14 @@ class DeviceRows:
 
     def decode_chunk(self, row_limit: int) -> tuple[Record, Snapshot]:
         """A chunk of steps of all slots: what was recorded, and how the prompts stand."""
-        assert self._inputs is not None
+        assert self._inputs is not None and self._state is not None
         # The target of a request that waits for rows may have been placed already.
         self._inputs = self.targets.widen(self._inputs)
-        static = {"num_ticks": self.sizes.chunk}
-        args = self.params, self._shared(), self._inputs, self._state, np.int32(row_limit)
-        self._state, records, snapshot = self._call(programs.decode_chunk, static, *args)
+        inputs, ticks = self._inputs, {"num_ticks": self.sizes.chunk}
+        static = {"population": self.sampler.population_size, "dtype": self.dtype, **ticks}
+        numbers = self._call(programs.uniforms, static, inputs.key, self._state.prompts.step)
+        args = self.params, self._shared(), inputs, self._state, numbers, np.int32(row_limit)
+        self._state, records, snapshot = self._call(programs.decode_chunk, ticks, *args)
         return records, snapshot
 
     def finalize(self, prompts: PromptState, group: Group) -> FinishedPrompts:

@@ -36,7 +36,8 @@ LOGITS_COPIES = 11
 # half; 3.0 times the middle of its MLP.
 SCORES_COPIES = 3
 MLP_COPIES = 3
-# Of a particle, in the state and in what the host keeps of it; and in the records of two chunks.
+# Of a particle, in the state and in what the host keeps of it; and in the records and uniform
+# numbers of two chunks.
 # Without replacement a particle also has an entry in the finished pool.
 PARTICLE_BYTES = 128
 RECORD_BYTES = 32

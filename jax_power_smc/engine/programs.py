@@ -3,6 +3,7 @@
     start         empty slots and an empty row table
     prefill       reads a group of prompts, or of prefixes, into a cache of its own
     insert        puts prompts into free slots and their rows into free rows
+    uniforms      the randomness of a chunk
     decode_chunk  a number of decode steps of all slots; fewer if all prompts are done or stalled
     finalize      final weights and choices of a group of slots
     suspend       takes prompts' rows away; ``insert`` puts them back
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 
 from jax_power_smc.core import prng
 from jax_power_smc.core.mesh import DATA_SHARDED, PER_DEVICE, REPLICATED
+from jax_power_smc.core.prng import StepUniforms
 from jax_power_smc.core.types import Cache, Params
 from jax_power_smc.engine.layout import Layout, Specs
 from jax_power_smc.engine.state import (
@@ -225,11 +227,34 @@ def insert(
     return inputs, DecodeState(entered, table)
 
 
+def uniforms(
+    key: jax.Array, step: jax.Array, *, population: int, dtype: jnp.dtype, num_ticks: int
+) -> StepUniforms:
+    """The numbers for the next ``num_ticks`` steps of every prompt, [P, num_ticks, M].
+
+    A program of its own, since it does not depend on the size of the row table: of a chunk with a
+    small model it would be a fifth of the time to compile.
+
+    Args:
+      key: [P], of the prompts.
+      step: [P] int32, their next steps.
+      population, dtype: M, and the dtype of weights.
+      num_ticks: of the chunk.
+    """
+
+    def of_prompt(key: jax.Array, step: jax.Array) -> StepUniforms:
+        steps = step + jnp.arange(num_ticks, dtype=jnp.int32)
+        return jax.vmap(lambda step: prng.step_uniforms(key, step, population, dtype))(steps)
+
+    return jax.vmap(of_prompt)(key, step)
+
+
 def decode_chunk(
     params: Params,
     shared: SharedInputs,
     inputs: PromptInputs,
     state: DecodeState,
+    numbers: StepUniforms,
     row_limit: jax.Array,
     *,
     model: LanguageModel,
@@ -237,21 +262,23 @@ def decode_chunk(
 ) -> tuple[DecodeState, Record, Snapshot]:
     """At most ``num_ticks`` steps; it ends early when all prompts are done or stalled.
 
+    ``numbers`` are those of ``uniforms``, from the prompts' present steps on.
+
     Returns:
       The state; what was recorded, [P, num_ticks, ...]; and how the prompts stand.
     """
     slots, num_rows = state.prompts.row_of.shape[0], state.rows.owner.shape[0]
     population = shared.sampler.population_size
-    dtype = state.prompts.particles.log_weight.dtype
+    dtype, first = state.prompts.particles.log_weight.dtype, state.prompts.step
 
     def running(state: DecodeState) -> jax.Array:
         return is_running(state.prompts.particles, inputs.target, state.prompts.step)
 
     def step(state: DecodeState) -> tuple[DecodeState, Record]:
-        uniforms = jax.vmap(lambda key, step: prng.step_uniforms(key, step, population, dtype))(
-            inputs.key, state.prompts.step
-        )
-        return decode_step(model, params, shared, inputs, state, uniforms, row_limit)
+        # A prompt that stalls takes fewer steps than there are ticks.
+        at = jnp.minimum(state.prompts.step - first, num_ticks - 1)
+        now = jax.tree.map(lambda x: x[jnp.arange(slots, dtype=jnp.int32), at], numbers)
+        return decode_step(model, params, shared, inputs, state, now, row_limit)
 
     none = jnp.zeros((slots,), jnp.int32)
     nothing = Record(none - 1, *no_draw(slots, population, dtype), num_rows=none, copies=none)
@@ -411,6 +438,8 @@ def write_states(table: jax.Array, states: jax.Array, first: jax.Array) -> jax.A
 
 # --- On a mesh --------------------------------------------------------------------------------
 
+_EACH = DATA_SHARDED
+
 
 def _specs(layout: Layout) -> tuple[Any, Any]:
     """How ``PromptInputs`` and a ``DecodeState`` are sharded."""
@@ -435,7 +464,7 @@ def _shared_specs(layout: Layout) -> Any:
 
 def _decode_chunk_specs(layout: Layout, args: Any) -> Specs:
     inputs, state = _specs(layout)
-    given = (layout.params(args[0]), _shared_specs(layout), inputs, state, REPLICATED)
+    given = (layout.params(args[0]), _shared_specs(layout), inputs, state, _EACH, REPLICATED)
     return Specs(given, (state, DATA_SHARDED, DATA_SHARDED), (False, True, True), (3,))
 
 
@@ -461,7 +490,6 @@ def _reset_specs(layout: Layout, args: Any) -> Specs:
     return Specs((layout.params(args[0]), state.rows), state.rows, False, (1,))
 
 
-_EACH = DATA_SHARDED
 # How the arguments and results of each program are sharded; ``mh_chains`` adds its own.
 SPECS: dict[Program, Callable[[Layout, Any], Specs]] = {
     start: lambda layout, args: Specs(
@@ -469,6 +497,7 @@ SPECS: dict[Program, Callable[[Layout, Any], Specs]] = {
     ),
     prefill: _prefill_specs,
     insert: _insert_specs,
+    uniforms: lambda layout, args: Specs((_EACH, _EACH), _EACH, False),
     decode_chunk: _decode_chunk_specs,
     finalize: _finalize_specs,
     suspend: lambda layout, args: Specs((_EACH, _EACH, _EACH), (_EACH, _EACH), False),
