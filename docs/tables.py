@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import compiled_tables
+import row_tables
 import speed_tables
 from table_tools import DOCS, Record, grid, markdown, only, percent, read, titled, where
 
@@ -295,6 +296,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(speed_tables.speed_forks, speed_tables.speed_throughput, speed_tables.speed_torch),
         *(speed_tables.cache_moves, compiled_tables.compiled_steps),
         compiled_tables.compiled_programs,
+        *row_tables.TABLES,
     )
 }
 

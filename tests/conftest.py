@@ -17,7 +17,7 @@ if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1" and importlib.metadat
 import jax
 import pytest
 
-from jax_power_smc.engine import executables
+from jax_power_smc.engine import executables, slot_plan
 
 # For tests of meshes; what is not on a mesh runs on the first device. Programs that tests start
 # have one device unless they ask for more.
@@ -52,6 +52,18 @@ def x64():
     """Runs a test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def growing():
+    """For tests in which the number of rows follows the load, as it does on a CPU."""
+
+
+@pytest.fixture(autouse=True)
+def one_number_of_rows(request, monkeypatch):
+    """Tables have all their rows from the beginning: every size is a set of programs to compile."""
+    if "growing" not in request.fixturenames:
+        monkeypatch.setattr(slot_plan, "row_ladder", lambda most: (most,))
 
 
 @pytest.fixture(scope="module")

@@ -40,8 +40,9 @@ from jax_power_smc.engine.state import (
     with_dtype,
 )
 from jax_power_smc.engine.step import Record, decode_step
+from jax_power_smc.engine.table_size import compact, reset, resize
 from jax_power_smc.models.base import LanguageModel
-from jax_power_smc.models.cache_moves import insert_rows, move_rows, release_rows, resize_cache
+from jax_power_smc.models.cache_moves import insert_rows, release_rows
 from jax_power_smc.samplers import FinalWeights, Kernel, Particles
 
 # A function of arrays, and of static keyword arguments such as the model. ``executables`` compiles
@@ -353,84 +354,6 @@ def cancel(cap: jax.Array, unwanted: jax.Array) -> jax.Array:
     return jnp.where(unwanted, jnp.zeros_like(cap), cap)
 
 
-def compact(state: DecodeState, *, model: LanguageModel, num_rows: int) -> DecodeState:
-    """The state with all rows that are in use below ``num_rows``, where there must be enough.
-
-    A program of its own, since it can move rows within the memory of a donated cache.
-    """
-    rows, row_of = state.rows, state.prompts.row_of
-    slots, size = row_of.shape[0], rows.owner.shape[0]
-    index = jnp.arange(size, dtype=jnp.int32)
-    leaves = (rows.owner < slots) & (index >= num_rows)
-    is_free = (rows.owner >= slots) & ~rows.spoiled & (index < num_rows)
-    source, free = (
-        jnp.nonzero(x, size=size, fill_value=size)[0].astype(jnp.int32) for x in (leaves, is_free)
-    )
-    count = jnp.sum(leaves, dtype=jnp.int32)
-    moves = index < count
-    destination = jnp.where(moves, free, size)
-    length = rows.position[jnp.minimum(source, size - 1)] + 1
-    cache = move_rows(
-        model,
-        rows.cache,
-        jnp.minimum(source, size - 1),
-        jnp.minimum(destination, size - 1),
-        length,
-        count,
-    )
-    origin = index.at[destination].set(source, mode="drop")
-    place = index.at[jnp.where(moves, source, size)].set(destination, mode="drop")
-    there = row_of < size
-    row_of = jnp.where(there, place[jnp.minimum(row_of, size - 1)], jnp.int32(size))
-    table = RowTable(
-        owner=jnp.where(leaves, slots, rows.owner[origin]),
-        token=rows.token[origin],
-        position=rows.position[origin],
-        stop_state=rows.stop_state[origin],
-        spoiled=rows.spoiled,
-        cache=cache,
-    )
-    return DecodeState(state.prompts._replace(row_of=row_of), table)
-
-
-def resize(
-    params: Params, state: DecodeState, *, model: LanguageModel, num_rows: int, capacity: int
-) -> DecodeState:
-    """The state with R = ``num_rows`` and another capacity; rows beyond must be free.
-
-    What is spoiled beyond the new end vanishes.
-    """
-    slots, before = state.prompts.row_of.shape[0], state.rows.owner.shape[0]
-    rows, row_of = state.rows, state.prompts.row_of
-
-    def fit(x: jax.Array, fill: Any) -> jax.Array:
-        if num_rows <= before:
-            return x[:num_rows]
-        return jnp.pad(x, (0, num_rows - before), constant_values=fill)
-
-    table = RowTable(
-        owner=fit(rows.owner, slots),
-        token=fit(rows.token, 0),
-        position=fit(rows.position, 0),
-        stop_state=fit(rows.stop_state, 0),
-        spoiled=fit(rows.spoiled, False),
-        cache=resize_cache(model, params, rows.cache, num_rows, capacity),
-    )
-    row_of = jnp.where(row_of < before, row_of, jnp.int32(num_rows))
-    return DecodeState(state.prompts._replace(row_of=row_of), table)
-
-
-def reset(params: Params, rows: RowTable, *, model: LanguageModel, capacity: int) -> RowTable:
-    """The table with rows that are spoiled and free as ``init_cache`` makes them."""
-    empty = model.init_cache(params, rows.owner.shape[0], capacity)
-
-    def clear(x: jax.Array, fresh: jax.Array) -> jax.Array:
-        return jnp.where(rows.spoiled.reshape(-1, *(1,) * (x.ndim - 1)), fresh, x)
-
-    cache = jax.tree.map(clear, rows.cache, empty)
-    return rows._replace(spoiled=jnp.zeros_like(rows.spoiled), cache=cache)
-
-
 def write_states(table: jax.Array, states: jax.Array, first: jax.Array) -> jax.Array:
     """A table [S, V] with ``states`` [n, V] written from ``first`` [] on, in place."""
     return jax.lax.dynamic_update_slice_in_dim(table, states, first, axis=0)
@@ -447,36 +370,21 @@ def _specs(layout: Layout) -> tuple[Any, Any]:
     return DATA_SHARDED, DecodeState(DATA_SHARDED, rows)  # type: ignore[arg-type]
 
 
-def _prefill_specs(layout: Layout, args: Any) -> Specs:
-    return Specs((layout.params(args[0]), DATA_SHARDED, DATA_SHARDED), PER_DEVICE, False)
+def _shared_specs(layout: Layout) -> Any:
+    return SharedInputs(REPLICATED, layout.logits, REPLICATED)  # type: ignore[arg-type]
 
 
 def _insert_specs(layout: Layout, args: Any) -> Specs:
     del args
     inputs, state = _specs(layout)
-    some = DATA_SHARDED
-    return Specs((inputs, state, some, some, some, some, PER_DEVICE), (inputs, state), False, (1,))
-
-
-def _shared_specs(layout: Layout) -> Any:
-    return SharedInputs(REPLICATED, layout.logits, REPLICATED)  # type: ignore[arg-type]
+    given = (inputs, state, _EACH, _EACH, _EACH, _EACH, PER_DEVICE)
+    return Specs(given, (inputs, state), False, (1,))
 
 
 def _decode_chunk_specs(layout: Layout, args: Any) -> Specs:
     inputs, state = _specs(layout)
     given = (layout.params(args[0]), _shared_specs(layout), inputs, state, _EACH, REPLICATED)
-    return Specs(given, (state, DATA_SHARDED, DATA_SHARDED), (False, True, True), (3,))
-
-
-def _finalize_specs(layout: Layout, args: Any) -> Specs:
-    del args
-    return Specs((_shared_specs(layout), *[DATA_SHARDED] * 3), DATA_SHARDED, True)
-
-
-def _compact_specs(layout: Layout, args: Any) -> Specs:
-    del args
-    _, state = _specs(layout)
-    return Specs((state,), state, False, (0,))
+    return Specs(given, (state, _EACH, _EACH), (False, True, True), (3,))
 
 
 def _resize_specs(layout: Layout, args: Any) -> Specs:
@@ -495,14 +403,14 @@ SPECS: dict[Program, Callable[[Layout, Any], Specs]] = {
     start: lambda layout, args: Specs(
         (layout.params(args[0]), REPLICATED), _specs(layout)[1], False
     ),
-    prefill: _prefill_specs,
+    prefill: lambda layout, args: Specs((layout.params(args[0]), _EACH, _EACH), PER_DEVICE, False),
     insert: _insert_specs,
     uniforms: lambda layout, args: Specs((_EACH, _EACH), _EACH, False),
     decode_chunk: _decode_chunk_specs,
-    finalize: _finalize_specs,
+    finalize: lambda layout, args: Specs((_shared_specs(layout), _EACH, _EACH, _EACH), _EACH, True),
     suspend: lambda layout, args: Specs((_EACH, _EACH, _EACH), (_EACH, _EACH), False),
     cancel: lambda layout, args: Specs((_EACH, _EACH), _EACH, False),
-    compact: _compact_specs,
+    compact: lambda layout, args: Specs((_specs(layout)[1],), _specs(layout)[1], False, (0,)),
     resize: _resize_specs,
     reset: _reset_specs,
     write_states: lambda layout, args: Specs(

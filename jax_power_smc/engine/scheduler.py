@@ -26,10 +26,10 @@ from jax_power_smc.engine import records, row_policy, timing
 from jax_power_smc.engine.buckets import Sizes
 from jax_power_smc.engine.chunk import Chunk
 from jax_power_smc.engine.device_rows import DeviceRows, Prefix
+from jax_power_smc.engine.known_rows import KnownRows
 from jax_power_smc.engine.programs import FinishedPrompts, Snapshot
 from jax_power_smc.engine.records import PendingRecords, copy_to_host_async
 from jax_power_smc.engine.request import ActiveRequest, Suspended, take_prompt
-from jax_power_smc.engine.row_policy import Load
 from jax_power_smc.engine.stats import EngineStats
 from jax_power_smc.engine.timing import PhaseTimer, ReadyTimes
 from jax_power_smc.models.base import LanguageModel
@@ -94,20 +94,11 @@ class Scheduler:
     def _clear(self) -> None:
         self.rows.clear()
         self._occupants: list[ActiveRequest | None] = [None] * self.sizes.slots
-        self._unseen: collections.deque[Chunk] = collections.deque()
         # Finalized groups on their way to the host.
         self._leaving: collections.deque[tuple[dict[int, ActiveRequest], FinishedPrompts]] = (
             collections.deque()
         )
-        # The last chunk that was looked at, in host memory, and what it showed.
-        self._seen: Chunk | None = None
-        self._load = Load()
-        # Rows that are in use on each device, as the last chunk that was looked at showed it.
-        self._in_use: np.ndarray = np.zeros((self.rows.layout.data_shards,), np.int32)
-        # Rows of each device that were put in since the last chunk was handed out, and the
-        # positions of the longest of them.
-        self._entered: np.ndarray = np.zeros_like(self._in_use)
-        self._entered_longest = 0
+        self._known = KnownRows(self.rows.layout.data_shards)
 
     def check(self, target: PowerTarget) -> None:
         """Raises ValueError for a target that cannot be served, see ``TargetBatch``."""
@@ -167,15 +158,6 @@ class Scheduler:
     def _is_busy(self) -> bool:
         return any(self._occupants) or bool(self._leaving)
 
-    @property
-    def _at_most(self) -> np.ndarray:
-        """[D] int32: at most these are in use on each device when the next chunk begins."""
-        rows = self._in_use
-        for chunk in self._unseen:
-            rows = np.maximum(rows + chunk.entered, chunk.row_limit)
-        # Where all prompts are known to be done, no rows can have been added.
-        return np.where(self._idle_shards, self._in_use, rows + self._entered)
-
     def _useful(self, entering: list[int]) -> int:
         """As many rows as the fullest device's prompts can have, also those that enter."""
         runs = np.array([r is not None and not r.suspended for r in self._occupants])
@@ -186,7 +168,7 @@ class Scheduler:
     @property
     def _idle_shards(self) -> np.ndarray:
         """[D] bool: devices without prompts, also in the chunks that run."""
-        slots: list[Any] = [self._occupants, *(chunk.occupants for chunk in self._unseen)]
+        slots: list[Any] = [self._occupants, *(chunk.occupants for chunk in self._known.unseen)]
         runs = [
             any(r is not None and (r in self._occupants or r.cancelled) for r in requests)
             for requests in zip(*slots, strict=True)
@@ -197,7 +179,7 @@ class Scheduler:
     @property
     def _must_wait(self) -> bool:
         """Whether the chunks that run must be seen before anything else is handed out."""
-        return self._load.stuck or not self._active
+        return self._known.load.stuck or not self._active
 
     @property
     def _active(self) -> list[ActiveRequest]:
@@ -228,15 +210,17 @@ class Scheduler:
         try:
             done += self._drop_cancelled()
             # Only what is seen tells how many rows are free for a request that resumes.
-            while self._unseen and self._resumable(self._in_use) is not None:
-                done += self._look(self._unseen.popleft())
+            while self._known.unseen and self._resumable(self._known.in_use) is not None:
+                done += self._look(self._known.unseen.popleft())
             row_limit = self._enter(entering, is_open)
             if self._active:
                 self._hand_out_chunk(row_limit)
             # What was finalized a round ago was ready before the chunk of this round began.
             ready = len(self._leaving)
-            while self._unseen and (len(self._unseen) > self.lookahead or self._must_wait):
-                done += self._look(self._unseen.popleft())
+            while self._known.unseen and (
+                len(self._known.unseen) > self.lookahead or self._must_wait
+            ):
+                done += self._look(self._known.unseen.popleft())
             for _ in range(ready if self.lookahead else len(self._leaving)):
                 done += self._receive(*self._leaving[0])
                 self._leaving.popleft()
@@ -257,12 +241,12 @@ class Scheduler:
         new, self._held = ([], requests) if suspended else self._place_targets(requests)
         free = [slot for slot, occupant in enumerate(self._occupants) if occupant is None]
         allocator = self.rows.allocator
-        at_most, most = self._at_most, self.sizes.rows[-1]
+        at_most, most = self._known.at_most(self._idle_shards), self.sizes.rows[-1]
         entering, kept = np.zeros_like(at_most), {}
         resumed = self._resumable(at_most)
         if resumed is not None:
             entering[resumed.slot // allocator.slots_per_shard] += resumed.suspended.needs
-        known = self._in_use + self._entered + sum(chunk.entered for chunk in self._unseen)
+        known = self._known.expected
         for request in new:
             room = most - at_most - entering
             slot = allocator.place(free, known + entering, room)
@@ -279,7 +263,7 @@ class Scheduler:
             self.sizes.rows,
             self.rows.num_rows,
             int((at_most + entering).max()),
-            self._load._replace(in_use=int((self._in_use + entering).max())),
+            self._known.load._replace(in_use=int((self._known.in_use + entering).max())),
             useful=self._useful([*kept, *([resumed.slot] if resumed else [])]),
             reserve=-(-self.sizes.group // shards) if more and not suspended else 0,
         )
@@ -300,7 +284,7 @@ class Scheduler:
                 for place, tokens in ids.items()
             ]
             self.rows.enter(members, prefixes, group)
-        self._entered = entering
+        self._known.entered = entering
         if was_idle and kept:
             self.rows.block_until_ready()
             self._timer.book("prefill")
@@ -309,12 +293,9 @@ class Scheduler:
     def _resize(self, num_rows: int, lengths: list[int]) -> None:
         """Gives the table a size that suits rows of these lengths too, which are put in next."""
         bucket = max((self.sizes.prompt_bucket(length) for length in lengths), default=0)
-        chunks = len(self._unseen) + 1
-        self._entered_longest = max(lengths, default=0)
-        known = [self._load.longest, *(chunk.longest for chunk in self._unseen)]
-        longest = max(*known, self._entered_longest) + chunks * self.sizes.chunk
+        self._known.entered_longest = max(lengths, default=0)
         ladder = self.sizes.cache_buckets()
-        needed = max(min(longest, ladder[-1]), bucket)
+        needed = max(min(self._known.longest(self.sizes.chunk), ladder[-1]), bucket)
         capacity = row_policy.plan_capacity(ladder, self.rows.capacity, needed)
         self.rows.resize(num_rows, capacity)
 
@@ -345,10 +326,7 @@ class Scheduler:
         copy_to_host_async(snapshot)
         pending = PendingRecords(recorded)
         active = [None if r is None or r.suspended else r for r in self._occupants]
-        rows = self.rows.num_rows
-        put_in = self._entered, self._entered_longest
-        self._unseen.append(Chunk(active, pending, snapshot, rows, min(row_limit, rows), *put_in))
-        self._entered, self._entered_longest = np.zeros_like(self._in_use), 0
+        self._known.hand_out(active, pending, snapshot, self.rows.num_rows, row_limit)
         for slot, request in enumerate(active):
             if request is not None:
                 request.pieces.append((pending, slot))
@@ -360,18 +338,11 @@ class Scheduler:
         on_device = chunk.snapshot.prompts
         snapshot: Snapshot = records.to_host(chunk.snapshot)
         chunk.records.fetch()
-        self._seen = chunk = chunk._replace(snapshot=snapshot)
+        chunk = chunk._replace(snapshot=snapshot)
         self.stats.add(snapshot, chunk.records.copies, chunk.num_rows)
         running = snapshot.running.tolist()
         stuck = chunk.stuck(self.rows.allocator.slots_per_shard)
-        self._in_use = np.asarray(snapshot.in_use)
-        self._load = Load(
-            in_use=int(self._in_use.max()),
-            longest=int(snapshot.longest.max()),
-            # Stalls in a table that has grown since are no reason to let it grow again.
-            stalled=chunk.stalled if chunk.num_rows == self.rows.num_rows else 0,
-            stuck=bool(stuck),
-        )
+        self._known.see(chunk, self.rows.num_rows, bool(stuck))
         done = {
             slot: request
             for slot, request in enumerate(chunk.occupants)
@@ -385,7 +356,7 @@ class Scheduler:
             self.rows.reset()
         # With fewer rows, or some of them reserved, the next chunk has more.
         least = min(chunk.num_rows, chunk.row_limit)
-        if stuck and not self._unseen and least == self.sizes.rows[-1]:
+        if stuck and not self._known.unseen and least == self.sizes.rows[-1]:
             return self._make_room(chunk, stuck)
         return []
 
@@ -419,8 +390,7 @@ class Scheduler:
         if failed:
             self.rows.cancel(unwanted & np.array([o is None for o in self._occupants]))
         self.rows.suspend(unwanted)
-        self._in_use = chunk.rows_in_use(unwanted, self.rows.allocator.slots_per_shard)
-        self._load = self._load._replace(in_use=int(self._in_use.max()), stuck=False)
+        self._known.give_back(chunk.rows_in_use(unwanted, self.rows.allocator.slots_per_shard))
         return failed
 
     def _suspend(self, request: ActiveRequest, slot: int, chunk: Chunk) -> None:
@@ -435,7 +405,7 @@ class Scheduler:
         rows that they asked for and have taken steps, so that resuming leads to progress.
         """
         waiting = [request for request in self._occupants if request and request.suspended]
-        if not waiting or (self._active and self._load.stalled):
+        if not waiting or (self._active and self._known.load.stalled):
             return None
         first = min(waiting, key=lambda request: request.order)
         assert first.suspended is not None
@@ -517,7 +487,7 @@ class Scheduler:
 
         Nothing is decided twice with other numbers, so no result changes.
         """
-        seen, before = self._seen, self._occupants
+        seen, before = self._known.seen, self._occupants
         self._clear()
         anew = []
         for request in requests:

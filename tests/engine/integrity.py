@@ -43,7 +43,7 @@ def _check_requests(scheduler):
     everywhere = [*occupants, *leaving, *scheduler._held]
     assert len(set(everywhere)) == len(everywhere), "a request is in two places"
     assert len(scheduler._occupants) == scheduler.sizes.slots
-    assert len(scheduler._unseen) <= scheduler.lookahead
+    assert len(scheduler._known.unseen) <= scheduler.lookahead
     for request in [*occupants, *leaving]:
         assert request.error is None and request.outcome is None
     for request in occupants:
