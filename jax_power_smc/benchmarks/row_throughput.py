@@ -43,7 +43,8 @@ def throughput(
     decode = functools.partial(decode_worker.decode, decode_worker.load(spec))
     variants: dict[str, Variant] = {}
     for sampler in (PLAIN, *samplers):
-        own = variant(decode, bench.work(sampler, prompts, max_new_tokens, slots))
+        work = bench.work(sampler, prompts, max_new_tokens, slots)
+        own = variant(decode, work, keys=bench.repeats)
         variants[name_of(sampler)] = own
         if sampler is not PLAIN:
             rows = _plain_rows(bench, decode, prompts, own, slots, max_new_tokens)
@@ -52,7 +53,7 @@ def throughput(
         for sampler in baseline_samplers:
             work = bench.work(sampler, prompts, max_new_tokens, slots)
             there = functools.partial(bench.baseline.decode, spec)
-            variants[f"baseline {name_of(sampler)}"] = variant(there, work)
+            variants[f"baseline {name_of(sampler)}"] = variant(there, work, keys=bench.repeats)
     seconds = bench.measure(f"throughput, {count} prompts", variants)
     shape = {"prompts": count, "slots": slots, "max_new_tokens": max_new_tokens}
 
@@ -102,7 +103,7 @@ def _plain_rows(
         cycle = [prompts[i % len(prompts)] for i in range(max(more, num))]
         return decode(bench.work(PLAIN, cycle, cap, num, key=key))
 
-    return Variant(run)
+    return Variant(run, bench.repeats)
 
 
 def _per_row_step(run: Run) -> float:
