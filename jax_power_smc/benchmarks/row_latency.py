@@ -53,7 +53,8 @@ def latency(
         return total(runs)._replace(own_steps=sum(run.steps for run in runs))
 
     many_steps = alone(many, steps)
-    variants = {"many": many_steps, "rows": Variant(as_rows), "one": alone(one, steps)}
+    variants = {"many": many_steps, "rows": Variant(as_rows, bench.repeats)}
+    variants["one"] = alone(one, steps)
     seconds = bench.measure(
         f"latency, {name}", variants, lambda run: run.decode_seconds / run.own_steps
     )
@@ -145,7 +146,9 @@ def against_torch(
     work = bench.work(sampler, prompts, max_new_tokens, len(prompts))
     first = prompts[:peer_prompts]
     variants = {
-        "at once": variant(functools.partial(decode_worker.decode, subject), work),
+        "at once": variant(
+            functools.partial(decode_worker.decode, subject), work, keys=bench.repeats
+        ),
         "one by one": _one_by_one(bench, subject, first, sampler, max_new_tokens),
         "torch": Variant(peer),
     }
@@ -168,4 +171,4 @@ def _one_by_one(
         works = [bench.work(sampler, [prompt], cap, 1, key=key) for prompt in prompts]
         return total([decode_worker.decode(subject, work) for work in works])
 
-    return Variant(run)
+    return Variant(run, bench.repeats)
