@@ -69,7 +69,8 @@ SECTIONS: dict[str, dict[str, Check]] = {
     },
     "fit": {
         **dict.fromkeys(("num_particles", "prompts", "max_new_tokens"), _COUNT),
-        **dict.fromkeys(("prompt_tokens", "memory"), _COUNT),
+        "prompt_tokens": _COUNT,
+        "memory": integer(1, at_most=None),
         "sharpened": _NAMES,
         "shape": elsewhere,
     },

@@ -29,9 +29,9 @@ class Field(NamedTuple):
 # --- Checks ---------------------------------------------------------------------------------------
 
 
-def integer(at_least: int) -> Check:
-    """An integer that is large enough."""
-    return lambda name, value: checks.integer(name, value, at_least=at_least)
+def integer(at_least: int, at_most: int | None = checks.LARGEST_INTEGER) -> Check:
+    """An integer within bounds, see ``checks.integer``."""
+    return lambda name, value: checks.integer(name, value, at_least=at_least, at_most=at_most)
 
 
 def number(**bounds: float) -> Check:

@@ -93,6 +93,10 @@ def figures(tmp_path_factory):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_what_the_configuration_asks_for_is_allowed():
+    benchmark_rows._check(runpy.run_path(str(ROOT / "configs" / "rows.py"))["get_config"]())
+
+
 def of_section(figures, name):
     return [x for x in figures if x.get("section") == name]
 
