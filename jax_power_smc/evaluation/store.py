@@ -11,18 +11,18 @@ A job that was killed leaves at most a torn last line, which the next start remo
 """
 
 import contextlib
-import fcntl
 import json
 import mmap
 import os
 import time
 import uuid
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 from etils import epath
 
 from jax_power_smc.core.files import is_remote as is_remote
+from jax_power_smc.core.files import lock as lock
 from jax_power_smc.core.files import sync_directory
 from jax_power_smc.core.files import write_bytes_whole as write_bytes_whole
 from jax_power_smc.core.files import write_json as write_json
@@ -174,15 +174,6 @@ def open_writer(workdir: epath.Path, process: int = 0, num_processes: int = 1) -
         writer = Appender(workdir / name)
     with contextlib.closing(writer):
         yield writer
-
-
-def lock(file: IO[bytes], path: epath.Path) -> None:
-    """Locks the file until it is closed; closes it and raises ValueError if it is locked."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise ValueError(f"another job is writing to {os.fspath(path)}; wait for it.") from error
 
 
 def record_files(workdir: epath.Path) -> list[epath.Path]:
