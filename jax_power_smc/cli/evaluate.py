@@ -26,6 +26,7 @@ from jax_power_smc.cli.evaluate_start import Plan
 from jax_power_smc.cli.progress import EvaluationProgress
 from jax_power_smc.core.mesh import make_mesh
 from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup, Stop
+from jax_power_smc.core.sanitize import on_one_line
 from jax_power_smc.evaluation import claim, conditions, job, job_config, store
 from jax_power_smc.evaluation.conditions import Conditions, Scope
 from jax_power_smc.evaluation.scores import ItemScores
@@ -74,7 +75,7 @@ def evaluate(
     done = [] if plan.stored is None else start.finished(plan, start.expected(plan))
     missing = plan.scope.missing(each.item for each in done)
     if processes.is_first:
-        print(start.headline(plan, lm), flush=True)
+        print(on_one_line(start.headline(plan, lm)), flush=True)
         if done:
             total = len(plan.scope)
             print(f"{len(done)} of {total} items were finished by an earlier start.", flush=True)
