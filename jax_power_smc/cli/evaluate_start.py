@@ -6,7 +6,9 @@ All processes must have been started alike, and the workdir must not hold record
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
+import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -16,6 +18,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+import jax_power_smc
 from jax_power_smc.cli.agreement import agree
 from jax_power_smc.core import prng
 from jax_power_smc.core.process_group import ProcessGroup
@@ -242,7 +245,17 @@ def versions() -> dict[str, str]:
     for name in (*_PACKAGES, *_GRADING):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    return found
+    return found | {"code": _code_digest()}
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Of the package's source, which may differ where the version does not."""
+    root = pathlib.Path(jax_power_smc.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return conditions.digest(
+        [[path.relative_to(root).as_posix(), path.read_text()] for path in files]
+    )
 
 
 def device() -> str:

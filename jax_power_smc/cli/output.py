@@ -18,7 +18,7 @@ _NOBODY_READS = (errno.EPIPE, errno.EIO, errno.EBADF)
 class _Lasting(io.FileIO):
     """A descriptor that leads to nowhere once nobody reads it."""
 
-    def write(self, content: Any, /) -> int | None:
+    def write(self, content: Any, /) -> int:
         try:
             return super().write(content)
         except OSError as error:

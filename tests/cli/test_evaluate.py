@@ -478,6 +478,21 @@ def waits(monkeypatch):
     return noted
 
 
+@pytest.mark.parametrize("field", ["version.code", "version.jax", "device", "config.alpha"])
+def test_processes_that_differ_are_named(monkeypatch, field):
+    def gather(self, name, value):
+        other = json.loads(value)
+        *parts, last = field.split(".")
+        inner = other[parts[0]] if parts else other
+        assert inner[last]
+        inner[last] = "another"
+        return [value, json.dumps(other)]
+
+    monkeypatch.setattr(ProcessGroup, "gather", gather)
+    with pytest.raises(ValueError, match=f'process 1 has {field} "another" .process 0: '):
+        evaluate_start.agree_on_start(ProcessGroup(0, 2), small_config("m"))
+
+
 def test_a_workdir_is_locked_until_all_processes_have_done_their_share(
     model, easy, tmp_path, monkeypatch, waits
 ):
