@@ -33,7 +33,7 @@ from jax_power_smc.evaluation.records import Item, Record, item_of
 # A remote object is written when it has this many records, or when its first one is this old.
 OBJECT_RECORDS = 64
 OBJECT_SECONDS = 60.0
-_SAID = {RecursionError: "its brackets are nested too deeply"}
+_SAID: dict[type, str] = {RecursionError: "its brackets are nested too deeply"}
 
 
 def read_json(path: epath.Path) -> Any:
