@@ -13,7 +13,12 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
+from jax_power_smc.cli.output import outlive_readers
+from jax_power_smc.core.sanitize import on_one_line
+
 BAD_INPUT = 2
+# The exit code of a program that Ctrl-C interrupted.
+INTERRUPTED = 128 + signal.SIGINT
 # Limit for the cache of compiled programs. JAX has a limit of its own, but to enforce it reads the
 # whole directory for every program that it writes.
 COMPILATION_CACHE_BYTES = 2**31
@@ -24,8 +29,9 @@ def launch(main: Callable[[Any], Any], required: Sequence[str]) -> None:
     """Parses the flags and passes them to ``main``; bad input ends in one sentence and exit code 2.
 
     Only warnings are logged, unless ``--verbosity`` asks for more. Compiled programs are cached:
-    see ``keep_compiled_programs``.
+    see ``keep_compiled_programs``. Output that nobody reads stops nothing: see ``output``.
     """
+    outlive_readers()
 
     def guarded(argv: Sequence[str]) -> None:
         with plain_errors():
@@ -46,7 +52,7 @@ def launch(main: Callable[[Any], Any], required: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns bad input into its sentence on stderr and exit code 2.
+    """Turns bad input into its sentence on stderr and exit code 2, and Ctrl-C into one as well.
 
     Bad input is a ``ValueError``, an ``OSError``, or an error of absl about flags or usage.
 
@@ -58,14 +64,18 @@ def plain_errors() -> Iterator[None]:
         logging.debug("The traceback of the error below.", exc_info=True)
         print(f"error: {sentence(error)}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        logging.debug("Where it was interrupted.", exc_info=True)
+        print("error: interrupted.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def sentence(error: Exception) -> str:
     """The error message on one line, for readers who do not know the code."""
     if isinstance(error, OSError) and error.strerror:
         prefix = f"{error.filename}: " if error.filename is not None else ""
-        return f"{prefix}{error.strerror}."
-    return " ".join(str(error).split()) or type(error).__name__
+        return on_one_line(f"{prefix}{error.strerror}.")
+    return on_one_line(str(error)) or type(error).__name__
 
 
 def keep_compiled_programs(directory: str | None) -> None:
@@ -145,9 +155,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, SIGTERM and the first Ctrl-C only set the request, which is polled between steps.
+    """Inside, SIGTERM, SIGHUP and the first Ctrl-C only set the request, polled between steps.
 
-    A second Ctrl-C interrupts at once. Must be entered in the main thread.
+    A second Ctrl-C interrupts at once. A SIGHUP that was ignored before, as by nohup, still is.
+    Must be entered in the main thread.
     """
     request = StopRequest()
 
@@ -155,7 +166,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         request.name = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield request

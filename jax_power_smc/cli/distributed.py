@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from jax_power_smc.cli.common import BAD_INPUT, plain_errors
+from jax_power_smc.cli.common import BAD_INPUT, INTERRUPTED, plain_errors
 from jax_power_smc.core.key_value_store import KeyValueStore, StoreClient, StoreServer, addresses
 from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup
 
@@ -230,6 +230,8 @@ def _watch(command: Sequence[str]) -> int:
             child.send_signal(number)
 
     signal.signal(signal.SIGTERM, pass_on)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else the child ignores it as well
+        signal.signal(signal.SIGHUP, pass_on)
     # Ctrl-C reaches the whole group; the watcher must outlive the child.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     assert child.stderr is not None
@@ -243,7 +245,7 @@ def _watch(command: Sequence[str]) -> int:
     code = child.wait()
     words = "".join(last_words)
     # The runtime has aborted the child; how exactly it then ended does not matter.
-    if code not in (0, BAD_INPUT) and (sentence := explain(words)):
+    if code not in (0, BAD_INPUT, INTERRUPTED) and (sentence := explain(words)):
         return _lost(sentence)
     print(words, end="", file=sys.stderr, flush=True)
     return code if code >= 0 else 128 - code

@@ -8,22 +8,25 @@ killed; ``launch.report`` makes plots and a page.
 """
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from absl import flags
+from absl import flags, logging
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from jax_power_smc.cli import evaluate_start as start
-from jax_power_smc.cli.common import launch, stop_on_signals
+from jax_power_smc.cli.common import launch, sentence, stop_on_signals
 from jax_power_smc.cli.distributed import define_flags, joined
 from jax_power_smc.cli.evaluate_start import Plan
 from jax_power_smc.cli.progress import EvaluationProgress
 from jax_power_smc.core.mesh import make_mesh
 from jax_power_smc.core.process_group import SINGLE_PROCESS, ProcessGroup, Stop
+from jax_power_smc.core.sanitize import on_one_line
 from jax_power_smc.evaluation import claim, conditions, job, job_config, store
 from jax_power_smc.evaluation.conditions import Conditions, Scope
 from jax_power_smc.evaluation.scores import ItemScores
@@ -41,6 +44,7 @@ def evaluate(
     workdir: str,
     until: Callable[[], bool] = lambda: False,
     processes: ProcessGroup = SINGLE_PROCESS,
+    redo_damaged: bool = False,
 ) -> dict[str, Any]:
     """Runs or resumes the evaluation that ``config`` describes.
 
@@ -49,6 +53,8 @@ def evaluate(
       workdir: a directory, local or remote (gs://).
       until: called now and then; once it returns True, the job stops and can be resumed later.
       processes: those that share this job; all of them see the same workdir.
+      redo_damaged: whether lines of the records that cannot be used are kept aside, and their items
+        done again; otherwise they are refused.
 
     Returns:
       The content of summary.json; nothing if another process writes it.
@@ -63,23 +69,26 @@ def evaluate(
     if config.dry_run:
         job_config.shrink(config)
     plan, lm = _plan(config, workdir, processes)
+    if redo_damaged and processes.is_first and plan.stored is not None:
+        start.set_aside(plan)
+    processes.barrier("damaged lines are kept aside")
     done = [] if plan.stored is None else start.finished(plan, start.expected(plan))
+    missing = plan.scope.missing(each.item for each in done)
     if processes.is_first:
-        print(start.headline(plan, lm), flush=True)
+        print(on_one_line(start.headline(plan, lm)), flush=True)
         if done:
             total = len(plan.scope)
             print(f"{len(done)} of {total} items were finished by an earlier start.", flush=True)
     processes.barrier("all have read what is finished")  # before anyone writes
     # Another job may have ended after some of them had looked; all must decide alike.
-    is_finished = str(len(done) == len(plan.scope))
-    if processes.broadcast("whether all is finished", is_finished) == str(False):
-        done = _work(plan, lm or _load(config), done, until, processes)
+    if processes.broadcast("whether all is finished", str(not missing)) == str(False):
+        plan, done = _work(plan, lm or _load(config), done, until, processes)
     elif plan.stored is not None:
         start.check_files(plan)
         if processes.is_first:
-            start.narrow(plan)
+            _if_writable(plan.root, lambda: start.narrow(plan))
     processes.barrier("all are done")
-    return _conclude(plan, done, processes) if processes.is_first else {}
+    return _conclude(plan, done, processes, may_fail=not missing) if processes.is_first else {}
 
 
 def _plan(
@@ -125,10 +134,11 @@ def _work(
     done: Sequence[ItemScores],
     until: Callable[[], bool],
     processes: ProcessGroup,
-) -> list[ItemScores]:
+) -> tuple[Plan, list[ItemScores]]:
     """Does what is left, or as much of it as ``until`` allows; of several processes, each a share.
 
-    Returns the scores of what was finished, and of what this process has done.
+    Returns the scores of what was finished, and of what this process has done; and the plan with
+    what config.json holds now, and where the workdir is.
     """
     config, root = plan.config, plan.root
     todo = _job(plan, lm, processes)
@@ -143,7 +153,8 @@ def _work(
     )
     with grader, claim.locked(root) if processes.is_first else contextlib.nullcontext():
         if processes.is_first:
-            claim.claim(root, start.about(plan, lm, todo.conditions, processes))
+            about = claim.claim(root, start.about(plan, lm, todo.conditions, processes))
+            plan = dataclasses.replace(plan, stored=about)
         processes.barrier("the workdir is claimed")
         opened = store.open_writer(root, processes.index, processes.count)
         with opened as writer, EvaluationProgress(processes) as progress:
@@ -158,7 +169,10 @@ def _work(
             new = job.evaluate(todo, done, writer, grader, progress.report, stop)
             # A process that has done its share can still be asked to stop, and passes it on.
             processes.barrier("all have done their share", stop.pass_on)
-            return [*done, *new]
+        plan = dataclasses.replace(plan, root=writer.workdir)
+        if writer.rescued and processes.count == 1:  # not all may be there
+            return plan, start.finished(plan, todo.conditions)
+        return plan, [*done, *new]
 
 
 def _job(plan: Plan, lm: LoadedModel, processes: ProcessGroup) -> job.Job:
@@ -217,30 +231,51 @@ def _mesh(config: ConfigDict) -> Mesh | None:
     return make_mesh(config.mesh.model, devices)
 
 
-def _conclude(plan: Plan, done: Sequence[ItemScores], processes: ProcessGroup) -> dict[str, Any]:
-    """Writes the summary and prints the table."""
-    config, root, scope = plan.config, plan.root, plan.scope
-    stored = claim.read_config(root)
+def _conclude(
+    plan: Plan, done: Sequence[ItemScores], processes: ProcessGroup, may_fail: bool
+) -> dict[str, Any]:
+    """Prints the table, and writes the summary, which ``may_fail`` if there was nothing to do."""
+    config, root, scope, stored = plan.config, plan.root, plan.scope, plan.stored
     assert stored is not None
+    if not store.is_remote(root) and not (root / claim.CONFIG).exists():
+        logging.warning("%s was removed while the job ran; it is written again.", claim.CONFIG)
+        store.write_json(root / claim.CONFIG, stored)
     if processes.count > 1:  # the others have written records too
         done = start.finished(plan, conditions.conditions_of(stored))
     seeds, total = list(config.seeds), len(scope)
     summary = summarize(done, plan.runs, scope.problems, seeds, config.alpha, stored["device"])
-    store.write_json(root / "summary.json", summary)
     if summary["rows"]:
         summary_tables.show(summary)
-    if len(done) < total:
-        print(f"Stopped with {len(done)} of {total} items finished; the same command resumes it.")
+    if missing := scope.missing(each.item for each in done):
+        print(
+            f"Stopped with {total - missing} of {total} items finished; the same command resumes "
+            "it."
+        )
     lines = "records/*.jsonl" if store.is_remote(root) else "records*.jsonl"
     print(f"Every answer: {root / lines}   the table: {root / 'summary.json'}")
-    print(f"Plots and a page: python -m launch.report --workdir={root}")
+    print(f"Plots and a page: python -m launch.report --workdir={root}", flush=True)
+    write = functools.partial(store.write_json, root / "summary.json", summary)
+    if may_fail:
+        _if_writable(root, write)
+    else:
+        write()
     return summary
+
+
+def _if_writable(root: epath.Path, write: Callable[[], object]) -> None:
+    """Writes to the workdir of a finished job, which may have become read-only."""
+    try:
+        write()
+    except OSError as error:
+        print(f"{root} stays as it is ({sentence(error).removesuffix('.')}).", flush=True)
 
 
 def main(values: Any) -> None:
     """Runs the evaluation that the flags name."""
     with joined(values) as processes, stop_on_signals() as request:
-        summary = evaluate(values.config, values.workdir, lambda: bool(request), processes)
+        summary = evaluate(
+            values.config, values.workdir, lambda: bool(request), processes, values.redo_damaged
+        )
     if not summary.get("complete", True):
         raise SystemExit(values.stopped_exit_code)
 
@@ -252,6 +287,12 @@ def run() -> None:
     )
     flags.DEFINE_string(
         "workdir", None, "Directory for records and summary, local or remote (gs://bucket/dir)."
+    )
+    flags.DEFINE_boolean(
+        "redo_damaged",
+        False,
+        "Keep lines of the records that were damaged or edited, or belong to another job, in a "
+        "file of their own, and do their items again.",
     )
     flags.DEFINE_integer(
         "stopped_exit_code",

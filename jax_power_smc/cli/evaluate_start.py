@@ -6,7 +6,9 @@ All processes must have been started alike, and the workdir must not hold record
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
+import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -16,12 +18,13 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+import jax_power_smc
 from jax_power_smc.cli.agreement import agree
 from jax_power_smc.core import prng
 from jax_power_smc.core.process_group import ProcessGroup
 from jax_power_smc.evaluation import claim, conditions, job, store
 from jax_power_smc.evaluation.conditions import Conditions, Scope
-from jax_power_smc.evaluation.records import Record, item_of
+from jax_power_smc.evaluation.records import Record
 from jax_power_smc.evaluation.scores import ItemScores, read
 from jax_power_smc.evaluation.summary import Run
 from jax_power_smc.models.checkpoints.fingerprint import file_digests
@@ -130,17 +133,20 @@ def finished(plan: Plan, made: Conditions) -> list[ItemScores]:
     """The scores of the records in the workdir; ValueError for records of other conditions."""
     workdir = os.fspath(plan.root)
     listed = conditions.checked(store.read_records(plan.root), made, plan.scope, workdir)
-    return [_scores(record, workdir) for record in listed]
+    return [read(record) for record in listed]
 
 
-def _scores(record: Record, workdir: str) -> ItemScores:
-    try:
-        return read(record)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        item = ", ".join(map(str, item_of(record)))
-        raise ValueError(
-            f"the record of {item} in {workdir} is damaged ({type(error).__name__}: {error})."
-        ) from error
+def set_aside(plan: Plan) -> None:
+    """Moves lines that are not records of this job out of the way, so that they are done again."""
+    made = expected(plan)
+
+    def belongs(record: Record) -> bool:
+        return isinstance(record.get("digest"), dict) and not made.differing(record)
+
+    with claim.locked(plan.root):
+        count, where = store.set_aside(plan.root, belongs)
+    if count:
+        print(f"{count} lines that are not records of this job were moved to {where}.", flush=True)
 
 
 def check_files(plan: Plan) -> None:
@@ -239,7 +245,17 @@ def versions() -> dict[str, str]:
     for name in (*_PACKAGES, *_GRADING):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    return found
+    return found | {"code": _code_digest()}
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Of the package's source, which may differ where the version does not."""
+    root = pathlib.Path(jax_power_smc.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return conditions.digest(
+        [[path.relative_to(root).as_posix(), path.read_text()] for path in files]
+    )
 
 
 def device() -> str:

@@ -12,6 +12,7 @@ from absl import flags
 from jax_power_smc.cli.common import launch
 from jax_power_smc.core import checks, prng
 from jax_power_smc.core.files import json_line
+from jax_power_smc.core.sanitize import on_one_line, visible
 from jax_power_smc.engine import sample
 from jax_power_smc.models.checkpoints.load import load
 from jax_power_smc.samplers import (
@@ -112,10 +113,10 @@ def main(values: Any) -> None:
     if values.json:
         print(json_line(answer), end="")
         return
-    print(answer["text"])
+    print(visible(answer["text"]))
     print()
     if answer["failure"]:
-        print(answer["failure"])
+        print(on_one_line(answer["failure"]))
     elif not answer["finished"]:
         print(f"The answer was cut at max_new_tokens, {answer['max_new_tokens']}.")
     evidence = answer["log_evidence"]
@@ -125,7 +126,7 @@ def main(values: Any) -> None:
         + f"{answer['tokens']} tokens of {answer['drawn_tokens']} drawn, "
         + f"{answer['model_tokens']} through the model"
     )
-    print(f"{answer['model']}: {answer['decided']}")
+    print(on_one_line(f"{answer['model']}: {answer['decided']}"))
     print("   ".join(f"{phase} {s:.2f} s" for phase, s in answer["seconds"].items()))
 
 

@@ -13,14 +13,14 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 
 from jax_power_smc.cli.common import launch
 from jax_power_smc.core import checks
-from jax_power_smc.core.files import json_line, keep_older
+from jax_power_smc.core.files import json_line, naming, replacing, writing_alone
 from jax_power_smc.core.progress import ProgressDisplay
 from jax_power_smc.grading import string_rule
 from jax_power_smc.grading.base import Grader, Verdict
@@ -74,11 +74,12 @@ def grade(
 ) -> Summary:
     """Grades a file. If the output exists, it is first renamed.
 
-    The task is a key of ``KINDS``; for the options see ``open_grader``. While the output is being
-    written, its name ends in ".tmp".
+    The task is a key of ``KINDS``; for the options see ``open_grader``. The output appears when it
+    is complete.
 
     Raises:
-      ValueError: if an argument or a line is invalid; nothing is graded then.
+      ValueError: if an argument or a line is invalid, or another job writes this output; nothing is
+        graded then.
       OSError: if a file cannot be read or written.
     """
     checks.one_of("task", task, KINDS)
@@ -86,25 +87,21 @@ def grade(
         raise ValueError(f"output is {os.fspath(target)}, a directory; it must be a file.")
     if target.exists() and not target.is_file():  # a device must not be renamed
         raise ValueError(f"output is {os.fspath(target)}; it must be a regular file.")
-    unfinished = target.with_name(target.name + ".tmp")
-    for written in (target, unfinished):
-        if written.exists() and written.samefile(source):
-            raise ValueError(
-                "input and output are the same file; the output needs another name."
-                if written == target
-                else f"input is {os.fspath(source)}, where the output is written before it is "
-                "renamed; rename one of them."
-            )
+    if target.exists() and target.samefile(source):
+        raise ValueError("input and output are the same file; the output needs another name.")
     started = time.monotonic()
     with open_grader(
         KINDS[task], processes=processes, seconds=seconds, allow_code_execution=allow_code_execution
     ) as grader:
         lines = read_lines(source, task)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("w", encoding="utf-8") as file:
-            verdicts = _write(file, lines, grader)
-    keep_older(target)
-    unfinished.rename(target)
+        with writing_alone(target), replacing(target, keep=True) as file:
+
+            def write(line: str) -> None:
+                with naming(target):
+                    file.write(line.encode())
+
+            verdicts = _write(write, lines, grader)
     return Summary(
         graded=len(verdicts),
         correct=sum(each.correct for each in verdicts),
@@ -169,7 +166,7 @@ def _finite(number: str) -> float:
     return value
 
 
-def _write(file: IO[str], lines: Sequence[Line], grader: Grader) -> list[Verdict]:
+def _write(write: Callable[[str], None], lines: Sequence[Line], grader: Grader) -> list[Verdict]:
     """Grades the lines, and writes each once all lines before it are written."""
     for index, line in enumerate(lines):
         grader.submit(index, line.gold, [line.fields["response"]])
@@ -182,7 +179,7 @@ def _write(file: IO[str], lines: Sequence[Line], grader: Grader) -> list[Verdict
             while len(verdicts) in waiting:
                 line = lines[len(verdicts)]
                 verdicts.append(waiting.pop(len(verdicts)))
-                file.write(json_line(_graded(line.fields, verdicts[-1])))
+                write(json_line(_graded(line.fields, verdicts[-1])))
             progress.update("grading", len(verdicts) + len(waiting), len(lines))
     return verdicts
 

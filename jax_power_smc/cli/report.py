@@ -6,11 +6,12 @@ DIR is the workdir of launch.evaluate, whether its job is finished or not. The p
 needs no network.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -40,23 +41,25 @@ def report(workdir: str, problems: Sequence[str] = (), output: str | None = None
     target = root / "report" if output is None else epath.Path(output).expanduser()
     if target.exists() and not target.is_dir():
         raise ValueError(f"output is {os.fspath(target)}, a file; it must be a directory.")
-    data = _read(root)
+    with _as_written(root, "config.json"):
+        data = read_report(root)
     _check_problems(data, problems)
-    status = job_status.status_of(data)
-    if status.summary is not None:
-        summary_tables.show(status.summary)
-    # Of an unfinished job, the plots are to show what the table shows.
-    data = dataclasses.replace(data, summary=status.summary)
+    with _as_written(root, "config.json or summary.json"):
+        status = job_status.status_of(data)
+        if status.summary is not None:
+            summary_tables.show(status.summary)
+        # Of an unfinished job, the plots are to show what the table shows.
+        data = dataclasses.replace(data, summary=status.summary)
 
-    chosen = list(dict.fromkeys(problems)) or outputs.most_contested(data)
-    files: dict[str, bytes] = {}
-    pictures = _draw(plots.figures(data), files)
-    sections = []
-    for records in read_problems(data, chosen).values():
-        problem = outputs.problem_in_full(records, data.labels)
-        drawn = _draw(plots.genealogy(problem.records, data.labels), files)
-        sections.append(page.ProblemSection(problem, drawn))
-    content = page.render(data, status, pictures, sections).encode()
+        chosen = list(dict.fromkeys(problems)) or outputs.most_contested(data)
+        files: dict[str, bytes] = {}
+        pictures = _draw(plots.figures(data), files)
+        sections = []
+        for records in read_problems(data, chosen).values():
+            problem = outputs.problem_in_full(records, data.labels)
+            drawn = _draw(plots.genealogy(problem.records, data.labels), files)
+            sections.append(page.ProblemSection(problem, drawn))
+        content = page.render(data, status, pictures, sections).encode()
 
     target.mkdir(parents=True, exist_ok=True)
     for name, png in files.items():
@@ -68,12 +71,14 @@ def report(workdir: str, problems: Sequence[str] = (), output: str | None = None
     return target / PAGE
 
 
-def _read(root: epath.Path) -> ReportData:
+@contextlib.contextmanager
+def _as_written(root: epath.Path, what: str) -> Iterator[None]:
+    """Inside, a value of another type than this version writes is bad input."""
     try:
-        return read_report(root)
-    except (KeyError, TypeError, IndexError) as error:
+        yield
+    except (LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise ValueError(
-            f"the records in {os.fspath(root)} are not as this version of the package writes them "
+            f"{what} in {os.fspath(root)} is not as this version of the package writes it "
             f"({type(error).__name__}: {error})."
         ) from error
 

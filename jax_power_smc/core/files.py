@@ -1,13 +1,22 @@
-"""Files of results: an existing file is never overwritten, and JSON is strict JSON."""
+"""Files of results: whole or not at all, no other file overwritten, errors that name the file.
 
+JSON is strict JSON.
+"""
+
+import contextlib
+import fcntl
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 from etils import epath
+
+# Levels of brackets in the JSON that jobs write and read.
+MOST_LEVELS = 32
 
 
 def json_line(value: Any) -> str:
@@ -35,22 +44,134 @@ def write_bytes_whole(path: epath.Path | pathlib.Path, content: bytes) -> None:
     if is_remote(path):  # an object appears when it has been written
         path.write_bytes(content)
         return
-    partial = f"{os.fspath(path)}.tmp"
-    with open(partial, "wb") as file:
+    with replacing(path) as file, naming(path):
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def replacing(path: epath.Path | pathlib.Path, keep: bool = False) -> Iterator[IO[bytes]]:
+    """A new file, which takes the place of ``path`` at the end; nothing changes on an error.
+
+    Until then its name is one that no other file has. ``keep`` renames what is at ``path`` before;
+    see ``keep_older``.
+    """
+    with naming(path):
+        partial, file = _new_file(path)
+    try:
+        yield file
+        with naming(path):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            if keep:
+                keep_older(pathlib.Path(path))
+            os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what is not written yet cannot be, perhaps
+            file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
     sync_directory(path.parent)
+
+
+def _new_file(path: epath.Path | pathlib.Path) -> tuple[str, IO[bytes]]:
+    """A hidden file in the same directory, and its name."""
+    while True:
+        partial = os.fspath(path.parent / f".{path.name[:60]}.{secrets.token_hex(4)}.tmp")
+        with contextlib.suppress(FileExistsError):
+            return partial, open(partial, "xb")
+
+
+@contextlib.contextmanager
+def naming(path: epath.Path | pathlib.Path | str) -> Iterator[None]:
+    """Inside, errors of the operating system name this file; some of them would name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def sync_directory(directory: epath.Path | pathlib.Path) -> None:
     """Waits until new names in a local directory are on the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    with naming(directory):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def lock(file: IO[bytes], path: epath.Path | pathlib.Path) -> None:
+    """Locks the file until it is closed; if it cannot be, closes it.
+
+    Raises:
+      ValueError: if it is locked.
+      OSError: if there are no locks, as on some network file systems.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with naming(path):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            where = os.fspath(path)
+            raise ValueError(f"another job is writing to {where}; wait for it.") from error
+        raise
+
+
+@contextlib.contextmanager
+def writing_alone(path: pathlib.Path) -> Iterator[None]:
+    """Inside, no other job may write this file; a lock file beside it, removed at the end, says so.
+
+    Raises:
+      ValueError: if another job is writing it.
+      OSError: if the lock file cannot be made, or there are no locks.
+    """
+    held = path.with_name(f".{path.name[:200]}.lock")
+    while True:
+        file = open(held, "ab")  # noqa: SIM115, closed below
+        lock(file, path)
+        # Whoever held the lock before may have removed the file after it was opened here.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(held)):
+                break
+        file.close()
+    with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                held.unlink()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value in strict JSON; ValueError if it is none, or nested without end."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+    check_levels(value)
+    return value
+
+
+def check_levels(value: Any) -> None:
+    """Raises ValueError if lists and objects are nested more than ``MOST_LEVELS`` deep."""
+    level = [value]
+    for _ in range(MOST_LEVELS + 1):
+        level = [
+            x.values() if isinstance(x, dict) else x for x in level if isinstance(x, dict | list)
+        ]
+        if not level:
+            return
+        level = [part for parts in level for part in parts]
+    raise ValueError("its brackets are nested too deeply")
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def keep_older(path: pathlib.Path) -> None:

@@ -50,7 +50,8 @@ def seed_key(seed: int) -> jax.Array:
 
 def prompt_id(name: str) -> int:
     """A prompt id made from an item's name, the same in every job and batch."""
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    # JSON may hold a lone surrogate.
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") & LARGEST_PROMPT_ID
 
 

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jax_power_smc.core.sanitize import visible
+
 
 class ProgressDisplay:
     """Shows how much of one or several stages is done; a context manager.
@@ -73,6 +75,8 @@ class ProgressDisplay:
           text: what to show behind the amounts.
           line: the plain line instead; "" for one made of the above.
         """
+        # Names may come from a data set, a hub or a config of strangers.
+        stage, text, line = map(visible, (stage, text, line))
         if self._live:
             if stage not in self._bars:
                 self._bars[stage] = self._live.add_task(stage, total=total, text=text)

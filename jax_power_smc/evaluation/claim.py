@@ -5,13 +5,13 @@ refused; one with another scope is accepted, and the file then has the new scope
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
+from jax_power_smc.core.files import parse_json
 from jax_power_smc.evaluation import conditions, store
 from jax_power_smc.evaluation.conditions import digest
 
@@ -137,9 +137,9 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        saved = json.loads(path.read_text())
+        saved = parse_json(path.read_text())
         saved["config"].keys(), saved["hash"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)} is not what a job wrote ({error}).") from error
     return saved
 

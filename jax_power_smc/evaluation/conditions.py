@@ -135,6 +135,10 @@ class Scope:
     def __len__(self) -> int:
         return len(self.runs) * len(self.seeds) * len(self.problems)
 
+    def missing(self, finished: Iterable[Item]) -> int:
+        """How many of its items are not finished."""
+        return len(self) - len({item for item in finished if item in self})
+
 
 def checked(
     records: Iterable[Record], conditions: Conditions, scope: Scope, where: str
@@ -160,7 +164,8 @@ def checked(
         raise ValueError(
             f"{where} holds {len(refused)} record(s) made under other conditions than those of its "
             f"job ({named}{f'; and {rest} more' if rest > 0 else ''}); they cannot share one "
-            "table, so start in a new workdir."
+            "table, so start in a new workdir, or resume the job with --redo_damaged, which keeps "
+            "them aside and does their items again."
         )
 
 

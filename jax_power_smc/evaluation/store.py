@@ -2,7 +2,8 @@
 
     config.json         what the records were made with, see ``claim``
     records.jsonl       a line per finished item, flushed and synced before the next one; several
-                        processes write records-00000.jsonl and so on
+                        processes write records-00000.jsonl and so on; see ``appender``
+    set-aside-*.jsonl   lines that are no records of the job, moved there on request
     .lock               locked by process 0 of the running job
     records/*.jsonl     in place of records.jsonl if the workdir is remote (gs://): objects cannot
                         be appended to, so each is written whole, with several lines
@@ -11,26 +12,28 @@ A job that was killed leaves at most a torn last line, which the next start remo
 """
 
 import contextlib
-import fcntl
 import json
-import mmap
 import os
 import time
 import uuid
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from etils import epath
 
 from jax_power_smc.core.files import is_remote as is_remote
-from jax_power_smc.core.files import sync_directory
+from jax_power_smc.core.files import lock as lock
+from jax_power_smc.core.files import naming, parse_json, replacing
 from jax_power_smc.core.files import write_bytes_whole as write_bytes_whole
 from jax_power_smc.core.files import write_json as write_json
+from jax_power_smc.evaluation import record_schema
+from jax_power_smc.evaluation.appender import Appender, line_of
 from jax_power_smc.evaluation.records import Item, Record, item_of
 
 # A remote object is written when it has this many records, or when its first one is this old.
 OBJECT_RECORDS = 64
 OBJECT_SECONDS = 60.0
+_SAID: dict[type, str] = {RecursionError: "its brackets are nested too deeply"}
 
 
 def read_json(path: epath.Path) -> Any:
@@ -42,7 +45,7 @@ def read_json(path: epath.Path) -> Any:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)} is not JSON ({error}).") from error
 
@@ -65,6 +68,45 @@ def read_records(workdir: epath.Path) -> Iterator[Record]:
                     yield record
 
 
+def set_aside(workdir: epath.Path, belongs: Callable[[Record], bool]) -> tuple[int, epath.Path]:
+    """Moves lines that are not records, or do not belong, to a new file; says how many, and where.
+
+    Inside ``claim.locked``, so that nothing writes there.
+    """
+    target = workdir / f"set-aside-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}.jsonl"
+    wrong = {path: _wrong_lines(path, belongs) for path in record_files(workdir)}
+    moved = [line for lines in wrong.values() for line in lines.values()]
+    if moved:
+        write_bytes_whole(target, b"".join(moved))
+    for path, lines in wrong.items():
+        if lines:
+            _without(path, lines.keys())
+    return len(moved), target
+
+
+def _wrong_lines(path: epath.Path, belongs: Callable[[Record], bool]) -> dict[int, bytes]:
+    found = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                is_wrong = line.endswith(b"\n") and not belongs(_parse(line, path, number))
+            except ValueError:
+                is_wrong = True
+            if is_wrong:
+                found[number] = line
+    return found
+
+
+def _without(path: epath.Path, numbers: Collection[int]) -> None:
+    with path.open("rb") as file:
+        kept = (line for number, line in enumerate(file, start=1) if number not in numbers)
+        if is_remote(path):
+            path.write_bytes(b"".join(kept))
+        else:
+            with replacing(path) as new, naming(path):
+                new.writelines(kept)
+
+
 def sizes(workdir: epath.Path) -> dict[str, int]:
     """The bytes of every local file of records that is not empty: they tell if any was added."""
     if is_remote(workdir):
@@ -73,62 +115,17 @@ def sizes(workdir: epath.Path) -> dict[str, int]:
     return {path: size for path in paths if (size := os.path.getsize(path))}
 
 
-class Appender:
-    """Appends records to a local file; each is on the disk before ``add`` returns.
-
-    If the file's last line is torn, it is removed, and ``torn`` is the number of its bytes.
-
-    Raises:
-      ValueError: if another process is writing to it.
-      OSError: if it cannot be written.
-    """
-
-    def __init__(self, path: epath.Path) -> None:
-        is_new = not path.exists()
-        self._file = open(path, "ab")  # noqa: SIM115, closed by close()
-        lock(self._file, path)
-        if is_new:
-            sync_directory(path.parent)
-        self.torn = self._repair(path)
-
-    def _repair(self, path: epath.Path) -> int:
-        """Cuts the file off after its last complete line; returns how many bytes were removed."""
-        size, end = os.path.getsize(path), 0
-        if size:
-            with (
-                open(path, "rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-            ):
-                end = content.rfind(b"\n") + 1
-        if end < size:
-            self._file.truncate(end)
-            os.fsync(self._file.fileno())
-        return size - end
-
-    def add(self, record: Record) -> None:
-        """Writes a line, and waits until it is on the disk."""
-        self._file.write(_line(record).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def flush(self) -> None:
-        """Does nothing: everything is on the disk already."""
-
-    def close(self) -> None:
-        """Releases the file, so that others may write to it."""
-        self._file.close()
-
-
 class ObjectWriter:
-    """Writes records to a remote directory as objects of several lines each.
+    """Writes records to a remote workdir as objects of several lines each.
 
     If the process is killed, records not yet written are lost; the next start redoes their items.
     ``writer`` is a name that tells this process from others that write at the same time.
     """
 
-    torn = 0
+    torn, rescued = 0, ()
 
-    def __init__(self, directory: epath.Path, writer: str) -> None:
+    def __init__(self, workdir: epath.Path, writer: str) -> None:
+        self.workdir, directory = workdir, workdir / "records"
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         # The time comes first, so that listings are in order; no two starts share a name.
@@ -140,7 +137,7 @@ class ObjectWriter:
         """Takes a record; writes an object once there is enough."""
         if not self._lines:
             self._oldest = time.monotonic()
-        self._lines.append(_line(record))
+        self._lines.append(line_of(record))
         old = time.monotonic() - self._oldest >= OBJECT_SECONDS
         if len(self._lines) >= OBJECT_RECORDS or old:
             self.flush()
@@ -168,21 +165,12 @@ def open_writer(workdir: epath.Path, process: int = 0, num_processes: int = 1) -
     processes write to other files, whose locks would not keep them out.
     """
     if is_remote(workdir):
-        writer: Writer = ObjectWriter(workdir / "records", f"{process:05d}")
+        writer: Writer = ObjectWriter(workdir, f"{process:05d}")
     else:
         name = "records.jsonl" if num_processes == 1 else f"records-{process:05d}.jsonl"
         writer = Appender(workdir / name)
     with contextlib.closing(writer):
         yield writer
-
-
-def lock(file: IO[bytes], path: epath.Path) -> None:
-    """Locks the file until it is closed; closes it and raises ValueError if it is locked."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise ValueError(f"another job is writing to {os.fspath(path)}; wait for it.") from error
 
 
 def record_files(workdir: epath.Path) -> list[epath.Path]:
@@ -195,15 +183,15 @@ def record_files(workdir: epath.Path) -> list[epath.Path]:
 def _parse(line: bytes, path: epath.Path, number: int) -> Record:
     try:
         record = json.loads(line)
-        hash(item_of(record))
+        if isinstance(record, dict) and "digest" not in record:
+            hash(item_of(record))  # of an earlier version, which ``conditions`` refuses
+        else:
+            record_schema.check(record)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = _SAID.get(type(error), str(error))
         raise ValueError(
-            f"line {number} of {os.fspath(path)} is not a record ({type(error).__name__}: "
-            f"{error}); the file is damaged."
+            f"line {number} of {os.fspath(path)} is not a record as a job writes it ({what}); "
+            "restore the line, or resume the job with --redo_damaged, which keeps such lines "
+            "aside and does their items again."
         ) from error
     return record
-
-
-def _line(record: Record) -> str:
-    # ASCII: a text may hold a lone surrogate, which UTF-8 cannot encode.
-    return json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n"

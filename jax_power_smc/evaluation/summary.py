@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_power_smc.evaluation.conditions import Scope
 from jax_power_smc.evaluation.intervals import accuracy_interval, difference_interval
 from jax_power_smc.evaluation.scores import ANSWERS, Answer, ItemScores
 from jax_power_smc.samplers import Ancestral, Sampler
@@ -78,13 +79,14 @@ def summarize(
     ``ids`` are those of all problems.
     """
     tables = [table for run in runs if (table := _finished(run, scores, ids, seeds)) is not None]
+    scope = Scope([run.name for run in runs], seeds, ids)
     # Plain decoding, whose cost is the unit of "multiple".
     base = next((t.seconds for t in tables if t.run.sampler == Ancestral(1.0)), None)
     return {
         "device": device,
         "problems": len(ids),
         "seeds": list(seeds),
-        "complete": len(scores) == len(runs) * len(ids) * len(seeds),
+        "complete": not scope.missing(each.item for each in scores),
         "rows": [
             _row(table, answer, alpha, base) for table in tables for answer in table.run.answers
         ],

@@ -48,15 +48,17 @@ def paths(record: Record) -> np.ndarray:
     parents: dict[int, dict[int, int]] = defaultdict(dict)
     for step, row, parent in record["info"]["moves"]:
         parents[step][row] = parent
+    longest = int(lengths.max(initial=0))
     # Sequences may be moved after they have ended; the recorded rows are those after the last move.
-    steps = max([0, *(1 + step for step in parents), *lengths.tolist()])
+    late = sorted((step for step in parents if step >= longest), reverse=True)
     rows = np.array([p["row"] for p in particles], np.int64)
-    found = np.full((len(particles), steps), ENDED, np.int64)
-    for step in range(steps - 1, -1, -1):
-        found[:, step] = np.where(step < lengths, rows, ENDED)
+    found = np.full((len(particles), longest), ENDED, np.int64)
+    for step in (*late, *range(longest - 1, -1, -1)):
+        if step < longest:
+            found[:, step] = np.where(step < lengths, rows, ENDED)
         if step in parents:
             rows = np.array([parents[step].get(row, row) for row in rows.tolist()], np.int64)
-    return found[:, : lengths.max(initial=0)]
+    return found
 
 
 def forest(rows: np.ndarray, particles: Iterable[int]) -> list[Segment]:

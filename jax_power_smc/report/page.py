@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from jax_power_smc.core.sanitize import visible
 from jax_power_smc.report import formatting, quality_flags
 from jax_power_smc.report.job_status import JobStatus
 from jax_power_smc.report.load import ReportData
 from jax_power_smc.report.outputs import ProblemInFull
-from jax_power_smc.report.sanitize import visible
 from jax_power_smc.report.summary_rows import comparisons, run_summaries
 from jax_power_smc.report.summary_tables import comparison_table, notes, results, went_wrong
 

@@ -6,8 +6,8 @@ from typing import Any, Literal, TypeAlias
 from rich.console import Console
 from rich.text import Text
 
+from jax_power_smc.core.sanitize import on_one_line
 from jax_power_smc.report import formatting, tables
-from jax_power_smc.report.sanitize import on_one_line
 from jax_power_smc.report.summary_rows import (
     Comparisons,
     Estimate,

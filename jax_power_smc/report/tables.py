@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.text import Text
 
-from jax_power_smc.report.sanitize import visible
+from jax_power_smc.core.sanitize import visible
 
 # Columns where the output is not a terminal.
 FILE_WIDTH = 110

@@ -20,9 +20,9 @@ from jax_power_smc.cli.common import (
 
 # Imports once and runs every case in a process of its own.
 PROGRAM = """
-import json, os, sys
+import json, os, signal, sys
 from absl import flags, logging
-from jax_power_smc.cli.common import launch
+from jax_power_smc.cli.common import launch, stop_on_signals
 
 flags.DEFINE_integer("size", 1, "A number.")
 
@@ -35,6 +35,12 @@ def main(values):
         open("no/such/file")
     if values.size == 9:
         raise KeyError("a bug")
+    if values.size == 8:
+        with stop_on_signals():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+    if values.size == 7:
+        raise ValueError("a model said \\x1b[31m red \\u202e it")
     if values.size == 2:
         import jax
         hits = []
@@ -62,6 +68,8 @@ CASES = {
     "traceback": ["--size=0", "--verbosity=1"],
     "file": ["--size=10"],
     "bug": ["--size=9"],
+    "two interrupts": ["--size=8"],
+    "control characters": ["--size=7"],
     "unknown flag": ["--sise=3"],
     "bad flag": ["--size=three"],
     "compiles": ["--size=2", "--compilation_cache=programs"],
@@ -104,6 +112,7 @@ def test_verbosity_shows_more(outcomes):
         ("file", "error: no/such/file: No such file or directory."),
         ("unknown flag", "error: Unknown command line flag 'sise'. Did you mean: size ?"),
         ("bad flag", "error: flag --size=three: invalid literal for int()"),
+        ("control characters", "error: a model said <U+001B>[31m red <U+202E> it"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(name, message, outcomes):
@@ -193,6 +202,27 @@ def test_a_signal_only_sets_the_request(number):
         os.kill(os.getpid(), number)
         assert stop and stop.name == number.name
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_second_interrupt_of_a_program_is_no_traceback(outcomes):
+    code, _, err = outcomes["two interrupts"]
+    lines = [line for line in err.splitlines() if "some warning" not in line]
+    assert code == "130" and lines == ["error: interrupted."]
+
+
+def test_a_terminal_that_hangs_up_is_a_request_to_stop_unless_it_was_ignored():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for ignored in (False, True):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+            with stop_on_signals() as stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert stop.name == (None if ignored else "SIGHUP")
+            assert signal.getsignal(signal.SIGHUP) == (
+                signal.SIG_IGN if ignored else signal.SIG_DFL
+            )
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_is_at_once():

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import errno
 import fcntl
 import io
 import json
@@ -14,12 +15,13 @@ import shutil
 import jax
 import pytest
 from etils import epath
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 import jax_power_smc as psmc
 from jax_power_smc.cli import evaluate, evaluate_start
 from jax_power_smc.core.process_group import ProcessGroup
-from jax_power_smc.evaluation import claim, conditions, records
+from jax_power_smc.evaluation import appender, claim, conditions, records, store
 from jax_power_smc.evaluation.scores import read
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.report.job_status import status_of
@@ -476,6 +478,21 @@ def waits(monkeypatch):
     return noted
 
 
+@pytest.mark.parametrize("field", ["version.code", "version.jax", "device", "config.alpha"])
+def test_processes_that_differ_are_named(monkeypatch, field):
+    def gather(self, name, value):
+        other = json.loads(value)
+        *parts, last = field.split(".")
+        inner = other[parts[0]] if parts else other
+        assert inner[last]
+        inner[last] = "another"
+        return [value, json.dumps(other)]
+
+    monkeypatch.setattr(ProcessGroup, "gather", gather)
+    with pytest.raises(ValueError, match=f'process 1 has {field} "another" .process 0: '):
+        evaluate_start.agree_on_start(ProcessGroup(0, 2), small_config("m"))
+
+
 def test_a_workdir_is_locked_until_all_processes_have_done_their_share(
     model, easy, tmp_path, monkeypatch, waits
 ):
@@ -553,8 +570,180 @@ def test_a_damaged_record_is_named(model, easy, finished, tmp_path, name):
     listed = finished.records()
     del listed[2][name]
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in listed))
-    with pytest.raises(ValueError, match=r"is damaged \(KeyError|by an earlier version"):
+    with pytest.raises(ValueError, match=r"line 3 of .*the line has no|by an earlier version"):
         evaluate.evaluate(small_config(model), str(tmp_path))
+
+
+# --- What others make of a workdir ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def short(model, easy, tmp_path_factory):
+    """The workdir of a finished job of four items, its config and its summary."""
+    config, workdir = few(model, ("greedy",), limit=2), tmp_path_factory.mktemp("short") / "job"
+    return workdir, config, evaluate.evaluate(config, str(workdir))
+
+
+def without_seconds(workdir):
+    """Item -> its record, from all files."""
+    listed = [r for r in store.read_records(epath.Path(workdir)) if r.pop("seconds")]
+    return {records.item_of(record): record for record in listed}
+
+
+EDITS = {
+    "id": (lambda r: r | {"id": "other"}, "prompt_id is .*as id is 'other'"),
+    "run": (lambda r: r | {"run": 7}, "run is 7; it must be a text"),
+    "seed": (
+        lambda r: r | {"seed": 1 - r["seed"]},
+        r"1 record.s. .* \(greedy, seed .: seed\)|seed",
+    ),
+    "weight": (lambda r: _with_particle(r, log_weight=float("nan")), "log_weight is nan"),
+    "large weight": (lambda r: _with_particle(r, log_weight=1000), "log_weight is 1000"),
+    "choice": (lambda r: r | {"choice": -1}, "choice is -1"),
+}
+
+
+def _with_particle(record, **changes):
+    first, *rest = record["particles"]
+    return record | {"particles": [first | changes, *rest]}
+
+
+def edit_line(workdir, number, edit):
+    """Edits one record; returns its line."""
+    lines = (workdir / "records.jsonl").read_text().splitlines(keepends=True)
+    lines[number] = json.dumps(edit(json.loads(lines[number]))) + "\n"
+    (workdir / "records.jsonl").write_text("".join(lines))
+    return lines[number]
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_record_is_named(short, tmp_path, name):
+    workdir, config, _ = short
+    copy = shutil.copytree(workdir, tmp_path / "job")
+    edit, message = EDITS[name]
+    edit_line(copy, 1, edit)
+    for read_again in (
+        lambda: evaluate.evaluate(config, str(copy)),
+        lambda: read_report(epath.Path(copy)),
+    ):
+        with pytest.raises(ValueError, match=message) as refusal:
+            read_again()
+        assert "line 2 of" in str(refusal.value) or name == "seed"
+        assert "--redo_damaged" in str(refusal.value)
+
+
+def test_edited_records_are_kept_aside_and_done_again_on_request(short, tmp_path, capsys):
+    workdir, config, _ = short
+    copy = shutil.copytree(workdir, tmp_path / "job")
+    names = ("seed", "weight", "choice")
+    edited = [edit_line(copy, number, EDITS[name][0]) for number, name in enumerate(names)]
+    summary = evaluate.evaluate(config, str(copy), redo_damaged=True)
+    out = capsys.readouterr().out
+    assert "3 lines that are not records" in out and "1 of 4 items were finished" in out
+    assert summary["complete"] and without_seconds(copy) == without_seconds(workdir)
+    (aside,) = copy.glob("set-aside-*.jsonl")
+    assert aside.read_text() == "".join(edited)
+    assert len(read_report(epath.Path(copy)).items) == 4
+
+
+def test_nothing_is_set_aside_where_nothing_is_wrong(short, tmp_path, capsys):
+    workdir, config, summary = short
+    copy = shutil.copytree(workdir, tmp_path / "job")
+    assert evaluate.evaluate(config, str(copy), redo_damaged=True) == summary
+    assert "lines that are not" not in capsys.readouterr().out
+    assert (copy / "records.jsonl").read_bytes() == (workdir / "records.jsonl").read_bytes()
+
+
+def once_recorded(workdir, act):
+    """For ``until``: acts as soon as there is a record."""
+    done = []
+
+    def until():
+        path = workdir / "records.jsonl"
+        if not done and path.exists() and path.read_text():
+            done.append(act(path))
+        return False
+
+    return until
+
+
+def remove_all(path):
+    shutil.rmtree(path.parent)
+
+
+def replace(path):
+    path.with_name("new").write_text(path.read_text().replace("greedy", "gready"))
+    path.with_name("new").rename(path)
+
+
+@pytest.mark.parametrize("act", [remove_all, replace])
+def test_records_that_others_remove_or_replace_meanwhile_are_all_there(
+    short, tmp_path, act, caplog
+):
+    workdir, config, summary = short
+    config = ConfigDict(config.to_dict() | {"slots": 1})
+    target = tmp_path / "job"
+    made = evaluate.evaluate(config, str(target), until=once_recorded(target, act))
+    assert made["complete"]
+    assert [row["accuracy"] for row in made["rows"]] == [row["accuracy"] for row in summary["rows"]]
+    found = {item: r for item, r in without_seconds(target).items() if item[0] == "greedy"}
+    assert found == without_seconds(workdir)
+    assert (target / "records-rescued-1.jsonl").exists()
+    assert "records.jsonl was removed or replaced while the job runs; it goes on in" in caplog.text
+    assert len(read_report(epath.Path(target)).items) == 4
+
+
+def test_records_that_are_cut_meanwhile_are_finished_only_if_they_are_there(
+    short, tmp_path, monkeypatch, caplog, capsys
+):
+    workdir, config, _ = short
+    monkeypatch.setattr(appender, "MOST_KEPT", 1)
+    config = ConfigDict(config.to_dict() | {"slots": 1})
+    target, states = tmp_path / "job", []
+
+    def until():
+        path = target / "records.jsonl"
+        if not states and path.exists() and path.read_text().count("\n") >= 2:
+            states.append(path.write_text(""))
+        return False
+
+    assert not evaluate.evaluate(config, str(target), until=until)["complete"]
+    assert "Stopped with 3 of 4 items finished; the same" in capsys.readouterr().out
+    assert "records.jsonl was changed while the job runs" in caplog.text
+    assert evaluate.evaluate(config, str(target))["complete"]
+    assert without_seconds(target) == without_seconds(workdir)
+
+
+def test_a_workdir_may_be_moved_while_the_job_runs(short, tmp_path, capsys):
+    workdir, config, _ = short
+    config = ConfigDict(config.to_dict() | {"slots": 1})
+    old, new = tmp_path / "job", tmp_path / "moved"
+    made = evaluate.evaluate(
+        config, str(old), until=once_recorded(old, lambda path: old.rename(new))
+    )
+    assert made["complete"] and not old.exists()
+    assert f"Every answer: {new}/records*.jsonl" in capsys.readouterr().out
+    assert without_seconds(new) == without_seconds(workdir)
+    assert strictly((new / "summary.json").read_text())["complete"]
+    assert len((new / "records.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_table_of_a_finished_job_needs_no_writing(short, tmp_path, monkeypatch, capsys):
+    workdir, config, _ = short
+
+    def refuse(path, value):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(store, "write_json", refuse)
+    smaller = ConfigDict(config.to_dict() | {"limit": 1})
+    for each in (config, smaller):
+        assert evaluate.evaluate(each, str(workdir))["complete"]
+        out = capsys.readouterr().out
+        assert f"{workdir} stays as it is ({workdir}/" in out and "Read-only file system)" in out
+        assert "greedy" in out
+    # One that has work to do, or has done some, says what is wrong.
+    with pytest.raises(OSError, match="Read-only"):
+        evaluate.evaluate(config, str(tmp_path / "new"))
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ import dataclasses
 import json
 import math
 import shutil
+import types
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jax_power_smc.cli import generate as generate_launcher
 from jax_power_smc.cli.generate import SAMPLERS, Options, generate
 from tests.cli.command import assert_refused, call, outcomes
 from tests.evaluation import tiny
@@ -100,6 +102,32 @@ def test_an_answer_can_be_cut(model):
     answer = generate(options(model, max_new_tokens=2))
     assert answer["text"] == "answer " and answer["tokens"] == 2
     assert answer["finished"] is False
+
+
+def test_what_a_model_says_does_nothing_to_a_terminal(monkeypatch, capsys):
+    hostile = "red \x1b[31m\u202e\x07 and \x9b31m\nnext\ud800"
+    answer = {
+        "text": hostile,
+        "failure": hostile,
+        "model": hostile,
+        "decided": hostile,
+        "log_evidence": None,
+        "seconds": {"decode": 1.0},
+        **dict.fromkeys(("log_prob", "weight"), 0.5),
+        **dict.fromkeys(("tokens", "drawn_tokens", "model_tokens"), 1),
+    }
+    monkeypatch.setattr(generate_launcher, "generate", lambda options: answer)
+    names = [field.name for field in dataclasses.fields(Options)]
+    for as_json in (False, True):
+        flags = {name: types.SimpleNamespace(value=0) for name in names}
+
+        class Values(dict):
+            json = as_json
+
+        generate_launcher.main(Values(flags))
+        out = capsys.readouterr().out
+        assert all(c == "\n" or c.isprintable() for c in out)
+        assert ("<U+001B>[31m" in out) is not as_json
 
 
 def test_a_model_with_no_finite_logit_is_a_failure_and_still_json(model, tmp_path):

@@ -1,11 +1,13 @@
 """The grading launcher: files in, files out, and what it refuses."""
 
+import errno
 import json
 import os
 
 import pytest
 
 from jax_power_smc.cli.grade import KINDS, grade, read_lines
+from jax_power_smc.grading import inline
 from tests.cli.command import assert_refused, call, outcomes
 from tests.grading.shared import needs
 from tests.grading.shared import read_lines as read_shared
@@ -180,12 +182,44 @@ def test_a_device_is_not_renamed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "pipe"]
 
 
-def test_an_input_named_like_the_unfinished_output_is_kept(tmp_path):
-    source = write(tmp_path / "out.jsonl.tmp", GOOD)
+def test_files_named_like_an_unfinished_output_are_kept(tmp_path):
+    source = write(tmp_path / "out.jsonl.tmp", GOOD[:1])
     before = source.read_text()
-    with pytest.raises(ValueError, match="where the output is written"):
-        grade("math500", source, tmp_path / "out.jsonl")
-    assert source.read_text() == before
+    grade("string", source, tmp_path / "out.jsonl")
+    assert source.read_text() == before and len(read(tmp_path / "out.jsonl")) == 1
+
+
+def test_of_two_that_write_one_output_the_second_is_refused(tmp_path, monkeypatch):
+    source, target = write(tmp_path / "in.jsonl", GOOD[:2]), tmp_path / "out.jsonl"
+    finished, met = inline.InlineGrader.finished, []
+
+    def meanwhile(self, wait=False):
+        if not met:
+            met.append(None)
+            with pytest.raises(ValueError, match=r"another job is writing to .*out\.jsonl; wait"):
+                grade("string", source, target)
+            grade("string", source, tmp_path / "other.jsonl")
+        return finished(self, wait)
+
+    monkeypatch.setattr(inline.InlineGrader, "finished", meanwhile)
+    grade("string", source, target)
+    assert met and len(read(target)) == len(read(tmp_path / "other.jsonl")) == 2
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["in.jsonl", "other.jsonl", "out.jsonl"]
+
+
+def test_a_full_disk_names_the_output_and_leaves_the_older_one(tmp_path, monkeypatch):
+    source, target = write(tmp_path / "in.jsonl", GOOD[:1]), tmp_path / "out.jsonl"
+    target.write_text("older")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as refusal:
+        grade("string", source, target)
+    assert refusal.value.filename == str(target) and target.read_text() == "older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
 def test_an_empty_file_is_graded(tmp_path):

@@ -20,7 +20,13 @@ BAD = {
     "no records": "empty holds no finished item yet.",
     "damaged records": "line 1 of damaged/records.jsonl is not a record",
     "damaged config": "odd/config.json is not what a job wrote",
-    "other records": "the records in other are not as this version of the package writes them",
+    "other records": "line 1 of other/records.jsonl is not a record as a job writes it (the",
+    "wrong type": "line 1 of types/records.jsonl is not a record as a job writes it (info.ess is 7",
+    "nested": "line 1 of nested/records.jsonl is not a record as a job writes it (its brackets are",
+    "nested gold": "line 1 of gold/records.jsonl is not a record as a job writes it (gold cannot",
+    "types of a config": "config.json in config is not as this version of the package writes it (",
+    "types of a summary": "config.json or summary.json in summary is not as this version of the",
+    "nested summary": "deep/summary.json is not JSON (its brackets are nested too deeply)",
     "mixed records": "those of its job (plain, seed 0, 'algebra/1': model); they cannot share one",
     "earlier version": "earlier was written by an earlier version of this package, whose records",
     "close problem": "problem is 'algebra/7'; finished ones are 'algebra/2', 'algebra/1' and 2",
@@ -35,6 +41,12 @@ FLAGS = {
     "damaged records": ["--workdir=damaged"],
     "damaged config": ["--workdir=odd"],
     "other records": ["--workdir=other"],
+    "wrong type": ["--workdir=types"],
+    "nested": ["--workdir=nested"],
+    "nested gold": ["--workdir=gold"],
+    "types of a config": ["--workdir=config"],
+    "types of a summary": ["--workdir=summary"],
+    "nested summary": ["--workdir=deep"],
     "earlier version": ["--workdir=earlier"],
     "mixed records": ["--workdir=mixed"],
     "close problem": ["--workdir=job", "--problem=x", "--problem=algebra/7"],
@@ -61,12 +73,23 @@ def cli(tmp_path_factory):
     (root / "earlier/records.jsonl").write_text('{"run": "smc", "seed": 0, "id": "a"}\n')
     for name, mend in {
         "other": lambda record: {k: v for k, v in record.items() if k != "info"},
+        "types": lambda record: record | {"info": record["info"] | {"ess": 7}},
+        "gold": lambda record: record | {"gold": json.loads("[" * 600 + "]" * 600)},
         "mixed": lambda record: record | {"digest": record["digest"] | {"model": "0" * 12}},
     }.items():
         path = write(root / name) / "records.jsonl"
         first, *rest = path.read_text().splitlines(keepends=True)
         path.write_text("".join([json.dumps(mend(json.loads(first))) + "\n", *rest]))
     (root / "odd/config.json").write_text("[]")
+    for name, file, part, value in (
+        ("config", "config.json", "labels", 7),
+        ("summary", "summary.json", "rows", [{"run": 3}]),
+    ):
+        path = write(root / name) / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
+    (write(root / "deep") / "summary.json").write_text("[" * 200_000)
+    path = write(root / "nested") / "records.jsonl"
+    path.write_text('{"id": ' + "[" * 200_000 + "]" * 200_000 + "}\n" + path.read_text())
     done = outcomes("report", FLAGS, root)
     assert not (root / "job/report").exists()
     return done

@@ -1,6 +1,9 @@
 """Strict JSON, written whole or not at all, and older files that are kept."""
 
+import errno
+import fcntl
 import json
+import pathlib
 
 import pytest
 from etils import epath
@@ -63,3 +66,95 @@ def test_a_file_is_written_as_it_is_and_in_place_of_another(tmp_path):
     files.write_bytes_whole(path, b"\x89PNG\r\n\x1a\n")
     assert path.read_bytes() == b"\x89PNG\r\n\x1a\n"
     assert [each.name for each in path.parent.iterdir()] == ["file"]
+
+
+def test_a_file_called_like_an_unfinished_one_is_left_alone(tmp_path):
+    own = tmp_path / "x.json.tmp"
+    own.write_text("precious")
+    files.write_json(tmp_path / "x.json", {"a": 1})
+    assert own.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.json.tmp"]
+
+
+def test_two_that_write_one_file_do_not_meet_and_the_name_may_be_long(tmp_path):
+    path = tmp_path / ("x" * 250)
+    with files.replacing(path) as one, files.replacing(path) as other:
+        assert one.name != other.name
+        one.write(b"one")
+        other.write(b"other")
+    assert path.read_bytes() == b"one" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_in_between_leaves_the_older_file_in_its_place(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("older")
+    with pytest.raises(KeyboardInterrupt), files.replacing(path, keep=True) as file:
+        file.write(b"new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "older" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace", "open"])
+def test_every_error_of_the_system_names_the_file(tmp_path, monkeypatch, name):
+    def fail(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = epath.Path(tmp_path / "summary.json")
+    monkeypatch.setattr(files if name == "open" else files.os, name, fail, raising=False)
+    with pytest.raises(OSError, match="No space") as refusal:
+        files.write_json(path, {})
+    assert refusal.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", fail)
+    with pytest.raises(OSError, match="No locks") as refusal, files.writing_alone(tmp_path / "x"):
+        pass
+    assert refusal.value.filename == str(tmp_path / "x")
+
+
+def test_one_at_a_time_writes_a_file_and_no_lock_stays(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with (
+        files.writing_alone(path),
+        files.writing_alone(tmp_path / "other.jsonl"),
+        pytest.raises(ValueError, match=r"another job is writing to .*out.jsonl; wait for it"),
+        files.writing_alone(path),
+    ):
+        pass
+    with files.writing_alone(path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_that_its_holder_has_removed_is_not_taken(tmp_path, monkeypatch):
+    path, locked = tmp_path / "out", []
+
+    def flock(file, how):
+        if not locked:  # opened, and removed by the holder before it was locked
+            pathlib.Path(file.name).unlink()
+        locked.append(file)
+        fcntl.flock(file.fileno(), how)
+
+    monkeypatch.setattr(files, "fcntl", type("", (), vars(fcntl) | {"flock": flock}))
+    with files.writing_alone(path):
+        assert len(locked) == 2 and (tmp_path / ".out.lock").exists()
+
+
+@pytest.mark.parametrize("depth", [40, 2000, 200_000])
+@pytest.mark.parametrize(("left", "right"), ["[]", ('{"a":', "}")])
+def test_json_that_is_nested_without_end_is_refused(depth, left, right):
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.parse_json(left * depth + "1" + right * depth)
+
+
+def test_json_is_strict():
+    assert files.parse_json('{"a": [1.5, null, [[]]]}') == {"a": [1.5, None, [[]]]}
+    assert files.parse_json("7") == 7
+    for text in ("NaN", "[-Infinity]", "{", ""):
+        with pytest.raises(ValueError):
+            files.parse_json(text)

@@ -27,6 +27,15 @@ def test_lines_come_when_the_last_one_is_old_or_a_stage_is_complete(monkeypatch)
     ]
 
 
+def test_names_of_strangers_do_nothing_to_a_terminal():
+    hostile = "\x1b]0;title\x07\u202e"
+    for stream in (io.StringIO(), Terminal()):
+        with ProgressDisplay(stream=stream) as display:
+            display.update(hostile, 1, 1, hostile)
+        out = stream.getvalue()
+        assert "]0;title<U+0007>" in out and "\x07" not in out and "\x1b]" not in out
+
+
 def test_nothing_is_shown_where_it_is_unwanted():
     for out, display in (
         (plain := io.StringIO(), ProgressDisplay(None, stream=plain)),

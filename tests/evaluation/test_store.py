@@ -7,10 +7,7 @@ import pytest
 from etils import epath
 
 from jax_power_smc.evaluation import store
-
-
-def record(seed=0, id="a", **more):
-    return {"run": "smc", "seed": seed, "id": id, **more}
+from tests.evaluation.made import record
 
 
 @pytest.fixture

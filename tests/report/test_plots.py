@@ -5,6 +5,7 @@ import warnings
 
 from etils import epath
 
+from jax_power_smc.core.prng import prompt_id
 from jax_power_smc.evaluation import claim
 from jax_power_smc.evaluation.conditions import conditions_of
 from jax_power_smc.report import load, plots
@@ -46,6 +47,9 @@ def write(directory, labels, with_summary=True):
                 "moves": [] if size == 1 else [[2, 1, 0]],
                 "distinct_roots": 1,
                 "coalescence": 2,
+                "unfinished_mass": 0.0,
+                "dropped_mass": 0.0,
+                "acceptance_rate": None,
                 "model_tokens": 9,
             }
             lines.append(
@@ -53,6 +57,10 @@ def write(directory, labels, with_summary=True):
                     "run": run,
                     "seed": 0,
                     "id": name,
+                    "prompt_id": prompt_id(name),
+                    "prompt": "",
+                    "gold": 1,
+                    "rendered": "",
                     "digest": conditions_of(about).digests((run, 0, name)),
                     "failure": None,
                     "choice": 0,

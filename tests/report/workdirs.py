@@ -6,6 +6,7 @@ import math
 import numpy as np
 from etils import epath
 
+from jax_power_smc.core.prng import prompt_id
 from jax_power_smc.evaluation import claim, job_config, store
 from jax_power_smc.evaluation.conditions import conditions_of, digest
 from jax_power_smc.evaluation.records import item_of
@@ -73,7 +74,7 @@ def record(rng, run, seed, name, length=6, particles=None, **changes):
         "run": run.name,
         "seed": seed,
         "id": name,
-        "prompt_id": 7,
+        "prompt_id": prompt_id(name),
         "prompt": f"What is {name}?",
         "gold": 1,
         "failure": None,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jax_power_smc.report.sanitize import on_one_line, visible
+from jax_power_smc.core.sanitize import on_one_line, visible
 
 
 @pytest.mark.parametrize(
