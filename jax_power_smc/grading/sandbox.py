@@ -38,12 +38,12 @@ class Sandbox:
 
     def __init__(self, seconds: float, code_isolation: str = isolation.BUBBLEWRAP) -> None:
         self._seconds, self._isolated = seconds, code_isolation == isolation.BUBBLEWRAP
-        self._judge, self._candidate = ProcessOwner(), ProcessOwner()
+        self._processes = {role: ProcessOwner() for role in ("candidate", "judge")}
 
     def kill(self) -> None:
         """Kills what is running and refuses further programs; for any thread."""
-        self._candidate.kill()
-        self._judge.kill()
+        for process in self._processes.values():
+            process.kill()
 
     def passes(self, code: str, helpers: str, test: str, entry_point: str) -> bool:
         """Whether the code defines the function and passes the test's ``check``.
@@ -69,8 +69,8 @@ class Sandbox:
             with contextlib.ExitStack() as pipes:  # the processes have copies of their own
                 for fd in (*calls, *answers):
                     pipes.callback(os.close, fd)
-                self._start(stack, self._candidate, "candidate", calls[0], answers[1])
-                judge = self._start(stack, self._judge, "judge", answers[0], calls[1])
+                self._start("candidate", stack, calls[0], answers[1])
+                judge = self._start("judge", stack, answers[0], calls[1])
             with judge.deadline(self._seconds) as expired:
                 with contextlib.suppress(BrokenPipeError):
                     judge.stdin.write(job)
@@ -84,10 +84,9 @@ class Sandbox:
             return ABSENT
         return said.removeprefix(STARTED).decode().strip() or FAILED
 
-    def _start(
-        self, stack: contextlib.ExitStack, owner: ProcessOwner, role: str, *pipes: int
-    ) -> KillableProcess:
+    def _start(self, role: str, stack: contextlib.ExitStack, *pipes: int) -> KillableProcess:
         """Starts one of the two; the stack ends it, and removes what it left."""
+        owner = self._processes[role]
         options: dict[str, Any] = dict(zip(("reading", "writing"), pipes, strict=True))
         options |= {"role": role, "parent": 0 if self._isolated else os.getpid()}
         options |= {"seconds": self._seconds, "memory": MAX_MEMORY_BYTES, "file": MAX_FILE_BYTES}

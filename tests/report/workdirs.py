@@ -124,7 +124,11 @@ def write(directory, config, records, problems=None):
     names = list(dict.fromkeys([*(problems or ()), *(each["id"] for each in records)]))
     about = {
         "config": config.to_dict(),
-        "conditions": {"algorithm": 1, "model": {"files": {}}},
+        "conditions": {
+            "algorithm": 1,
+            "model": {"files": {}},
+            "grading": {"kind": "reasoner", "code_isolation": "bubblewrap"},
+        },
         "chat": False,
         "decided": "base prompts, no BOS, eos ids 0",
         "date": "2026-11-30",
