@@ -44,7 +44,7 @@ def libraries() -> list[str]:
 
 def command(
     program: Sequence[str],
-    files: Sequence[str],
+    files: Mapping[str, str],
     seccomp: int,
     environment: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -52,7 +52,8 @@ def command(
 
     Args:
       program: the program with its arguments.
-      files: what it can read beside the system, and Python with its packages.
+      files: what it can read beside the system and Python with its packages; by the paths that
+        these have there, where they are here.
       seccomp: the descriptor from which bubblewrap reads ``syscall_filter.program()``.
       environment: all the variables that it has.
     """
@@ -66,7 +67,8 @@ def command(
         # First, because Python may be installed below it.
         *("--perms", "1777", "--size", str(WRITABLE_BYTES), "--tmpfs", "/tmp"),
         *_system(),
-        *(word for path in (*_python(), *files) for word in ("--ro-bind", path, path)),
+        *(word for path in _python() for word in ("--ro-bind", path, path)),
+        *(word for there, here in files.items() for word in ("--ro-bind", here, there)),
         *(word for path in _DEVICES for word in ("--dev-bind", path, path)),
         *("--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(seccomp), "--"),
         *program,
@@ -108,7 +110,7 @@ def _why_not() -> str | None:
     seccomp = filter_descriptor()
     try:
         done = subprocess.run(
-            command([*interpreter(), "-c", "import json"], (), seccomp),
+            command([*interpreter(), "-c", "import json"], {}, seccomp),
             env={},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

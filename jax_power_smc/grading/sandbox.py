@@ -25,6 +25,7 @@ MAX_MEMORY_BYTES = 4 * 2**30
 MAX_FILE_BYTES = 2**20
 
 _PROGRAM = pathlib.Path(__file__).with_name("sandbox_child.py")
+_PROGRAM_THERE = "/sandbox_child.py"
 # At most this many bytes of the judge's output are read.
 _MAX_OUTPUT = 4096
 _UNGRADED = {
@@ -91,14 +92,15 @@ class Sandbox:
         options |= {"role": role, "parent": 0 if self._isolated else os.getpid()}
         options |= {"seconds": self._seconds, "memory": MAX_MEMORY_BYTES, "file": MAX_FILE_BYTES}
         options |= {"libraries": isolation.libraries()}
-        program = os.fspath(_PROGRAM)
+        program = _PROGRAM_THERE if self._isolated else os.fspath(_PROGRAM)
         command = [*isolation.interpreter(), program, json.dumps(options)]
         # OpenBLAS, and with it NumPy, would start threads.
         environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         if self._isolated:
             seccomp = isolation.filter_descriptor()
             try:
-                command = isolation.command(command, [program], seccomp, environment)
+                files = {program: os.fspath(_PROGRAM)}
+                command = isolation.command(command, files, seccomp, environment)
                 process = owner.start_process(command, env={}, pass_fds=(*pipes, seccomp))
             finally:
                 os.close(seccomp)
