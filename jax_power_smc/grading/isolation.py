@@ -92,8 +92,8 @@ def check(isolation: str) -> None:
         )
     if why := _why_not():
         raise ValueError(
-            f"bubblewrap does not work here ({why}); it needs version 0.7 or newer and a system, or "
-            f"a container, that allows user namespaces; change that, {_INSTEAD}"
+            f"bubblewrap does not work here ({why}); it needs version 0.7 or newer and a system "
+            f"or a container that allows user namespaces; change that, {_INSTEAD}"
         )
 
 

@@ -145,7 +145,9 @@ def test_the_isolation_works_here():
 def test_a_machine_without_it_is_told_what_to_install(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     isolation.check(isolation.NONE)
-    with pytest.raises(ValueError, match=r"apt-get install bubblewrap.*--config\.code_isolation=no"):
+    with pytest.raises(
+        ValueError, match=r"apt-get install bubblewrap.*--config\.code_isolation=no"
+    ):
         isolation.check(isolation.BUBBLEWRAP)
 
 
@@ -170,5 +172,7 @@ def test_an_unknown_machine_is_refused(monkeypatch):
 
 
 def test_other_kinds_are_refused():
-    with pytest.raises(ValueError, match="code_isolation is 'docker'; allowed are bubblewrap, none"):
+    with pytest.raises(
+        ValueError, match="code_isolation is 'docker'; allowed are bubblewrap, none"
+    ):
         isolation.check("docker")

@@ -143,21 +143,21 @@ ANSWERS = {
     "an empty line": "b'\\n'",
     "no JSON": "b'passed\\n'",
     "an object": "b'{}\\n'",
-    "something else": "b'[\"returned\", {\"a\": 1}, [\"list\"]]\\n'",
+    "something else": 'b\'["returned", {"a": 1}, ["list"]]\\n\'',
     "too few parts": "b'[\"returned\"]\\n'",
-    "unknown kind": "b'[\"returned\", [\"eval\", \"1\"], [\"list\"]]\\n'",
-    "kind that is a list": "b'[\"returned\", [[], 1], [\"list\"]]\\n'",
-    "malformed dict": "b'[\"returned\", [\"dict\", 1], [\"list\"]]\\n'",
-    "unhashable": "b'[\"returned\", [\"set\", [\"list\"]], [\"list\"]]\\n'",
-    "exit as an exception": "b'[\"SystemExit\", \"\", [\"list\"]]\\n'",
-    "function as an exception": "b'[\"print\", \"\", [\"list\"]]\\n'",
-    "number as an exception": "b'[5, \"\", [\"list\"]]\\n'",
+    "unknown kind": 'b\'["returned", ["eval", "1"], ["list"]]\\n\'',
+    "kind that is a list": 'b\'["returned", [[], 1], ["list"]]\\n\'',
+    "malformed dict": 'b\'["returned", ["dict", 1], ["list"]]\\n\'',
+    "unhashable": 'b\'["returned", ["set", ["list"]], ["list"]]\\n\'',
+    "exit as an exception": 'b\'["SystemExit", "", ["list"]]\\n\'',
+    "function as an exception": 'b\'["print", "", ["list"]]\\n\'',
+    "number as an exception": 'b\'[5, "", ["list"]]\\n\'',
     "deep": "b'[' * 10**6 + b']' * 10**6 + b'\\n'",
     "long": "b'\"' + b'x' * 2**25 + b'\"\\n'",
     "endless": "b'[' * 2**26",
     "digits": "b'[\"returned\", ' + b'9' * 10**6 + b', [\"list\"]]\\n'",
-    "not UTF-8": "b'[\"returned\", \"\\xff\", [\"list\"]]\\n'",
-    "huge range": "b'[\"returned\", [\"list\", [\"iterator\", [\"range\", 0, 1]]], 7]\\n'",
+    "not UTF-8": 'b\'["returned", "\\xff", ["list"]]\\n\'',
+    "huge range": 'b\'["returned", ["list", ["iterator", ["range", 0, 1]]], 7]\\n\'',
 }
 
 
@@ -189,7 +189,7 @@ def test_only_plain_data_is_an_answer(name):
             os._exit(0)
     """
     assert not judged(code, test=test)
-    assert judged(code.replace(ANSWERS[name], "b'[\"KeyError\", \"\", [\"list\"]]\\n'"), test=test)
+    assert judged(code.replace(ANSWERS[name], 'b\'["KeyError", "", ["list"]]\\n\''), test=test)
 
 
 def test_tests_see_what_the_function_does():

@@ -64,7 +64,9 @@ def test_nan_iterators_and_many_digits():
     assert sent(1 << 20_000) == 1 << 20_000
 
 
-@pytest.mark.parametrize("value", [object(), len, int, fractions.Fraction(1, 3), np.zeros(2), [{1: len}]])
+@pytest.mark.parametrize(
+    "value", [object(), len, int, fractions.Fraction(1, 3), np.zeros(2), [{1: len}]]
+)
 def test_all_else_is_refused(value):
     with pytest.raises(TypeError, match="is not plain data"):
         encode(value)
