@@ -636,6 +636,37 @@ def flags(model, workdir="new", config=ROOT / CONFIG, **changes):
     return [f"--{n}={v}" for n, v in ({"config": config, "workdir": workdir} | values).items()]
 
 
+@pytest.fixture
+def code_config(tmp_path):
+    """Changes to a config for a job whose answers are programs."""
+    gold = {"prompt": "def f():\n", "test": "def check(f):\n    f()\n", "entry_point": "f"}
+    (tmp_path / "code.jsonl").write_text(json.dumps({"id": "a", "question": "f", "answer": gold}))
+    return {
+        "task": "jsonl",
+        "split": "test",
+        "grader": "code",
+        "data": str(tmp_path / "code.jsonl"),
+        "allow_code_execution": True,
+    }
+
+
+def test_code_that_cannot_be_isolated_is_refused_before_the_model_is_read(
+    code_config, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"apt-get install bubblewrap.*code_isolation=none"):
+        evaluate(small_config("no/such", **code_config), str(tmp_path / "job"))
+    assert not (tmp_path / "job").exists()
+
+
+def test_a_job_says_that_code_runs_without_isolation(
+    code_config, model, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    evaluate(small_config(model, code_isolation="none", **code_config), str(tmp_path / "job"))
+    assert "CODE THAT THE MODEL WRITES RUNS WITHOUT ISOLATION" in capsys.readouterr().out
+
+
 BAD = {
     "limit": "config.limit is 0; it must be an integer of at least 1",
     "alpha": "alpha is 0.0; it must be a finite number of at least 1",

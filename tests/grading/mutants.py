@@ -10,7 +10,7 @@ SWAPPED = {
     **{"+": "-", "-": "+", "*": "+", "/": "*", "//": "*", "%": "//", "**": "*"},
     **{"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "+=": "-="},
     **{"and": "or", "or": "and", "True": "False", "False": "True", "min": "max", "max": "min"},
-    **{"append": "remove", "if": "while", "any": "all", "all": "any", "lower": "upper"},
+    **{"append": "remove", "any": "all", "all": "any", "lower": "upper"},
 }
 # Each program in a process of its own, which has no limits but on its resources.
 PLAIN = """
@@ -18,7 +18,7 @@ import json, os, resource, sys
 programs, test, entry_point = json.load(sys.stdin)
 for code in programs:
     if (child := os.fork()) == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (3, 3))
+        resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
         resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         names = {"__name__": "solution"}
@@ -49,7 +49,7 @@ def mutants(code, below):
 
 
 def plain_verdicts(programs, test, entry_point):
-    """Of each, True, False, or None if it did not end within some seconds."""
+    """Of each, True, False, or None if it did not end within a second of CPU time."""
     job = json.dumps([programs, test, entry_point])
     command = [sys.executable, "-I", "-S", "-c", PLAIN]
     done = subprocess.run(command, input=job, capture_output=True, text=True, check=True)

@@ -122,12 +122,13 @@ def write(directory, config, records, problems=None):
     workdir = epath.Path(directory)
     runs = runs_of(config)
     names = list(dict.fromkeys([*(problems or ()), *(each["id"] for each in records)]))
+    grading = {"kind": "code" if config.allow_code_execution else "reasoner"}
     about = {
         "config": config.to_dict(),
         "conditions": {
             "algorithm": 1,
             "model": {"files": {}},
-            "grading": {"kind": "reasoner", "code_isolation": "bubblewrap"},
+            "grading": grading | {"code_isolation": config.code_isolation},
         },
         "chat": False,
         "decided": "base prompts, no BOS, eos ids 0",
