@@ -46,8 +46,8 @@ def open_grader(
                 "--config.allow_code_execution=True (launch.grade: --allow_code_execution)."
             )
         isolation.check(code_isolation)
-        make = functools.partial(CodeWorker, seconds, code_isolation)
-        return PooledGrader(kind, make, processes)
+        make_worker = functools.partial(CodeWorker, seconds, code_isolation)
+        return PooledGrader(kind, make_worker, processes)
     if kind == "math":
         make = functools.partial(WorkerProcess, "jax_power_smc.grading.math_answer", seconds)
         return PooledGrader(kind, make, processes, merges=True)

@@ -19,7 +19,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, NoReturn
 
 STARTED, LOADED = b"started\n", b"loaded\n"
 PASSED, FAILED, ABSENT, NOT_PLAIN = "passed", "failed", "absent", "not plain"
@@ -113,7 +113,7 @@ def main() -> None:
 _PIPES = {"reading": "rb", "writing": "wb"}
 
 
-def judge(job: dict[str, str], answers: BinaryIO, calls: BinaryIO, channel: int) -> NoReturn:
+def judge(job: dict[str, str], answers: IO[bytes], calls: IO[bytes], channel: int) -> NoReturn:
     """Executes helpers and test, calls the ``check`` that the test defines, writes the verdict."""
 
     def end(verdict: str) -> NoReturn:
@@ -164,7 +164,7 @@ def judge(job: dict[str, str], answers: BinaryIO, calls: BinaryIO, channel: int)
     end(PASSED)
 
 
-def answer_calls(calls: BinaryIO, answers: BinaryIO) -> None:
+def answer_calls(calls: IO[bytes], answers: IO[bytes]) -> None:
     """Executes the code that is sent first, and then calls its function as often as asked."""
     answers.write(STARTED)
     answers.flush()

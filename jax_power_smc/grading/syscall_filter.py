@@ -60,7 +60,8 @@ _X32 = 0x40000000  # the same calls by other numbers, on x86-64
 def refused(machine: str) -> dict[str, int]:
     """Name -> number of the refused calls on a machine, one of ``MACHINES``."""
     column, _ = _MACHINES[machine]
-    return {name: row[column] for name, row in _REFUSED.items() if row[column] is not None}
+    numbers = {name: row[column] for name, row in _REFUSED.items()}
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def program(machine: str | None = None) -> bytes:

@@ -215,4 +215,5 @@ def test_mutated_solutions_are_told_apart_as_by_plain_execution(half):
         while grader.pending:
             judged |= dict(grader.finished(wait=True))
     assert {name: [v.correct for v in each] for name, each in judged.items()} == expected
-    assert sum(False in each for each in expected.values()) >= 80
+    # The others have no such token, or every change of one passes or runs on and on.
+    assert sum(False in each for each in expected.values()) >= 70
