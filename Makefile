@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-quick test-slow test-cluster test-pods parity lint docs clean compiled
+.PHONY: install isolation demo test test-quick test-slow test-cluster test-pods parity lint docs clean compiled
 
 install: .venv/installed
 
@@ -79,6 +79,10 @@ compiled: .venv-tpu/installed .venv-cuda/installed
 	@$(BIN)/pip --python .venv-$*/bin/python install --quiet --editable '.[compiled-$*]' || \
 		{ echo "The libraries that compile for $* cannot be installed; make compiled needs them (the extra compiled-$* in setup.cfg)."; exit 1; }
 	@touch $@
+
+# Whether code that models write can be isolated here; if not, the tests of that are skipped.
+isolation: install
+	$(BIN)/python -c 'from jax_power_smc.grading import isolation; isolation.check("bubblewrap")'
 
 lint: install
 	$(BIN)/ruff check .

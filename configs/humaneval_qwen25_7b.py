@@ -2,7 +2,8 @@
 
 The settings are those of the table, which covers only MATH-500.
 
-The answers are programs, which run on this machine only with --config.allow_code_execution.
+The answers are programs, which run on this machine only with --config.allow_code_execution
+and inside bubblewrap (SECURITY.md).
 
 GPU memory: parameters 7.6e9 * 2 bytes = 14.2 GiB; keys and values of one prompt, 2 * 28 layers *
 4 heads * 128 * 2 bytes * 64 particles * 2048 tokens = 7.0 GiB. With logits and the prompt that is

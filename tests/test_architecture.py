@@ -142,7 +142,6 @@ UNTESTED: dict[str, str] = {
     "jax_power_smc.grading.base": "tests/grading/test_factory.py",
     "jax_power_smc.grading.inline": "tests/grading/test_factory.py",
     "jax_power_smc.grading.references": "tests/grading/test_factory.py",
-    "jax_power_smc.grading.sandbox_child": "tests/grading/test_sandbox.py",
     "jax_power_smc.grading.spelling": "tests/grading/test_math_answer.py",
     "jax_power_smc.grading.subprocesses": "tests/grading/test_pool.py",
     "jax_power_smc.grading.thinking": "tests/grading/test_factory.py",

@@ -31,6 +31,7 @@ from jax_power_smc.evaluation import claim, conditions, job, job_config, store
 from jax_power_smc.evaluation.conditions import Conditions, Scope
 from jax_power_smc.evaluation.scores import ItemScores
 from jax_power_smc.evaluation.summary import Run, summarize
+from jax_power_smc.grading import isolation
 from jax_power_smc.grading.factory import open_grader
 from jax_power_smc.models.checkpoints.load import load
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
@@ -150,6 +151,7 @@ def _work(
         processes=config.grading_processes,
         seconds=config.grading_seconds,
         allow_code_execution=config.allow_code_execution,
+        code_isolation=config.code_isolation,
     )
     with grader, claim.locked(root) if processes.is_first else contextlib.nullcontext():
         if processes.is_first:
@@ -211,6 +213,9 @@ def _check_shared(root: epath.Path, done: Sequence[ItemScores], processes: Proce
 
 
 def _load(config: ConfigDict) -> LoadedModel:
+    """The model, which only a job with work left needs; ValueError if it could not be graded."""
+    if job_config.kind_of(config) == "code":
+        isolation.check(config.code_isolation)
     if config.dry_run:
         return tiny_model(config)
     return load(

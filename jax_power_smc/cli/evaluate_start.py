@@ -27,6 +27,7 @@ from jax_power_smc.evaluation.conditions import Conditions, Scope
 from jax_power_smc.evaluation.records import Record
 from jax_power_smc.evaluation.scores import ItemScores, read
 from jax_power_smc.evaluation.summary import Run
+from jax_power_smc.grading import isolation
 from jax_power_smc.models.checkpoints.fingerprint import file_digests
 from jax_power_smc.models.checkpoints.load import local_directory
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
@@ -34,6 +35,7 @@ from jax_power_smc.tasks.base import Task
 
 _PACKAGES = ("jax_power_smc", "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
 _GRADING = ("math-verify", "latex2sympy2_extended")
+_GRADING_FIELDS = ("grading_seconds", "allow_code_execution", "code_isolation")
 # What config.json must contain beside the config.
 _STORED = ("chat", "device", "date", "decided", "labels", "num_problems", "commit", "starts")
 
@@ -111,7 +113,7 @@ def common_conditions(config: ConfigDict, lm: LoadedModel, task: Task) -> dict[s
         "max_positions": config.max_positions,
     }
     target = {name: config[name] for name in conditions.TARGET}
-    grading = {name: config[name] for name in ("grading_seconds", "allow_code_execution")}
+    grading = {name: config[name] for name in _GRADING_FIELDS}
     return {
         "algorithm": conditions.ALGORITHM,
         "model": model,
@@ -231,6 +233,8 @@ def headline(plan: Plan, lm: LoadedModel | None) -> str:
     else:
         assert plan.stored is not None
         described = plan.stored["decided"]
+    if task.kind == "code" and config.code_isolation == isolation.NONE:
+        described += "; CODE THAT THE MODEL WRITES RUNS WITHOUT ISOLATION"
     dry = "DRY RUN with random weights, the figures mean nothing. " if config.dry_run else ""
     return (
         f"{dry}{config.model} on {len(task.problems)} problems of {task.name}, "

@@ -22,7 +22,7 @@ from jax_power_smc.cli.common import launch
 from jax_power_smc.core import checks
 from jax_power_smc.core.files import json_line, naming, replacing, writing_alone
 from jax_power_smc.core.progress import ProgressDisplay
-from jax_power_smc.grading import string_rule
+from jax_power_smc.grading import isolation, string_rule
 from jax_power_smc.grading.base import Grader, Verdict
 from jax_power_smc.grading.factory import open_grader
 from jax_power_smc.grading.references import parse_reference
@@ -71,6 +71,7 @@ def grade(
     processes: int | None = None,
     seconds: float = 10.0,
     allow_code_execution: bool = False,
+    code_isolation: str = isolation.BUBBLEWRAP,
 ) -> Summary:
     """Grades a file. If the output exists, it is first renamed.
 
@@ -91,7 +92,11 @@ def grade(
         raise ValueError("input and output are the same file; the output needs another name.")
     started = time.monotonic()
     with open_grader(
-        KINDS[task], processes=processes, seconds=seconds, allow_code_execution=allow_code_execution
+        KINDS[task],
+        processes=processes,
+        seconds=seconds,
+        allow_code_execution=allow_code_execution,
+        code_isolation=code_isolation,
     ) as grader:
         lines = read_lines(source, task)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -200,6 +205,7 @@ def main(values: Any) -> None:
         processes=values.processes,
         seconds=values.seconds,
         allow_code_execution=values.allow_code_execution,
+        code_isolation=values.code_isolation,
     )
     print(summary)
 
@@ -213,5 +219,11 @@ def run() -> None:
     flags.DEFINE_float("seconds", 10.0, "Time limit for grading one response.")
     flags.DEFINE_bool(
         "allow_code_execution", False, "For humaneval: run model-written code on this machine."
+    )
+    flags.DEFINE_enum(
+        "code_isolation",
+        isolation.BUBBLEWRAP,
+        isolation.KINDS,
+        "For humaneval: what stands between that code and this machine.",
     )
     launch(main, required=["task", "input", "output"])

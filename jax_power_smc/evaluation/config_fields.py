@@ -121,6 +121,11 @@ FIELDS: dict[str, Field | dict[str, Field]] = {
     "allow_code_execution": Field(
         False, boolean(), "whether code written by the model may run on this machine"
     ),
+    "code_isolation": Field(
+        "bubblewrap",
+        one_of("bubblewrap", "none"),
+        "what stands between that code and this machine, see ``grading.isolation``",
+    ),
     "grading_seconds": Field(10.0, number(above=0, at_most=3600), "limit for one answer"),
     "grading_processes": Field(
         None, integer(1), "None for one less than the cores, at most 8", int

@@ -4,6 +4,7 @@ import functools
 import os
 
 from jax_power_smc.core import checks
+from jax_power_smc.grading import isolation
 from jax_power_smc.grading.base import Grader
 from jax_power_smc.grading.humaneval import CodeWorker
 from jax_power_smc.grading.inline import InlineGrader
@@ -18,6 +19,7 @@ def open_grader(
     processes: int | None = None,
     seconds: float = 10.0,
     allow_code_execution: bool = False,
+    code_isolation: str = isolation.BUBBLEWRAP,
 ) -> Grader:
     """Returns a grader; close it, or use it as a context manager.
 
@@ -27,9 +29,10 @@ def open_grader(
       processes: number of worker processes; by default one fewer than there are CPUs, at most 8.
       seconds: time limit for grading one response.
       allow_code_execution: for "code": whether the user has agreed to run model-written code.
+      code_isolation: for "code": what stands between that code and the machine, see ``isolation``.
 
     Raises:
-      ValueError: if an argument is invalid.
+      ValueError: if an argument is invalid, or code cannot be isolated that way here.
     """
     check_kind(kind)
     if processes is None:
@@ -42,7 +45,9 @@ def open_grader(
                 "HumanEval runs code that the model wrote; to allow that on this machine, pass "
                 "--config.allow_code_execution=True (launch.grade: --allow_code_execution)."
             )
-        return PooledGrader(kind, functools.partial(CodeWorker, seconds), processes)
+        isolation.check(code_isolation)
+        make_worker = functools.partial(CodeWorker, seconds, code_isolation)
+        return PooledGrader(kind, make_worker, processes)
     if kind == "math":
         make = functools.partial(WorkerProcess, "jax_power_smc.grading.math_answer", seconds)
         return PooledGrader(kind, make, processes, merges=True)

@@ -57,7 +57,8 @@ class CodeWorker(Sandbox):
         code = solution(response, gold["prompt"], gold["entry_point"])
         if len(code) > MAX_CODE_LENGTH:  # a model that repeats itself
             return {"parsed": None, "correct": False, "correct_string": False}
-        passed = self.passes(code, gold["test"], gold["entry_point"])
+        helpers = _preamble(gold["prompt"], gold["entry_point"])
+        passed = self.passes(code, helpers, gold["test"], gold["entry_point"])
         return {"parsed": normalise(code) or None, "correct": passed, "correct_string": passed}
 
 

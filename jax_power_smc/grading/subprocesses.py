@@ -98,7 +98,7 @@ class ProcessOwner:
             if self._process:
                 self._process.kill()
 
-    def _start_process(self, command: Sequence[str], **options: Any) -> KillableProcess:
+    def start_process(self, command: Sequence[str], **options: Any) -> KillableProcess:
         """Raises ``GradingError`` once this is closed."""
         with self._lock:
             if self._closed:
@@ -106,7 +106,7 @@ class ProcessOwner:
             self._process = KillableProcess(command, **options)
             return self._process
 
-    def _discard(self, process: KillableProcess) -> int:
+    def discard(self, process: KillableProcess) -> int:
         """Kills the process, if it still runs, and returns its exit code."""
         with self._lock:
             self._process = None

@@ -41,14 +41,14 @@ class WorkerProcess(ProcessOwner):
           OSError: if no process can be started.
         """
         if self._process and self._process.popen.poll() is not None:  # died since the last call
-            self._discard(self._process)
+            self.discard(self._process)
         process = self._process or self._start()
         code = 0
         with process.deadline(self._seconds) as deadline:
             answer = _exchange(process, {"function": function, **arguments})
             expired = deadline.is_set()
         if expired or answer is None or "error" in answer:
-            code = self._discard(process)
+            code = self.discard(process)
         if answer is None:
             if expired:
                 raise timed_out(self._seconds)
@@ -61,16 +61,16 @@ class WorkerProcess(ProcessOwner):
         """Kills the process and reaps it; for the calling thread, at the end."""
         self.kill()
         if self._process:
-            self._discard(self._process)
+            self.discard(self._process)
 
     def _start(self) -> KillableProcess:
         command = [sys.executable, "-P", os.fspath(_WORKER), self._module]
         command += [str(self._seconds), str(self._memory), str(os.getpid())]
-        process = self._start_process(command)
+        process = self.start_process(command)
         with process.deadline(START_SECONDS):
             answer = _receive(process)
         if answer is None or "error" in answer:
-            code = self._discard(process)
+            code = self.discard(process)
             if self._closed:
                 raise GradingError("the grader was closed")
             why = answer["error"] if answer else f"it {describe_exit(code)}"

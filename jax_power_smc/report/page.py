@@ -119,8 +119,17 @@ def _facts(data: ReportData, status: JobStatus) -> list[tuple[str, str]]:
         facts.insert(1, ("Prompts", f"{about['decided']}; date {about['date']}"))
     if about.get("started"):
         facts.insert(-1, ("Started", str(about["started"])))
+    grading = about["conditions"]["grading"]
+    if grading["kind"] == "code":
+        facts.insert(-1, ("Code written by the model", _CODE[grading["code_isolation"]]))
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return [*facts, ("Versions", versions)]
+
+
+_CODE = {
+    "bubblewrap": "ran isolated, by bubblewrap",
+    "none": "ran without isolation (code_isolation=none)",
+}
 
 
 def _model(config: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from jax_power_smc.evaluation.scores import read
 from jax_power_smc.evaluation.summary import Run, summarize
 from jax_power_smc.report.job_status import status_of
 from jax_power_smc.report.load import read_report
+from jax_power_smc.tasks.load import load_task
 from jax_power_smc.tiny_reasoner import problems
 from tests.cli.command import ROOT, assert_refused, call, outcomes
 from tests.evaluation import tiny
@@ -823,6 +824,40 @@ def flags(model, workdir="new", config=ROOT / CONFIG, **changes):
     values = SMALL | {"model": model, "limit": 3, "seeds": "(0,)"} | changes
     values = {f"config.{name}": value for name, value in values.items()}
     return [f"--{n}={v}" for n, v in ({"config": config, "workdir": workdir} | values).items()]
+
+
+@pytest.fixture
+def code_config(tmp_path):
+    """Changes to a config for a job whose answers are programs."""
+    gold = {"prompt": "def f():\n", "test": "def check(f):\n    f()\n", "entry_point": "f"}
+    (tmp_path / "code.jsonl").write_text(json.dumps({"id": "a", "question": "f", "answer": gold}))
+    return {
+        "task": "jsonl",
+        "split": "test",
+        "grader": "code",
+        "data": str(tmp_path / "code.jsonl"),
+        "allow_code_execution": True,
+    }
+
+
+def test_code_that_cannot_be_isolated_is_refused_before_the_model_is_read(
+    code_config, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"apt-get install bubblewrap.*code_isolation=none"):
+        evaluate.evaluate(small_config("no/such", **code_config), str(tmp_path / "job"))
+    assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "none"])
+def test_a_job_says_that_code_runs_without_isolation(kind, code_config, tmp_path):
+    config = small_config("any", code_isolation=kind, **code_config)
+    task, date = load_task(config, chat=False), datetime.date(2026, 1, 1)
+    scope = conditions.Scope(["smc"], (0,), ["a"])
+    stored = {"decided": "a base model"}
+    plan = evaluate_start.Plan(config, tmp_path, task, [], scope, date, stored, {})
+    headline = evaluate_start.headline(plan, None)
+    assert ("RUNS WITHOUT ISOLATION" in headline) == (kind == "none")
 
 
 BAD = {

@@ -9,6 +9,7 @@ import pytest
 from jax_power_smc.cli.grade import KINDS, grade, read_lines
 from jax_power_smc.grading import inline
 from tests.cli.command import assert_refused, call, outcomes
+from tests.grading.isolated import HERE
 from tests.grading.shared import needs
 from tests.grading.shared import read_lines as read_shared
 
@@ -145,7 +146,8 @@ def test_an_older_output_is_kept(tmp_path):
 )
 def test_every_task(task, gold, right, wrong, tmp_path):
     lines = [{"gold": gold, "response": right}, {"gold": gold, "response": wrong}]
-    done = graded(tmp_path, task, lines, processes=1, allow_code_execution=True)
+    options = {"allow_code_execution": True, "code_isolation": HERE}
+    done = graded(tmp_path, task, lines, processes=1, **options)
     assert [line["correct"] for line in done] == [True, False]
     assert all("note" not in line for line in done)
 

@@ -109,6 +109,7 @@ def test_only_some_may_be_none(name):
         ({"chat": "yes"}, "config.chat is 'yes'; it must be True, False or None"),
         ({"dry_run": 1}, "config.dry_run is 1; it must be True or False"),
         ({"allow_code_execution": "no"}, "config.allow_code_execution is 'no'; it must be True or"),
+        ({"code_isolation": "jail"}, "config.code_isolation is 'jail'; allowed are bubblewrap, no"),
         ({"grading_seconds": 0}, "config.grading_seconds is 0; it must be a finite number greater"),
         ({"fields": "id"}, "config.fields is 'id'; it must be a ConfigDict"),
         ({"task": "mmlu"}, "config.task is 'mmlu'; allowed are math500, "),

@@ -128,7 +128,7 @@ def test_invalid_arguments_are_refused(options, message):
 )
 def test_invalid_reference_answers_are_refused(kind, gold, message):
     with (
-        open_grader(kind, allow_code_execution=True) as grader,
+        open_grader(kind, allow_code_execution=True, code_isolation="none") as grader,
         pytest.raises(ValueError, match=message),
     ):
         grader.submit(0, gold, ["x"])

@@ -7,6 +7,9 @@ import pytest
 from jax_power_smc.grading.base import Verdict
 from jax_power_smc.grading.factory import open_grader
 from jax_power_smc.grading.humaneval import CodeWorker, normalise, solution
+from jax_power_smc.grading.isolation import BUBBLEWRAP
+from tests.grading import mutants
+from tests.grading.isolated import HERE, needs_bubblewrap
 from tests.grading.shared import needs, read_lines
 
 GOLD = {
@@ -18,6 +21,8 @@ GOLD = {
 BODY = "    return math.floor(helper(x) / 2)\n"
 WHOLE = "def half(x):\n" + BODY
 SECONDS = 20.0
+# Of each solution, so many places are tried.
+MUTANTS = 8
 
 RIGHT = {
     "continuation": BODY,
@@ -60,28 +65,33 @@ WRONG = {
     "syntax": "    (((\n",
     "exit": "    import os; os._exit(0)\n",
     "SystemExit": "    raise SystemExit(0)\n",
-    "fork": "    import os\n    while True: os.fork()\n",
-    "subprocess": "    import subprocess; subprocess.run(['true']); return x // 2\n",
     "big file": "    with open('x', 'wb') as f:\n        for _ in range(99):\n"
     "            f.write(b'0' * 10**5)\n    return x // 2\n",
     "memory": "    x = [0] * 10**10\n",
-    "network": "    import socket; socket.socket(); return x // 2\n",
-    "kills": "    import os; os.kill(os.getppid(), 9)\n",
     "surrogate": "    '\udcff'\n    return x // 2\n",
     "NUL": "    \x00\n",
     "recursion": "    return half(x)\n",
     "too long": "    x = 1\n" * 10_000 + BODY,
-    "no token": "    import os\n    for fd in range(3, 9):\n        try:\n"
-    "            os.write(fd, b'no network\\n1\\n')\n        except OSError:\n"
+    "prints the verdict": "    import os\n    for fd in range(3, 9):\n        try:\n"
+    "            os.write(fd, b'started\\npassed\\n')\n        except OSError:\n"
     "            pass\n    os._exit(0)\n",
 }
+
+# Not to be run without isolation.
+HARMFUL = {
+    "fork": "    import os\n    while True: os.fork()\n",
+    "subprocess": "    import subprocess; subprocess.run(['true']); return x // 2\n",
+    "network": "    import socket; socket.socket(); return x // 2\n",
+    "kills": "    import os; os.kill(os.getppid(), 9)\n",
+}
+OPTIONS = {"allow_code_execution": True, "code_isolation": HERE}
 
 
 @pytest.fixture(scope="module")
 def verdicts():
     """name -> verdict of every response above."""
-    named = RIGHT | WRONG
-    with open_grader("code", processes=2, seconds=SECONDS, allow_code_execution=True) as grader:
+    named = RIGHT | WRONG | (HARMFUL if HERE == BUBBLEWRAP else {})
+    with open_grader("code", processes=2, seconds=SECONDS, **OPTIONS) as grader:
         grader.submit(0, GOLD, list(named.values()))
         ((_, found),) = grader.finished(wait=True)
     return dict(zip(named, found, strict=True))
@@ -121,14 +131,16 @@ def test_right_programs_pass(name, verdicts):
     assert "return" in found.parsed
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize(
+    "name", [*WRONG, *(pytest.param(name, marks=needs_bubblewrap) for name in HARMFUL)]
+)
 def test_wrong_programs_fail(name, verdicts):
     assert verdicts[name]._replace(parsed=None) == Verdict(None, False, False)
 
 
 def test_a_program_that_hangs_is_killed():
     responses = ["    while True: pass\n", "    import time; time.sleep(99)\n", BODY]
-    with open_grader("code", processes=1, seconds=1, allow_code_execution=True) as grader:
+    with open_grader("code", processes=1, seconds=1, **OPTIONS) as grader:
         grader.submit(0, GOLD, responses)
         ((_, found),) = grader.finished(wait=True)
     late = Verdict(None, False, False, "took longer than 1 s")
@@ -141,7 +153,7 @@ def test_code_is_run_only_where_the_user_allows_it():
 
 
 def test_closing_kills_the_running_program():
-    grader = open_grader("code", processes=1, seconds=60, allow_code_execution=True)
+    grader = open_grader("code", processes=1, seconds=60, **OPTIONS)
     grader.submit(0, GOLD, ["    while True: pass\n", "    while 1: pass\n"])
     grader.close()
     assert grader.pending == 0 and grader.finished(wait=True) == []
@@ -164,7 +176,7 @@ def test_a_code_worker_can_only_judge():
 @needs("HumanEval.jsonl")
 def test_all_canonical_solutions_pass():
     problems = read_lines("HumanEval.jsonl")
-    with open_grader("code", processes=2, seconds=SECONDS, allow_code_execution=True) as grader:
+    with open_grader("code", processes=2, seconds=SECONDS, **OPTIONS) as grader:
         for each in problems:
             gold = {name: each[name] for name in GOLD}
             solved = each["canonical_solution"]
@@ -175,3 +187,33 @@ def test_all_canonical_solutions_pass():
             found |= dict(grader.finished(wait=True))
     assert len(found) == 164
     assert {tuple(v.correct for v in each) for each in found.values()} == {(True, True, False)}
+
+
+@pytest.mark.slow
+@needs("HumanEval.jsonl")
+@pytest.mark.parametrize("half", [0, 1])
+def test_mutated_solutions_are_told_apart_as_by_plain_execution(half):
+    """For each solution: the first mutant that its tests find out, and the first that passes."""
+    expected = {}
+    with open_grader("code", processes=2, seconds=SECONDS, **OPTIONS) as grader:
+        for each in read_lines("HumanEval.jsonl")[half::2]:
+            gold = {name: each[name] for name in GOLD}
+            below = each["prompt"].count("\n")
+            whole = each["prompt"] + each["canonical_solution"]
+            programs = list(mutants.mutants(whole, below))[:MUTANTS]
+            found = mutants.plain_verdicts(programs, gold["test"], gold["entry_point"])
+            chosen = {
+                verdict: programs[found.index(verdict)]
+                for verdict in (False, True)
+                if verdict in found
+            }
+            expected[each["task_id"]] = list(chosen)
+            grader.submit(
+                each["task_id"], gold, [f"```python\n{code}```" for code in chosen.values()]
+            )
+        judged = {}
+        while grader.pending:
+            judged |= dict(grader.finished(wait=True))
+    assert {name: [v.correct for v in each] for name, each in judged.items()} == expected
+    # The others have no such token, or every change of one passes or runs on and on.
+    assert sum(False in each for each in expected.values()) >= 70

@@ -162,6 +162,23 @@ def test_figures_are_those_of_the_summary(workdir, config, records):
         assert bool(sign) == clear
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("bubblewrap", "ran isolated, by bubblewrap"),
+        ("none", "ran without isolation (code_isolation=none)"),
+    ],
+)
+def test_how_code_was_isolated_is_said(kind, said, config, records, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.update(allow_code_execution=True, code_isolation=kind)
+    assert said in check_is_safe(render(workdirs.write(tmp_path, config, records, PROBLEMS))).text
+
+
+def test_a_job_without_code_says_nothing_of_isolation(workdir):
+    assert "Code written by the model" not in check_is_safe(render(workdir)).text
+
+
 def test_pictures_are_in_the_page(workdir):
     picture = page.Picture("A <title>", "What & how.", b"\x89PNG")
     reader = check_is_safe(render(workdir, picture=picture))

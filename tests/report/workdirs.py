@@ -123,9 +123,14 @@ def write(directory, config, records, problems=None):
     workdir = epath.Path(directory)
     runs = runs_of(config)
     names = list(dict.fromkeys([*(problems or ()), *(each["id"] for each in records)]))
+    grading = {"kind": "code" if config.allow_code_execution else "reasoner"}
     about = {
         "config": config.to_dict(),
-        "conditions": {"algorithm": 1, "model": {"files": {}}},
+        "conditions": {
+            "algorithm": 1,
+            "model": {"files": {}},
+            "grading": grading | {"code_isolation": config.code_isolation},
+        },
         "chat": False,
         "decided": "base prompts, no BOS, eos ids 0",
         "date": "2026-11-30",
