@@ -74,7 +74,10 @@ def _check_rows(scheduler):
             _check_prompt(scheduler._occupants[place], slot, state, local, rows, cache)
     # What the host believes is never too little.
     assert max(in_use) <= rows.num_rows
-    assert (np.array(in_use) <= scheduler._at_most).all(), (in_use, scheduler._at_most)
+    assert (np.array(in_use) <= scheduler._known.at_most(scheduler._idle_shards)).all(), (
+        in_use,
+        scheduler._at_most,
+    )
 
 
 def _check_prompt(request, slot, state, table, rows, cache):
