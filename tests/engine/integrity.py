@@ -74,7 +74,8 @@ def _check_rows(scheduler):
             _check_prompt(scheduler._occupants[place], slot, state, local, rows, cache)
     # What the host believes is never too little.
     assert max(in_use) <= rows.num_rows
-    assert (np.array(in_use) <= scheduler._at_most).all(), (in_use, scheduler._at_most)
+    at_most = scheduler._known.at_most(scheduler._idle_shards)
+    assert (np.array(in_use) <= at_most).all(), (in_use, at_most)
 
 
 def _check_prompt(request, slot, state, table, rows, cache):
