@@ -19,7 +19,7 @@ PAGES = [
 FILE = re.compile(r"(?<![\w/.-])((?:[\w.*-]+/)*[\w*-]+\.(?:py|sh|sbatch|md|cfg|toml|jsonl))\b")
 FOLDER = re.compile(r"(?<![\w/.-])((?:[\w-]+/)+)(?![\w.*])")
 # What a job, a build or a reader writes, and placeholders.
-NOT_OURS = re.compile(r"^(runs/|site/|records|NAME|.*/NAME)")
+NOT_OURS = re.compile(r"^(runs/|site/|records|set-aside|NAME|.*/NAME)")
 OWNERS = {
     "result": psmc.SampleResult,
     "info": psmc.SampleInfo,
