@@ -135,7 +135,7 @@ UNTESTED: dict[str, str] = {
     "jax_power_smc.engine.state": "tests/engine/test_reference.py",
     "jax_power_smc.engine.stats": "tests/engine/test_step.py",
     "jax_power_smc.engine.stream": "tests/engine/test_engine.py",
-    "jax_power_smc.engine.table_size": "tests/engine/test_memory_plan.py",
+    "jax_power_smc.engine.table_size": "tests/engine/test_engine.py",
     "jax_power_smc.engine.target_batch": "tests/engine/test_engine.py",
     "jax_power_smc.engine.validation": "tests/engine/test_sample.py",
     "jax_power_smc.evidence": "tests/results",

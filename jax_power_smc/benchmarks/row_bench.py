@@ -68,7 +68,9 @@ class Variant:
 
     Args:
       run: the function.
-      keys: how many keys the first call runs, so that later ones find everything compiled.
+      keys: how many keys the first call runs, all but its own before it. Each key's rows come and
+        go in their own way, so this compiles what later calls need; it is there for them unless so
+        many programs follow that it is dropped (``engine.executables``).
 
     Attributes:
       runs: what it returned so far; the first only compiles, with the key of the second.

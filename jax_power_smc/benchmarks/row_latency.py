@@ -53,8 +53,8 @@ def latency(
         return total(runs)._replace(own_steps=sum(run.steps for run in runs))
 
     many_steps = alone(many, steps)
-    variants = {"many": many_steps, "rows": Variant(as_rows, bench.repeats)}
-    variants["one"] = alone(one, steps)
+    rows = Variant(as_rows, bench.repeats)
+    variants = {"many": many_steps, "rows": rows, "one": alone(one, steps)}
     seconds = bench.measure(
         f"latency, {name}", variants, lambda run: run.decode_seconds / run.own_steps
     )

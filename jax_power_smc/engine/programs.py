@@ -233,8 +233,9 @@ def uniforms(
 ) -> StepUniforms:
     """The numbers for the next ``num_ticks`` steps of every prompt, [P, num_ticks, M].
 
-    A program of its own, since it does not depend on the size of the row table: of a chunk with a
-    small model it would be a fifth of the time to compile.
+    A program of its own, since it does not depend on the size of the row table. Inside the chunk it
+    would be a fifth of the time to compile (tiny-reasoner, N = 16, R = 128, two CPU cores: 0.9 of 5
+    seconds), and be computed step by step.
 
     Args:
       key: [P], of the prompts.
@@ -276,8 +277,8 @@ def decode_chunk(
         return is_running(state.prompts.particles, inputs.target, state.prompts.step)
 
     def step(state: DecodeState) -> tuple[DecodeState, Record]:
-        # A prompt that stalls takes fewer steps than there are ticks.
-        at = jnp.minimum(state.prompts.step - first, num_ticks - 1)
+        # By steps, not by ticks: a prompt that stalls in a tick takes no step.
+        at = state.prompts.step - first
         now = jax.tree.map(lambda x: x[jnp.arange(slots, dtype=jnp.int32), at], numbers)
         return decode_step(model, params, shared, inputs, state, now, row_limit)
 

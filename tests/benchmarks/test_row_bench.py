@@ -35,6 +35,14 @@ def test_a_variant_has_the_keys_of_its_rounds_and_the_first_does_not_count():
     assert halves.median("a") == 2.0
 
 
+def test_the_first_call_may_run_the_keys_of_all_rounds():
+    keys = []
+    variant = Variant(lambda key: keys.append(key) or run(1.0), keys=3)
+    Bench(4.0, 3, lambda *a: None, lambda *a: None).measure("x", {"a": variant})
+    assert keys == [1, 2, 0, 0, 1, 2]
+    assert len(variant.runs) == 4, "what only compiles is not kept"
+
+
 def test_the_first_run_may_end_early():
     works = []
     variant = row_bench.variant(lambda work: works.append(work) or run(1.0), WORK, 3)
