@@ -8,7 +8,6 @@ the response could not be graded; other fields are kept.
 """
 
 import json
-import math
 import os
 import pathlib
 import sys
@@ -20,7 +19,7 @@ from absl import flags
 
 from jax_power_smc.cli.common import launch
 from jax_power_smc.core import checks
-from jax_power_smc.core.files import json_line, naming, replacing, writing_alone
+from jax_power_smc.core.files import json_line, naming, parse_json, replacing, writing_alone
 from jax_power_smc.core.progress import ProgressDisplay
 from jax_power_smc.grading import isolation, string_rule
 from jax_power_smc.grading.base import Grader, Verdict
@@ -133,18 +132,13 @@ def read_lines(source: pathlib.Path, task: str) -> list[Line]:
 
 
 def _read_line(content: bytes, task: str) -> Line:
-    constants: list[str] = []
-
-    def constant(name: str) -> float:
-        constants.append(name)
-        return float(name)
-
     try:
-        fields = json.loads(content, parse_constant=constant, parse_float=_finite)
+        # Strict, because the output repeats what the input has.
+        fields = parse_json(content)
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError("this is not JSON.") from None
-    except RecursionError:
-        raise ValueError("its brackets are nested too deeply.") from None
+    except ValueError as error:
+        raise ValueError(f"{error}.") from None
     if not isinstance(fields, dict):
         raise ValueError("this is not a JSON object.")
     for name in ("gold", "response"):
@@ -159,16 +153,7 @@ def _read_line(content: bytes, task: str) -> Line:
     if KINDS[task] == "math" and fields.get("opts"):
         gold = {"answer": gold, "opts": fields["opts"]}
     parse_reference(KINDS[task], gold)
-    if constants:  # NaN or Infinity, which the output must not have either
-        raise ValueError("this is not JSON.")
     return Line(fields, gold)
-
-
-def _finite(number: str) -> float:
-    """The number, unless it is too large: it would be written as Infinity, which is not JSON."""
-    if not math.isfinite(value := float(number)):
-        raise ValueError(f"the number {number[:80]} is too large.")
-    return value
 
 
 def _write(write: Callable[[str], None], lines: Sequence[Line], grader: Grader) -> list[Verdict]:

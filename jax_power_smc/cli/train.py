@@ -10,7 +10,6 @@ resumes from its latest checkpoint, and ends with the same parameters as an unin
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
@@ -28,7 +27,7 @@ from tokenizers import Tokenizer
 from jax_power_smc.cli.common import StopRequest, launch, stop_on_signals
 from jax_power_smc.cli.progress import TrainingProgress
 from jax_power_smc.core import checks
-from jax_power_smc.core.files import json_line, write_bytes_whole, write_json
+from jax_power_smc.core.files import json_line, parse_json, write_bytes_whole, write_json
 from jax_power_smc.core.types import Params
 from jax_power_smc.evaluation import conditions
 from jax_power_smc.models.checkpoints.safetensors_io import save_pretrained
@@ -92,7 +91,7 @@ class Workspace:
         path = self.root / "config.json"
         if path.is_file():
             try:
-                before = json.loads(path.read_text(encoding="utf-8"))
+                before = parse_json(path.read_text(encoding="utf-8"))
                 differences = conditions.differences(conditions.as_json(config), before)
             except (ValueError, AttributeError) as error:
                 raise ValueError(f"{path} is not a config in JSON ({error}).") from error
@@ -158,10 +157,17 @@ class Workspace:
         if not self.metrics.is_file():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-            # A killed run may leave an incomplete line.
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
+        with open(self.metrics, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    # A killed run may leave an incomplete line.
+                    if line.endswith("\n") and parse_json(line)["step"] <= step:
+                        kept.append(line)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"line {number} of {self.metrics} is not as this program writes it "
+                        f"({error}); remove it."
+                    ) from error
         write_bytes_whole(self.metrics, "".join(kept).encode())
 
 

@@ -147,10 +147,20 @@ def writing_alone(path: pathlib.Path) -> Iterator[None]:
                 held.unlink()
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The value in strict JSON; ValueError if it is none, or nested without end."""
+def parse_json(text: str | bytes, *, strict: bool = True) -> Any:
+    """The value in JSON, which may come from anybody.
+
+    Args:
+      text: to be read.
+      strict: whether to refuse NaN and infinities, which are not JSON, but which Python reads and
+        some libraries write.
+
+    Raises:
+      ValueError: if it is not JSON, or nested without end.
+    """
+    options: Any = {"parse_constant": _refuse, "parse_float": _finite} if strict else {}
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, **options)
     except RecursionError:
         raise ValueError("its brackets are nested too deeply") from None
     check_levels(value)
@@ -172,6 +182,12 @@ def check_levels(value: Any) -> None:
 
 def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"the number {number[:80]} is too large")
+    return value
 
 
 def keep_older(path: pathlib.Path) -> None:

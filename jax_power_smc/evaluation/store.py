@@ -12,7 +12,6 @@ A job that was killed leaves at most a torn last line, which the next start remo
 """
 
 import contextlib
-import json
 import os
 import time
 import uuid
@@ -33,7 +32,6 @@ from jax_power_smc.evaluation.records import Item, Record, item_of
 # A remote object is written when it has this many records, or when its first one is this old.
 OBJECT_RECORDS = 64
 OBJECT_SECONDS = 60.0
-_SAID: dict[type, str] = {RecursionError: "its brackets are nested too deeply"}
 
 
 def read_json(path: epath.Path) -> Any:
@@ -182,15 +180,14 @@ def record_files(workdir: epath.Path) -> list[epath.Path]:
 
 def _parse(line: bytes, path: epath.Path, number: int) -> Record:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         if isinstance(record, dict) and "digest" not in record:
             hash(item_of(record))  # of an earlier version, which ``conditions`` refuses
         else:
             record_schema.check(record)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        what = _SAID.get(type(error), str(error))
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"line {number} of {os.fspath(path)} is not a record as a job writes it ({what}); "
+            f"line {number} of {os.fspath(path)} is not a record as a job writes it ({error}); "
             "restore the line, or resume the job with --redo_damaged, which keeps such lines "
             "aside and does their items again."
         ) from error

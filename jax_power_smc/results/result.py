@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_power_smc.core import checks
+from jax_power_smc.core.files import parse_json
 from jax_power_smc.core.types import Tokenizer
 from jax_power_smc.targets.power import PowerTarget
 from jax_power_smc.targets.stop_rules import STOP_RULES
@@ -320,7 +321,7 @@ def _from_entries(entries: Mapping[str, Any]) -> SampleResult:
     known = _ARRAYS | {f"info_{name}": kind for name, kind in _INFO_ARRAYS.items()}
     if "meta" not in entries:
         raise _MisfitError("it has no entry meta")
-    meta = json.loads(str(entries["meta"]))
+    meta = parse_json(str(entries["meta"]))
     form = meta.get("format", 1)  # the first files have no number
     if form not in (1, 2, FORMAT):
         raise _MisfitError(f"its format is {form!r} and this version reads up to {FORMAT}")

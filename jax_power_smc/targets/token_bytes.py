@@ -1,12 +1,13 @@
 """What each token of a tokenizer adds to the text, as bytes."""
 
 import functools
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 import tokenizers
+
+from jax_power_smc.core.files import parse_json
 
 # A byte token of a tokenizer with byte fallback.
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -60,7 +61,7 @@ def _reader(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:
     """The function from a token's name in the vocabulary to its bytes, by the kind of decoder."""
     # A decoder's pickled state is JSON, and much smaller than that of the whole tokenizer.
     state: Any = backend.decoder.__getstate__() if backend.decoder else '{"type": "None"}'
-    decoder = json.loads(state)
+    decoder = parse_json(state)
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = tuple(part["type"] for part in parts)
     if kinds == ("ByteLevel",):

@@ -1,9 +1,9 @@
 """The user's own problems, in a file or a hub dataset whose fields the config names."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from jax_power_smc.core.files import parse_json
 from jax_power_smc.tasks import gpqa, gsm8k, humaneval, prompts
 from jax_power_smc.tasks.base import CODE_FIELDS, Kind
 from jax_power_smc.tasks.dataset import DatasetSpec, Example, record_id
@@ -50,7 +50,7 @@ def _gold(record: Record, field: str, kind: Kind) -> Any:
         # A CSV cell holds the object as text.
         value = record.value(field)
         try:
-            value = json.loads(value) if isinstance(value, str) else value
+            value = parse_json(value) if isinstance(value, str) else value
         except ValueError:
             value = None
         given = isinstance(value, Mapping) and all(

@@ -7,13 +7,14 @@ import csv
 import dataclasses
 import gzip
 import io
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
+
+from jax_power_smc.core.files import parse_json
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".gz")
 
@@ -102,8 +103,8 @@ def numbered(entries: Iterable[Any], name: str) -> list[Record]:
 
 def _from_list(text: str, name: str) -> list[Record]:
     try:
-        entries: Sequence[Any] = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        entries: Sequence[Any] = parse_json(text, strict=False)
+    except ValueError as error:
         raise ValueError(f"{name} is not JSON ({error}).") from error
     return numbered(entries, name)
 
@@ -115,8 +116,8 @@ def _from_lines(text: str, name: str) -> list[Record]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            entry = parse_json(line, strict=False)  # pandas exports NaN for no value
+        except ValueError as error:
             raise ValueError(f"line {number} of {name} is not JSON ({error}).") from error
         records.append(_record(entry, f"line {number} of {name}"))
     return records

@@ -222,6 +222,17 @@ def test_metrics_after_the_checkpoint_are_removed(finished, tmp_path, monkeypatc
     assert (tmp_path / "metrics.jsonl").read_text().startswith(before)
 
 
+@pytest.mark.parametrize("line", ["[" * 10**5, '{"loss": 1}', "[1]", "7"])
+def test_metrics_that_others_wrote_are_refused_by_their_line(tmp_path, line):
+    space = train.Workspace(tmp_path)
+    space.metrics.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"line 2 of \S+metrics.jsonl is not as this program"):
+        space._cut_metrics(1)
+    (tmp_path / "config.json").write_text(line)
+    with pytest.raises(ValueError, match=r"config.json is not a config in JSON|another config"):
+        space.claim({"steps": 1})
+
+
 def test_a_finished_run_started_again_only_exports(finished):
     before, log = weights(finished / "export"), (finished / "metrics.jsonl").read_text()
     (finished / "export" / "model.safetensors").unlink()

@@ -158,3 +158,14 @@ def test_json_is_strict():
     for text in ("NaN", "[-Infinity]", "{", ""):
         with pytest.raises(ValueError):
             files.parse_json(text)
+
+
+def test_what_python_reads_as_json_and_others_write():
+    values = files.parse_json("[NaN, 1e999, -Infinity]", strict=False)
+    assert str(values) == "[nan, inf, -inf]"
+    with pytest.raises(ValueError, match="NaN is not a number in JSON"):
+        files.parse_json("[NaN]")
+    with pytest.raises(ValueError, match="the number 1e999 is too large"):
+        files.parse_json("[1e999]")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.parse_json("[" * 10**5, strict=False)

@@ -5,12 +5,12 @@ Both schemas are read: the old one with ``rope_theta`` and ``rope_scaling``, and
 name.
 """
 
-import json
 import os
 import pathlib
 from typing import Any
 
 from jax_power_smc.core import checks
+from jax_power_smc.core.files import parse_json
 from jax_power_smc.models.checkpoints.hf_rope import Ropes, read_ropes, write_ropes
 from jax_power_smc.models.transformer.config import (
     CheckpointError,
@@ -71,7 +71,7 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"), strict=False)
     except ValueError as error:
         raise CheckpointError(f"{path} is not a JSON object ({error}).") from error
     if not isinstance(value, dict):
