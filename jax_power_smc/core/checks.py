@@ -19,6 +19,12 @@ from jax_power_smc.core.prng import KEY_IMPL, LARGEST_PROMPT_ID
 LARGEST_INTEGER = 2**31 - 1
 
 
+def shown(value: Any, most: int = 80) -> str:
+    """``repr`` for an error message, cut if the value is a long one."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def as_integer(value: Any) -> int | None:
     """The value as an int if it is an integer of Python, NumPy or JAX and not a bool; else None."""
     if isinstance(value, bool) or getattr(value, "shape", ()) != ():

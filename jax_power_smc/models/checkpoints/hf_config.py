@@ -10,16 +10,15 @@ import pathlib
 from typing import Any
 
 from jax_power_smc.core import checks
-from jax_power_smc.core.files import parse_json
 from jax_power_smc.models.checkpoints.hf_rope import Ropes, read_ropes, write_ropes
+from jax_power_smc.models.checkpoints.model_files import read_object
 from jax_power_smc.models.transformer.config import (
     CheckpointError,
     TransformerConfig,
     UnsupportedModelError,
-    is_positive,
-    is_size,
 )
 from jax_power_smc.models.transformer.families import FAMILIES, Family
+from jax_power_smc.models.transformer.limits import LIMITS, Limit
 
 # our field -> its name in config.json: the sizes that are required, and those with a default
 _REQUIRED = {
@@ -62,23 +61,6 @@ def read_config(
     return config_from_hf(read_object(path), str(path), max_positions)
 
 
-def read_object(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one if there is no such file.
-
-    Raises:
-      CheckpointError: if the file holds anything else.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = parse_json(path.read_text(encoding="utf-8"), strict=False)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not a JSON object ({error}).") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object (it is a JSON {type(value).__name__}).")
-    return value
-
-
 def config_from_hf(
     raw: dict[str, Any], source: str = "config.json", max_positions: int | None = None
 ) -> TransformerConfig:
@@ -104,22 +86,18 @@ def config_from_hf(
     ropes = read_ropes(raw, family, source)
     _refuse_unimplemented(raw, name, source)
     names = _REQUIRED | _OPTIONAL
-    given = {key: raw[key] for key in names.values()}
     scalars = {key: raw[key] for _, key in family.scalars}
-    numbers = {**scalars, "rope_theta": ropes.theta, "rms_norm_eps": raw["rms_norm_eps"]}
+    numbers = {"rope_theta": ropes.theta, "norm_eps": raw["rms_norm_eps"]}
+    fields = names | dict(family.scalars) | {"rope_theta": "rope_theta", "norm_eps": "rms_norm_eps"}
     nullable = {key for key, value in family.defaults.items() if value is None} | _NULLABLE
-    bad = [
-        f"{key} {value!r}"
-        for values, is_right in ((given, is_size), (numbers, is_positive))
-        for key, value in values.items()
-        if not (is_right(value) or (value is None and key in nullable))
-    ]
+    bad = []
+    for ours, key in fields.items():
+        value = numbers[ours] if ours in numbers else raw[key]
+        if not (LIMITS[ours].holds(value) or (value is None and key in nullable)):
+            bad.append(f"{key} {checks.shown(value)}, which must be {LIMITS[ours]}")
     if bad:
-        raise CheckpointError(
-            f"{source} has {', '.join(bad)}; sizes must be positive integers, other values "
-            "positive numbers."
-        )
-    sizes = {ours: given[key] for ours, key in names.items()}
+        raise CheckpointError(f"{source} has {'; '.join(bad)}.")
+    sizes = {ours: raw[key] for ours, key in names.items()}
     heads, width = sizes["num_heads"], sizes["hidden_size"]
     if sizes["head_dim"] is None and width % heads:
         raise CheckpointError(
@@ -194,24 +172,22 @@ def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> t
     kinds = raw.get("layer_types") or []
     if not isinstance(kinds, list) or (kinds and len(kinds) != layers):
         raise CheckpointError(
-            f"{source} has layer_types {kinds!r}; it must be a list with an entry for each of the "
-            f"{layers} layers, or null."
+            f"{source} has layer_types {checks.shown(kinds)}; it must be a list with an entry for "
+            f"each of the {layers} layers, or null."
         )
     others = {str(kind) for kind in kinds} - {_FULL, _WINDOW}
     if others or (family.windows == "none" and _WINDOW in kinds):
         raise UnsupportedModelError(
-            f"{source} asks for layer_types {sorted(set(map(str, kinds)))} (only {_FULL!r} is "
-            f"implemented, and {_WINDOW!r} in families with windows)."
+            f"{source} asks for layer_types {checks.shown(sorted(set(map(str, kinds))))} (only "
+            f"{_FULL!r} is implemented, and {_WINDOW!r} in families with windows)."
         )
     window = raw.get("sliding_window")
     if family.windows == "none":
         return ()
     if family.windows == "opt_in" and not _boolean(raw, "use_sliding_window", source):
         window = None
-    if window is not None and not is_size(window):
-        raise CheckpointError(
-            f"{source} has sliding_window {window!r}; it must be a positive integer or null."
-        )
+    if window is not None:
+        _checked(raw, "sliding_window", Limit(1, LIMITS["windows"].high), source)
     if family.windows == "all":
         if _FULL in kinds and window is not None:
             raise UnsupportedModelError(
@@ -220,12 +196,12 @@ def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> t
             )
         kinds = kinds if window is None else [_WINDOW] * layers
     elif not kinds and family.windows == "opt_in":
-        first = _integer(raw, "max_window_layers", 0, source)
+        first = _checked(raw, "max_window_layers", LIMITS["windows"], source)
         kinds = [_WINDOW if i >= first and window is not None else _FULL for i in range(layers)]
     elif not kinds:
         pattern = family.pattern
         if "sliding_window_pattern" in family.defaults:
-            pattern = _integer(raw, "sliding_window_pattern", 1, source)
+            pattern = _checked(raw, "sliding_window_pattern", LIMITS["num_layers"], source)
         kinds = [_WINDOW if (i + 1) % pattern else _FULL for i in range(layers)]
     if _WINDOW in kinds and window is None:
         raise CheckpointError(f"{source} has layers with {_WINDOW!r} but gives no window.")
@@ -233,19 +209,18 @@ def _windows(raw: dict[str, Any], family: Family, layers: int, source: str) -> t
     return found if any(found) else ()
 
 
-def _integer(raw: dict[str, Any], key: str, smallest: int, source: str) -> int:
-    value = raw[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-        raise CheckpointError(
-            f"{source} has {key} {value!r}; it must be an integer of at least {smallest}."
-        )
-    return value
+def _checked(raw: dict[str, Any], key: str, limit: Limit, source: str) -> Any:
+    if not limit.holds(raw[key]):
+        raise CheckpointError(f"{source} has {key} {checks.shown(raw[key])}; it must be {limit}.")
+    return raw[key]
 
 
 def _boolean(raw: dict[str, Any], key: str, source: str) -> bool:
     value = raw[key]
     if not isinstance(value, bool):
-        raise CheckpointError(f"{source} has {key} {value!r}; it must be true or false.")
+        raise CheckpointError(
+            f"{source} has {key} {checks.shown(value)}; it must be true or false."
+        )
     return value
 
 
@@ -264,7 +239,8 @@ def _refuse_unimplemented(raw: dict[str, Any], name: str, source: str) -> None:
     refusals = {
         "use_sliding_window true (not in this family)": unwanted_window,
         **{f"{x} true (only false is implemented)": bool(raw.get(x)) for x in family.biases},
-        f"{key} {activation!r} (only {allowed[0]!r} is implemented)": activation not in allowed,
+        f"{key} {checks.shown(activation)} (only {allowed[0]!r} is implemented)": activation
+        not in allowed,
         f"{' and '.join(softcaps)} (not in this family)": bool(softcaps),
         "use_bidirectional_attention true (only false is implemented)": bool(
             raw.get("use_bidirectional_attention")
@@ -288,16 +264,17 @@ def _family(raw: dict[str, Any], source: str) -> str:
     architectures = raw.get("architectures") or []
     allowed = ", ".join(family.architecture for family in FAMILIES.values())
     # The code that checkpoints of a known family bring along is not needed, and is ignored.
+    shown = checks.shown(architectures)
     code = " and needs code of its own, which is never run" if raw.get("auto_map") else ""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"{source} names model_type {model_type!r} (architectures {architectures}){code}; "
+            f"{source} names model_type {checks.shown(model_type)} (architectures {shown}){code}; "
             f"only {allowed} are implemented."
         )
     # In a string, ``in`` would look for a substring.
     listed = architectures if isinstance(architectures, list) else [architectures]
     if listed and FAMILIES[model_type].architecture not in listed:
         raise UnsupportedModelError(
-            f"{source} names architectures {architectures}{code}; only {allowed} are implemented."
+            f"{source} names architectures {shown}{code}; only {allowed} are implemented."
         )
     return model_type

@@ -1,20 +1,20 @@
 """The rotary settings of a ``config.json``, wherever its schema puts them."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jax_power_smc.core import checks
 from jax_power_smc.models.transformer.config import (
     CheckpointError,
     TransformerConfig,
     UnsupportedModelError,
-    is_positive,
-    is_size,
 )
 from jax_power_smc.models.transformer.families import Family
+from jax_power_smc.models.transformer.limits import LIMITS, ROPE_LIMITS, Limit
 from jax_power_smc.models.transformer.rope import RopeScaling
 
 _FULL, _WINDOW = "full_attention", "sliding_attention"
 _ORIGINAL = "original_max_position_embeddings"
+_FACTOR = ROPE_LIMITS["factor"]
 
 
 class Ropes(NamedTuple):
@@ -39,7 +39,9 @@ def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
     for name in ("rope_parameters", "rope_scaling"):
         value = raw.get(name) or {}
         if not isinstance(value, dict):
-            raise CheckpointError(f"{source} has {name} {value!r}; it must be an object or null.")
+            raise CheckpointError(
+                f"{source} has {name} {checks.shown(value)}; it must be an object or null."
+            )
         if any(isinstance(x, dict) for x in value.values()):
             if family.local_theta is None or not set(value) <= {_FULL, _WINDOW}:
                 # Read as one set, they would silently select the default theta.
@@ -58,11 +60,10 @@ def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
     factors = [group.get("partial_rotary_factor") for group in (*groups, local, raw)]
     known = ("default", *_READERS)
     refusals = {
-        f"rope_type {kind!r} (only {', '.join(map(repr, known))} are implemented)": kind
+        f"rope_type {checks.shown(kind)} (only {', '.join(map(repr, known))} are implemented)": kind
         not in known,
-        f"rope_type {local_kind!r} in layers with a window (only 'default' is implemented)": (
-            local_kind != "default"
-        ),
+        f"rope_type {checks.shown(local_kind)} in layers with a window (only 'default' is "
+        "implemented)": local_kind != "default",
         "a partial_rotary_factor (only 1 is implemented)": any(x not in (None, 1) for x in factors),
     }
     refused = [text for text, present in refusals.items() if present]
@@ -79,7 +80,13 @@ def read_ropes(raw: dict[str, Any], family: Family, source: str) -> Ropes:
     local_theta = None
     if family.local_theta is not None:
         given = (local.get("rope_theta"), raw.get("rope_local_base_freq"), family.local_theta)
-        local_theta = float(next(x for x in given if x is not None))
+        local_theta, limit = next(x for x in given if x is not None), LIMITS["local_rope_theta"]
+        if not limit.holds(local_theta):
+            raise CheckpointError(
+                f"{source} has rope_theta {checks.shown(local_theta)} in layers with a window; it "
+                f"must be {limit}."
+            )
+        local_theta = float(local_theta)
     return Ropes(theta, scaling, local_theta)
 
 
@@ -113,35 +120,39 @@ class _Settings:
     def __init__(self, values: dict[str, Any], source: str) -> None:
         self.values, self.source = values, source
 
-    def checked(self, name: str, value: Any, is_right: Callable[[Any], bool], wanted: str) -> Any:
-        if not is_right(value):
-            raise CheckpointError(
-                f"{self.source} has a rotary {name} {value!r}; it must be {wanted}."
-            )
-        return value
+    def _refuse(self, name: str, value: Any, wanted: str) -> CheckpointError:
+        shown = checks.shown(value)
+        return CheckpointError(f"{self.source} has a rotary {name} {shown}; it must be {wanted}.")
 
-    def number(self, name: str) -> float:
-        return float(self.checked(name, self.values.get(name), is_positive, "a positive number"))
+    def number(self, name: str, limit: Limit) -> float:
+        value = self.values.get(name)
+        if not limit.holds(value):
+            raise self._refuse(name, value, str(limit))
+        return float(value)  # type: ignore[arg-type]
 
-    def numbers(self, name: str) -> tuple[float, ...]:
-        def are_positive(value: Any) -> bool:
-            return isinstance(value, list) and all(map(is_positive, value))
-
-        wanted = "a list of positive numbers"
-        return tuple(map(float, self.checked(name, self.values.get(name), are_positive, wanted)))
+    def numbers(self, name: str, limit: Limit) -> tuple[float, ...]:
+        values = self.values.get(name)
+        if not isinstance(values, list) or not all(map(limit.holds, values)):
+            raise self._refuse(name, values, f"a list, each of it {limit}")
+        return tuple(map(float, values))
 
     def original(self) -> int:
         """The context length of pretraining."""
         value = self.values.get(_ORIGINAL, self.values["max_position_embeddings"])
-        return int(self.checked(_ORIGINAL, value, is_size, "a positive integer"))
+        if not ROPE_LIMITS["original_positions"].holds(value):
+            raise self._refuse(_ORIGINAL, value, str(ROPE_LIMITS["original_positions"]))
+        return int(value)
 
 
 def _linear(settings: _Settings) -> RopeScaling:
-    return RopeScaling("linear", factor=settings.number("factor"))
+    return RopeScaling("linear", factor=settings.number("factor", _FACTOR))
 
 
 def _llama3(settings: _Settings) -> RopeScaling:
-    low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
+    low, high = (
+        settings.number(f"{each}_freq_factor", ROPE_LIMITS[f"{each}_factor"])
+        for each in ("low", "high")
+    )
     if low >= high:
         raise CheckpointError(
             f"{settings.source} has a rotary low_freq_factor {low!r}; it must be less than "
@@ -149,7 +160,7 @@ def _llama3(settings: _Settings) -> RopeScaling:
         )
     return RopeScaling(
         "llama3",
-        factor=settings.number("factor"),
+        factor=settings.number("factor", _FACTOR),
         original_positions=settings.original(),
         low_factor=low,
         high_factor=high,
@@ -159,15 +170,15 @@ def _llama3(settings: _Settings) -> RopeScaling:
 def _longrope(settings: _Settings) -> RopeScaling:
     original = settings.original()
     given = settings.values.get("factor") is not None
-    stretch = settings.number("max_position_embeddings") / original
+    stretch = settings.number("max_position_embeddings", LIMITS["max_positions"]) / original
     has_multiplier = settings.values.get("attention_factor") is not None
     return RopeScaling(
         "longrope",
-        factor=settings.number("factor") if given else stretch,
+        factor=settings.number("factor", _FACTOR) if given else stretch,
         original_positions=original,
-        short_factors=settings.numbers("short_factor"),
-        long_factors=settings.numbers("long_factor"),
-        attention_factor=settings.number("attention_factor") if has_multiplier else None,
+        short_factors=settings.numbers("short_factor", _FACTOR),
+        long_factors=settings.numbers("long_factor", _FACTOR),
+        attention_factor=settings.number("attention_factor", _FACTOR) if has_multiplier else None,
     )
 
 

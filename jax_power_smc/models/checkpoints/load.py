@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc.core import checks
 from jax_power_smc.core.mesh import DATA, MODEL
 from jax_power_smc.models.checkpoints import hub
 from jax_power_smc.models.checkpoints.hf_config import read_config
@@ -76,7 +77,7 @@ def load(
     outside = [i for i in eos_ids if not 0 <= i < config.vocab_size]
     if outside:
         raise CheckpointError(
-            f"{directory} names eos ids {outside}, outside its vocabulary of {config.vocab_size}."
+            f"{directory} names eos ids {checks.shown(outside)}, outside its vocabulary of {config.vocab_size}."
         )
     if on_hub:
         # Gigabytes, so only once everything else has passed its checks; from the same commit.

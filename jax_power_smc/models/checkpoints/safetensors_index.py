@@ -1,15 +1,18 @@
 """Which tensors the safetensors files of a directory hold, from their headers alone."""
 
 import dataclasses
-import json
 import math
 import pathlib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jax import dtypes
 from safetensors import SafetensorError, safe_open
 
+from jax_power_smc.core.files import parse_json
+from jax_power_smc.models.checkpoints.model_files import own_file, read_object
 from jax_power_smc.models.transformer.config import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -24,6 +27,8 @@ FLOATS: dict[str, Any] = {
     "BF16": dtypes.bfloat16,
 }
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Of a shard. In the patterns by which the hub's library selects files, others have a meaning.
+_NAME = re.compile(r"[^\x00-\x1f*?\[\]]+\.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +68,10 @@ def read_headers(directory: pathlib.Path) -> tuple[list[StoredTensor], dict[str,
       gives for it; an empty dict if there is no index.
 
     Raises:
-      CheckpointError: naming the missing files, or the file that cannot be read.
+      CheckpointError: naming the missing files, or the file that cannot be read or lies elsewhere.
     """
     if (directory / WEIGHTS).is_file():
-        return _read_header(directory / WEIGHTS), {}
+        return _read_header(own_file(directory, WEIGHTS)), {}
     file_of = _read_index(directory)
     if not file_of:
         pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
@@ -75,9 +80,7 @@ def read_headers(directory: pathlib.Path) -> tuple[list[StoredTensor], dict[str,
     files = {name: directory / name for name in sorted(set(file_of.values()))}
     missing = [name for name, file in files.items() if not file.is_file()]
     if missing:
-        raise CheckpointError(
-            f"{directory / INDEX} names {', '.join(missing)}, which is not there."
-        )
+        raise CheckpointError(f"{directory / INDEX} names {listing(missing)}, which is not there.")
     return [tensor for file in files.values() for tensor in _read_header(file)], file_of
 
 
@@ -85,9 +88,10 @@ def weight_files(directory: pathlib.Path) -> list[str]:
     """The names of the files that ``read_headers`` reads; empty if there are none.
 
     Raises:
-      CheckpointError: for an index that cannot be read.
+      CheckpointError: for an index that cannot be read, or a file that lies elsewhere.
     """
     if (directory / WEIGHTS).is_file():
+        own_file(directory, WEIGHTS)
         return [WEIGHTS]
     file_of = _read_index(directory)
     return [INDEX, *sorted(set(file_of.values()))] if file_of else []
@@ -98,13 +102,24 @@ def _read_index(directory: pathlib.Path) -> dict[str, str]:
     path = directory / INDEX
     if not path.is_file():
         return {}
-    try:
-        file_of = json.loads(path.read_text("utf-8"))["weight_map"]
-        if not all(isinstance(file, str) for file in file_of.values()):
-            raise TypeError("weight_map holds values that are not file names")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a safetensors index ({error!r}).") from error
+    file_of = read_object(path).get("weight_map")
+    if not isinstance(file_of, dict):
+        raise CheckpointError(f"{path} is not a safetensors index (it has no weight_map).")
+    names = dict.fromkeys(map(str, file_of.values()))
+    if wrong := [name for name in names if not _NAME.fullmatch(name)]:
+        raise CheckpointError(
+            f"{path} is not a safetensors index (its weight_map has {wrong[0][:200]!r}; it must "
+            "have names of safetensors files)."
+        )
+    for name in names:
+        own_file(directory, name, INDEX)
     return dict(file_of)
+
+
+def listing(names: Sequence[str], most: int = 20) -> str:
+    """The names for an error message, of which at most so many are shown."""
+    shown = ", ".join(name[:200] for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def _read_header(file: pathlib.Path) -> list[StoredTensor]:
@@ -112,8 +127,8 @@ def _read_header(file: pathlib.Path) -> list[StoredTensor]:
         # Opened only so that the library checks that offsets, shapes and file length agree.
         with safe_open(file, framework="numpy"), open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-    except (SafetensorError, OSError) as error:
+            header = parse_json(stream.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file} is not a readable safetensors file ({error}).") from error
     header.pop("__metadata__", None)
     return [

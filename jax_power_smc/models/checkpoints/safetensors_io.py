@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from jax_power_smc.models.checkpoints.safetensors_index import (
     INDEX,
     WEIGHTS,
     StoredTensor,
+    listing,
     read_headers,
 )
 from jax_power_smc.models.checkpoints.weight_map import MappedWeight, weight_map
@@ -30,6 +32,9 @@ from jax_power_smc.models.transformer.transformer import TransformerLM
 
 # Bytes above which progress is shown by default; less is loaded in a second or two.
 LARGE = 256 * 10**6
+# Problems that an error names.
+_SHOWN = 20
+_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -57,14 +62,14 @@ def load_params(
 
     Raises:
       ValueError: for shardings that do not fit.
-      CheckpointError: before any weight is read, naming all missing, misshaped, unexpected and
-        repeated tensors at once, or the file that cannot be read; afterwards, naming all tensors
-        with values that are not finite in this dtype.
+      CheckpointError: before any weight is read, naming up to 20 missing, misshaped, unexpected
+        and repeated tensors at once, or the file that cannot be read; afterwards, naming the
+        tensors with values that are not finite in this dtype.
     """
     root = pathlib.Path(directory)
+    pairs = _match(root, config)  # first, because what is built is as large as the config says
     state = nnx.state(TransformerLM(config, dtype).abstract_module())
     sharding_of = placement.resolve_shardings(shardings, state)
-    pairs = _match(root, config)
     arrays: dict[ParamPath, jax.Array] = {}
     not_finite: dict[str, None] = {}  # a set in the order of the files
     total = sum(tensor.size for tensor in {tensor for _, tensor in pairs})
@@ -82,7 +87,7 @@ def load_params(
     if not_finite:
         raise CheckpointError(
             f"{root} has weights that are NaN or infinite in {jnp.dtype(dtype).name}, in "
-            f"{', '.join(not_finite)}."
+            f"{listing(list(not_finite))}."
         )
     filled = [(path, leaf.replace(arrays[path])) for path, leaf in nnx.to_flat_state(state)]
     return nnx.from_flat_state(filled)
@@ -121,11 +126,11 @@ def save_pretrained(
 
 
 def _refuse(root: pathlib.Path, problems: Sequence[str]) -> None:
-    """Raises one CheckpointError for all problems, if there are any."""
+    """Raises one CheckpointError for all problems, if there are any; it names the first ones."""
     if problems:
-        raise CheckpointError(
-            f"the weights in {root} do not fit its config.json: {'; '.join(problems)}."
-        )
+        shown = "; ".join(problems[:_SHOWN])
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise CheckpointError(f"the weights in {root} do not fit its config.json: {shown}{more}.")
 
 
 def _match(
@@ -140,7 +145,12 @@ def _match(
     expected: dict[str, list[MappedWeight]] = {}
     for entry in weight_map(config):
         expected.setdefault(entry.name, []).append(entry)
+    layers = 1 + max(
+        (int(found[1]) for tensor in tensors if (found := _LAYER.match(tensor.name))), default=-1
+    )
     problems: list[str] = []
+    if layers != config.num_layers:
+        problems.append(f"num_hidden_layers is {config.num_layers} and they have {layers} layers")
     seen: set[str] = set()
     for tensor in tensors:
         problem = _problem(tensor, expected, seen, config)

@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from jax_power_smc.core import prng
 from jax_power_smc.models.checkpoints import hub
-from jax_power_smc.models.checkpoints.hf_config import config_from_hf, read_object
+from jax_power_smc.models.checkpoints.hf_config import config_from_hf
 from jax_power_smc.models.checkpoints.load import EMBEDDED, embedded_directory
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
+from jax_power_smc.models.checkpoints.model_files import read_object
 from jax_power_smc.models.checkpoints.tokenizer import load_tokenizer, read_eos_ids
 from jax_power_smc.models.transformer.config import CheckpointError
 from jax_power_smc.models.transformer.families import FAMILIES

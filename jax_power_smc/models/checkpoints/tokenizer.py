@@ -5,8 +5,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from jax_power_smc.core import checks
 from jax_power_smc.core.types import Tokenizer
-from jax_power_smc.models.checkpoints.hf_config import read_object
+from jax_power_smc.models.checkpoints.model_files import read_object
 from jax_power_smc.models.transformer.config import CheckpointError
 
 _CONFIG = "tokenizer_config.json"
@@ -99,8 +100,8 @@ def read_eos_ids(directory: pathlib.Path, tokenizer: HfTokenizer) -> tuple[int, 
         ids = value if isinstance(value, list) else [value]
         if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
             raise CheckpointError(
-                f"{directory / file} has eos_token_id {value!r}; it must be an integer or a list "
-                "of them."
+                f"{directory / file} has eos_token_id {checks.shown(value)}; it must be an integer "
+                "or a list of them."
             )
         return tuple(ids)
     return () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)

@@ -1,11 +1,10 @@
 """The config of a decoder-only transformer, and the errors of checkpoints."""
 
 import dataclasses
-import sys
-from typing import Any
 
 from jax_power_smc.core import checks
 from jax_power_smc.models.transformer.families import FAMILIES, Family
+from jax_power_smc.models.transformer.limits import LIMITS, ROPE_LIMITS
 from jax_power_smc.models.transformer.rope import RopeScaling
 
 
@@ -77,17 +76,13 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value, limit = getattr(self, field.name), LIMITS.get(field.name)
+            if field.name == "windows" or limit is None:
+                continue
+            if not (limit.holds(value) or (value is None and field.type == float | None)):
+                raise CheckpointError(f"{field.name} is {checks.shown(value)}; it must be {limit}.")
             if field.type is int:
-                whole = checks.as_integer(value)
-                if whole is None or whole < 1:
-                    raise CheckpointError(
-                        f"{field.name} is {value!r}; it must be a positive integer."
-                    )
-                checks.settle(self, **{field.name: whole})
-            optional = field.type == float | None and value is not None
-            if (field.type is float or optional) and not is_positive(value):
-                raise CheckpointError(f"{field.name} is {value!r}; it must be a positive number.")
+                checks.settle(self, **{field.name: checks.as_integer(value)})
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"num_heads is {self.num_heads}; it must be a multiple of num_kv_heads, "
@@ -101,14 +96,28 @@ class TransformerConfig:
             raise UnsupportedModelError(
                 f"family is {self.family!r}; allowed are {', '.join(FAMILIES)}."
             )
-        sizes = all(isinstance(x, int) and x >= 0 for x in self.windows)
+        sizes = all(map(LIMITS["windows"].holds, self.windows))
         if self.windows and (len(self.windows) != self.num_layers or not sizes):
             raise CheckpointError(
-                f"windows is {self.windows!r}; it must hold a number of tokens for each of the "
-                f"{self.num_layers} layers, or nothing."
+                f"windows is {checks.shown(self.windows)}; it must hold a "
+                f"number of tokens for each of the {self.num_layers} layers, or nothing."
             )
-        scaling = self.rope_scaling
-        if scaling is not None and scaling.kind == "longrope":
+        if self.rope_scaling is not None:
+            self._check_scaling(self.rope_scaling)
+
+    def _check_scaling(self, scaling: RopeScaling) -> None:
+        for name, limit in ROPE_LIMITS.items():
+            value = getattr(scaling, name)
+            if value == getattr(RopeScaling, name, ()) and (
+                name != "original_positions" or scaling.kind != "longrope"
+            ):
+                continue
+            for each in value if isinstance(value, tuple) else (value,):
+                if not limit.holds(each):
+                    raise CheckpointError(
+                        f"{name} of rope_scaling is {checks.shown(each)}; it must be {limit}."
+                    )
+        if scaling.kind == "longrope":
             lengths = {len(scaling.short_factors), len(scaling.long_factors)}
             if lengths != {self.head_dim // 2}:
                 raise CheckpointError(
@@ -137,15 +146,3 @@ class TransformerConfig:
     def window(self, layer: int) -> int | None:
         """The number of tokens that a token attends to in this layer; None for all."""
         return (self.windows[layer] or None) if self.windows else None
-
-
-def is_size(value: Any) -> bool:
-    """Whether the value is a positive integer."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def is_positive(value: Any) -> bool:
-    """Whether the value is a finite positive number."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # An integer beyond the largest float counts as infinite.
-    return is_number and 0 < value <= sys.float_info.max

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 
@@ -211,6 +212,103 @@ def test_values_of_a_wrong_kind_are_refused(extra, part):
     with pytest.raises(CheckpointError) as error:
         config_from_hf(LLAMA | extra, "there/config.json")
     small.assert_one_sentence(error, "there/config.json", part)
+
+
+ABSURD = {
+    "vocab_size": 2 * 10**9,
+    "hidden_size": 10**9,
+    "intermediate_size": 10**9,
+    "num_hidden_layers": 10**6,
+    "num_attention_heads": 10**6,
+    "num_key_value_heads": 10**6,
+    "head_dim": 10**6,
+    "max_position_embeddings": 10**18,
+    "rms_norm_eps": 1e300,
+    "rope_theta": 1e-300,
+}
+ABSURD_OF_GEMMA = {
+    "query_pre_attn_scalar": 1e-300,
+    "attn_logit_softcapping": 1e300,
+    "final_logit_softcapping": 1e-300,
+    "sliding_window": 10**18,
+    "sliding_window_pattern": 10**18,
+}
+ABSURD_OF_GRANITE = {
+    "attention_multiplier": 1e300,
+    "embedding_multiplier": 1e-300,
+    "residual_multiplier": 1e300,
+    "logits_scaling": 1e-300,
+}
+
+
+@pytest.mark.parametrize(
+    ("raw", "name", "value"),
+    [
+        *((LLAMA, *pair) for pair in ABSURD.items()),
+        (LLAMA, "rms_norm_eps", 1e-300),
+        (LLAMA, "rope_theta", 1e300),
+        (LLAMA, "num_hidden_layers", 10**15),
+        *((LLAMA | {"model_type": "gemma3_text"}, *pair) for pair in ABSURD_OF_GEMMA.items()),
+        *((LLAMA | {"model_type": "granite"}, *pair) for pair in ABSURD_OF_GRANITE.items()),
+        (LLAMA | {"model_type": "mistral"}, "sliding_window", 10**18),
+        (
+            LLAMA | {"model_type": "qwen2", "use_sliding_window": True},
+            "max_window_layers",
+            10**18,
+        ),
+    ],
+)
+def test_absurd_numbers_are_refused_at_once(raw, name, value):
+    start = time.process_time()
+    with pytest.raises(CheckpointError) as error:
+        config_from_hf(raw | {name: value}, "there/config.json")
+    assert time.process_time() - start < 1
+    small.assert_one_sentence(error, f"there/config.json has {name} {value!r}", "must be")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("linear", "factor", 1e300),
+        ("llama3", "factor", 1e-300),
+        ("llama3", "low_freq_factor", 1e-300),
+        ("llama3", "high_freq_factor", 1e300),
+        ("llama3", "original_max_position_embeddings", 10**18),
+        ("longrope", "factor", 1e300),
+        ("longrope", "attention_factor", 1e300),
+        ("longrope", "original_max_position_embeddings", 1),
+        ("longrope", "short_factor", [1.0, 1e-300]),
+        ("longrope", "long_factor", [1e300, 1.0]),
+    ],
+)
+def test_absurd_rotary_scalings_are_refused(kind, name, value):
+    settings = {
+        "rope_type": kind,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0, 1.0],
+        "long_factor": [1.0, 1.0],
+    }
+    config_from_hf(LLAMA | {"rope_scaling": settings})
+    with pytest.raises(CheckpointError) as error:
+        config_from_hf(LLAMA | {"rope_scaling": settings | {name: value}}, "there/config.json")
+    small.assert_one_sentence(error, f"there/config.json has a rotary {name} {value!r}", "must be")
+
+
+@pytest.mark.parametrize("value", [1e-300, "x", 10**400, [1]])
+def test_the_second_rotary_base_is_checked_too(value):
+    with pytest.raises(CheckpointError) as error:
+        config_from_hf(GEMMA3 | {"rope_local_base_freq": value}, "there/config.json")
+    small.assert_one_sentence(error, "there/config.json has rope_theta", "layers with a window")
+
+
+def test_long_values_are_cut():
+    for extra in ({"layer_types": ["x" * 10**6] * 2}, {"architectures": ["y"] * 10**6}):
+        with pytest.raises(UnsupportedModelError) as error:
+            config_from_hf(LLAMA | extra, "there/config.json")
+        assert len(str(error.value)) < 500
 
 
 def test_swish_is_silu_and_full_attention_is_plain():

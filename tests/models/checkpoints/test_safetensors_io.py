@@ -167,6 +167,16 @@ def test_missing_tensor(tmp_path, name):
     assert message.count("missing ") == 1
 
 
+@pytest.mark.parametrize("layers", [1, 3, 4096])
+def test_another_number_of_layers_is_refused_before_any_is_built(tmp_path, monkeypatch, layers):
+    small.write(tmp_path, CONFIG)
+    monkeypatch.setattr(TransformerLM, "abstract_module", None)
+    other = dataclasses.replace(CONFIG, num_layers=layers, windows=())
+    words = f"num_hidden_layers is {layers} and they have {CONFIG.num_layers} layers"
+    message = refused(tmp_path, words, config=other)
+    assert len(message) < 3000 and message.count(";") <= 21
+
+
 def test_misshaped_tensor_is_reported_once_with_both_shapes(tmp_path):
     tensors = oracle.random_tensors(CONFIG)
     # The transposed kernel: reshaping alone would take it.
@@ -252,11 +262,19 @@ def test_file_of_something_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "index", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 5}}', "\x00"]
+    ("index", "part"),
+    [
+        *((text, "is not a JSON object") for text in ("", "[]", "\x00", "[" * 10**5)),
+        *((text, "is not a safetensors index") for text in ("{}", '{"weight_map": 3}')),
+        *(
+            (json.dumps({"weight_map": {"a": name}}), "must have names of safetensors files")
+            for name in (5, "a.bin", "*.safetensors", "[a].safetensors", "a\0.safetensors", "..")
+        ),
+    ],
 )
-def test_broken_index(tmp_path, index):
+def test_broken_index(tmp_path, index, part):
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    refused(tmp_path, tmp_path / "model.safetensors.index.json", "is not a safetensors index")
+    refused(tmp_path, tmp_path / "model.safetensors.index.json", part)
 
 
 def test_index_that_names_an_absent_shard(tmp_path):
