@@ -108,7 +108,7 @@ def _plan(
     task = load_task(config, chat=stored is not None and stored["chat"])
     if stored is None:
         lm = _load(config)
-        if lm.is_chat:
+        if config.chat is None and lm.is_chat:
             task = load_task(config, chat=True)
     scope = Scope(list(labels), config.seeds, [problem.id for problem in task.problems])
     return Plan(config, root, task, runs, scope, date, stored, sizes), lm

@@ -206,7 +206,7 @@ def about(plan: Plan, lm: LoadedModel, made: Conditions, processes: ProcessGroup
         "config": plan.config.to_dict(),
         "conditions": made.common,
         **_scope(plan),
-        "chat": lm.is_chat,
+        "chat": lm.is_chat if plan.config.chat is None else plan.config.chat,
         "decided": lm.describe(plan.config.chat),
         "date": plan.date.isoformat(),
         "commit": lm.commit,

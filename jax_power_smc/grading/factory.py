@@ -4,13 +4,13 @@ import functools
 import os
 
 from jax_power_smc.core import checks
+from jax_power_smc.core.worker_process import WorkerProcess
 from jax_power_smc.grading import isolation
 from jax_power_smc.grading.base import Grader
 from jax_power_smc.grading.humaneval import CodeWorker
 from jax_power_smc.grading.inline import InlineGrader
 from jax_power_smc.grading.pool import PooledGrader, default_processes
 from jax_power_smc.grading.references import check_kind
-from jax_power_smc.grading.worker_process import WorkerProcess
 
 
 def open_grader(

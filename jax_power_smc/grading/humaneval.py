@@ -44,7 +44,7 @@ class CodeWorker(Sandbox):
         """Returns the fields of ``Verdict``.
 
         Raises:
-          GradingError: if the program took too long, or the sandbox did not start.
+          WorkerError: if the program took too long, or the sandbox did not start.
         """
         if function != "judge":
             raise ValueError(f'function is {function!r}; only "judge" is possible for code.')

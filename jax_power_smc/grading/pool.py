@@ -21,17 +21,17 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
+from jax_power_smc.core.subprocesses import WorkerError
 from jax_power_smc.grading import string_rule
 from jax_power_smc.grading.base import Grader, Verdict
 from jax_power_smc.grading.references import parse_reference
-from jax_power_smc.grading.subprocesses import GradingError
 
 
 class Worker(Protocol):
     """Grades one response at a time; everything but ``kill`` is called by one thread."""
 
     def call(self, function: str, **arguments: Any) -> Any:
-        """Returns the function's result, or raises ``GradingError``."""
+        """Returns the function's result, or raises ``WorkerError``."""
 
     def kill(self) -> None:
         """Aborts the current call and refuses further ones; can be called from any thread."""
@@ -139,7 +139,7 @@ class PooledGrader(Grader):
         try:
             result = worker.call("judge", response=response, **submission.reference)
             verdict = Verdict(**result)
-        except GradingError as reason:
+        except WorkerError as reason:
             verdict = Verdict(None, False, False, str(reason))
         with self._lock:
             submission.verdicts[response] = verdict
@@ -170,7 +170,7 @@ def _merge_equal_answers(worker: Worker, submission: _Submission) -> None:
     wrong = [(answer, count) for answer, count in counts.items() if answer is not None]
     merged: dict[str, str] = {}
     if len(wrong) > 1:
-        with contextlib.suppress(GradingError):
+        with contextlib.suppress(WorkerError):
             merged = worker.call("merge", answers=wrong)
     for response, verdict in verdicts.items():
         if verdict.correct:

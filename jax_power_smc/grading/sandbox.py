@@ -12,14 +12,14 @@ import pathlib
 import tempfile
 from typing import Any
 
-from jax_power_smc.grading import isolation
-from jax_power_smc.grading.sandbox_child import ABSENT, FAILED, NOT_PLAIN, PASSED, STARTED
-from jax_power_smc.grading.subprocesses import (
-    GradingError,
+from jax_power_smc.core.subprocesses import (
     KillableProcess,
     ProcessOwner,
+    WorkerError,
     timed_out,
 )
+from jax_power_smc.grading import isolation
+from jax_power_smc.grading.sandbox_child import ABSENT, FAILED, NOT_PLAIN, PASSED, STARTED
 
 MAX_MEMORY_BYTES = 4 * 2**30
 MAX_FILE_BYTES = 2**20
@@ -56,12 +56,12 @@ class Sandbox:
           entry_point: the function's name.
 
         Raises:
-          GradingError: if it took too long, or could not be judged.
+          WorkerError: if it took too long, or could not be judged.
         """
         job = {"code": code, "helpers": helpers, "test": test, "entry_point": entry_point}
         verdict = self._run(json.dumps(job).encode())
         if verdict in _UNGRADED:
-            raise GradingError(_UNGRADED[verdict])
+            raise WorkerError(_UNGRADED[verdict])
         return verdict == PASSED
 
     def _run(self, job: bytes) -> str:

@@ -7,9 +7,9 @@ import textwrap
 
 import pytest
 
+from jax_power_smc.core.subprocesses import WorkerError
 from jax_power_smc.grading import isolation, sandbox
 from jax_power_smc.grading.sandbox import Sandbox
-from jax_power_smc.grading.subprocesses import GradingError
 from tests.grading.isolated import HERE, needs_bubblewrap
 from tests.grading.processes import is_alive, wait_until
 from tests.paths import ROOT
@@ -230,7 +230,7 @@ def check(given):
 
 
 def test_a_function_cannot_be_passed_to_the_program():
-    with pytest.raises(GradingError, match="its tests pass something to the function that is not"):
+    with pytest.raises(WorkerError, match="its tests pass something to the function that is not"):
         judged("def f(x):\n    return 1\n", test="def check(f):\n    f(lambda: 1)\n")
 
 
@@ -254,7 +254,7 @@ def test_the_environment_is_empty_and_the_directory_its_own(code_isolation, monk
 @pytest.mark.parametrize("code_isolation", BOTH)
 def test_a_sandbox_that_does_not_start_is_an_error(code_isolation, monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox, "_PROGRAM", tmp_path / "absent.py")
-    with pytest.raises(GradingError, match="its sandbox did not start"):
+    with pytest.raises(WorkerError, match="its sandbox did not start"):
         judged("def f(x): pass", code_isolation)
 
 

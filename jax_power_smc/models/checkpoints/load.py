@@ -77,7 +77,8 @@ def load(
     outside = [i for i in eos_ids if not 0 <= i < config.vocab_size]
     if outside:
         raise CheckpointError(
-            f"{directory} names eos ids {checks.shown(outside)}, outside its vocabulary of {config.vocab_size}."
+            f"{directory} names eos ids {checks.shown(outside)}, outside its vocabulary of "
+            f"{config.vocab_size}."
         )
     if on_hub:
         # Gigabytes, so only once everything else has passed its checks; from the same commit.

@@ -9,8 +9,8 @@ from typing import Any
 
 from flax import nnx
 
+from jax_power_smc.models.checkpoints import chat_template
 from jax_power_smc.models.checkpoints.fingerprint import file_digests, hub_commit, of_digests
-from jax_power_smc.models.checkpoints.template_date import with_date
 from jax_power_smc.models.checkpoints.tokenizer import HfTokenizer, begins_with_bos, special_tokens
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
@@ -29,6 +29,9 @@ class LoadedModel:
       config: the architecture and its sizes.
       directory: where the files were read from.
       random_weights: whether the parameters are random and ``directory`` holds only the tokenizer.
+      template_seconds: time limit for rendering one prompt by the chat template, which is a program
+        that came with the model; it runs in a process of its own.
+      template_characters: the longest text that it may write.
     """
 
     model: TransformerLM
@@ -38,6 +41,8 @@ class LoadedModel:
     config: TransformerConfig
     directory: pathlib.Path
     random_weights: bool = False
+    template_seconds: float = 10.0
+    template_characters: int = 2**22
 
     @functools.cached_property
     def file_digests(self) -> dict[str, str]:
@@ -116,10 +121,7 @@ class LoadedModel:
             raise ValueError(f"chat is {chat!r}; the tokenizer has no chat template.")
         if self.is_chat if chat is None else chat:
             turns = [{"role": "user", "content": prompt}]
-            options: dict[str, Any] = {"add_generation_prompt": True}
-            if date is not None:
-                options["chat_template"] = with_date(self.tokenizer.get_chat_template(), date)
-            text = self._render(turns, **options)
+            text = self._render(turns, date, add_generation_prompt=True)
             ids = self.tokenizer.encode(text, add_special_tokens=False)
         else:
             ids = self.tokenizer.encode(prompt)
@@ -131,14 +133,26 @@ class LoadedModel:
                 )
         return list(ids)
 
-    def _render(self, turns: list[dict[str, str]], **options: Any) -> str:
+    def _render(
+        self,
+        turns: list[dict[str, str]],
+        date: datetime.date | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
         """The turns in the format of the chat template; ValueError if it cannot render them."""
+        special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
         try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
-        except Exception as error:  # a template may raise anything
+            return chat_template.render(
+                self.tokenizer.get_chat_template(),
+                turns,
+                special | {"add_generation_prompt": add_generation_prompt},
+                date=date,
+                seconds=self.template_seconds,
+                characters=self.template_characters,
+            )
+        except ValueError as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise ValueError(
-                f"the chat template in {self.directory} cannot render a prompt "
-                f"({type(error).__name__}: {reason}); chat=False bypasses it."
+                f"the chat template in {self.directory} cannot render a prompt ({reason}); "
+                "chat=False bypasses it."
             ) from error
-        return str(text)

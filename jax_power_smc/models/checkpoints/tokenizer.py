@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from jax_power_smc.core import checks
 from jax_power_smc.core.types import Tokenizer
+from jax_power_smc.models.checkpoints import chat_template
 from jax_power_smc.models.checkpoints.model_files import read_object
 from jax_power_smc.models.transformer.config import CheckpointError
 
@@ -25,7 +26,7 @@ class HfTokenizer(Tokenizer, Protocol):
     added_tokens_decoder: Mapping[int, Any]
     get_vocab: Callable[[], dict[str, int]]
     get_chat_template: Callable[[], str]
-    apply_chat_template: Callable[..., Any]
+    special_tokens_map: Mapping[str, Any]
     convert_ids_to_tokens: Callable[..., Any]
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -44,6 +45,7 @@ def load_tokenizer(directory: pathlib.Path) -> HfTokenizer:
     if not (directory / "tokenizer.json").is_file():
         raise CheckpointError(f"{directory} has no tokenizer.json.")
     settings = read_object(directory / _CONFIG)
+    chat_template.refuse_outside(directory)
     # Imported here: it takes a second, and callers with their own tokens do not need it.
     # Not AutoTokenizer: it goes by config.json's model_type, and for "qwen2" it always builds a
     # byte-pair tokenizer, even if tokenizer.json holds another kind. This class follows the file.

@@ -1,16 +1,17 @@
-"""The process that a grader can kill: it reads one job per line and answers each with one line.
+"""The process that its owner can kill: it reads one job per line and answers each with one line.
 
     python -P worker.py MODULE SECONDS MEMORY PARENT
 
 A job is a JSON object: "function" names a function of the module, the other fields are its
 arguments. The answer is {"result": RESULT} or {"error": WHY}. The first line,
 {"result": "ready"}, is sent once everything is imported; JAX is not, because nothing in
-``grading`` that a worker needs imports it.
+the modules that run in workers imports it.
 
 The process ends with its parent: on Linux the kernel kills it; elsewhere it ends when its stdin
 closes, or when a job has taken longer than the parent would have waited.
 """
 
+import contextlib
 import importlib
 import json
 import math
@@ -22,15 +23,13 @@ from typing import Any
 
 # How long the parent has to kill this process before it ends on its own.
 GRACE_SECONDS = 5
+_PR_SET_PDEATHSIG = 1
 
 
 def main(module: str, seconds: float, memory: int, parent: int) -> None:
     """Answers jobs until stdin closes."""
-    # Not at the top: first the package has to be on the path.
-    from jax_power_smc.grading.sandbox_child import die_with, limit_resources
-
     die_with(parent)
-    limit_resources(AS=memory)
+    limit_memory(memory)
     # Libraries may print, and what they print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     null = os.open(os.devnull, os.O_WRONLY)
@@ -56,10 +55,32 @@ def main(module: str, seconds: float, memory: int, parent: int) -> None:
             answer(error="needed too much memory")
             return  # the interpreter's state can no longer be trusted
         except Exception as error:
-            answer(error=f"{type(error).__name__} while it was graded")
+            answer(error=f"failed with {type(error).__name__}")
         else:
             answer(result=result)
         signal.alarm(0)
+
+
+def die_with(parent: int) -> None:
+    """Has the kernel kill this process when the thread that started it ends (Linux only)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # the parent ended before that
+        os._exit(1)
+
+
+def limit_memory(memory: int) -> None:
+    """Limits the address space, where the system supports that."""
+    try:
+        import resource
+    except ImportError:
+        return
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    least = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+    with contextlib.suppress(ValueError, OSError):  # macOS
+        resource.setrlimit(resource.RLIMIT_AS, (least, least))
 
 
 if __name__ == "__main__":

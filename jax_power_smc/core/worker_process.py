@@ -6,10 +6,10 @@ import pathlib
 import sys
 from typing import Any
 
-from jax_power_smc.grading.subprocesses import (
-    GradingError,
+from jax_power_smc.core.subprocesses import (
     KillableProcess,
     ProcessOwner,
+    WorkerError,
     describe_exit,
     timed_out,
 )
@@ -37,7 +37,7 @@ class WorkerProcess(ProcessOwner):
         """Returns what the function returns; arguments and result must be JSON values.
 
         Raises:
-          GradingError: if the call took too long or failed, or its process died.
+          WorkerError: if the call took too long or failed, or its process died.
           OSError: if no process can be started.
         """
         if self._process and self._process.popen.poll() is not None:  # died since the last call
@@ -52,9 +52,9 @@ class WorkerProcess(ProcessOwner):
         if answer is None:
             if expired:
                 raise timed_out(self._seconds)
-            raise GradingError(f"its process {describe_exit(code)}")
+            raise WorkerError(f"its process {describe_exit(code)}")
         if "error" in answer:
-            raise GradingError(answer["error"])
+            raise WorkerError(answer["error"])
         return answer["result"]
 
     def close(self) -> None:
@@ -72,9 +72,9 @@ class WorkerProcess(ProcessOwner):
         if answer is None or "error" in answer:
             code = self.discard(process)
             if self._closed:
-                raise GradingError("the grader was closed")
+                raise WorkerError("was closed")
             why = answer["error"] if answer else f"it {describe_exit(code)}"
-            raise OSError(f"a grading process cannot start: {why}")
+            raise OSError(f"a worker process cannot start: {why}")
         return process
 
 

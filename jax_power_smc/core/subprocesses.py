@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 
-class GradingError(Exception):
-    """A response could not be graded; the message says why."""
+class WorkerError(Exception):
+    """What a process was asked for could not be done; the message says why."""
 
 
 class KillableProcess:
     """A process in a group of its own, with pipes to its stdin and from its stdout.
 
     It starts with SIGTERM blocked: a cluster manager sends that signal to every process of a job,
-    and it must not look as if the response being graded had ended its process. The options are
+    and it must not look as if what is being graded had ended its process. The options are
     those of ``subprocess.Popen``.
     """
 
@@ -99,10 +99,10 @@ class ProcessOwner:
                 self._process.kill()
 
     def start_process(self, command: Sequence[str], **options: Any) -> KillableProcess:
-        """Raises ``GradingError`` once this is closed."""
+        """Raises ``WorkerError`` once this is closed."""
         with self._lock:
             if self._closed:
-                raise GradingError("the grader was closed")
+                raise WorkerError("was closed")
             self._process = KillableProcess(command, **options)
             return self._process
 
@@ -113,9 +113,9 @@ class ProcessOwner:
             return process.close()
 
 
-def timed_out(seconds: float) -> GradingError:
-    """The error for a response that hit the time limit."""
-    return GradingError(f"took longer than {seconds:g} s")
+def timed_out(seconds: float) -> WorkerError:
+    """The error for what hit the time limit."""
+    return WorkerError(f"took longer than {seconds:g} s")
 
 
 def describe_exit(code: int) -> str:
