@@ -16,6 +16,7 @@ from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.models.checkpoints.safetensors_index import WEIGHTS, weight_files
 from jax_power_smc.models.checkpoints.safetensors_io import load_params
 from jax_power_smc.models.checkpoints.tokenizer import (
+    TOKENIZER_SECONDS,
     load_tokenizer,
     read_eos_ids,
     refuse_tokens_without_embedding,
@@ -37,6 +38,7 @@ def load(
     revision: str | None = None,
     progress: bool | None = None,
     max_positions: int | None = None,
+    tokenizer_seconds: float = TOKENIZER_SECONDS,
 ) -> LoadedModel:
     """Loads a model.
 
@@ -57,6 +59,8 @@ def load(
         checkpoints.
       max_positions: the longest sequence that the model will be used for, see
         ``hf_config.config_from_hf``.
+      tokenizer_seconds: time limit for reading the tokenizer, and then for each text that it
+        encodes or decodes.
 
     Raises:
       ValueError: for a dtype other than these, shardings that do not fit, or a revision given for
@@ -65,13 +69,14 @@ def load(
         holds weights that are not finite.
       UnsupportedModelError: if the architecture or one of its features is not implemented.
     """
+    checks.number("tokenizer_seconds", tokenizer_seconds, above=0)
     on_hub = _is_on_hub(name)
     directory = hub.fetch(str(name), revision, hub.SMALL) if on_hub else _local(name, revision)
     config = read_config(directory, max_positions)
     if shardings is None and mesh is not None:
         shardings = _shardings(mesh, config)
     model = TransformerLM(config, dtype)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, tokenizer_seconds)
     refuse_tokens_without_embedding(tokenizer, config.vocab_size, directory)
     eos_ids = read_eos_ids(directory, tokenizer)
     outside = [i for i in eos_ids if not 0 <= i < config.vocab_size]

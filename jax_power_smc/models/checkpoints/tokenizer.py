@@ -7,11 +7,13 @@ from typing import Any, Protocol
 
 from jax_power_smc.core import checks
 from jax_power_smc.core.types import Tokenizer
-from jax_power_smc.models.checkpoints import chat_template
+from jax_power_smc.models.checkpoints import chat_template, tokenizer_limits
 from jax_power_smc.models.checkpoints.model_files import read_object
+from jax_power_smc.models.checkpoints.tokenizer_limits import MOST_TOKENS
 from jax_power_smc.models.transformer.config import CheckpointError
 
 _CONFIG = "tokenizer_config.json"
+TOKENIZER_SECONDS = 60.0
 # Classes documented to follow add_bos_token in whether a text begins with BOS.
 _BOS_BY_CONFIG = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 
@@ -36,26 +38,38 @@ class HfTokenizer(Tokenizer, Protocol):
         """The text of token ids."""
 
 
-def load_tokenizer(directory: pathlib.Path) -> HfTokenizer:
+def load_tokenizer(directory: pathlib.Path, seconds: float = TOKENIZER_SECONDS) -> HfTokenizer:
     """The tokenizer that the tokenizer.json of a directory describes.
 
+    Args:
+      directory: of the model.
+      seconds: time limit for loading it, and then for each text that it encodes or decodes.
+
     Raises:
-      CheckpointError: if it is missing or cannot be read.
+      CheckpointError: if it is missing, cannot be read, takes too long, or is larger than
+        ``tokenizer_limits`` allow.
     """
     if not (directory / "tokenizer.json").is_file():
         raise CheckpointError(f"{directory} has no tokenizer.json.")
-    settings = read_object(directory / _CONFIG)
     chat_template.refuse_outside(directory)
+    tokenizer_limits.check(directory)
+    settings = read_object(directory / _CONFIG)
     # Imported here: it takes a second, and callers with their own tokens do not need it.
     # Not AutoTokenizer: it goes by config.json's model_type, and for "qwen2" it always builds a
     # byte-pair tokenizer, even if tokenizer.json holds another kind. This class follows the file.
     # Without the variable it warns on stderr that PyTorch is absent, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import PreTrainedTokenizerFast
+    from jax_power_smc.models.checkpoints.guarded_tokenizer import GuardedTokenizer, within
+
+    def load() -> Any:
+        return GuardedTokenizer.from_pretrained(directory, local_files_only=True)
 
     try:
-        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        tokenizer = within(seconds, f"reading the tokenizer in {directory}", load)
+        tokenizer.seconds = seconds
         _follow_add_bos_token(tokenizer, settings)
+    except CheckpointError:
+        raise
     except Exception as error:  # the library raises many types for a broken file
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the tokenizer in {directory} cannot be read ({reason}).") from error
@@ -100,10 +114,10 @@ def read_eos_ids(directory: pathlib.Path, tokenizer: HfTokenizer) -> tuple[int, 
         if value is None:
             continue
         ids = value if isinstance(value, list) else [value]
-        if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+        if any(checks.as_integer(i) is None or i >= MOST_TOKENS for i in ids):
             raise CheckpointError(
                 f"{directory / file} has eos_token_id {checks.shown(value)}; it must be an integer "
-                "or a list of them."
+                f"or a list of them, each below {MOST_TOKENS}."
             )
         return tuple(ids)
     return () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)

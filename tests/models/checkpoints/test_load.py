@@ -222,7 +222,8 @@ def test_no_tokenizer(directory):
 @pytest.mark.parametrize("content", ["{", "{}", "no"])
 def test_broken_tokenizer(directory, content):
     (directory / "tokenizer.json").write_text(content)
-    refused(directory, directory, "the tokenizer in", "cannot be read")
+    what = "the tokenizer in" if content == "{}" else "tokenizer.json is not a JSON object"
+    refused(directory, directory, what)
 
 
 def test_tokenizer_larger_than_the_embedding(directory):
