@@ -149,6 +149,7 @@ UNTESTED: dict[str, str] = {
     "jax_power_smc.models.adapters.plain": "tests/models/adapters/test_adapters.py",
     "jax_power_smc.models.adapters.validation": "tests/models/adapters/test_adapters.py",
     "jax_power_smc.models.checkpoints.hf_rope": "tests/models/checkpoints/test_hf_config.py",
+    "jax_power_smc.models.checkpoints.hub_child": "tests/models/checkpoints/test_hub.py",
     "jax_power_smc.models.transformer.families": "tests/models/checkpoints/test_hf_config.py",
     "jax_power_smc.models.transformer.layers": "tests/models/transformer/test_transformer.py",
     "jax_power_smc.models.transformer.precision": "tests/models/transformer/test_transformer.py",

@@ -223,6 +223,9 @@ def _load(config: ConfigDict) -> LoadedModel:
         dtype=config.dtype or "float32",
         revision=config.revision,
         max_positions=config.max_positions,
+        hub_seconds=config.limits.hub_seconds,
+        tokenizer_seconds=config.limits.tokenizer_seconds,
+        template_seconds=config.limits.template_seconds,
         mesh=_mesh(config),
     )
 

@@ -22,7 +22,7 @@ from jax_power_smc.core import checks
 from jax_power_smc.core.files import json_line, naming, parse_json, replacing, writing_alone
 from jax_power_smc.core.progress import ProgressDisplay
 from jax_power_smc.grading import isolation, string_rule
-from jax_power_smc.grading.base import Grader, Verdict
+from jax_power_smc.grading.base import LONGEST, Grader, Verdict
 from jax_power_smc.grading.factory import open_grader
 from jax_power_smc.grading.references import parse_reference
 from jax_power_smc.tasks.base import Kind
@@ -69,6 +69,7 @@ def grade(
     *,
     processes: int | None = None,
     seconds: float = 10.0,
+    longest: int = LONGEST,
     allow_code_execution: bool = False,
     code_isolation: str = isolation.BUBBLEWRAP,
 ) -> Summary:
@@ -94,6 +95,7 @@ def grade(
         KINDS[task],
         processes=processes,
         seconds=seconds,
+        longest=longest,
         allow_code_execution=allow_code_execution,
         code_isolation=code_isolation,
     ) as grader:
@@ -189,6 +191,7 @@ def main(values: Any) -> None:
         pathlib.Path(values.output),
         processes=values.processes,
         seconds=values.seconds,
+        longest=values.longest,
         allow_code_execution=values.allow_code_execution,
         code_isolation=values.code_isolation,
     )
@@ -202,6 +205,9 @@ def run() -> None:
     flags.DEFINE_string("output", None, "Where to write the graded lines.")
     flags.DEFINE_integer("processes", None, "Number of worker processes.")
     flags.DEFINE_float("seconds", 10.0, "Time limit for grading one response.")
+    flags.DEFINE_integer(
+        "longest", LONGEST, "Characters of a response; longer ones are not graded."
+    )
     flags.DEFINE_bool(
         "allow_code_execution", False, "For humaneval: run model-written code on this machine."
     )

@@ -27,7 +27,7 @@ from jax_power_smc.evaluation.records import Item, Record, item_of
 ALGORITHM = 1
 SCOPE = ("limit", "seeds")
 # Values shared by samplers count as part of each sampler that has them.
-FREE = ("grading_processes", "mesh", "num_particles", "ramp_tokens", "ess_threshold")
+FREE = ("grading_processes", "limits", "mesh", "num_particles", "ramp_tokens", "ess_threshold")
 TARGET = ("alpha", "length", "min_new_tokens", "top_k", "top_p", "stop", "max_new_tokens")
 _ABSENT = "absent"
 _DIGEST_BYTES = 6

@@ -8,8 +8,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax_power_smc.core import checks
+from jax_power_smc.models.checkpoints.chat_template import TEMPLATE_SECONDS
+from jax_power_smc.models.checkpoints.hub import HUB_SECONDS
+from jax_power_smc.models.checkpoints.tokenizer import TOKENIZER_SECONDS
 from jax_power_smc.models.transformer.families import FAMILIES
 from jax_power_smc.models.transformer.transformer import DTYPES
+from jax_power_smc.tasks.records import LARGEST
 
 Check = Callable[[str, Any], object]
 
@@ -130,6 +134,21 @@ FIELDS: dict[str, Field | dict[str, Field]] = {
     "grading_processes": Field(
         None, integer(1), "None for one less than the cores, at most 8", int
     ),
+    # What files and answers of others may take; see SECURITY.md.
+    "limits": {
+        "data_megabytes": Field(
+            LARGEST, integer(1, 10**6), "largest file of problems, in 10^6 bytes, unpacked"
+        ),
+        "hub_seconds": Field(
+            HUB_SECONDS, number(above=0), "without progress, after which a download is given up"
+        ),
+        "tokenizer_seconds": Field(
+            TOKENIZER_SECONDS, number(above=0), "for reading a tokenizer, and for each text"
+        ),
+        "template_seconds": Field(
+            TEMPLATE_SECONDS, number(above=0), "for rendering a prompt by the chat template"
+        ),
+    },
     # The target p^alpha, see ``PowerTarget``.
     "alpha": Field(4.0, elsewhere, "the exponent"),
     "length": Field("stopped", elsewhere, "what may end a sequence"),

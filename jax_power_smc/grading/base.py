@@ -3,6 +3,10 @@
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
+# Characters of the longest response or reference answer that is graded, which takes about a second
+# at most. An answer of 32,768 tokens has about 130,000.
+LONGEST = 10**6
+
 
 class Verdict(NamedTuple):
     """The verdict on one response to a problem.
@@ -20,6 +24,13 @@ class Verdict(NamedTuple):
     correct: bool
     correct_string: bool
     note: str | None = None
+
+
+def too_long(response: str, longest: int) -> Verdict | None:
+    """The verdict on a response that is too long to be graded; None for others."""
+    if len(response) <= longest:
+        return None
+    return Verdict(None, False, False, f"is longer than {longest} characters")
 
 
 class Grader(Protocol):

@@ -6,7 +6,7 @@ import os
 from jax_power_smc.core import checks
 from jax_power_smc.core.worker_process import WorkerProcess
 from jax_power_smc.grading import isolation
-from jax_power_smc.grading.base import Grader
+from jax_power_smc.grading.base import LONGEST, Grader
 from jax_power_smc.grading.humaneval import CodeWorker
 from jax_power_smc.grading.inline import InlineGrader
 from jax_power_smc.grading.pool import PooledGrader, default_processes
@@ -18,6 +18,7 @@ def open_grader(
     *,
     processes: int | None = None,
     seconds: float = 10.0,
+    longest: int = LONGEST,
     allow_code_execution: bool = False,
     code_isolation: str = isolation.BUBBLEWRAP,
 ) -> Grader:
@@ -28,6 +29,7 @@ def open_grader(
         processes, all others in the caller's.
       processes: number of worker processes; by default one fewer than there are CPUs, at most 8.
       seconds: time limit for grading one response.
+      longest: characters of a response; longer ones are not graded.
       allow_code_execution: for "code": whether the user has agreed to run model-written code.
       code_isolation: for "code": what stands between that code and the machine, see ``isolation``.
 
@@ -39,6 +41,7 @@ def open_grader(
         processes = default_processes(os.cpu_count())
     processes = checks.integer("processes", processes, at_least=1)
     seconds = checks.number("seconds", seconds, above=0, at_most=3600)
+    longest = checks.integer("longest", longest, at_least=1)
     if kind == "code":
         if not allow_code_execution:
             raise ValueError(
@@ -47,8 +50,8 @@ def open_grader(
             )
         isolation.check(code_isolation)
         make_worker = functools.partial(CodeWorker, seconds, code_isolation)
-        return PooledGrader(kind, make_worker, processes)
+        return PooledGrader(kind, make_worker, processes, longest=longest)
     if kind == "math":
         make = functools.partial(WorkerProcess, "jax_power_smc.grading.math_answer", seconds)
-        return PooledGrader(kind, make, processes, merges=True)
-    return InlineGrader(kind)
+        return PooledGrader(kind, make, processes, merges=True, longest=longest)
+    return InlineGrader(kind, longest)

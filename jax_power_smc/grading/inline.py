@@ -4,18 +4,21 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from jax_power_smc.grading import multiple_choice, string_rule
-from jax_power_smc.grading.base import Grader, Verdict
+from jax_power_smc.grading.base import LONGEST, Grader, Verdict, too_long
 from jax_power_smc.grading.references import parse_reference
 from jax_power_smc.grading.thinking import strip_thinking
 from jax_power_smc.tiny_reasoner.problems import parse_answer
 
 
 class InlineGrader(Grader):
-    """A ``Grader`` that works in the caller's thread, of kind "choice", "string" or "reasoner"."""
+    """A ``Grader`` that works in the caller's thread, of kind "choice", "string" or "reasoner".
 
-    def __init__(self, kind: str) -> None:
+    Responses of more than ``longest`` characters are not graded.
+    """
+
+    def __init__(self, kind: str, longest: int = LONGEST) -> None:
         self.pending, self._closed = 0, False
-        self._kind, self._judge = kind, _JUDGES[kind]
+        self._kind, self._judge, self._longest = kind, _JUDGES[kind], longest
         self._finished: list[tuple[Hashable, list[Verdict]]] = []
 
     def submit(self, tag: Hashable, gold: Any, responses: Sequence[str]) -> None:
@@ -23,7 +26,10 @@ class InlineGrader(Grader):
         if self._closed:
             raise ValueError("the grader is closed; nothing can be submitted.")
         arguments = parse_reference(self._kind, gold)
-        verdicts = {each: self._judge(response=each, **arguments) for each in set(responses)}
+        verdicts = {
+            each: too_long(each, self._longest) or self._judge(response=each, **arguments)
+            for each in set(responses)
+        }
         self._finished.append((tag, [verdicts[response] for response in responses]))
         self.pending += 1
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from jax_power_smc.core.subprocesses import WorkerError
 from jax_power_smc.grading import string_rule
-from jax_power_smc.grading.base import Grader, Verdict
+from jax_power_smc.grading.base import LONGEST, Grader, Verdict, too_long
 from jax_power_smc.grading.references import parse_reference
 
 
@@ -59,14 +59,20 @@ class PooledGrader(Grader):
       make_worker: makes a worker that grades answers of this kind.
       processes: the largest number of workers; each is made when there is work for it.
       merges: whether workers can find equal answers (``math_answer.merge``).
+      longest: characters of a response; longer ones are not graded.
     """
 
     def __init__(
-        self, kind: str, make_worker: Callable[[], Worker], processes: int, merges: bool = False
+        self,
+        kind: str,
+        make_worker: Callable[[], Worker],
+        processes: int,
+        merges: bool = False,
+        longest: int = LONGEST,
     ) -> None:
         self.pending = 0
         self._kind, self._make_worker = kind, make_worker
-        self._processes, self._merges = processes, merges
+        self._processes, self._merges, self._longest = processes, merges, longest
         self._lock, self._closed = threading.Lock(), False
         self._workers: list[Worker] = []
         self._threads: list[threading.Thread] = []
@@ -137,8 +143,9 @@ class PooledGrader(Grader):
 
     def _judge(self, worker: Worker, submission: _Submission, response: str) -> None:
         try:
-            result = worker.call("judge", response=response, **submission.reference)
-            verdict = Verdict(**result)
+            verdict = too_long(response, self._longest) or Verdict(
+                **worker.call("judge", response=response, **submission.reference)
+            )
         except WorkerError as reason:
             verdict = Verdict(None, False, False, str(reason))
         with self._lock:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jax_power_smc.grading.base import LONGEST
 from jax_power_smc.tasks.base import CODE_FIELDS, KINDS
 
 LETTERS = "ABCDEFGHIJ"
@@ -56,6 +57,7 @@ def _check_text(gold: Any) -> str:
         return str(gold)
     is_text = isinstance(gold, str) and bool(gold.strip())
     _require(is_text, gold, "a non-empty text or a number")
+    _require(len(gold) <= LONGEST, gold, f"a text of at most {LONGEST} characters")
     return gold
 
 

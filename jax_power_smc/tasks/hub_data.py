@@ -2,7 +2,8 @@
 
 import pathlib
 
-from jax_power_smc.models.checkpoints.hub import is_hub_id
+from jax_power_smc.core.deadline import within
+from jax_power_smc.models.checkpoints.hub import HUB_SECONDS, is_hub_id
 from jax_power_smc.tasks.records import SUFFIXES, Record, numbered
 
 
@@ -15,10 +16,13 @@ def is_hub_dataset(name: str) -> bool:
     return is_hub_id(name) and not name.endswith(SUFFIXES) and not pathlib.Path(name).exists()
 
 
-def hub_records(name: str, config: str | None, split: str, limit: int | None) -> list[Record]:
+def hub_records(
+    name: str, config: str | None, split: str, limit: int | None, seconds: float = HUB_SECONDS
+) -> list[Record]:
     """The first ``limit`` records, or all, of a split of the data set owner/name.
 
-    ``config`` is one of its configurations, or None if it has only one.
+    ``config`` is one of its configurations, or None if it has only one; ``seconds`` is how long the
+    library may take.
 
     Raises:
       UnavailableError: if the library is not installed or cannot get the dataset.
@@ -31,7 +35,9 @@ def hub_records(name: str, config: str | None, split: str, limit: int | None) ->
             "either pip install 'jax-power-smc[datasets]', or set config.data to a file."
         ) from error
     try:
-        dataset = datasets.load_dataset(name, config, split=split)
+        dataset = within(
+            seconds, "the library", lambda: datasets.load_dataset(name, config, split=split)
+        )
     except Exception as error:  # many types: offline, gated, no such split, a corrupt cache
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnavailableError(

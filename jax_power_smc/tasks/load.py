@@ -142,13 +142,18 @@ def _dataset(config: ConfigDict) -> DatasetSpec:
 
 def _read_records(config: ConfigDict, dataset: DatasetSpec) -> list[Record]:
     """The first ``config.limit`` records of the data that the config or the dataset names."""
-    data = str(config.data or dataset.data)
+    data, seconds = str(config.data or dataset.data), config.limits.hub_seconds
     if not is_hub_dataset(data):
-        return read_records(data)[: config.limit]
+        return read_records(data, megabytes=_largest(config))[: config.limit]
     if data != dataset.data:
-        return hub_records(data, config.data_name, config.split, config.limit)
+        return hub_records(data, config.data_name, config.split, config.limit, seconds)
     name = config.data_name or dataset.data_name
-    return hub_records(data, name, dataset.splits[config.split], config.limit)
+    return hub_records(data, name, dataset.splits[config.split], config.limit, seconds)
+
+
+def _largest(config: ConfigDict) -> int:
+    """Millions of bytes of a file of problems."""
+    return int(config.limits.data_megabytes)
 
 
 def _read_examples(dataset: DatasetSpec, records: list[Record]) -> list[Example]:
@@ -173,7 +178,8 @@ def _read_shots(config: ConfigDict, dataset: DatasetSpec, asked: list[Example]) 
         return []
     questions = {example.question.strip() for example in asked}
     shots: list[Example] = []
-    for record in read_records(config.few_shot_data, "config.few_shot_data"):
+    path, largest = config.few_shot_data, _largest(config)
+    for record in read_records(path, "config.few_shot_data", largest):
         if len(shots) == config.few_shot:
             break
         example = dataset.read(record)

@@ -3,12 +3,14 @@
 A record knows where it comes from, so that an error can say where the bad one is.
 """
 
+import contextlib
 import csv
 import dataclasses
 import gzip
 import io
 import math
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ from etils import epath
 from jax_power_smc.core.files import parse_json
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".gz")
+# Millions of bytes of a file. A compressed one can have a thousand times its size.
+LARGEST = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,25 +71,37 @@ class Record:
         return self.text(*names)
 
 
-def read_records(path: str, field: str = "config.data") -> list[Record]:
+def read_records(path: str, field: str = "config.data", megabytes: int = LARGEST) -> list[Record]:
     """The records of a file.
 
     Args:
       path: local or remote. A file that starts with "[" is one JSON list; one whose name ends in
         ".csv" or ".csv.gz" has the field names in its first line; any other is JSON lines.
       field: which config field named the file, for errors.
+      megabytes: the largest file, in millions of bytes, unpacked if it is compressed.
 
     Raises:
-      ValueError: if the file cannot be read, or part of it is not a record.
+      ValueError: if the file cannot be read, is too large, or part of it is not a record.
     """
     file = epath.Path(path).expanduser()
     name = os.path.basename(path)
+    most = megabytes * 10**6
     try:
-        data = file.read_bytes()
-        text = (gzip.decompress(data) if name.endswith(".gz") else data).decode("utf-8-sig")
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(file.open("rb"))
+            if name.endswith(".gz"):
+                stream = stack.enter_context(gzip.open(stream))
+            data = stream.read(most + 1)
+        if len(data) > most:
+            unpacked = " when it is unpacked" if name.endswith(".gz") else ""
+            raise ValueError(
+                f"{field} is {path!r}, which has more than {megabytes} million bytes{unpacked}; if "
+                "that is meant, raise config.limits.data_megabytes."
+            )
+        text = data.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ValueError(f"{field} is {path!r}; there is no such file.") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(f"{field} is {path!r}; it cannot be read ({error}).") from error
     if name.removesuffix(".gz").endswith(".csv"):
         return _from_csv(text, name)

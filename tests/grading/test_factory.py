@@ -1,8 +1,10 @@
 """Opening a grader, and each kind of answers through it."""
 
+import time
+
 import pytest
 
-from jax_power_smc.grading.base import Verdict
+from jax_power_smc.grading.base import LONGEST, Verdict
 from jax_power_smc.grading.factory import open_grader
 from jax_power_smc.grading.references import KINDS
 
@@ -136,3 +138,52 @@ def test_invalid_reference_answers_are_refused(kind, gold, message):
 
 def test_there_are_no_other_kinds():
     assert set(KINDS) == {"math", "choice", "code", "string", "reasoner"}
+
+
+GOLDS = {"string": "1", "choice": "A", "reasoner": 1, "math": "1"}
+
+
+@pytest.mark.parametrize("kind", GOLDS)
+def test_a_response_without_end_is_not_graded(kind):
+    huge = "The answer is 1. " * (3 * 10**6)
+    start = time.process_time()
+    with open_grader(kind, processes=1) as grader:
+        grader.submit("a", GOLDS[kind], [huge, "1"])
+        ((_, (first, second)),) = grader.finished(wait=True)
+    assert time.process_time() - start < 10
+    assert first == Verdict(None, False, False, f"is longer than {LONGEST} characters")
+    assert second.note is None
+
+
+def test_the_longest_response_is_the_callers_choice():
+    with open_grader("string", longest=3) as grader:
+        grader.submit("a", "123", ["123", "1234"])
+        ((_, verdicts),) = grader.finished()
+    assert [verdict.note for verdict in verdicts] == [None, "is longer than 3 characters"]
+    with pytest.raises(ValueError, match="longest is 0"):
+        open_grader("string", longest=0)
+
+
+@pytest.mark.parametrize("kind", ["string", "math"])
+def test_a_reference_answer_without_end_is_refused(kind):
+    message = r"gold is 'x+\.\.\.; it must be a text of at most 10"
+    with open_grader(kind, processes=1) as grader, pytest.raises(ValueError, match=message):
+        grader.submit("a", "x" * (LONGEST + 1), ["x"])
+
+
+# Each is slow for some expression that looks for answers, if that is written badly.
+UNITS = (
+    *("12 ", "1,", "1/2 ", "answer is ", r"\boxed{", "{", "####", "the answer to ", "I choose "),
+    *("x<think></think>", "<think>", "</think>", "are 12, ", "1 + ", "12:00 pm ", "_{1}", " "),
+)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_longest_response_is_graded_soon(unit):
+    response = (unit * LONGEST)[:LONGEST]
+    for kind in ("string", "choice", "reasoner"):
+        start = time.process_time()
+        with open_grader(kind) as grader:
+            grader.submit("a", GOLDS[kind], [response])
+            grader.finished()
+        assert time.process_time() - start < 10

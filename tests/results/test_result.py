@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import pickle
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -264,6 +265,38 @@ def test_files_of_the_engine_with_a_row_per_particle_are_read(tmp_path, form):
     np.testing.assert_array_equal(loaded.tokens, result.tokens)
     assert loaded.info.num_rows.shape == (2, 4) and not loaded.info.num_rows.any()
     assert np.isnan(loaded.token_log_probs).all()
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path):
+    path = tmp_path / "one.npz"
+    make().save(path)
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    same(make(), SampleResult.load(path, most_bytes=size))
+    with pytest.raises(ValueError, match=rf"it unpacks to {size} bytes; most_bytes is {size - 1}"):
+        SampleResult.load(path, most_bytes=size - 1)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.npy", bytes(2**25))
+    assert path.stat().st_size < 2**16
+    with pytest.raises(ValueError, match="it unpacks to 3355"):
+        SampleResult.load(path, most_bytes=2**20)
+
+
+@pytest.mark.parametrize("shape", ["(10, 10**9)", "(10**12,)", "(-1,)", "(3, 2)"])
+def test_a_shape_is_compared_with_the_size_first(tmp_path, shape):
+    make().save(tmp_path / "one.npz")
+    with (
+        zipfile.ZipFile(tmp_path / "one.npz") as source,
+        zipfile.ZipFile(tmp_path / "other.npz", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "choice.npy":
+                header = f"{{'descr': '<i4', 'fortran_order': False, 'shape': {eval(shape)}, }}"
+                content = content[:8] + len(header).to_bytes(2, "little") + header.encode()
+            target.writestr(name, content)
+    with pytest.raises(ValueError, match=r"choice.npy is not as large as its shape \("):
+        SampleResult.load(tmp_path / "other.npz")
 
 
 def test_no_file_is_an_error_of_the_system(tmp_path):

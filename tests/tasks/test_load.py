@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import types
 
 import pytest
@@ -149,6 +150,14 @@ def test_a_hub_that_cannot_be_reached(hub):
         "dataset 'Idavidrein/gpqa' (gpqa_diamond, train) cannot be loaded from the hub (Couldn't "
         "reach the hub); config.data can be a file instead."
     )
+
+
+def test_a_hub_that_never_ends_its_answer(hub):
+    hub.load_dataset = sys.modules["datasets"].load_dataset = lambda *_, **__: time.sleep(20)
+    config = make_config()
+    config.limits.hub_seconds = 0.1
+    with pytest.raises(UnavailableError, match=r"\(the library took longer than 0.1 s\); config"):
+        load_task(config)
 
 
 def test_a_library_that_is_not_installed(monkeypatch):

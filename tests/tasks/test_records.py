@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pytest
 
@@ -54,6 +55,39 @@ def test_a_bad_record_is_located(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=message):
         read_records(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv.gz"])
+def test_a_file_that_is_too_large_is_not_read_to_its_end(tmp_path, name):
+    path = tmp_path / name
+    content = b'{"a": 1}\n' + b" " * (2 * 10**6 - 9)
+    packed = name.endswith(".gz")
+    path.write_bytes(gzip.compress(content * 100) if packed else content)
+    unpacked = " when it is unpacked" if packed else ""
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"has more than 1 million bytes{unpacked}; if that"):
+        read_records(str(path), megabytes=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 10**6  # of 200 million
+    path.write_bytes(gzip.compress(content) if packed else content)
+    if "json" in name:
+        assert len(read_records(str(path), megabytes=2)) == 1
+
+
+def test_a_device_is_not_read_for_ever():
+    with pytest.raises(ValueError, match=r"config.data is '/dev/zero', which has more than 1 mill"):
+        read_records("/dev/zero", megabytes=1)
+
+
+def test_damaged_compression(tmp_path):
+    packed = bytearray(gzip.compress(b'{"a": 1}\n' * 1000))
+    for position in (12, len(packed) // 2, len(packed) - 6):
+        damaged = packed.copy()
+        damaged[position] ^= 0xFF
+        (tmp_path / "a.jsonl.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a.jsonl.gz'; it cannot be read \("):
+            read_records(str(tmp_path / "a.jsonl.gz"))
 
 
 def test_a_missing_file(tmp_path):

@@ -12,7 +12,7 @@ from jax_power_smc.core.subprocesses import WorkerError
 from jax_power_smc.core.worker_process import WorkerProcess
 from jax_power_smc.models.checkpoints.model_files import own_file
 
-MOST_MEMORY = 2**30
+TEMPLATE_SECONDS, MOST_MEMORY = 10.0, 2**30
 # Files beside tokenizer_config.json that may hold templates.
 _FILES = ("chat_template.jinja", "chat_template.json", "chat_templates/*.jinja")
 

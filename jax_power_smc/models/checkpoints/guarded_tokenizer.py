@@ -4,12 +4,12 @@ The regular expressions of a tokenizer come from whoever made the checkpoint. So
 some texts, and for others the tokenizers library panics, with an error that is no ``Exception``.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerFast
 
+from jax_power_smc.core.deadline import LateError, within
 from jax_power_smc.models.transformer.config import CheckpointError
 
 _T = TypeVar("_T")
@@ -23,44 +23,25 @@ class GuardedTokenizer(PreTrainedTokenizerFast):
     def encode(self, text: Any, *args: Any, **options: Any) -> list[int]:
         """Token ids of a text."""
         encode = super().encode
-        return self._limited(lambda: list(encode(text, *args, **options)))
+        return self._guarded(lambda: list(encode(text, *args, **options)))
 
     def decode(self, ids: Any, *args: Any, **options: Any) -> str:
         """The text of token ids."""
         decode = super().decode
-        return self._limited(lambda: decode(ids, *args, **options))
+        return self._guarded(lambda: decode(ids, *args, **options))
 
-    def _limited(self, call: Callable[[], _T]) -> _T:
-        return within(self.seconds, f"the tokenizer in {self.name_or_path}", call)
+    def _guarded(self, call: Callable[[], _T]) -> _T:
+        return guarded(self.seconds, f"the tokenizer in {self.name_or_path}", call)
 
 
-def within(seconds: float, who: str, call: Callable[[], _T]) -> _T:
-    """What the call returns or raises, if it does within a time.
-
-    It runs in a thread, which goes on if it is late, until the process ends: the library's code
-    cannot be interrupted, but lets other threads run.
-
-    Raises:
-      CheckpointError: if it is late, or the library panics; begins with ``who``.
-    """
-    outcome: list[tuple[_T | None, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((call(), None))
-        except BaseException as error:  # raised again below
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise CheckpointError(f"{who} took longer than {seconds:g} s.")
-    value, error = outcome[0]
-    if error is not None:
-        # The library's class cannot be imported.
-        if type(error).__name__ == "PanicException":
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise CheckpointError(f"{who} panicked ({reason}).") from error
-        raise error
-    return value  # type: ignore[return-value]
+def guarded(seconds: float, who: str, call: Callable[[], _T]) -> _T:
+    """As ``within``; CheckpointError if the call is late, or the library panics."""
+    try:
+        return within(seconds, who, call)
+    except LateError as error:
+        raise CheckpointError(str(error)) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # which cannot be imported
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise CheckpointError(f"{who} panicked ({reason}).") from error

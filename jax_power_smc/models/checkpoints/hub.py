@@ -4,10 +4,19 @@ The library's own environment variables apply: HF_HOME, HF_HUB_CACHE, HF_TOKEN, 
 HF_HUB_OFFLINE.
 """
 
+import contextlib
+import json
 import pathlib
+import queue
 import re
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
+from typing import IO, Any
 
+from jax_power_smc.core.files import parse_json
+from jax_power_smc.models.checkpoints import hub_child
 from jax_power_smc.models.checkpoints.fingerprint import METADATA_FILES
 from jax_power_smc.models.checkpoints.safetensors_index import INDEX
 from jax_power_smc.models.transformer.config import CheckpointError
@@ -19,8 +28,9 @@ ALL = (*SMALL, "*.safetensors")
 IGNORED = ("*/*", "consolidated*")
 # Not read if tokenizer_config.json has an added_tokens_decoder.
 _OLD = ("special_tokens_map.json", "added_tokens.json")
-# Seconds within which the hub must begin to answer.
-TIMEOUT = 5.0
+# Seconds within which the hub must have answered, with what is downloaded later excepted; and those
+# within which a download must have brought this many bytes for each of them.
+ANSWER_SECONDS, HUB_SECONDS, SLOWEST = 30.0, 300.0, 1000
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
@@ -30,7 +40,12 @@ def is_hub_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None
 
 
-def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = ALL) -> pathlib.Path:
+def fetch(
+    name: str,
+    revision: str | None = None,
+    patterns: Sequence[str] = ALL,
+    seconds: float = HUB_SECONDS,
+) -> pathlib.Path:
     """The directory with a model's files, named after their commit; downloads what is not cached.
 
     If the hub does not answer, only the cache is used.
@@ -40,44 +55,96 @@ def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = ALL)
       revision: a branch, tag or commit; None is the main branch.
       patterns: for the names of the files: ``ALL``, or ``SMALL`` for all but the weights, or
         ``SMALL`` with the names of the weight files.
+      seconds: how long a download may go without progress.
 
     Raises:
       CheckpointError: if there is no such model or revision, if it is not in the cache and the hub
-        cannot be reached, or if the download fails.
+        cannot be reached, or if the download fails or comes to a standstill.
     """
-    # Imported here and below: it takes half a second, and local models do not need it.
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RevisionNotFoundError,
-    )
+    said = _ask(name, revision, patterns, seconds)
+    if "no_id" in said:
+        raise CheckpointError(f"model {name!r} is neither a directory nor a possible hub id.")
+    if "no_revision" in said:
+        raise CheckpointError(f"the hub's model {name!r} has no revision {revision!r}.")
+    if "unreached" in said:
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        # Asked first, because the download asks the same without a time limit.
-        HfApi().model_info(name, revision=revision, timeout=TIMEOUT)
-    except HFValidationError as error:
-        raise CheckpointError(
-            f"model {name!r} is neither a directory nor a possible hub id."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"the hub's model {name!r} has no revision {revision!r}.") from error
-    # Of many types, some from an HTTP library that changes with the hub library's version.
-    except Exception as failure:
         try:
             return _from_cache(name, revision, patterns)
         except LocalEntryNotFoundError as error:
             version = f" at revision {revision!r}" if revision else ""
             raise CheckpointError(
                 f"model {name!r}{version} is neither a directory nor fully in the hub's cache, and "
-                f"{_reason(failure)}."
+                f"{said['unreached']}."
             ) from error
+    if "error" in said:
+        raise CheckpointError(f"the download of model {name!r} failed ({said['error']}).")
+    return pathlib.Path(said["directory"])
+
+
+def _ask(
+    name: str, revision: str | None, patterns: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    """What the process that downloads says last, see ``hub_child``; ends it if it hangs."""
+    asked = {"name": name, "revision": revision, "timeout": hub_child.TIMEOUT}
+    asked |= {"patterns": list(patterns), "ignored": list(IGNORED)}
+    with subprocess.Popen(
+        [sys.executable, "-P", hub_child.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        reading = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+        reading.start()
+        try:
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
+            process.stdin.flush()
+            said = _next(lines, ANSWER_SECONDS)
+            if said is None:
+                return {"unreached": f"the hub has not answered in {ANSWER_SECONDS:g} s"}
+            if "cache" in said:
+                said = _watched(lines, pathlib.Path(said["cache"]), seconds)
+            return said or {"error": f"no progress in {seconds:g} s"}
+        finally:
+            process.kill()
+            reading.join()
+
+
+def _read(stream: IO[bytes], lines: "queue.SimpleQueue[bytes]") -> None:
+    while line := stream.readline():
+        lines.put(line)
+    lines.put(b"")
+
+
+def _next(lines: "queue.SimpleQueue[bytes]", seconds: float) -> dict[str, Any] | None:
+    """The next line; None if there is none in time."""
     try:
-        return _download(name, revision, patterns)
-    except Exception as error:  # as above
-        raise CheckpointError(
-            f"the download of model {name!r} failed ({_first_sentence(error)})."
-        ) from error
+        line = lines.get(timeout=seconds)
+    except queue.Empty:
+        return None
+    return dict(parse_json(line)) if line else {"error": "its process ended"}
+
+
+def _watched(
+    lines: "queue.SimpleQueue[bytes]", cache: pathlib.Path, seconds: float
+) -> dict[str, Any] | None:
+    """The next line; None if a model's folder in the cache does not grow meanwhile."""
+    size = _bytes_in(cache)
+    while (said := _next(lines, seconds)) is None:
+        before, size = size, _bytes_in(cache)
+        if size - before < SLOWEST * seconds:
+            return None
+    return said
+
+
+def _bytes_in(directory: pathlib.Path) -> int:
+    """The bytes on disk below a directory; a file's own size may be set before they have come."""
+    total = 0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(OSError):  # renamed meanwhile
+            total += path.lstat().st_blocks * 512
+    return total
 
 
 def cached(name: str, file: str, revision: str | None = None) -> pathlib.Path | None:
@@ -93,43 +160,16 @@ def _from_cache(name: str, revision: str | None, patterns: Sequence[str]) -> pat
     """The directory in the cache, if it has every file that the model is loaded from."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    def find(patterns: Sequence[str]) -> pathlib.Path:
+        found = hub_child.download(
+            name, revision, list(patterns), list(IGNORED), local_files_only=True
+        )
+        return pathlib.Path(found)
+
     try:
-        return _download(name, revision, patterns, local_files_only=True)
+        return find(patterns)
     except LocalEntryNotFoundError as error:
         settings = pathlib.Path(getattr(error, "snapshot_path", ""), "tokenizer_config.json")
         if not settings.is_file() or '"added_tokens_decoder"' not in settings.read_text("utf-8"):
             raise
-        needed = [pattern for pattern in patterns if pattern not in _OLD]
-        return _download(name, revision, needed, local_files_only=True)
-
-
-def _download(
-    name: str, revision: str | None, patterns: Sequence[str], local_files_only: bool = False
-) -> pathlib.Path:
-    from huggingface_hub import snapshot_download
-
-    directory = snapshot_download(
-        name,
-        revision=revision,
-        etag_timeout=TIMEOUT,
-        local_files_only=local_files_only,
-        allow_patterns=list(patterns),
-        ignore_patterns=list(IGNORED),
-    )
-    return pathlib.Path(directory)
-
-
-def _reason(failure: Exception) -> str:
-    """Why the hub did not serve a model."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    if isinstance(failure, GatedRepoError):
-        return "the hub serves it only to those who accepted its terms and set HF_TOKEN"
-    if isinstance(failure, RepositoryNotFoundError):
-        return "the hub has no such model, or shows it only with its owner's HF_TOKEN"
-    return f"the hub cannot be reached ({_first_sentence(failure)})"
-
-
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.split(r"[.!?](?= |$)", text)[0]
+        return find([pattern for pattern in patterns if pattern not in _OLD])

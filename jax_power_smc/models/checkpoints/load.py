@@ -1,5 +1,6 @@
 """``psmc.load``: a model, its parameters and its tokenizer from one name."""
 
+import dataclasses
 import importlib.resources
 import os
 import pathlib
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax_power_smc.core import checks
 from jax_power_smc.core.mesh import DATA, MODEL
 from jax_power_smc.models.checkpoints import hub
+from jax_power_smc.models.checkpoints.chat_template import TEMPLATE_SECONDS
 from jax_power_smc.models.checkpoints.hf_config import read_config
 from jax_power_smc.models.checkpoints.loaded_model import LoadedModel
 from jax_power_smc.models.checkpoints.safetensors_index import WEIGHTS, weight_files
@@ -38,7 +40,9 @@ def load(
     revision: str | None = None,
     progress: bool | None = None,
     max_positions: int | None = None,
+    hub_seconds: float = hub.HUB_SECONDS,
     tokenizer_seconds: float = TOKENIZER_SECONDS,
+    template_seconds: float = TEMPLATE_SECONDS,
 ) -> LoadedModel:
     """Loads a model.
 
@@ -59,8 +63,10 @@ def load(
         checkpoints.
       max_positions: the longest sequence that the model will be used for, see
         ``hf_config.config_from_hf``.
+      hub_seconds: how long a download may go without progress.
       tokenizer_seconds: time limit for reading the tokenizer, and then for each text that it
         encodes or decodes.
+      template_seconds: time limit for rendering a prompt by the chat template.
 
     Raises:
       ValueError: for a dtype other than these, shardings that do not fit, or a revision given for
@@ -69,9 +75,14 @@ def load(
         holds weights that are not finite.
       UnsupportedModelError: if the architecture or one of its features is not implemented.
     """
+    checks.number("hub_seconds", hub_seconds, above=0)
     checks.number("tokenizer_seconds", tokenizer_seconds, above=0)
+    template_seconds = checks.number("template_seconds", template_seconds, above=0)
     on_hub = _is_on_hub(name)
-    directory = hub.fetch(str(name), revision, hub.SMALL) if on_hub else _local(name, revision)
+    if on_hub:
+        directory = hub.fetch(str(name), revision, hub.SMALL, hub_seconds)
+    else:
+        directory = _local(name, revision)
     config = read_config(directory, max_positions)
     if shardings is None and mesh is not None:
         shardings = _shardings(mesh, config)
@@ -88,9 +99,10 @@ def load(
     if on_hub:
         # Gigabytes, so only once everything else has passed its checks; from the same commit.
         wanted = (*hub.SMALL, *(weight_files(directory) or [WEIGHTS]))
-        directory = hub.fetch(str(name), directory.name, wanted)
+        directory = hub.fetch(str(name), directory.name, wanted, hub_seconds)
     params = load_params(directory, config, dtype, shardings=shardings, progress=progress)
-    return LoadedModel(model, params, tokenizer, eos_ids, config, directory)
+    loaded = LoadedModel(model, params, tokenizer, eos_ids, config, directory)
+    return dataclasses.replace(loaded, template_seconds=template_seconds)
 
 
 def _shardings(mesh: jax.sharding.Mesh, config: TransformerConfig) -> Any:

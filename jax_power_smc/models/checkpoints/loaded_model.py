@@ -41,7 +41,7 @@ class LoadedModel:
     config: TransformerConfig
     directory: pathlib.Path
     random_weights: bool = False
-    template_seconds: float = 10.0
+    template_seconds: float = chat_template.TEMPLATE_SECONDS
     template_characters: int = 2**22
 
     @functools.cached_property

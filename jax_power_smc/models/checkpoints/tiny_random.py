@@ -98,7 +98,7 @@ def tiny_model(config: ConfigDict) -> LoadedModel:
     family = _family(config)
     found = _find(config, _TOKENIZER)
     directory = found.parent if found else embedded_directory("tiny-reasoner")
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, config.limits.tokenizer_seconds)
     eos_ids = read_eos_ids(directory, tokenizer)
     raw = {
         "model_type": family,
@@ -110,7 +110,16 @@ def tiny_model(config: ConfigDict) -> LoadedModel:
     tiny = config_from_hf(raw, f"the dry run's {family}", config.max_positions)
     model = TransformerLM(tiny, jnp.dtype(config.dtype or "float32"))
     params = model.init(prng.seed_key(0))
-    return LoadedModel(model, params, tokenizer, eos_ids, tiny, directory, random_weights=True)
+    return LoadedModel(
+        model,
+        params,
+        tokenizer,
+        eos_ids,
+        tiny,
+        directory,
+        random_weights=True,
+        template_seconds=config.limits.template_seconds,
+    )
 
 
 def _family(config: ConfigDict) -> str:

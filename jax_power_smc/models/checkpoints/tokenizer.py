@@ -59,13 +59,13 @@ def load_tokenizer(directory: pathlib.Path, seconds: float = TOKENIZER_SECONDS) 
     # byte-pair tokenizer, even if tokenizer.json holds another kind. This class follows the file.
     # Without the variable it warns on stderr that PyTorch is absent, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from jax_power_smc.models.checkpoints.guarded_tokenizer import GuardedTokenizer, within
+    from jax_power_smc.models.checkpoints.guarded_tokenizer import GuardedTokenizer, guarded
 
     def load() -> Any:
         return GuardedTokenizer.from_pretrained(directory, local_files_only=True)
 
     try:
-        tokenizer = within(seconds, f"reading the tokenizer in {directory}", load)
+        tokenizer = guarded(seconds, f"reading the tokenizer in {directory}", load)
         tokenizer.seconds = seconds
         _follow_add_bos_token(tokenizer, settings)
     except CheckpointError:

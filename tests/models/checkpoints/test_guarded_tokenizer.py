@@ -9,7 +9,7 @@ import time
 import pytest
 
 import jax_power_smc as psmc
-from jax_power_smc.models.checkpoints.guarded_tokenizer import GuardedTokenizer, within
+from jax_power_smc.models.checkpoints.guarded_tokenizer import GuardedTokenizer
 from jax_power_smc.models.checkpoints.tokenizer import load_tokenizer
 from jax_power_smc.models.transformer.config import CheckpointError
 from tests.models import small
@@ -92,13 +92,3 @@ def test_it_is_the_librarys_tokenizer_otherwise(tmp_path):
         assert each.encode("w2 w1") == [2, 1] and each.decode([2, 1]) == "w2 w1"
     with pytest.raises(Exception, match="must be"):
         tokenizer.encode(5)
-
-
-def test_within():
-    assert within(60.0, "it", lambda: 7) == 7
-    with pytest.raises(KeyError):
-        within(60.0, "it", lambda: {}["x"])
-    with pytest.raises(KeyboardInterrupt):
-        within(60.0, "it", lambda: (_ for _ in ()).throw(KeyboardInterrupt()))
-    with pytest.raises(CheckpointError, match=r"^it took longer than 0.01 s\.$"):
-        within(0.01, "it", lambda: time.sleep(1))

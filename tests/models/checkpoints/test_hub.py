@@ -1,12 +1,16 @@
 """Models of the hub, from a server of our own: what is fetched, what is kept, what is said."""
 
+import contextlib
 import http.server
+import itertools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 
 import pytest
@@ -257,6 +261,94 @@ def test_id_that_cannot_be():
     with pytest.raises(CheckpointError) as error:
         hub.fetch("owner/a..b")
     small.assert_one_sentence(error, "'owner/a..b'", "possible hub id")
+
+
+# --- A hub whose answers trickle --------------------------------------------------------------
+
+
+class Trickle(Hub):
+    """Sends what the test says, of "info", "tree" and "file", a byte a second, without end."""
+
+    def do_GET(self):
+        path = urllib.parse.urlparse(self.path).path.strip("/").split("/")
+        kind = "file" if path[0] != "api" else "tree" if "tree" in path else "info"
+        if kind != self.server.slow or self.command == "HEAD":
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not self.server.stop.wait(1.0):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+
+
+@pytest.fixture
+def trickle(tmp_path, monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    server.requests, server.slow, server.stop = [], "nothing", threading.Event()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    variables = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_CACHE": os.fspath(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.stop.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("slow", "parts"),
+    [
+        ("info", ["neither a directory nor fully in the hub's cache", "not answered in 6 s"]),
+        ("tree", ["the download of model 'owner/model' failed (no progress in 2 s)"]),
+        ("file", ["the download of model 'owner/model' failed (no progress in 2 s)"]),
+    ],
+)
+def test_a_hub_that_trickles_is_given_up(trickle, monkeypatch, slow, parts):
+    trickle.slow = slow
+    # On a busy machine, the start of a process and a request take seconds.
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 6.0 if slow == "info" else 120.0)
+    started, start = [], subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *a, **b: started.append(start(*a, **b)) or started[-1]
+    )
+    began = time.monotonic()
+    with pytest.raises(CheckpointError) as error:
+        hub.fetch("owner/model", seconds=2.0)
+    assert time.monotonic() - began < 150
+    small.assert_one_sentence(error, "'owner/model'", *parts)
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
+
+
+def test_a_download_that_goes_on_is_not_given_up(trickle, monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 120.0)
+    sizes = itertools.count(0, 10**6)
+    monkeypatch.setattr(hub, "_bytes_in", lambda cache: next(sizes))
+    said = hub.fetch("owner/model", seconds=0.01)
+    assert {path.name for path in said.iterdir()} == set(WANTED)
+
+
+def test_progress_is_what_is_on_the_disk(tmp_path):
+    before = hub._bytes_in(tmp_path)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "a").touch()
+    os.truncate(tmp_path / "blobs" / "a", 2**30)  # a hole
+    assert hub._bytes_in(tmp_path) - before < 2**20
+    (tmp_path / "blobs" / "b").write_bytes(bytes(2**20))
+    assert hub._bytes_in(tmp_path) - before >= 2**20
+    assert hub._bytes_in(tmp_path / "absent") == 0
+
+
+def test_a_process_that_ends_is_an_error(trickle, monkeypatch):
+    monkeypatch.setattr(hub.hub_child, "__file__", os.devnull)
+    with pytest.raises(CheckpointError, match=r"failed \(its process ended\)"):
+        hub.fetch("owner/model")
 
 
 def test_one_file_of_the_cache(tmp_path, monkeypatch):
