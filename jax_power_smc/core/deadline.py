@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+# The longest limit that the operating system's clocks take is higher.
+MOST_SECONDS = 10**6
 _T = TypeVar("_T")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax_power_smc.core import checks
+from jax_power_smc.core.deadline import MOST_SECONDS
 from jax_power_smc.models.checkpoints.chat_template import TEMPLATE_SECONDS
 from jax_power_smc.models.checkpoints.hub import HUB_SECONDS
 from jax_power_smc.models.checkpoints.tokenizer import TOKENIZER_SECONDS
@@ -80,6 +81,9 @@ def elsewhere(name: str, value: Any) -> None:
     """By ``tasks.load.check_task``, ``PowerTarget``, or ``job_config.check``."""
 
 
+_SECONDS = number(above=0, at_most=MOST_SECONDS)
+
+
 # --- The fields -----------------------------------------------------------------------------------
 
 FIELDS: dict[str, Field | dict[str, Field]] = {
@@ -140,13 +144,13 @@ FIELDS: dict[str, Field | dict[str, Field]] = {
             LARGEST, integer(1, 10**6), "largest file of problems, in 10^6 bytes, unpacked"
         ),
         "hub_seconds": Field(
-            HUB_SECONDS, number(above=0), "without progress, after which a download is given up"
+            HUB_SECONDS, _SECONDS, "without progress, after which a download is given up"
         ),
         "tokenizer_seconds": Field(
-            TOKENIZER_SECONDS, number(above=0), "for reading a tokenizer, and for each text"
+            TOKENIZER_SECONDS, _SECONDS, "for reading a tokenizer, and for each text"
         ),
         "template_seconds": Field(
-            TEMPLATE_SECONDS, number(above=0), "for rendering a prompt by the chat template"
+            TEMPLATE_SECONDS, _SECONDS, "for rendering a prompt by the chat template"
         ),
     },
     # The target p^alpha, see ``PowerTarget``.

@@ -1,5 +1,7 @@
 """Everything that can be wrong with a config is one sentence that names the field."""
 
+import re
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -47,6 +49,25 @@ def test_every_field_says_what_it_is_and_its_default_passes_its_check():
 def test_nested_fields(mesh, message):
     with pytest.raises(ValueError, match=message):
         check(paper(mesh=mesh))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("data_megabytes", value) for value in (0, 1.5, 10**7, "200")),
+        *(("hub_seconds", value) for value in (0, -1.0, 1e300, float("nan"))),
+        ("tokenizer_seconds", 0),
+        ("template_seconds", True),
+    ],
+)
+def test_limits_are_checked(name, value):
+    config = paper()
+    with config.unlocked():
+        config.limits = {**config.limits, name: value}
+    with pytest.raises(
+        ValueError, match=re.escape(f"config.limits.{name} is {value!r}; it must be")
+    ):
+        check(config)
 
 
 def test_programs_run_only_if_that_is_allowed():

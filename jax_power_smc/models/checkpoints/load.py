@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core import checks
+from jax_power_smc.core.deadline import MOST_SECONDS
 from jax_power_smc.core.mesh import DATA, MODEL
 from jax_power_smc.models.checkpoints import hub
 from jax_power_smc.models.checkpoints.chat_template import TEMPLATE_SECONDS
@@ -75,9 +76,9 @@ def load(
         holds weights that are not finite.
       UnsupportedModelError: if the architecture or one of its features is not implemented.
     """
-    checks.number("hub_seconds", hub_seconds, above=0)
-    checks.number("tokenizer_seconds", tokenizer_seconds, above=0)
-    template_seconds = checks.number("template_seconds", template_seconds, above=0)
+    limits = {"hub_seconds": hub_seconds, "tokenizer_seconds": tokenizer_seconds}
+    for field, value in (limits | {"template_seconds": template_seconds}).items():
+        checks.number(field, value, above=0, at_most=MOST_SECONDS)
     on_hub = _is_on_hub(name)
     if on_hub:
         directory = hub.fetch(str(name), revision, hub.SMALL, hub_seconds)

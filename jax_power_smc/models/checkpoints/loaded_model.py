@@ -140,7 +140,10 @@ class LoadedModel:
         add_generation_prompt: bool = False,
     ) -> str:
         """The turns in the format of the chat template; ValueError if it cannot render them."""
-        special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
+        special: dict[str, Any] = {
+            name: [str(each) for each in value] if isinstance(value, list) else str(value)
+            for name, value in self.tokenizer.special_tokens_map.items()
+        }
         try:
             return chat_template.render(
                 self.tokenizer.get_chat_template(),

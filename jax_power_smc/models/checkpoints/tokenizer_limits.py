@@ -5,7 +5,6 @@ and a normalizer or decoder can make a page of text of every letter.
 """
 
 import base64
-import binascii
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -58,6 +57,9 @@ def _check_vocabulary(raw: dict[str, Any], file: pathlib.Path) -> None:
     elif isinstance(vocab, list):  # of a Unigram model: tokens with their scores
         for pair in vocab:
             _check_token(pair[0] if isinstance(pair, list) and pair else "", 0, "model.vocab", file)
+    for name, value in model.items():  # prefixes and the like
+        if isinstance(value, str):
+            _check_token(value, 0, f"model.{name}", file)
     for token in _all_of(raw.get("added_tokens") or [], MOST_ADDED, "added_tokens", file):
         token = token if isinstance(token, dict) else {}
         _check_token(token.get("content"), token.get("id", 0), "added_tokens", file)
@@ -130,26 +132,30 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _growth(step: dict[str, Any], where: str) -> float:
-    """By how much a step can lengthen a text of some length."""
-    kind, content = step.get("type"), step.get("content")
-    if kind == "Replace" and isinstance(content, str):
-        pattern = step.get("pattern")
+    """By how much a step can lengthen a text of some length.
+
+    Its type is not asked for: the library recognizes a step without one by its other entries.
+    """
+    content, prefix, packed = map(step.get, ("content", "prepend", "precompiled_charsmap"))
+    growth = 1.0
+    if isinstance(content, str) and "pattern" in step:
+        pattern = step["pattern"]
         text = pattern.get("String") if isinstance(pattern, dict) else None
         # An expression may match between any two characters.
-        return max(1.0, len(content) / len(text)) if text else 1.0 + len(content)
-    if kind == "Prepend" and isinstance(prefix := step.get("prepend"), str):
-        return 1.0 + len(prefix)
-    if kind == "Precompiled":
+        growth *= max(1.0, len(content) / len(text)) if text else 1.0 + len(content)
+    if isinstance(prefix, str):
+        growth *= 1.0 + len(prefix)
+    if packed is not None:
         try:
-            charsmap = base64.b64decode(step.get("precompiled_charsmap") or "", validate=True)
-        except (binascii.Error, TypeError, ValueError):
+            charsmap = base64.b64decode(packed, validate=True)
+        except (TypeError, ValueError):
             raise CheckpointError(
                 f"the {where} has a precompiled_charsmap that is no map."
             ) from None
         # A trie, after its size, and the texts that it leads to, with a zero byte after each.
         texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
-        return max(1.0, float(max(map(len, texts.split(b"\0")), default=0)) / 4)
-    return 1.0
+        growth *= max(1.0, max(map(len, texts.split(b"\0")), default=0) / 4)
+    return growth
 
 
 def _check_padding(padding: Any, file: pathlib.Path) -> None:

@@ -73,6 +73,14 @@ REFUSED = {
         {"normalizer": sequence(sequence(sequence(*[replace("w" * 11)] * 2)))},
         "has a normalizer that can make texts 121 times as long",
     ),
+    "doubling without a type": (
+        {"normalizer": {"normalizers": [{"pattern": {"String": "w"}, "content": "w" * 101}]}},
+        "has a normalizer that can make texts 101 times as long",
+    ),
+    "a long prefix": (
+        {"model": MODEL | {"continuing_subword_prefix": "x" * 10**6}},
+        "has a token of 1000000 characters in model.continuing_subword_prefix",
+    ),
     "prepending": (
         {"normalizer": {"type": "Prepend", "prepend": "x" * 1000}},
         "has a normalizer that can make texts 1e+03 times as long",
