@@ -169,14 +169,16 @@ def parse_json(text: str | bytes, *, strict: bool = True) -> Any:
 
 def check_levels(value: Any) -> None:
     """Raises ValueError if lists and objects are nested more than ``MOST_LEVELS`` deep."""
-    level = [value]
+    level: list[Any] = [[value]]
     for _ in range(MOST_LEVELS + 1):
         level = [
-            x.values() if isinstance(x, dict) else x for x in level if isinstance(x, dict | list)
+            part.values() if type(part) is dict else part
+            for parts in level
+            for part in parts
+            if isinstance(part, dict | list)
         ]
         if not level:
             return
-        level = [part for parts in level for part in parts]
     raise ValueError("its brackets are nested too deeply")
 
 

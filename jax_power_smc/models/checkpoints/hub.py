@@ -92,14 +92,15 @@ def _ask(
         [sys.executable, "-P", hub_child.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        bufsize=0,
     ) as process:
         assert process.stdin is not None and process.stdout is not None
         lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         reading = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
         reading.start()
         try:
-            process.stdin.write(json.dumps(asked).encode() + b"\n")
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # then it also says nothing
+                process.stdin.write(json.dumps(asked).encode() + b"\n")
             said = _next(lines, ANSWER_SECONDS)
             if said is None:
                 return {"unreached": f"the hub has not answered in {ANSWER_SECONDS:g} s"}

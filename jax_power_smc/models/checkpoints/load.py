@@ -1,6 +1,5 @@
 """``psmc.load``: a model, its parameters and its tokenizer from one name."""
 
-import dataclasses
 import importlib.resources
 import os
 import pathlib
@@ -102,8 +101,9 @@ def load(
         wanted = (*hub.SMALL, *(weight_files(directory) or [WEIGHTS]))
         directory = hub.fetch(str(name), directory.name, wanted, hub_seconds)
     params = load_params(directory, config, dtype, shardings=shardings, progress=progress)
-    loaded = LoadedModel(model, params, tokenizer, eos_ids, config, directory)
-    return dataclasses.replace(loaded, template_seconds=template_seconds)
+    return LoadedModel(
+        model, params, tokenizer, eos_ids, config, directory, template_seconds=template_seconds
+    )
 
 
 def _shardings(mesh: jax.sharding.Mesh, config: TransformerConfig) -> Any:

@@ -28,7 +28,7 @@ FLOATS: dict[str, Any] = {
 }
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Of a shard. In the patterns by which the hub's library selects files, others have a meaning.
-_NAME = re.compile(r"[^\x00-\x1f*?\[\]]+\.safetensors")
+_NAME = re.compile(r"[^*?\[\]]+\.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _read_index(directory: pathlib.Path) -> dict[str, str]:
     if not isinstance(file_of, dict):
         raise CheckpointError(f"{path} is not a safetensors index (it has no weight_map).")
     names = dict.fromkeys(map(str, file_of.values()))
-    if wrong := [name for name in names if not _NAME.fullmatch(name)]:
+    if wrong := [x for x in names if not (_NAME.fullmatch(x) and x.isprintable())]:
         raise CheckpointError(
             f"{path} is not a safetensors index (its weight_map has {wrong[0][:200]!r}; it must "
             "have names of safetensors files)."

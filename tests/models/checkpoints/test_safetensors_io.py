@@ -268,7 +268,15 @@ def test_file_of_something_else(tmp_path):
         *((text, "is not a safetensors index") for text in ("{}", '{"weight_map": 3}')),
         *(
             (json.dumps({"weight_map": {"a": name}}), "must have names of safetensors files")
-            for name in (5, "a.bin", "*.safetensors", "[a].safetensors", "a\0.safetensors", "..")
+            for name in (
+                5,
+                "a.bin",
+                "*.safetensors",
+                "[a].safetensors",
+                "a\0.safetensors",
+                "..",
+                "\x9ba.safetensors",
+            )
         ),
     ],
 )
