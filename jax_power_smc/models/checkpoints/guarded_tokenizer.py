@@ -25,10 +25,10 @@ class GuardedTokenizer(PreTrainedTokenizerFast):
         encode = super().encode
         return self._guarded(lambda: list(encode(text, *args, **options)))
 
-    def decode(self, ids: Any, *args: Any, **options: Any) -> str:
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> Any:
         """The text of token ids."""
         decode = super().decode
-        return self._guarded(lambda: decode(ids, *args, **options))
+        return self._guarded(lambda: decode(token_ids, skip_special_tokens, **options))
 
     def _guarded(self, call: Callable[[], _T]) -> _T:
         return guarded(self.seconds, f"the tokenizer in {self.name_or_path}", call)

@@ -86,7 +86,7 @@ def _ask(
     name: str, revision: str | None, patterns: Sequence[str], seconds: float
 ) -> dict[str, Any]:
     """What the process that downloads says last, see ``hub_child``; ends it if it hangs."""
-    asked = {"name": name, "revision": revision, "timeout": hub_child.TIMEOUT}
+    asked: dict[str, Any] = {"name": name, "revision": revision, "timeout": hub_child.TIMEOUT}
     asked |= {"patterns": list(patterns), "ignored": list(IGNORED)}
     with subprocess.Popen(
         [sys.executable, "-P", hub_child.__file__],

@@ -145,9 +145,8 @@ def _match(
     expected: dict[str, list[MappedWeight]] = {}
     for entry in weight_map(config):
         expected.setdefault(entry.name, []).append(entry)
-    layers = 1 + max(
-        (int(found[1]) for tensor in tensors if (found := _LAYER.match(tensor.name))), default=-1
-    )
+    numbers = [int(match[1]) for each in tensors if (match := _LAYER.match(each.name))]
+    layers = 1 + max(numbers, default=-1)
     problems: list[str] = []
     if layers != config.num_layers:
         problems.append(f"num_hidden_layers is {config.num_layers} and they have {layers} layers")

@@ -48,8 +48,9 @@ def check(directory: pathlib.Path) -> None:
 
 
 def _check_vocabulary(raw: dict[str, Any], file: pathlib.Path) -> None:
-    model = raw.get("model") if isinstance(raw.get("model"), dict) else {}
-    vocab = model.get("vocab", {})  # type: ignore[union-attr]
+    given = raw.get("model")
+    model: dict[str, Any] = given if isinstance(given, dict) else {}
+    vocab = model.get("vocab", {})
     _all_of(vocab, MOST_TOKENS, "model.vocab", file)
     if isinstance(vocab, dict):
         for text, i in vocab.items():
