@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from jax_power_smc.core.files import parse_json
+from jax_power_smc.core.worker_process import START_SECONDS
 from jax_power_smc.models.checkpoints import hub_child
 from jax_power_smc.models.checkpoints.fingerprint import METADATA_FILES
 from jax_power_smc.models.checkpoints.safetensors_index import INDEX
@@ -101,7 +102,9 @@ def _ask(
         try:
             with contextlib.suppress(BrokenPipeError):  # then it also says nothing
                 process.stdin.write(json.dumps(asked).encode() + b"\n")
-            said = _next(lines, ANSWER_SECONDS)
+            said = _next(lines, START_SECONDS)
+            if said and "ready" in said:
+                said = _next(lines, ANSWER_SECONDS)
             if said is None:
                 return {"unreached": f"the hub has not answered in {ANSWER_SECONDS:g} s"}
             if "cache" in said:

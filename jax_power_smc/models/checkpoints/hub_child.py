@@ -2,9 +2,10 @@
 
 The hub's library waits for every answer as long as some byte of it comes now and then, and cannot
 be interrupted. This file is run as a program and imports nothing of the package. It reads one JSON
-object from stdin and writes one per line to stdout: first {"cache": ...}, the model's folder in the
-cache, once the hub has answered; then {"directory": ...}. Or instead of either, why not:
-{"unreached": ...}, {"error": ...}, {"no_id": true} or {"no_revision": true}. It ends if stdin does.
+object from stdin and writes one per line to stdout: {"ready": true} before it asks the hub;
+{"cache": ...}, the model's folder in the cache, once the hub has answered; then {"directory": ...}.
+Or instead of one of the latter, why not: {"unreached": ...}, {"error": ...}, {"no_id": true} or
+{"no_revision": true}. It ends if stdin does.
 """
 
 import json
@@ -38,6 +39,7 @@ def _answer(asked: dict[str, Any], say: Callable[..., None]) -> None:
 
     # Of what arrives, what is less than this is not on the disk, where the parent sees progress.
     constants.DOWNLOAD_CHUNK_SIZE = 2**20
+    say(ready=True)
     name, revision = asked["name"], asked["revision"]
     try:
         # Asked first, because the download asks the same without a time limit.

@@ -234,7 +234,7 @@ def test_a_cache_may_lack_what_is_not_read(outcomes):
 def test_one_sentence_in_seconds(outcomes, case, parts):
     outcome = outcomes[0][case]
     small.assert_sentence(outcome["error"], *parts)
-    assert outcome["seconds"] < 20
+    assert outcome["seconds"] < 60  # on a busy machine, with the start of a process
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def trickle(tmp_path, monkeypatch):
 )
 def test_a_hub_that_trickles_is_given_up(trickle, monkeypatch, slow, parts):
     trickle.slow = slow
-    # On a busy machine, the start of a process and a request take seconds.
+    # On a busy machine a request takes seconds.
     monkeypatch.setattr(hub, "ANSWER_SECONDS", 6.0 if slow == "info" else 120.0)
     started, start = [], subprocess.Popen
     monkeypatch.setattr(
