@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc.core.forks import refuse_forked
 from jax_power_smc.core.mesh import DATA, MODEL
 from jax_power_smc.models.checkpoints import hub
 from jax_power_smc.models.checkpoints.hf_config import read_config
@@ -82,6 +83,7 @@ def load(
         # Gigabytes, so only once everything else has passed its checks; from the same commit.
         wanted = (*hub.SMALL, *(weight_files(directory) or [WEIGHTS]))
         directory = hub.fetch(str(name), directory.name, wanted)
+    refuse_forked()
     params = load_params(directory, config, dtype, shardings=shardings, progress=progress)
     return LoadedModel(model, params, tokenizer, eos_ids, config, directory)
 
