@@ -82,7 +82,7 @@ def parse():
     parser.add_argument("--kills", type=int, default=20, help="how many interruptions")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
     parser.add_argument("--samplers", default="temperature_1,smc,swor,mh")
-    parser.add_argument("--limit", type=int, default=40, help="problems")
+    parser.add_argument("--limit", type=int, default=20, help="problems")
     parser.add_argument("--seeds", default="(0,1,2)", help="of the job")
     options = parser.parse_args()
     if options.kills < len(KINDS):
@@ -251,7 +251,7 @@ class Soak:
     def _start(self, workdir, count=1):
         options = self._options
         values = {"limit": options.limit, "seeds": options.seeds, "slots": 3, "num_particles": 4}
-        values["max_new_tokens"] = 96
+        values["max_new_tokens"] = 256
         command = [
             *(sys.executable, "-m", "launch.evaluate", f"--config={self._config}"),
             *(f"--workdir={workdir}", f"--lost_seconds={SILENT}"),
