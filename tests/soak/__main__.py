@@ -59,6 +59,7 @@ def main():
     enter_namespace()
     # A soak under nohup ignores it, and so would the jobs.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print(f"seed {options.seed}", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory, disk(pathlib.Path(directory)) as small:
@@ -70,6 +71,8 @@ def main():
             shutil.copytree(small, kept, dirs_exist_ok=True)
             print(f"FAILED with --seed={options.seed}: {fault}\nThe workdir is kept in {kept}.")
             return 1
+        finally:
+            soak.stop()
     print(f"As the undisturbed job; {time.monotonic() - began:.0f} s.")
     return 0
 
@@ -132,6 +135,7 @@ class Soak:
         tiny, samplers = str(ROOT / "configs/tiny_reasoner.py"), set(options.samplers.split(","))
         self._config.write_text(CONFIG.format(tiny=tiny, samplers=samplers))
         self._total, self._start_seconds, self._item_seconds = 0, 0.0, 0.0
+        self._processes = []
 
     def run(self):
         """All of it; raises ``SoakError``."""
@@ -147,6 +151,11 @@ class Soak:
         before = lines(self._workdir)
         self._to_the_end()  # once more, with nothing left to do
         expect(lines(self._workdir) == before, "a start with nothing to do changed the records")
+
+    def stop(self):
+        """Ends what still runs."""
+        for process in self._processes:
+            process.kill()
 
     def _shuffled(self):
         return self._rng.sample(KINDS, len(KINDS))
@@ -223,7 +232,7 @@ class Soak:
         is_complete = len(lines(self._workdir)) == self._total
         text = f"{kind}: exit codes {codes}; {said}"
         if kind == "SIGKILL":
-            expect(codes == [-signal.SIGKILL], text)
+            expect(codes == [-signal.SIGKILL] or (codes == [0] and is_complete), text)
         elif kind == LOST:
             other = [code for code in codes if code != -signal.SIGKILL]
             told = any("lost, so all stop" in each for each in said)
@@ -258,10 +267,13 @@ class Soak:
             f"--compilation_cache={ROOT / '.pytest_cache/soak'}",
             *(f"--config.{name}={value}" for name, value in values.items()),
         ]
-        if count == 1:
-            return Running([command])
-        shared = [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
-        return Running([[*command, *shared, f"--process_id={i}"] for i in range(count)])
+        commands = [command]
+        if count > 1:
+            shared = [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
+            commands = [[*command, *shared, f"--process_id={i}"] for i in range(count)]
+        running = Running(commands)
+        self._processes = running.processes
+        return running
 
     def _fill(self, process):
         """Nothing more can be written to the workdir."""
