@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install isolation demo test test-quick test-slow test-cluster test-pods parity lint docs clean compiled
+.PHONY: install isolation demo test test-quick test-slow test-cluster test-pods soak soak-short parity lint docs clean compiled
 
 install: .venv/installed
 
@@ -54,6 +54,17 @@ test-cluster: install
 # Further runs on many devices and by several processes, for which CI has no time.
 test-pods: install
 	$(BIN)/python -m pytest -n 0 -rs -m pods
+
+# A job that is interrupted at random moments must end with what an undisturbed one has. It prints the
+# seed of the moments; SOAK="--kills=20 --seed=7" repeats them. The short form interrupts it once in
+# each way.
+SOAK ?= --kills=20
+
+soak: install
+	$(BIN)/python -m tests.soak $(SOAK)
+
+soak-short: install
+	$(BIN)/python -m tests.soak --kills=5 --samplers=smc,mh --limit=10 --seeds="(0,1)"
 
 # Compares with PyTorch, live: the reference implementation of every model family, and the baseline of
 # the speed benchmark. (python -m tests.parity.make_golden rewrites what make test compares with.)

@@ -56,7 +56,8 @@ def ci(tmp_path):
 def test_every_step_is_shown_with_its_budget_before_the_closing_lines(ci):
     done = ci()
     assert done.returncode == 0, done.stderr
-    assert ci.calls()[:6] == ["install", "lint", "test", "test-slow", "parity", "compiled"]
+    steps = ["install", "lint", "test", "test-slow", "parity", "compiled", "soak-short"]
+    assert ci.calls()[:7] == steps
     table, closing = done.stdout.split("budget\n")[-1].split("\n\n")
     rows = {row.split()[0]: row.split()[1:] for row in table.splitlines()}
     assert {name: row[1] for name, row in rows.items() if name != "test-cluster"} == {
@@ -66,6 +67,7 @@ def test_every_step_is_shown_with_its_budget_before_the_closing_lines(ci):
         "test-slow": "900",
         "parity": "600",
         "compiled": "300",
+        "soak-short": "120",
         "isolation": "-",
     }
     assert "OVER BUDGET" not in table
@@ -77,7 +79,7 @@ def test_a_step_over_its_budget_is_marked_and_does_not_fail(ci):
     assert done.returncode == 0
     table = done.stdout.split("budget\n")[-1]
     over = [row.split()[0] for row in table.splitlines() if row.endswith("OVER BUDGET")]
-    assert over == ["lint", "test", "parity", "compiled"]
+    assert over == ["lint", "test", "parity", "compiled", "soak-short"]
 
 
 @pytest.mark.parametrize("target", ["lint", "test", "parity"])

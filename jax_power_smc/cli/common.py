@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from jax_power_smc.cli.output import outlive_readers
+from jax_power_smc.cli.output import prepare_output
 from jax_power_smc.core.sanitize import on_one_line
 
 BAD_INPUT = 2
@@ -31,7 +31,7 @@ def launch(main: Callable[[Any], Any], required: Sequence[str]) -> None:
     Only warnings are logged, unless ``--verbosity`` asks for more. Compiled programs are cached:
     see ``keep_compiled_programs``. Output that nobody reads stops nothing: see ``output``.
     """
-    outlive_readers()
+    prepare_output()
 
     def guarded(argv: Sequence[str]) -> None:
         with plain_errors():

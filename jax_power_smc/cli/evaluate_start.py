@@ -64,8 +64,13 @@ def agree_on_start(processes: ProcessGroup, config: ConfigDict) -> None:
     if processes.count == 1:
         return
     own = {name: x for name, x in config.to_dict().items() if name != "grading_processes"}
+    settings = {
+        "local_devices": jax.local_device_count(),
+        "enable_x64": jax.config.values["jax_enable_x64"],
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
+    }
     facts = {"config": own, "version": versions(), "device": device(), "keys": _keys()}
-    agree(processes, "what each process was started with", facts)
+    agree(processes, "what each process was started with", facts | {"jax": settings})
 
 
 def agree_on_work(processes: ProcessGroup, made: Conditions, scope: Scope) -> None:

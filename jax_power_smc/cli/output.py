@@ -1,7 +1,10 @@
-"""stdout and stderr of a program that must not end because nobody reads them any more.
+"""stdout and stderr of the launchers: nobody has to read them, and they show what they print.
 
 A terminal that is closed, a pipe whose reader has ended and a descriptor that was closed from the
 start all take the output and lose it. A full disk does not: that is an error like any other.
+
+Text of models, data sets and files may come up in any line, in errors and logs of other libraries
+too, so control characters are replaced here once more, whoever prints them.
 """
 
 import contextlib
@@ -10,6 +13,10 @@ import io
 import os
 import sys
 from typing import Any
+
+from absl import logging
+
+from jax_power_smc.core.sanitize import VisibleStream
 
 # What writing to a dead pipe, a lost terminal or a closed descriptor ends in.
 _NOBODY_READS = (errno.EPIPE, errno.EIO, errno.EBADF)
@@ -28,7 +35,7 @@ class _Lasting(io.FileIO):
             return len(memoryview(content))
 
 
-def outlive_readers() -> None:
+def prepare_output() -> None:
     """Makes stdout and stderr of this process such; streams that are no descriptors stay."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
@@ -48,7 +55,10 @@ def outlive_readers() -> None:
             errors="backslashreplace",
             line_buffering=name == "stderr" or os.isatty(descriptor),
         )
-        setattr(sys, name, made)
+        setattr(sys, name, VisibleStream(made))
+        if name == "stderr":
+            logging.get_absl_handler().python_handler.setStream(sys.stderr)  # it has that of before
+            os.environ.setdefault("PYTHON_COLORS", "0")  # or tracebacks show the codes of colors
 
 
 def _is_open(descriptor: int) -> bool:

@@ -5,6 +5,7 @@ import time
 from typing import Self, TextIO
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -15,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from jax_power_smc.core.sanitize import visible
+from jax_power_smc.core.sanitize import VisibleStream, as_is, visible
 
 
 class ProgressDisplay:
@@ -53,13 +54,17 @@ class ProgressDisplay:
                 BarColumn(),
                 *(amounts if in_bytes else (MofNCompleteColumn(),)),
                 TextColumn("{task.fields[text]}", markup=False),
-                console=Console(file=self._stream),
+                console=Console(file=as_is(self._stream)),
                 transient=transient,
             )
 
     def __enter__(self) -> Self:
         if self._live:
             self._live.start()
+            # What is printed meanwhile appears above the bars, by way of the display's console.
+            for name in ("stdout", "stderr"):
+                if isinstance(stream := getattr(sys, name), FileProxy):
+                    setattr(sys, name, VisibleStream(stream))
         return self
 
     def __exit__(self, *details: object) -> None:

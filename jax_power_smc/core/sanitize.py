@@ -6,6 +6,8 @@ their code points. Markup is left as it is: escaping it is up to the caller, who
 """
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 # Control characters except tab and newline; invisible marks except the joiners that emoji and some
 # scripts need; other line separators; direction marks and overrides; surrogates; tags.
@@ -23,3 +25,31 @@ def visible(text: str) -> str:
 def on_one_line(text: str) -> str:
     """The same with every stretch of white space as one space."""
     return " ".join(visible(text).split())
+
+
+class VisibleStream:
+    """A text stream through which everything is written as ``visible`` has it.
+
+    ``as_is`` is the stream below, for what moves the cursor on purpose and takes care of the text
+    in it.
+    """
+
+    def __init__(self, as_is: Any) -> None:
+        self.as_is = as_is
+
+    def write(self, text: str) -> int:
+        """As that of the stream below."""
+        written: int = self.as_is.write(visible(text))
+        return written
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """As that of the stream below."""
+        self.as_is.writelines(map(visible, lines))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.as_is, name)
+
+
+def as_is(stream: Any) -> Any:
+    """The stream below a ``VisibleStream``; any other stream itself."""
+    return stream.as_is if isinstance(stream, VisibleStream) else stream

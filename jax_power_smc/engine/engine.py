@@ -18,6 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from jax_power_smc.core import checks, prng
+from jax_power_smc.core.forks import refuse_forked
 from jax_power_smc.core.mesh import mesh_of, no_ambient_mesh
 from jax_power_smc.core.types import Params
 from jax_power_smc.engine import slot_plan
@@ -58,6 +59,7 @@ class BaseEngine:
         capacity: int | None = None,
         prompt_bucket: int | None = None,
     ) -> None:
+        refuse_forked()
         self.model, self.params, self.sampler = model, params, sampler
         self.tokenizer = tokenizer
         self.mesh = mesh_of(params) if mesh is None else mesh
@@ -79,6 +81,7 @@ class BaseEngine:
 
     def scheduler(self, key: jax.Array) -> Scheduler | ChainScheduler:
         """Empty slots for one run."""
+        refuse_forked()
         make: Any = ChainScheduler if self.sampler.runs_as_chains else Scheduler
         return make(
             self.model,
@@ -122,6 +125,7 @@ class Engine(BaseEngine):
 
     Raises:
       ValueError: for a value outside its range, or if not even one slot fits; before any work.
+      RuntimeError: here and in its methods, in a process that was forked while JAX was in use.
     """
 
     def __init__(
@@ -169,7 +173,8 @@ class Engine(BaseEngine):
             prompt_bucket=count("prompt_bucket", prompt_bucket),
         )
         self.stats = EngineStats()
-        # Weak: a stream that is no longer referenced, as after a break out of its loop, has ended.
+        # Weak: a stream that is no longer referenced, as after a break out of its loop, has ended,
+        # and its memory must be freed.
         self._current: weakref.ref[Stream] | None = None
 
     def __enter__(self) -> Self:
@@ -209,6 +214,8 @@ class Engine(BaseEngine):
     ) -> Stream:
         """Samples for requests as they come, and yields each as it finishes.
 
+        An earlier stream of this engine that was left, say by an exception, is ended.
+
         Args:
           requests: read as slots become free. It may be an endless generator; a None in it means
             that nothing is waiting at the moment.
@@ -222,13 +229,15 @@ class Engine(BaseEngine):
           If reading ``requests`` raises, what had been read is finished and yielded first.
 
         Raises:
-          ValueError: for a key of the wrong kind, or while another stream of this engine runs.
+          ValueError: for a key of the wrong kind, or while another thread, or the reading of
+            another stream's requests, is inside a stream of this engine.
         """
         key = checks.key(key)
         if not isinstance(requests, Iterable) or isinstance(requests, str):
             raise ValueError(f"requests is {requests!r}; it must be an iterable of StreamRequest.")
-        if self._running() is not None:
-            raise ValueError("another stream of this engine runs; finish or close() it first.")
+        earlier = self._running()
+        if earlier is not None:
+            earlier.end()
         scheduler = self._slots(key)
 
         def admit(index: int, request: Any) -> ActiveRequest:

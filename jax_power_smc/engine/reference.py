@@ -25,6 +25,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jax_power_smc.core import prng
+from jax_power_smc.core.forks import refuse_forked
 from jax_power_smc.core.mesh import (
     DATA,
     DATA_SHARDED,
@@ -311,6 +312,7 @@ def sample(
     Raises:
       ValueError: naming the argument, its value and what is allowed, before any work starts.
     """
+    refuse_forked()
     asked = check_request(
         model, prompts, prompt_ids, key, target, sampler, max_new_tokens, prompts_per_batch=None
     )

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jax_power_smc.core import checks
+from jax_power_smc.core.forks import refuse_forked
 from jax_power_smc.core.types import TokenIds
 from jax_power_smc.engine.collect import collect
 from jax_power_smc.engine.request import ActiveRequest
@@ -122,6 +123,7 @@ class Stream:
         self._arrivals = _Arrivals(admit)
         count = len(requests) if isinstance(requests, list | tuple) else None
         self._finished = scheduler.run(self._arrivals.read(requests), until, count)
+        self._is_replaced = False
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -132,6 +134,9 @@ class Stream:
         return self
 
     def __next__(self) -> Finished:
+        refuse_forked()
+        if self._is_replaced:
+            raise ValueError("this stream was ended by a later one of its engine.")
         try:
             active = next(self._finished)
         except BaseException:
@@ -150,6 +155,18 @@ class Stream:
         """Drops what has not been yielded; the engine may then start another stream."""
         self._finished.close()
         self._release(self)
+
+    def end(self) -> None:
+        """Closes the stream for another one of its engine; whoever still reads it is told.
+
+        Raises:
+          ValueError: if it is at work, in another thread or further up.
+        """
+        try:
+            self.close()
+        except ValueError:  # of a generator that is executing
+            raise ValueError("another stream of this engine is at work; wait for it.") from None
+        self._is_replaced = True
 
     def _result(self, active: ActiveRequest) -> Finished:
         index, request = self._arrivals.pop(active)

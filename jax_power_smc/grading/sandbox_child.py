@@ -7,19 +7,24 @@ They share no interpreter and, if isolated, nothing but two pipes. What passes t
 plain data (``encode``), so the candidate can answer wrongly, but neither change the tests nor what
 the judge makes of an answer. It also never sees the tests. This file must not import the package,
 which is not there where it runs.
+
+Every program waits for the imports here, so there are few.
 """
 
+from __future__ import annotations
+
 import builtins
-import contextlib
 import itertools
 import json
 import math
 import os
-import signal
 import sys
 import types
-from collections.abc import Callable
-from typing import IO, Any, NoReturn
+
+TYPE_CHECKING = False  # that of the typing module would cost its import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import IO, Any, NoReturn
 
 STARTED, LOADED = b"started\n", b"loaded\n"
 PASSED, FAILED, ABSENT, NOT_PLAIN = "passed", "failed", "absent", "not plain"
@@ -234,6 +239,7 @@ def die_with(parent: int) -> None:
     """Has the kernel kill this process when the thread that started it ends (Linux only)."""
     if sys.platform == "linux":
         import ctypes
+        import signal
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent ended before that
@@ -250,8 +256,10 @@ def limit_resources(**limits: int) -> None:
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
         least = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        with contextlib.suppress(ValueError, OSError):  # macOS lacks some of them
+        try:
             resource.setrlimit(kind, (least, least))
+        except (ValueError, OSError):  # macOS lacks some of them
+            continue
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 from rich.console import Console
 from rich.text import Text
 
-from jax_power_smc.core.sanitize import on_one_line
+from jax_power_smc.core.sanitize import on_one_line, visible
 from jax_power_smc.report import formatting, tables
 from jax_power_smc.report.summary_rows import (
     Comparisons,
@@ -46,7 +46,7 @@ def show(summary: dict[str, Any]) -> None:
         lines.append(f"{text}: {', '.join(each)}.")
     for line in lines:
         # rich adds no line breaks: a pipe has no width, and a terminal wraps by itself.
-        out.print(Text(line), soft_wrap=True)
+        out.print(Text(visible(line)), soft_wrap=True)
 
 
 def results(runs: Sequence[RunSummary], problems: int, layout: Layout = "page") -> Table:

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.text import Text
 
-from jax_power_smc.core.sanitize import visible
+from jax_power_smc.core.sanitize import as_is, visible
 
 # Columns where the output is not a terminal.
 FILE_WIDTH = 110
@@ -92,9 +92,9 @@ def pivot(
 
 
 def console() -> Console:
-    """Prints to stdout, as wide as the terminal."""
+    """Prints to stdout, as wide as the terminal; what is printed must be ``visible``."""
     width = None if sys.stdout.isatty() else FILE_WIDTH
-    return Console(file=sys.stdout, width=width, highlight=False)
+    return Console(file=as_is(sys.stdout), width=width, highlight=False)
 
 
 def print_tables(tables: Iterable[Table]) -> None:
@@ -103,7 +103,7 @@ def print_tables(tables: Iterable[Table]) -> None:
     for table in tables:
         if table.rows:
             if table.title:
-                out.print(Text(table.title), soft_wrap=True)
+                out.print(_text(table.title), soft_wrap=True)
             out.print(to_rich(table))
 
 
@@ -132,7 +132,7 @@ def to_rich(table: Table) -> rich.table.Table:
         columns.append([_printed(cell, width if inline else 0) for cell in cells])
         if column.interval == "column":
             made.add_column(Text("95%"), no_wrap=True, vertical="bottom")
-            columns.append([Text(cell.interval) for cell in cells])
+            columns.append([_text(cell.interval) for cell in cells])
     for row in zip(*columns, strict=True):
         made.add_row(*row)
     return made

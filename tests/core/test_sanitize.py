@@ -1,8 +1,10 @@
 """Text that is safe to look at."""
 
+import io
+
 import pytest
 
-from jax_power_smc.core.sanitize import on_one_line, visible
+from jax_power_smc.core.sanitize import VisibleStream, as_is, on_one_line, visible
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,13 @@ def test_ends_of_lines_are_newlines():
 
 def test_on_one_line():
     assert on_one_line("  a\r\n b\t\tc\0 ") == "a b c<U+0000>"
+
+
+def test_a_visible_stream_replaces_what_is_written_and_is_otherwise_the_one_below():
+    below = io.StringIO()
+    stream = VisibleStream(below)
+    print("a\x1bb", file=stream)
+    assert below.getvalue() == stream.getvalue() == "a<U+001B>b\n"
+    as_is(stream).write("\x1b")
+    as_is(below).write("\x07")
+    assert below.getvalue() == "a<U+001B>b\n\x1b\x07"

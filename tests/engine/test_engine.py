@@ -4,6 +4,8 @@ import array
 import dataclasses
 import itertools
 import math
+import subprocess
+import sys
 import time
 
 import jax
@@ -16,6 +18,7 @@ from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
 from jax_power_smc.engine import executables, programs, slot_plan
 from jax_power_smc.engine.target_batch import TargetBatch
 from jax_power_smc.engine.timing import ReadyTimes
+from tests.paths import ROOT
 
 # Of every scheduler, after every round.
 pytestmark = pytest.mark.usefixtures("quick_compilation", "integrity")
@@ -398,14 +401,44 @@ def test_a_request_may_say_that_nothing_waits():
     assert sorted(one.index for one in done) == [0, 1]
 
 
-def test_one_stream_at_a_time_until_it_is_closed():
+def test_a_later_stream_ends_an_earlier_one_which_says_so():
     made = make()
     stream = made.stream([request(i) for i in range(6)], key=KEY)
     next(stream)
-    with pytest.raises(ValueError, match="another stream of this engine runs"):
-        made.stream([request(0)], key=KEY)
-    stream.close()
-    assert_as_alone(next(made.stream([request(0)], key=KEY)))
+    later = made.stream([request(0)], key=KEY)
+    with pytest.raises(ValueError, match="this stream was ended by a later one of its engine"):
+        next(stream)
+    stream.close()  # does not end the later one
+    assert_as_alone(next(later))
+    with pytest.raises(StopIteration):
+        next(later)
+
+
+def test_an_engine_serves_whoever_handles_the_exception_that_left_its_stream():
+    made = make()
+
+    def fails():
+        stream = made.stream((request(i) for i in range(9)), key=KEY)  # held by the traceback
+        for _ in stream:
+            raise KeyError("in the body")
+
+    try:
+        fails()
+    except KeyError:
+        assert_as_alone(next(made.stream([request(0)], key=KEY)))
+
+
+def test_a_stream_at_work_is_not_ended():
+    made = make()
+
+    def nested():
+        yield request(0)
+        made.stream([request(1)], key=KEY)
+
+    stream = made.stream(nested(), key=KEY)
+    assert_as_alone(next(stream))
+    with pytest.raises(ValueError, match="another stream of this engine is at work"):
+        list(stream)
 
 
 def test_an_engine_is_free_when_its_stream_is_dropped():
@@ -428,6 +461,56 @@ def test_an_engine_is_free_when_its_stream_is_dropped():
     with pytest.raises(StopIteration):
         next(stream)
     assert len(list(sample.stream([request(0)], key=KEY))) == 1
+
+
+FORKED = """
+import os, signal, warnings
+
+warnings.simplefilter("ignore")
+import jax
+import jax_power_smc as psmc
+from tests.engine import test_engine as tests
+
+lm = psmc.load("tiny-reasoner")
+engine, key = tests.make(), jax.random.key(0)
+begun = engine.stream([tests.request(i) for i in range(6)], key=key)
+next(begun)
+options = {"target": tests.TARGETS[0], "sampler": tests.SAMPLER, "max_new_tokens": 3}
+calls = {
+    "next": lambda: next(begun),
+    "stream": lambda: engine.stream([tests.request(0)], key=key),
+    "warmup": engine.warmup,
+    "engine": tests.make,
+    "sample": lambda: psmc.sample(tests.MODEL, tests.PARAMS, [[1]], key=key, **options),
+    "plain": lambda: psmc.plain.sample(tests.MODEL, tests.PARAMS, [[1]], key=key, **options),
+    "load": lambda: psmc.load("tiny-reasoner"),
+}
+child = os.fork()
+if not child:
+    signal.alarm(60)  # it hung before it was refused
+    for name, call in calls.items():
+        try:
+            call()
+        except RuntimeError as error:
+            print(name, error, flush=True)
+    engine.close()
+    os._exit(7)  # as children of multiprocessing end; JAX does not survive more
+print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print("parent", sum(1 for _ in begun))
+"""
+
+
+def test_a_forked_child_is_told_instead_of_waiting_forever():
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    *refused, child, parent = done.stdout.splitlines()
+    names = ["next", "stream", "warmup", "engine", "sample", "plain", "load"]
+    assert [line.split()[0] for line in refused] == names, done.stderr
+    for line in refused:
+        assert "was forked from one in which JAX was in use" in line
+        assert "spawn" in line
+    assert (child, parent) == ("child 7", "parent 5")
 
 
 def test_stop_rules_of_their_own_leave_the_table_with_their_requests(monkeypatch):

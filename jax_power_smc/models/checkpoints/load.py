@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jax_power_smc.core import checks
 from jax_power_smc.core.deadline import MOST_SECONDS
+from jax_power_smc.core.forks import refuse_forked
 from jax_power_smc.core.mesh import DATA, MODEL
 from jax_power_smc.models.checkpoints import hub
 from jax_power_smc.models.checkpoints.chat_template import TEMPLATE_SECONDS
@@ -100,6 +101,7 @@ def load(
         # Gigabytes, so only once everything else has passed its checks; from the same commit.
         wanted = (*hub.SMALL, *(weight_files(directory) or [WEIGHTS]))
         directory = hub.fetch(str(name), directory.name, wanted, hub_seconds)
+    refuse_forked()
     params = load_params(directory, config, dtype, shardings=shardings, progress=progress)
     return LoadedModel(
         model, params, tokenizer, eos_ids, config, directory, template_seconds=template_seconds
