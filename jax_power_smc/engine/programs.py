@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax_power_smc.core import prng
 from jax_power_smc.core.mesh import DATA_SHARDED, PER_DEVICE, REPLICATED
 from jax_power_smc.core.prng import StepUniforms
+from jax_power_smc.core.top_k import true_indices
 from jax_power_smc.core.types import Cache, Params
 from jax_power_smc.engine.layout import Layout, Specs
 from jax_power_smc.engine.state import (
@@ -200,7 +201,7 @@ def insert(
     group = rows.slot.shape[0]
     table = state.rows
     is_free = (table.owner >= num_slots) & ~table.spoiled
-    free = jnp.nonzero(is_free, size=group, fill_value=num_rows)[0].astype(jnp.int32)
+    free = true_indices(is_free, group, fill_value=num_rows)
     where = jnp.where(rows.slot < num_slots, free, num_rows)
 
     def put(x: jax.Array, y: jax.Array, at: jax.Array) -> jax.Array:

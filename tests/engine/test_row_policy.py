@@ -39,6 +39,14 @@ def test_stalls_let_the_table_grow():
     assert plan_rows(LADDER, 48, 48, Load(in_use=40, stalled=2), MANY, 0).num_rows == 48
 
 
+def test_a_prompt_that_is_alone_has_more_slack():
+    assert plan_rows(LADDER, 8, 8, Load(in_use=8), MANY, 0) == RowPlan(8, 8)
+    assert plan_rows(LADDER, 8, 8, Load(in_use=8), MANY, 0, alone=True) == RowPlan(16, 16)
+    stalled = Load(in_use=24, stalled=1)
+    assert plan_rows(LADDER, 24, 24, stalled, MANY, 0) == RowPlan(32, 32)
+    assert plan_rows(LADDER, 24, 24, stalled, MANY, 0, alone=True) == RowPlan(48, 48)
+
+
 def test_a_table_shrinks_in_two_looks():
     # So many rows may be in use that the smaller table might not hold them: first a limit.
     first = plan_rows(LADDER, 32, 32, Load(in_use=5), MANY, 0)
@@ -164,7 +172,7 @@ def test_most_rows_are_in_use_where_prompts_need_few():
     there = sum(plan.num_rows for plan in done.plans)
     assert used / there > 0.5
     stalled = sum(load.stalled for load in done.loads) / (8 * len(done.loads))
-    assert stalled < 0.1
+    assert stalled < 0.12
 
 
 # --- capacity ---
