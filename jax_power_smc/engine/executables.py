@@ -11,7 +11,8 @@ import jax
 from jax_power_smc.core.mesh import default_place
 from jax_power_smc.engine.layout import ONE_DEVICE, Layout
 from jax_power_smc.engine.model_cache import ModelCache
-from jax_power_smc.engine.programs import SPECS, Program
+from jax_power_smc.engine.program_specs import SPECS
+from jax_power_smc.engine.programs import Program
 from jax_power_smc.engine.timing import preparing
 
 # A program on a CPU takes some 400 memory maps (on Linux, tiny-reasoner without replacement). A

@@ -12,7 +12,7 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc.core.mesh import DATA_SHARDED, make_mesh
-from jax_power_smc.engine import executables, programs
+from jax_power_smc.engine import executables, program_specs
 from jax_power_smc.engine.layout import ONE_DEVICE, Specs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -30,7 +30,7 @@ def scale(x, *, by):
 @pytest.fixture(autouse=True)
 def only_this_program(monkeypatch):
     specs = Specs((DATA_SHARDED,), DATA_SHARDED, False)
-    monkeypatch.setitem(programs.SPECS, scale, lambda layout, args: specs)
+    monkeypatch.setitem(program_specs.SPECS, scale, lambda layout, args: specs)
     executables.forget()
     yield
     executables.forget()
