@@ -21,7 +21,9 @@ from jax_power_smc.engine.timing import preparing
 MAPS_OF_PROGRAM = 540
 USUAL_MAPS = 65_530
 MAX_MAP_COUNT = pathlib.Path("/proc/sys/vm/max_map_count")
-MOST = 1000
+# It also takes some 11 MB of memory.
+MOST_ON_CPU = 250
+MOST_ELSEWHERE = 1000
 
 
 def most_on_cpu() -> int:
@@ -30,11 +32,11 @@ def most_on_cpu() -> int:
         maps = int(MAX_MAP_COUNT.read_text())
     except (OSError, ValueError):
         maps = USUAL_MAPS
-    return min(MOST, max(maps // MAPS_OF_PROGRAM, 1))
+    return min(MOST_ON_CPU, max(maps // MAPS_OF_PROGRAM, 1))
 
 
 def _limit() -> int:
-    return most_on_cpu() if jax.default_backend() == "cpu" else MOST
+    return most_on_cpu() if jax.default_backend() == "cpu" else MOST_ELSEWHERE
 
 
 _EXECUTABLES: ModelCache[Any] = ModelCache(_limit)
