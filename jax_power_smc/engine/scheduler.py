@@ -343,7 +343,7 @@ class Scheduler:
         self.stats.add(snapshot, chunk.records.copies, chunk.num_rows)
         running = snapshot.running.tolist()
         stuck = chunk.stuck(self.rows.allocator.slots_per_shard)
-        self._known.see(chunk, self.rows.num_rows, bool(stuck))
+        self._known.see(chunk, bool(stuck))
         done = {
             slot: request
             for slot, request in enumerate(chunk.occupants)
