@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jax_power_smc.core import prng
-from jax_power_smc.engine import executables, programs
+from jax_power_smc.engine import executables, program_specs, programs, table_size
 from jax_power_smc.engine.layout import Layout, layout_of
 from jax_power_smc.engine.state import PromptInputs, SharedInputs
 from jax_power_smc.models.transformer.transformer import TransformerLM
@@ -110,12 +110,12 @@ class Programs:
 
     def compact(self) -> Any:
         """Rows moved to the first half of the table."""
-        return self._lower(programs.compact, (self.state,), num_rows=self.sizes.rows // 2)
+        return self._lower(table_size.compact, (self.state,), num_rows=self.sizes.rows // 2)
 
     def resize(self) -> Any:
         """The first half of the table alone."""
         sizes = {"num_rows": self.sizes.rows // 2, "capacity": self.sizes.capacity}
-        return self._lower(programs.resize, (self.params, self.state), **sizes)
+        return self._lower(table_size.resize, (self.params, self.state), **sizes)
 
     def lower(self, name: str) -> Any:
         """The program of one of ``NAMES``."""
@@ -149,7 +149,7 @@ class Programs:
         return executables.results(program, self._static | static, args, self.layout)
 
     def _lower(self, program: programs.Program, args: Any, **static: Any) -> Any:
-        specs = programs.SPECS[program](self.layout, args)
+        specs = program_specs.SPECS[program](self.layout, args)
         return self.layout.lower(program, self._static | static, args, specs)
 
 

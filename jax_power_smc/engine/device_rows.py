@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax_power_smc.core import prng
 from jax_power_smc.core.mesh import REPLICATED
 from jax_power_smc.core.types import Params
-from jax_power_smc.engine import executables, programs
+from jax_power_smc.engine import executables, programs, table_size
 from jax_power_smc.engine.buckets import Sizes, pad_prompts
 from jax_power_smc.engine.layout import layout_of
 from jax_power_smc.engine.model_cache import ModelCache
@@ -119,8 +119,8 @@ class DeviceRows:
         else:
             if fewer:
                 static = {"num_rows": num_rows}
-                self._state = self._call(programs.compact, static, self._state)
-            self._state = self._call(programs.resize, sizes, self.params, self._state)
+                self._state = self._call(table_size.compact, static, self._state)
+            self._state = self._call(table_size.resize, sizes, self.params, self._state)
 
     def enter(
         self, requests: dict[int, ActiveRequest], prefixes: Sequence[Prefix], group: Group
@@ -185,7 +185,7 @@ class DeviceRows:
         """Clears the rows whose logits were invalid, so that they can be used again."""
         assert self._state is not None
         static = {"capacity": self.capacity}
-        rows = self._call(programs.reset, static, self.params, self._state.rows)
+        rows = self._call(table_size.reset, static, self.params, self._state.rows)
         self._state = self._state._replace(rows=rows)
 
     def warmup(self, most: int) -> None:
@@ -312,7 +312,7 @@ class DeviceRows:
 
 _OF_MODEL = {
     *(programs.start, programs.prefill, programs.insert),
-    *(programs.decode_chunk, programs.compact, programs.resize, programs.reset),
+    *(programs.decode_chunk, table_size.compact, table_size.resize, table_size.reset),
 }
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +11,32 @@ import jax
 from jax_power_smc.core.mesh import default_place
 from jax_power_smc.engine.layout import ONE_DEVICE, Layout
 from jax_power_smc.engine.model_cache import ModelCache
-from jax_power_smc.engine.programs import SPECS, Program
+from jax_power_smc.engine.program_specs import SPECS
+from jax_power_smc.engine.programs import Program
 from jax_power_smc.engine.timing import preparing
 
 # A program on a CPU takes some 400 memory maps (on Linux, tiny-reasoner without replacement). A
-# process may have 65,530 of them, and the compiler aborts at the next one.
-MOST_ON_CPU = 120
+# process may have 65,530 of them, if the system says nothing else (vm.max_map_count), and the
+# compiler aborts at the next one.
+MAPS_OF_PROGRAM = 540
+USUAL_MAPS = 65_530
+MAX_MAP_COUNT = pathlib.Path("/proc/sys/vm/max_map_count")
+# It also takes some 11 MB of memory.
+MOST_ON_CPU = 250
 MOST_ELSEWHERE = 1000
 
 
+def most_on_cpu() -> int:
+    """As many programs as this system lets a process keep."""
+    try:
+        maps = int(MAX_MAP_COUNT.read_text())
+    except (OSError, ValueError):
+        maps = USUAL_MAPS
+    return min(MOST_ON_CPU, max(maps // MAPS_OF_PROGRAM, 1))
+
+
 def _limit() -> int:
-    return MOST_ON_CPU if jax.default_backend() == "cpu" else MOST_ELSEWHERE
+    return most_on_cpu() if jax.default_backend() == "cpu" else MOST_ELSEWHERE
 
 
 _EXECUTABLES: ModelCache[Any] = ModelCache(_limit)

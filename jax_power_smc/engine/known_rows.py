@@ -71,14 +71,16 @@ class KnownRows:
         self.unseen.append(Chunk(occupants, records, snapshot, num_rows, limit, *put_in))
         self.entered, self.entered_longest = np.zeros_like(self.in_use), 0
 
-    def see(self, chunk: Chunk, num_rows: int, stuck: bool) -> None:
-        """Learns from a chunk in host memory; the table has ``num_rows`` by now."""
+    def see(self, chunk: Chunk, stuck: bool) -> None:
+        """Learns from a chunk in host memory, the first of those that were unseen."""
+        latest = self.unseen[-1] if self.unseen else chunk
         self.seen, self.in_use = chunk, np.asarray(chunk.snapshot.in_use)
         self.load = Load(
             in_use=int(self.in_use.max()),
             longest=int(chunk.snapshot.longest.max()),
-            # Stalls in a table that has grown since are no reason to let it grow again.
-            stalled=chunk.stalled if chunk.num_rows == num_rows else 0,
+            # Stalls under a limit that was raised since are no reason to raise it again.
+            stalled=chunk.stalled if chunk.row_limit >= latest.row_limit else 0,
+            limit=chunk.row_limit,
             stuck=stuck,
         )
 

@@ -26,7 +26,7 @@ from jax_power_smc.core.mesh import (
     no_ambient_mesh,
 )
 from jax_power_smc.core.types import Params
-from jax_power_smc.engine import batching, executables, mh_step, programs
+from jax_power_smc.engine import batching, executables, mh_step, program_specs, programs
 from jax_power_smc.engine.buckets import Sizes, pad_prompts
 from jax_power_smc.engine.layout import Layout, Specs, layout_of
 from jax_power_smc.engine.mh_step import ChainPrompt, MoveState
@@ -124,7 +124,7 @@ def _finish_specs(layout: Layout, args: Any) -> Specs:
     return Specs((prompt, state), (DATA_SHARDED, DATA_SHARDED), True)
 
 
-programs.SPECS |= {
+program_specs.SPECS |= {
     start_batch: _start_specs,
     move_batch: _move_specs,
     finish_batch: _finish_specs,

@@ -8,12 +8,10 @@
     finalize      final weights and choices of a group of slots
     suspend       takes prompts' rows away; ``insert`` puts them back
     cancel        ends prompts that are no longer wanted
-    compact       moves rows to the beginning of the table, so that it can shrink
-    resize        gives the row table another number of rows, or another capacity
-    reset         clears rows whose logits were invalid
     write_states  writes the states of a stop rule into the table
 
-Each is written for the prompts of one device; on a mesh every data shard runs it for its own.
+Those that change the table's size are in ``table_size``. Each is written for the prompts of one
+device; on a mesh every data shard runs it for its own (``program_specs``).
 
 Letters: P slots, G prompts or prefixes that enter or leave together, S their padded length, R rows.
 """
@@ -25,10 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core import prng
-from jax_power_smc.core.mesh import DATA_SHARDED, PER_DEVICE, REPLICATED
 from jax_power_smc.core.prng import StepUniforms
+from jax_power_smc.core.top_k import true_indices
 from jax_power_smc.core.types import Cache, Params
-from jax_power_smc.engine.layout import Layout, Specs
 from jax_power_smc.engine.state import (
     DecodeState,
     PromptInputs,
@@ -40,7 +37,6 @@ from jax_power_smc.engine.state import (
     with_dtype,
 )
 from jax_power_smc.engine.step import Record, decode_step
-from jax_power_smc.engine.table_size import compact, reset, resize
 from jax_power_smc.models.base import LanguageModel
 from jax_power_smc.models.cache_moves import insert_rows, release_rows
 from jax_power_smc.samplers import FinalWeights, Kernel, Particles
@@ -200,7 +196,7 @@ def insert(
     group = rows.slot.shape[0]
     table = state.rows
     is_free = (table.owner >= num_slots) & ~table.spoiled
-    free = jnp.nonzero(is_free, size=group, fill_value=num_rows)[0].astype(jnp.int32)
+    free = true_indices(is_free, group, fill_value=num_rows)
     where = jnp.where(rows.slot < num_slots, free, num_rows)
 
     def put(x: jax.Array, y: jax.Array, at: jax.Array) -> jax.Array:
@@ -358,63 +354,3 @@ def cancel(cap: jax.Array, unwanted: jax.Array) -> jax.Array:
 def write_states(table: jax.Array, states: jax.Array, first: jax.Array) -> jax.Array:
     """A table [S, V] with ``states`` [n, V] written from ``first`` [] on, in place."""
     return jax.lax.dynamic_update_slice_in_dim(table, states, first, axis=0)
-
-
-# --- On a mesh --------------------------------------------------------------------------------
-
-_EACH = DATA_SHARDED
-
-
-def _specs(layout: Layout) -> tuple[Any, Any]:
-    """How ``PromptInputs`` and a ``DecodeState`` are sharded."""
-    rows = RowTable(*[DATA_SHARDED] * len(RowTable._fields))._replace(cache=PER_DEVICE)  # type: ignore[arg-type]
-    return DATA_SHARDED, DecodeState(DATA_SHARDED, rows)  # type: ignore[arg-type]
-
-
-def _shared_specs(layout: Layout) -> Any:
-    return SharedInputs(REPLICATED, layout.logits, REPLICATED)  # type: ignore[arg-type]
-
-
-def _insert_specs(layout: Layout, args: Any) -> Specs:
-    del args
-    inputs, state = _specs(layout)
-    given = (inputs, state, _EACH, _EACH, _EACH, _EACH, PER_DEVICE)
-    return Specs(given, (inputs, state), False, (1,))
-
-
-def _decode_chunk_specs(layout: Layout, args: Any) -> Specs:
-    inputs, state = _specs(layout)
-    given = (layout.params(args[0]), _shared_specs(layout), inputs, state, _EACH, REPLICATED)
-    return Specs(given, (state, _EACH, _EACH), (False, True, True), (3,))
-
-
-def _resize_specs(layout: Layout, args: Any) -> Specs:
-    _, state = _specs(layout)
-    # Not donated: no array of another size fits into its memory.
-    return Specs((layout.params(args[0]), state), state, False)
-
-
-def _reset_specs(layout: Layout, args: Any) -> Specs:
-    _, state = _specs(layout)
-    return Specs((layout.params(args[0]), state.rows), state.rows, False, (1,))
-
-
-# How the arguments and results of each program are sharded; ``mh_chains`` adds its own.
-SPECS: dict[Program, Callable[[Layout, Any], Specs]] = {
-    start: lambda layout, args: Specs(
-        (layout.params(args[0]), REPLICATED), _specs(layout)[1], False
-    ),
-    prefill: lambda layout, args: Specs((layout.params(args[0]), _EACH, _EACH), PER_DEVICE, False),
-    insert: _insert_specs,
-    uniforms: lambda layout, args: Specs((_EACH, _EACH), _EACH, False),
-    decode_chunk: _decode_chunk_specs,
-    finalize: lambda layout, args: Specs((_shared_specs(layout), _EACH, _EACH, _EACH), _EACH, True),
-    suspend: lambda layout, args: Specs((_EACH, _EACH, _EACH), (_EACH, _EACH), False),
-    cancel: lambda layout, args: Specs((_EACH, _EACH), _EACH, False),
-    compact: lambda layout, args: Specs((_specs(layout)[1],), _specs(layout)[1], False, (0,)),
-    resize: _resize_specs,
-    reset: _reset_specs,
-    write_states: lambda layout, args: Specs(
-        (REPLICATED, REPLICATED, REPLICATED), REPLICATED, False, (0,)
-    ),
-}

@@ -18,9 +18,13 @@ from typing import NamedTuple
 
 from jax_power_smc.engine.buckets import doubling
 
-# Rows beyond those in use, as a share of them: when no prompt stalled, and when one did.
-SLACK = 0.125
-SLACK_IF_STALLED = 0.5
+# Rows beyond those in use, as a share of them: when no prompt stalled, and when one did. If a lone
+# prompt stalls, the device waits; of several prompts the others go on, so that slack costs more
+# than stalls (32 prompts of the tiny reasoner on a CPU: 7 % with N = 16, 5 % without replacement).
+SLACK = (0.0, 0.25)
+SLACK_IF_ALONE = (0.125, 0.5)
+# The share of a table that is kept free for prompts that may arrive while a chunk runs.
+SPARE = 1 / 16
 # A table does not shrink by fewer rows: it would soon grow again, and each way is a program.
 LEAST_SAVING = 8
 
@@ -32,12 +36,14 @@ class Load(NamedTuple):
       in_use: rows in use.
       longest: positions of the longest row.
       stalled: prompts that wait for rows.
+      limit: as many rows might be in use when they stalled.
       stuck: no prompt could take a step, though some are not done.
     """
 
     in_use: int = 0
     longest: int = 0
     stalled: int = 0
+    limit: int = 0
     stuck: bool = False
 
 
@@ -60,6 +66,7 @@ def plan_rows(
     load: Load,
     useful: int,
     reserve: int,
+    alone: bool = False,
 ) -> RowPlan:
     """The size of a row table for the next chunk.
 
@@ -70,21 +77,29 @@ def plan_rows(
       load: what was seen last, with the rows that enter.
       useful: as many as the prompts can have, of the fullest device: N each.
       reserve: prompts that may arrive while the chunk runs, per device.
+      alone: whether there is only one prompt.
     """
     most = ladder[-1]
-    wanted = math.ceil(load.in_use * (1 + (SLACK_IF_STALLED if load.stalled else SLACK)))
+    slack = (SLACK_IF_ALONE if alone else SLACK)[bool(load.stalled)]
+    wanted = math.ceil(load.in_use * (1 + slack))
     if load.stalled:
-        wanted = max(wanted, num_rows + 1)
-    size = smallest(ladder, min(wanted, useful))
+        wanted = max(wanted, load.limit + 1)
+
+    def usable(size: int) -> int:
+        # Not all, or the table would grow whenever a prompt arrives.
+        return size if load.stuck else size - min(reserve, math.floor(SPARE * size))
+
+    wanted = min(wanted, useful)
+    size = next((size for size in ladder if usable(size) >= wanted), most)
     if num_rows - LEAST_SAVING < size < num_rows:
         size = num_rows
     floor = smallest(ladder, at_most)
     # Also below the size, so that it is known that prompts that leave leave rows free.
-    limit = max(min(size, useful), 1)
+    limit = max(min(usable(size), useful), 1)
     if size < floor:
         # Rows are given back first, below a limit, and the table shrinks one look later.
         size = max(floor, num_rows) if num_rows else floor
-    if size == most and limit == most and not load.stuck:
+    if size == most and limit == usable(most) and not load.stuck:
         limit = max(most - reserve, 1)
     return RowPlan(size, limit)
 

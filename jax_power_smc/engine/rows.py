@@ -13,6 +13,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc.core.top_k import true_indices
+
+# Up to so many particles of a prompt, comparing all pairs is cheaper than sorting. (32 prompts of
+# 64: a step without its model took 1.2 instead of 1.5 ms on two CPU cores.)
+MOST_COMPARED = 256
+
 
 class Prefixes(NamedTuple):
     """The distinct prefixes of P prompts, each represented by its first particle.
@@ -50,8 +56,11 @@ def distinct_prefixes(
     size = live.size
     index = jnp.arange(size, dtype=jnp.int32)
     live_, row_, token_ = (x.reshape(size) for x in (live, row, token))
-    leader = index
-    if not all_distinct:
+    if all_distinct:
+        leader = index
+    elif live.shape[1] <= MOST_COMPARED:
+        leader = _first_of_pair(live, row, token).reshape(size)
+    else:
         if num_rows * vocab_size >= 2**32 - 1:
             raise ValueError(f"{num_rows} rows are too many for a vocabulary of {vocab_size}.")
         # By sorting, in O(P N log(P N)); the order within a group is that of the particles.
@@ -67,6 +76,15 @@ def distinct_prefixes(
     keeps = live_ & (first_of_row[jnp.minimum(row_, num_rows - 1)] == index)
     shape = live.shape
     return Prefixes(leader.reshape(shape), keeps.reshape(shape), (leads & ~keeps).reshape(shape))
+
+
+def _first_of_pair(live: jax.Array, row: jax.Array, token: jax.Array) -> jax.Array:
+    """[P, N] int32: the first live particle with each one's (row, token), by comparing pairs."""
+    prompts, count = live.shape
+    same = (row[:, :, None] == row[:, None, :]) & (token[:, :, None] == token[:, None, :])
+    index = jnp.arange(count, dtype=jnp.int32)
+    first = jnp.min(jnp.where(same & live[:, None, :], index, jnp.int32(count - 1)), axis=2)
+    return first + count * jnp.arange(prompts, dtype=jnp.int32)[:, None]
 
 
 def may_proceed(
@@ -95,7 +113,7 @@ def hand_out(asks: jax.Array, is_free: jax.Array) -> jax.Array:
     The first one gets the free row of the lowest index, and so on; is_free [R] bool.
     """
     num_rows = is_free.shape[0]
-    rows = jnp.nonzero(is_free, size=num_rows, fill_value=num_rows)[0].astype(jnp.int32)
+    rows = true_indices(is_free, num_rows, fill_value=num_rows)
     turn = jnp.cumsum(asks, dtype=jnp.int32) - 1
     row = rows[jnp.clip(turn, 0, num_rows - 1)]
     return jnp.where(asks & (turn < num_rows), row, jnp.int32(num_rows))

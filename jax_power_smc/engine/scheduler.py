@@ -266,6 +266,7 @@ class Scheduler:
             self._known.load._replace(in_use=int((self._known.in_use + entering).max())),
             useful=self._useful([*kept, *([resumed.slot] if resumed else [])]),
             reserve=-(-self.sizes.group // shards) if more and not suspended else 0,
+            alone=runs == 1,
         )
         self._held = [r for r in new if r not in kept.values()] + self._held
         lengths = [len(request.prompt) for request in kept.values()]
@@ -342,7 +343,7 @@ class Scheduler:
         self.stats.add(snapshot, chunk.records.copies, chunk.num_rows)
         running = snapshot.running.tolist()
         stuck = chunk.stuck(self.rows.allocator.slots_per_shard)
-        self._known.see(chunk, self.rows.num_rows, bool(stuck))
+        self._known.see(chunk, bool(stuck))
         done = {
             slot: request
             for slot, request in enumerate(chunk.occupants)

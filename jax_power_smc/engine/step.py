@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_power_smc.core.prng import StepUniforms
+from jax_power_smc.core.top_k import true_indices
 from jax_power_smc.core.types import Params
 from jax_power_smc.core.vocab_sharding import Logits
 from jax_power_smc.engine import rows as row_table
@@ -149,7 +150,7 @@ def decode_step(
 
     # Move: sources stay, and destinations were free, so the order does not matter.
     number = jnp.sum(copies, dtype=jnp.int32)
-    at = jnp.nonzero(copies.reshape(-1), size=num_rows, fill_value=0)[0].astype(jnp.int32)
+    at = true_indices(copies.reshape(-1), num_rows, fill_value=0)
     source = row.reshape(-1)[at]
     cache = move_rows(
         model, cache, source, new_row.reshape(-1)[at], rows.position[source] + 1, number

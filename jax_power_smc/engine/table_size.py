@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc.core.top_k import true_indices
 from jax_power_smc.core.types import Params
 from jax_power_smc.engine.state import DecodeState, RowTable
 from jax_power_smc.models.base import LanguageModel
@@ -24,9 +25,7 @@ def compact(state: DecodeState, *, model: LanguageModel, num_rows: int) -> Decod
     index = jnp.arange(size, dtype=jnp.int32)
     leaves = (rows.owner < slots) & (index >= num_rows)
     is_free = (rows.owner >= slots) & ~rows.spoiled & (index < num_rows)
-    source, free = (
-        jnp.nonzero(x, size=size, fill_value=size)[0].astype(jnp.int32) for x in (leaves, is_free)
-    )
+    source, free = (true_indices(x, size, fill_value=size) for x in (leaves, is_free))
     count = jnp.sum(leaves, dtype=jnp.int32)
     moves = index < count
     destination = jnp.where(moves, free, size)

@@ -11,6 +11,7 @@ Letters: R rows, B tokens of a block, G rows of a group, M moves.
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc.core.top_k import true_indices
 from jax_power_smc.core.types import Cache, Params
 from jax_power_smc.models.base import LanguageModel
 
@@ -78,7 +79,7 @@ def insert_rows(model: LanguageModel, cache: Cache, rows: jax.Array, prefilled: 
     if not leaves:
         return cache
     kept = rows < leaves[0].shape[0]
-    order = jnp.nonzero(kept, size=rows.shape[0], fill_value=0)[0].astype(jnp.int32)
+    order = true_indices(kept, rows.shape[0], fill_value=0)
 
     def copy(index: jax.Array, cache: Cache) -> Cache:
         return _copy_row(prefilled, order[index], cache, rows[order[index]])

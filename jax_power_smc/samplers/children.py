@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc.core.top_k import top_k
 from jax_power_smc.core.vocab_sharding import Logits, block_of
 from jax_power_smc.samplers.proposal import (
     Normaliser,
@@ -135,7 +136,7 @@ def most_probable(logits: Logits, allowed: jax.Array, count: int) -> jax.Array:
     is_allowed = allowed[particle if allowed.shape[0] > 1 else jnp.zeros_like(particle), own]
     value = sharding.all_gather(jnp.where(is_allowed, x[particle, own], -jnp.inf))
     token = sharding.all_gather(own + sharding.first(x.shape[1]))
-    best = jax.lax.top_k(value, count)[1]
+    best = top_k(value, count)[1]
     return jnp.take_along_axis(token, best, axis=1)
 
 
@@ -150,13 +151,13 @@ def _largest(x: jax.Array, allowed: jax.Array, count: int) -> jax.Array:
     block = block_of(vocab)
     blocks = vocab // block
     if blocks * block != vocab or blocks < 4 * count:
-        return jax.lax.top_k(jnp.where(allowed, x, -jnp.inf), count)[1].astype(jnp.int32)
+        return top_k(jnp.where(allowed, x, -jnp.inf), count)[1]
     x, allowed = share_support(x, allowed)
     x, allowed = x.reshape(num, blocks, block), allowed.reshape(blocks, block)
     particle = jnp.arange(num, dtype=jnp.int32)[:, None]
     highest = jnp.max(jnp.minimum(x, bound(allowed[None], x.dtype)), axis=-1)
-    chosen = jax.lax.top_k(highest, count)[1].astype(jnp.int32)
+    chosen = top_k(highest, count)[1]
     # The same values computed again: an operand shared by two operations would be written out.
     inside = jnp.where(allowed[chosen], x[particle, chosen], -jnp.inf)
-    found = jax.lax.top_k(inside.reshape(num, count * block), count)[1].astype(jnp.int32)
+    found = top_k(inside.reshape(num, count * block), count)[1]
     return chosen[particle, found // block] * block + found % block

@@ -20,6 +20,7 @@ twice, and among unbiased rules with N survivors this one minimises ``E ||W' - w
 import jax
 import jax.numpy as jnp
 
+from jax_power_smc.core.top_k import top_k, true_indices
 from jax_power_smc.smc import inverse_cdf
 
 
@@ -39,12 +40,12 @@ def log_threshold(log_mass: jax.Array, num_keep: int) -> jax.Array:
     """
     # Only sums that begin within the first N are needed; all that lies beyond is one term of each.
     bound = min(num_keep, log_mass.shape[0])
-    ordered = jax.lax.top_k(log_mass, bound)[0]
+    ordered = top_k(log_mass, bound)[0]
     smallest = ordered[-1]
     ties = jnp.sum(log_mass >= smallest) - (bound - 1)
     beyond = jax.nn.logsumexp(jnp.where(log_mass < smallest, log_mass, -jnp.inf))
     tail = jnp.logaddexp(beyond, smallest + jnp.log(ties.astype(log_mass.dtype)))
-    others = jax.lax.cumlogsumexp(ordered.at[bound - 1].set(tail), reverse=True)
+    others = _sums_to_the_end(ordered.at[bound - 1].set(tail))
     log_points = jnp.log(num_keep - jnp.arange(bound, dtype=log_mass.dtype))
     fits = ordered + log_points <= others
     # The last one always fits, whatever rounding makes of a sum of one term.
@@ -52,6 +53,16 @@ def log_threshold(log_mass: jax.Array, num_keep: int) -> jax.Array:
     num_certain = jnp.argmax(fits)
     few = jnp.sum(log_mass > -jnp.inf) <= num_keep
     return jnp.where(few, -jnp.inf, others[num_certain] - log_points[num_certain])
+
+
+def _sums_to_the_end(log_mass: jax.Array) -> jax.Array:
+    """[M], the log of each mass and all after it."""
+    size = log_mass.shape[0]
+    if size > 64:
+        return jax.lax.cumlogsumexp(log_mass, reverse=True)
+    # All sums by themselves are quicker: a running one cannot use vector exponentials.
+    after = jnp.tril(jnp.ones((size, size), bool)).T
+    return jax.nn.logsumexp(jnp.where(after, log_mass[None, :], -jnp.inf), axis=1)
 
 
 def select(
@@ -128,6 +139,6 @@ def place(own: jax.Array, others: jax.Array) -> jax.Array:
       [S] int32, the candidate in each slot, -1 for a slot that stays empty.
     """
     free = own < 0
-    queue = jnp.nonzero(others, size=own.shape[0], fill_value=-1)[0].astype(jnp.int32)
+    queue = true_indices(others, own.shape[0], fill_value=-1)
     turn = jnp.cumsum(free, dtype=jnp.int32) - 1
     return jnp.where(free, queue[jnp.maximum(turn, 0)], own)

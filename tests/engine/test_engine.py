@@ -15,7 +15,8 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc import PowerSMC, PowerTarget, StreamRequest, TableLM
-from jax_power_smc.engine import executables, programs, slot_plan
+from jax_power_smc.engine import executables, slot_plan
+from jax_power_smc.engine.program_specs import SPECS
 from jax_power_smc.engine.target_batch import TargetBatch
 from jax_power_smc.engine.timing import ReadyTimes
 from tests.paths import ROOT
@@ -659,7 +660,8 @@ def test_warmup_compiles_everything_for_plain_targets(growing, rows):
     # While the number of rows follows the load, these small programs are compiled as they come:
     # there is one for every pair of sizes, and of a size and a prompt's bucket.
     names += ["resize", "insert"] if rows else []
-    kinds = [getattr(programs, name) for name in names]
+    kinds = [program for program in SPECS if program.__name__ in names]
+    assert len(kinds) == len(names)
     compiled = [executables.compiled_count(kind) for kind in kinds]
     targets = [TARGETS[0], PowerTarget(3.0, (1,)), PowerTarget(1.5, (1,))]
     asked = [request(i, target=targets[i % 3], max_new_tokens=20) for i in range(6)]

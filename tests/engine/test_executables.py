@@ -12,7 +12,7 @@ import pytest
 
 import jax_power_smc as psmc
 from jax_power_smc.core.mesh import DATA_SHARDED, make_mesh
-from jax_power_smc.engine import executables, programs
+from jax_power_smc.engine import executables, program_specs
 from jax_power_smc.engine.layout import ONE_DEVICE, Specs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -30,7 +30,7 @@ def scale(x, *, by):
 @pytest.fixture(autouse=True)
 def only_this_program(monkeypatch):
     specs = Specs((DATA_SHARDED,), DATA_SHARDED, False)
-    monkeypatch.setitem(programs.SPECS, scale, lambda layout, args: specs)
+    monkeypatch.setitem(program_specs.SPECS, scale, lambda layout, args: specs)
     executables.forget()
     yield
     executables.forget()
@@ -46,23 +46,39 @@ def mapped():
 
 
 @pytest.mark.skipif(not MAPS.is_file(), reason="the system does not list memory maps")
-def test_a_process_may_compile_more_programs_than_it_can_keep():
+def test_a_process_may_compile_more_programs_than_it_can_keep(monkeypatch):
+    most = 120
+    monkeypatch.setattr(executables, "most_on_cpu", lambda: most)
     before = executables.compiled_count(scale)
-    for by in range(executables.MOST_ON_CPU):
+    for by in range(most):
         run(by)
     full = mapped()
-    for by in range(executables.MOST_ON_CPU, 300):
+    for by in range(most, 300):
         run(by)
     assert executables.compiled_count(scale) - before == 300
-    assert executables.cached_count() == executables.MOST_ON_CPU
+    assert executables.cached_count() == most
     # The evicted programs are really gone, whatever JAX caches. (Each takes about 3 maps here.)
-    assert mapped() < full + executables.MOST_ON_CPU / 2
+    assert mapped() < full + most / 2
     executables.forget()
-    assert mapped() < full - executables.MOST_ON_CPU
+    assert mapped() < full - most
+
+
+@pytest.mark.parametrize(
+    ("allowed", "most"), [("65530", 121), ("1048576", 250), ("100000", 185), ("9", 1), ("?", 121)]
+)
+def test_as_many_programs_are_kept_as_the_memory_maps_of_a_process_suffice_for(
+    tmp_path, monkeypatch, allowed, most
+):
+    limit = tmp_path / "max_map_count"
+    limit.write_text(f"{allowed}\n")
+    monkeypatch.setattr(executables, "MAX_MAP_COUNT", limit)
+    assert executables.most_on_cpu() == most
+    limit.unlink()
+    assert executables.most_on_cpu() == 121
 
 
 def test_the_least_recently_used_program_is_evicted(monkeypatch):
-    monkeypatch.setattr(executables, "MOST_ON_CPU", 2)
+    monkeypatch.setattr(executables, "most_on_cpu", lambda: 2)
     for by in (1, 2, 1, 3):
         run(by)
     before = executables.compiled_count()
@@ -73,7 +89,7 @@ def test_the_least_recently_used_program_is_evicted(monkeypatch):
 
 
 def test_programs_do_not_pile_up_over_calls(monkeypatch):
-    monkeypatch.setattr(executables, "MOST_ON_CPU", 3)
+    monkeypatch.setattr(executables, "most_on_cpu", lambda: 3)
     first = draw(psmc.TableLM(3), psmc.Ancestral(1.0, 2))
     for num in (3, 4):
         draw(psmc.TableLM(3), psmc.Ancestral(1.0, num))

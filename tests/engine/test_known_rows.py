@@ -47,16 +47,20 @@ def test_rows_get_longer_by_one_position_in_every_step(known):
     known.entered_longest = 50
     assert known.longest(8) == 50 + 2 * 8
     chunk = known.unseen.popleft()._replace(snapshot=snapshot([6, 5], [48, 60]))
-    known.see(types.SimpleNamespace(**chunk._asdict(), stalled=0), num_rows=8, stuck=False)
+    known.see(types.SimpleNamespace(**chunk._asdict(), stalled=0), stuck=False)
     assert known.longest(8) == 60 + 8
 
 
-@pytest.mark.parametrize(("num_rows", "stalled"), [(8, 2), (16, 0)])
-def test_stalls_count_only_in_a_table_of_the_same_size(known, num_rows, stalled):
+@pytest.mark.parametrize(("later_limit", "stalled"), [(None, 2), (5, 2), (6, 2), (7, 0)])
+def test_stalls_count_only_if_the_limit_was_not_raised_since(known, later_limit, stalled):
     chunk = known.unseen.popleft()._replace(snapshot=snapshot([6, 5], [48, 60]))
-    known.see(types.SimpleNamespace(**chunk._asdict(), stalled=2), num_rows, stuck=True)
-    assert known.load == (6, 60, stalled, True)
+    assert chunk.row_limit == 6
+    if later_limit is not None:
+        known.hand_out(NOBODY, None, None, num_rows=16, row_limit=later_limit)
+    known.see(types.SimpleNamespace(**chunk._asdict(), stalled=2), stuck=True)
+    assert known.load == (6, 60, stalled, 6, True)
     assert known.in_use.tolist() == [6, 5]
     known.give_back(np.array([1, 4]))
-    assert known.load == (4, 60, stalled, False)
-    assert known.expected.tolist() == [1, 4]
+    assert known.load == (4, 60, stalled, 6, False)
+    if later_limit is None:
+        assert known.expected.tolist() == [1, 4]

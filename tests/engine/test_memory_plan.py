@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import jax_power_smc as psmc
-from jax_power_smc.engine import executables, memory_plan, programs
+from jax_power_smc.engine import executables, memory_plan, programs, table_size
 from jax_power_smc.models.transformer.config import TransformerConfig
 from jax_power_smc.models.transformer.transformer import TransformerLM
 from tests.models.small import assert_one_sentence
@@ -464,10 +464,10 @@ def test_a_table_is_resized_with_nothing_but_two_caches(before, after):
 
     state = jax.eval_shape(start)
     sizes = {"num_rows": after[0], "capacity": after[1], "model": model}
-    memory = executables.executable(programs.resize, sizes, (params, state)).memory_analysis()
+    memory = executables.executable(table_size.resize, sizes, (params, state)).memory_analysis()
     cache = memory_plan.tree_bytes(state.rows.cache)
     assert new(memory) < max(after[0] * after[1] / (before[0] * before[1]), 1) * cache + 2**20
     if after[0] < before[0]:
         sizes = {"num_rows": after[0], "model": model}
-        compact = executables.executable(programs.compact, sizes, (state,)).memory_analysis()
+        compact = executables.executable(table_size.compact, sizes, (state,)).memory_analysis()
         assert compact.alias_size_in_bytes >= cache and new(compact) < 0.02 * cache

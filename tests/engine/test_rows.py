@@ -58,11 +58,25 @@ def found_prefixes(live, row, token):
     return distinct_prefixes(live, row, token, R, V)
 
 
+@pytest.fixture
+def sorts(monkeypatch):
+    """As with more particles than are compared in pairs."""
+    monkeypatch.setattr(rows, "MOST_COMPARED", 0)
+
+
+@jax.jit
+def sorted_prefixes(live, row, token):
+    return distinct_prefixes(live, row, token, R, V)
+
+
+@pytest.mark.parametrize("by_sorting", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_distinct_prefixes_are_those_found_by_comparing_all_pairs(seed):
+def test_distinct_prefixes_are_those_found_by_comparing_all_pairs(seed, by_sorting, request):
     live, row, token = some_particles(seed, chance=[0.7, 1.0, 0.0][seed % 3])
     leader, keeps, copies = prefixes_of(live, row, token)
-    found = found_prefixes(live, row, token)
+    if by_sorting:
+        request.getfixturevalue("sorts")
+    found = (sorted_prefixes if by_sorting else found_prefixes)(live, row, token)
     np.testing.assert_array_equal(np.where(live, found.leader, -1), leader)
     np.testing.assert_array_equal(found.keeps, keeps)
     np.testing.assert_array_equal(found.copies, copies)
@@ -78,7 +92,7 @@ def test_a_row_is_kept_once_and_every_prefix_has_one_leader():
     assert len(set(kept.tolist())) == len(kept) == len({pair[0] for pair in pairs})
 
 
-def test_known_distinctness_saves_the_sort():
+def test_known_distinctness_saves_the_sort(sorts):
     # Without replacement no two particles have the same prefix.
     live = np.array([[True, True, True, False], [True, True, True, True]])
     row = np.array([[3, 3, 1, 0], [2, 2, 2, 5]], np.int32)
@@ -97,7 +111,7 @@ def test_known_distinctness_saves_the_sort():
     assert " sort[" in text(False) and " sort[" not in text(True)
 
 
-def test_pairs_must_fit_in_32_bits():
+def test_pairs_must_fit_in_32_bits(sorts):
     one = np.zeros((1, 1), np.int32)
     fits = distinct_prefixes(one == 0, one + 1, one, 4, 2**30 - 1)
     assert fits.keeps.tolist() == [[True]]

@@ -15,6 +15,7 @@ import jax_power_smc as psmc
 from jax_power_smc import Ancestral, PowerSMC, PowerTarget, TableLM
 from jax_power_smc.engine import buckets, executables, programs, slot_plan
 from jax_power_smc.engine.device_rows import DeviceRows
+from jax_power_smc.engine.program_specs import SPECS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -343,12 +344,13 @@ def test_a_program_is_compiled_once_for_each_bucket():
     def compiled(prompt_tokens, new_tokens, **target):
         """How many programs of each kind requests of these lengths make necessary."""
         names = ("start", "prefill", "decode_chunk", "resize", "finalize", "insert")
-        before = {name: executables.compiled_count(getattr(programs, name)) for name in names}
+        kinds = {program.__name__: program for program in SPECS}
+        before = {name: executables.compiled_count(kinds[name]) for name in names}
         target = PowerTarget(**{"alpha": 2.0, **target})
         requests = [psmc.StreamRequest([3] * prompt_tokens, target, new_tokens)]
         (done,) = made.stream(requests, key=jax.random.key(0))
         assert done.error is None
-        now = (executables.compiled_count(getattr(programs, name)) for name in names)
+        now = (executables.compiled_count(kinds[name]) for name in names)
         return [count - before[name] for name, count in zip(names, now, strict=True)]
 
     assert compiled(3, 20) == [1, 1, 1, 0, 1, 1]

@@ -12,6 +12,7 @@ import jax_power_smc as psmc
 from jax_power_smc import Ancestral, PowerSMC, PowerTarget, WithoutReplacement
 from jax_power_smc.engine import device_rows, programs, rows, step
 from jax_power_smc.engine.device_rows import DeviceRows
+from jax_power_smc.engine.program_specs import SPECS
 from tests.engine.runs import (
     CAP,
     MODEL,
@@ -290,7 +291,7 @@ def mutate(monkeypatch):
                 return found._replace(keeps=found.keeps | found.copies, copies=nobody)
 
             monkeypatch.setattr(rows, "distinct_prefixes", share)
-        monkeypatch.setitem(programs.SPECS, mutated, programs.SPECS[chunk])
+        monkeypatch.setitem(SPECS, mutated, SPECS[chunk])
         monkeypatch.setattr(device_rows, "_OF_MODEL", {*device_rows._OF_MODEL, mutated})
         monkeypatch.setattr(programs, "decode_chunk", mutated)
 
