@@ -479,19 +479,41 @@ def waits(monkeypatch):
     return noted
 
 
-@pytest.mark.parametrize("field", ["version.code", "version.jax", "device", "config.alpha"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("version.code", "version.jax", "device", "config.alpha"),
+        *("jax.local_devices", "jax.enable_x64", "jax.matmul_precision"),
+    ],
+)
 def test_processes_that_differ_are_named(monkeypatch, field):
     def gather(self, name, value):
         other = json.loads(value)
         *parts, last = field.split(".")
         inner = other[parts[0]] if parts else other
-        assert inner[last]
+        assert last in inner
         inner[last] = "another"
         return [value, json.dumps(other)]
 
     monkeypatch.setattr(ProcessGroup, "gather", gather)
     with pytest.raises(ValueError, match=f'process 1 has {field} "another" .process 0: '):
         evaluate_start.agree_on_start(ProcessGroup(0, 2), small_config("m"))
+
+
+def test_processes_compare_the_settings_of_jax_that_change_results(monkeypatch):
+    said = []
+
+    def gather(self, name, value):
+        said.append(json.loads(value)["jax"])
+        return [value] * self.count
+
+    monkeypatch.setattr(ProcessGroup, "gather", gather)
+    evaluate_start.agree_on_start(ProcessGroup(0, 2), small_config("m"))
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        evaluate_start.agree_on_start(ProcessGroup(0, 2), small_config("m"))
+    devices = {"local_devices": jax.local_device_count()}
+    assert said[0] == devices | {"enable_x64": False, "matmul_precision": None}
+    assert said[1] == devices | {"enable_x64": True, "matmul_precision": "highest"}
 
 
 def test_a_workdir_is_locked_until_all_processes_have_done_their_share(
