@@ -620,7 +620,7 @@ EDITS = {
         lambda r: r | {"seed": 1 - r["seed"]},
         r"1 record.s. .* \(greedy, seed .: seed\)|seed",
     ),
-    "weight": (lambda r: _with_particle(r, log_weight=float("nan")), "log_weight is nan"),
+    "weight": (lambda r: _with_particle(r, log_weight=float("nan")), "NaN is not a number in JSON"),
     "large weight": (lambda r: _with_particle(r, log_weight=1000), "log_weight is 1000"),
     "choice": (lambda r: r | {"choice": -1}, "choice is -1"),
 }

@@ -23,7 +23,7 @@ BAD = {
     "other records": "line 1 of other/records.jsonl is not a record as a job writes it (the",
     "wrong type": "line 1 of types/records.jsonl is not a record as a job writes it (info.ess is 7",
     "nested": "line 1 of nested/records.jsonl is not a record as a job writes it (its brackets are",
-    "nested gold": "line 1 of gold/records.jsonl is not a record as a job writes it (gold cannot",
+    "nested gold": "line 1 of gold/records.jsonl is not a record as a job writes it (its brackets",
     "types of a config": "config.json in config is not as this version of the package writes it (",
     "types of a summary": "config.json or summary.json in summary is not as this version of the",
     "nested summary": "deep/summary.json is not JSON (its brackets are nested too deeply)",

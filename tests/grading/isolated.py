@@ -1,5 +1,7 @@
 """Whether bubblewrap works here, for tests of code that is run."""
 
+import pathlib
+
 import pytest
 
 from jax_power_smc.grading import isolation
@@ -18,3 +20,9 @@ _WHY_NOT = _why_not()
 needs_bubblewrap = pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))
 # For tests of what does not depend on it.
 HERE = isolation.NONE if _WHY_NOT else isolation.BUBBLEWRAP
+# Isolated code finds an empty /tmp, but for Python where that is installed below it.
+IN_TMP = {
+    pathlib.Path(path).parts[2]
+    for path in (*isolation.libraries(), isolation.interpreter()[0])
+    if path.startswith("/tmp/")
+}

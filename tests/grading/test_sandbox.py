@@ -10,7 +10,7 @@ import pytest
 from jax_power_smc.core.subprocesses import WorkerError
 from jax_power_smc.grading import isolation, sandbox
 from jax_power_smc.grading.sandbox import Sandbox
-from tests.grading.isolated import HERE, needs_bubblewrap
+from tests.grading.isolated import HERE, IN_TMP, needs_bubblewrap
 from tests.grading.processes import is_alive, wait_until
 from tests.paths import ROOT
 
@@ -247,7 +247,11 @@ def test_the_environment_is_empty_and_the_directory_its_own(code_isolation, monk
         def f():
             return os.environ.get("SECRET"), os.listdir(), sys.stdin.read()
     """
-    test = "def check(f):\n    assert f() == (None, [], '')\n"
+    test = f"""
+def check(f):
+    secret, here, read = f()
+    assert (secret, read) == (None, "") and set(here) <= {IN_TMP!r}
+"""
     assert judged(code, code_isolation, test=test)
 
 

@@ -127,7 +127,8 @@ def fake_hub(directory, monkeypatch):
     """A hub whose only commit is a directory; returns the requests that it will have seen."""
     asked = []
 
-    def fetch(name, revision, patterns=hub.ALL):
+    def fetch(name, revision, patterns=hub.ALL, seconds=None):
+        del seconds
         asked.append((name, revision, patterns))
         return directory
 
