@@ -9,7 +9,8 @@ def top_k(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
     The same as ``jax.lax.top_k``. XLA has a kernel for it on a CPU, which it uses only if nothing
     but slices that begin at the first result is read. A reader of the last result, for example, is
-    merged with it and makes it sort everything instead, 18 times slower for 16 of 272 values.
+    merged with it and makes it sort everything instead, 18 times slower for 16 of 564 values (96
+    rows, two CPU cores).
     """
     values, indices = jax.lax.top_k(x, count)
     if count < x.shape[-1]:
@@ -21,8 +22,8 @@ def top_k(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 def true_indices(mask: jax.Array, count: int, fill_value: int) -> jax.Array:
     """[count] int32, the indices of the first True values of mask [M], then ``fill_value``.
 
-    ``jnp.nonzero`` scatters. On a CPU that takes twice as long as ``top_k`` of float32 indices,
-    which are exact below 2^24, and three times as long to compile.
+    ``jnp.nonzero`` scatters. On a CPU that takes up to twice as long as ``top_k`` of float32
+    indices, which are exact up to 2^24, and three times as long to compile.
     """
     size = mask.shape[0]
 

@@ -18,6 +18,7 @@ from jax_power_smc.engine.timing import preparing
 # A program on a CPU takes some 400 memory maps (on Linux, tiny-reasoner without replacement). A
 # process may have 65,530 of them, if the system says nothing else (vm.max_map_count), and the
 # compiler aborts at the next one.
+# With a third to spare.
 MAPS_OF_PROGRAM = 540
 USUAL_MAPS = 65_530
 MAX_MAP_COUNT = pathlib.Path("/proc/sys/vm/max_map_count")

@@ -20,7 +20,8 @@ from jax_power_smc.engine.buckets import doubling
 
 # Rows beyond those in use, as a share of them: when no prompt stalled, and when one did. If a lone
 # prompt stalls, the device waits; of several prompts the others go on, so that slack costs more
-# than stalls (32 prompts of the tiny reasoner on a CPU: 7 % with N = 16, 5 % without replacement).
+# than stalls (32 prompts of the tiny reasoner on a CPU: 7 % with N = 16, 5 % without replacement,
+# nothing with N = 64).
 SLACK = (0.0, 0.25)
 SLACK_IF_ALONE = (0.125, 0.5)
 # The share of a table that is kept free for prompts that may arrive while a chunk runs.
