@@ -4,8 +4,8 @@ import atexit
 import datetime
 import os
 import pathlib
-import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jax_power_smc.core.subprocesses import WorkerError
@@ -46,30 +46,31 @@ def render(
       TemplateError: if the template fails, or takes more time, memory or characters.
     """
     worker = _worker(seconds)
-    with worker.lock:
-        try:
-            result = worker.call(
-                "render",
-                template=template,
-                turns=turns,
-                variables=variables,
-                date=None if date is None else date.isoformat(),
-                most=characters,
-            )
-        except WorkerError as error:
-            raise TemplateError(str(error)) from error
+    asked = worker.thread.submit(
+        worker.call,
+        "render",
+        template=template,
+        turns=turns,
+        variables=variables,
+        date=None if date is None else date.isoformat(),
+        most=characters,
+    )
+    try:
+        result = asked.result()
+    except WorkerError as error:
+        raise TemplateError(str(error)) from error
     if "error" in result:
         raise TemplateError(result["error"])
     return str(result["text"])
 
 
 class _Renderer(WorkerProcess):
-    """The process, and the lock that whoever calls it holds."""
+    """The process, and the one thread that calls it: the process would end with a caller's."""
 
     def __init__(self, seconds: float) -> None:
         rendering = "jax_power_smc.models.checkpoints.template_rendering"
         super().__init__(rendering, seconds, MOST_MEMORY)
-        self.lock, self._owner = threading.Lock(), os.getpid()
+        self.thread, self._owner = ThreadPoolExecutor(max_workers=1), os.getpid()
         atexit.register(self._close)
 
     def _close(self) -> None:

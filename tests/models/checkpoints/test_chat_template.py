@@ -171,3 +171,22 @@ def test_templates_in_a_list(tmp_path):
     settings["chat_template"] += [{"name": "default", "template": "ask what"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert psmc.load(tmp_path).encode("what", chat=True) == [0, 4]
+
+
+def test_a_thread_that_ends_takes_no_template_of_another_with_it(monkeypatch):
+    monkeypatch.setattr(chat_template, "_renderers", {})
+    limits = {"seconds": 60.0, "characters": 100}
+    first, later = threading.Event(), threading.Event()
+
+    def start_and_end():
+        render("first", [], {}, **limits)
+        first.set()
+        later.wait(10)
+
+    thread = threading.Thread(target=start_and_end)
+    thread.start()
+    assert first.wait(60)
+    threading.Timer(0.1, later.set).start()
+    loop = "{% for i in range(99999) %}{% for j in range(200) %}{% endfor %}{% endfor %}second"
+    assert render(loop, [], {}, **limits) == "second"
+    thread.join()
